@@ -1,0 +1,36 @@
+# make demo   every stage of both papers on this computer, from nothing: environment, then recipes/pocket.py
+# make test   lint, types and the whole test suite, in the same environment
+# make clean  remove the environment (runs/ is yours and stays)
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=/some/where the environment, and
+# TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" another build of torch.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+RUN ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: demo test clean
+
+demo: $(READY)
+	$(BIN)/pocketlm run recipes/pocket.py $(RUN)
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pocketlm needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -e '.[llamacpp,executorch,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	find pocketlm recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,296 @@
+"""The command line: `pocketlm run | chat | eval | export`.
+
+Thin: it reads arguments, calls one function, and turns a user's mistake into one message. Everything slow is
+imported inside the command that needs it, so that --help is at once.
+"""
+
+import contextlib
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pocketlm.messages import BAD_INPUT, INTERRUPTED, plain_errors, say, sigterm_as_interrupt
+from pocketlm.recipe import load_recipe, parse_flags
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RECIPE_OPTIONS = (
+    "These go with every recipe: --out DIR, --set stage.field=value, --only STAGE, --dry-run "
+    "(pocketlm run --help explains them)."
+)
+
+MODEL_HELP = "A checkpoint folder, .gguf or .pte."
+
+app = typer.Typer(
+    name="pocketlm",
+    help="From raw text to a language model that reasons on a phone: train it, measure it, export it, talk.",
+    epilog="Begin with: pocketlm run recipes/pocket.py",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """The command `pocketlm`."""
+    app()
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="[OPTIONS]",
+)
+def run(
+    context: typer.Context,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE [ARGUMENTS]", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where every stage puts its folder. Default: runs/<recipe's name>"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STAGE.FIELD=VALUE",
+            help="Change one field of one stage's config; may be repeated.",
+        ),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run this stage alone; what it needs must be done.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the stages and their state on disk; run nothing.")
+    ] = False,
+    help_: Annotated[
+        bool, typer.Option("--help", "-h", help="Show this, or the recipe's own flags after RECIPE.")
+    ] = False,
+) -> None:
+    """Run a recipe: every stage in order, each remembered on disk.
+
+    A finished stage is not run again, an interrupted one goes on where it
+    stopped, and a stage whose configuration changed stops the run and shows
+    the difference. So the same command may be typed again at any time.
+
+    [bold]Examples[/bold]
+
+    pocketlm run recipes/pocket.py
+      [dim]everything, on this computer[/dim]
+
+    pocketlm run recipes/pocket.py --help
+      [dim]what the recipe does, and its own flags[/dim]
+
+    pocketlm run recipes/pocket.py --dry-run
+      [dim]which stages are done, and which are to do[/dim]
+
+    pocketlm run recipes/pocket.py --out runs/short --set base.num_steps=20
+      [dim]elsewhere, with one field of the stage "base" changed[/dim]
+
+    pocketlm run recipes/pocket.py --only base
+      [dim]one stage, from what is there[/dim]
+    """
+    if recipe is None:
+        typer.echo(context.get_help(), err=not help_)
+        raise typer.Exit(0 if help_ else BAD_INPUT)
+    run_dir = out or Path("runs") / recipe.stem
+    with plain_errors(run_dir):
+        function = load_recipe(recipe)
+        flags = parse_flags(function, recipe, [*context.args, *(["--help"] if help_ else [])], RECIPE_OPTIONS)
+        run_recipe(function, flags, run_dir, settings or [], only=only, dry_run=dry_run)
+
+
+def run_recipe(
+    recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], *, only: str | None, dry_run: bool
+) -> None:
+    """Plans the recipe, then runs it, or only shows the plan."""
+    from rich.console import Console
+
+    from pocketlm.run import Run, plan, plan_table
+    from pocketlm.settings import parse_settings
+
+    dry = plan(recipe, run_dir, parse_settings(settings), **flags)
+    if dry_run:
+        console = Console()
+        console.print(plan_table(dry))
+        return
+    with Run(run_dir, plan=dry, only=only) as live, sigterm_as_interrupt():
+        try:
+            recipe(live, **flags)
+        except KeyboardInterrupt:
+            where = f"in stage {live.current}" if live.current else "between stages"
+            say(f"interrupted {where}; run the same command again to go on")
+            raise typer.Exit(INTERRUPTED) from None
+        live.show_summary()
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help=MODEL_HELP)],
+    temperature: Annotated[float, typer.Option(help="0 is the likeliest answer; 0.7 varies.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens of this total probability.")
+    ] = 0.95,
+    max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 512,
+    seed: Annotated[int, typer.Option(help="The same seed and lines give the same conversation.")] = 0,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Instructions the model gets first.")
+    ] = None,
+) -> None:
+    """Talk to a model in the terminal.
+
+    [bold]Examples[/bold]
+
+    pocketlm chat runs/pocket/chat
+      [dim]a checkpoint folder[/dim]
+
+    pocketlm chat runs/pocket/gguf/model.gguf --temperature 0.7
+      [dim]the exported file itself, with answers that vary[/dim]
+
+    echo "What is 12 + 30?" | pocketlm chat runs/pocket/chat
+      [dim]one question; every line of input is a turn[/dim]
+    """
+    with plain_errors():
+        from rich.console import Console
+
+        from pocketlm.serve.chat import ChatConfig
+        from pocketlm.serve.chat import chat as converse
+
+        config = ChatConfig(
+            temperature=temperature, top_p=top_p, max_new_tokens=max_tokens, seed=seed, system=system
+        )
+        check_model(model)
+        from pocketlm.stages.evaluate import open_model
+
+        with contextlib.closing(open_model(model)) as speaker:
+            converse(speaker, config, Console())
+
+
+SUITE_HELP = "A suite by name, or a .jsonl file of your own: a prompt and an answer a line."
+
+
+@app.command(name="eval")
+def evaluate_models(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", show_default=False, help=MODEL_HELP)],
+    suite: Annotated[str, typer.Option(metavar="NAME", help=SUITE_HELP)],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep evaluation.json and the transcripts there.")
+    ] = None,
+) -> None:
+    """Measure models on a suite of problems, beside what the best constant answer would score.
+
+    [bold]Examples[/bold]
+
+    pocketlm eval runs/pocket/chat --suite pocket
+      [dim]a checkpoint[/dim]
+
+    pocketlm eval runs/pocket/chat runs/pocket/gguf/model.gguf --suite pocket
+      [dim]a checkpoint beside the file that ships[/dim]
+
+    pocketlm eval runs/pocket/chat --suite questions.jsonl --out results
+      [dim]your own problems; every answer is kept[/dim]
+    """
+    with plain_errors(out):
+        for model in models:
+            check_model(model)
+        from rich.console import Console
+
+        from pocketlm.model.files import read_json
+        from pocketlm.stages.evaluate import EvaluateConfig, evaluate, label_of
+
+        with contextlib.ExitStack() as stack:
+            folder = new_folder(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            labels = tuple(label_of(model) for model in models)
+            if len(set(labels)) < len(models):
+                labels = tuple(str(model).strip("/").replace("/", "-") for model in models)
+            evaluate(EvaluateConfig(name="evaluation", suite=suite, labels=labels), folder, models=models)
+            Console().print(evaluation_table(read_json(folder / "evaluation.json")))
+
+
+def evaluation_table(report: dict[str, Any]) -> "Table":
+    """What an evaluation found: a row for each family of problems, a column for each model."""
+    from rich.table import Table
+
+    models = report["models"]
+    families = list(next(iter(models.values()))["problems"])
+    table = Table()
+    table.add_column("solved, of all")
+    for label in (*models, "best constant answer"):
+        table.add_column(label, justify="right")
+    first = next(iter(models.values()))
+    for family in families:
+        cells = [
+            f"{m['problems'][family]['solved']} / {m['problems'][family]['total']}" for m in models.values()
+        ]
+        table.add_row(family, *cells, f"{first['constant_answer'][family]:.0%}")
+    table.add_section()
+    table.add_row("accuracy", *(f"{m['accuracy']:.1%}" for m in models.values()), "")
+    table.add_row("size, MB", *(f"{m['bytes'] / 1e6:,.1f}" for m in models.values()), "")
+    table.add_row("tokens a second", *(f"{m['tokens_per_second']:,.0f}" for m in models.values()), "")
+    return table
+
+
+class Target(StrEnum):
+    """What a checkpoint can be exported to."""
+
+    gguf = "gguf"
+    pte = "pte"
+    hf = "hf"
+
+
+@app.command(name="export")
+def export_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="A checkpoint folder.")],
+    to: Annotated[
+        Target,
+        typer.Option(help="gguf: llama.cpp. pte: ExecuTorch, on phones. hf: Hugging Face transformers."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: MODEL-gguf and so on, beside MODEL.")
+    ] = None,
+) -> None:
+    """Write a checkpoint as a file that another runtime opens.
+
+    [bold]Examples[/bold]
+
+    pocketlm export runs/pocket/int4 --to gguf
+      [dim]one file for llama.cpp and everything built on it[/dim]
+
+    pocketlm export runs/pocket/int4 --to pte --out phone
+      [dim]one file for ExecuTorch, in the folder "phone"[/dim]
+    """
+    with plain_errors(out):
+        check_model(model)
+        from pocketlm.stages.export import ExportConfig, export
+
+        folder = new_folder(out or model.with_name(f"{model.name}-{to}"))
+        export(ExportConfig(name="export", formats=(to.value,)), folder, model=model)
+        typer.echo(folder / ("hf" if to is Target.hf else f"model.{to}"))
+
+
+def new_folder(path: Path) -> Path:
+    """The folder, made now; ValueError if something is in it already."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is there already, and not empty; choose another --out, or delete it")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_model(path: Path) -> None:
+    """Nothing, or an error where MODEL is no checkpoint folder, .gguf or .pte."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such model; give a checkpoint folder, a .gguf or a .pte file")
+    if path.is_dir() and not (path / "config.json").is_file():
+        inside = sorted(str(found.parent) for found in path.glob("*/config.json"))
+        raise ValueError(
+            f"{path}: no checkpoint (no config.json){'; there are ' + ', '.join(inside) if inside else ''}"
+        )
+    if path.is_file() and path.suffix not in (".gguf", ".pte"):
+        raise ValueError(f"{path}: not a model; give a checkpoint folder, a .gguf or a .pte file")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""A document, one text or one conversation: how it is rendered, cut, put in a split, and kept on disk."""
+
+import ast
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pocketlm.corpus.dedup import content_hash
+
+SPLITS = ("train", "validation", "probe")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """`text` is what pre-training reads; `messages` stands beside it when the document is a conversation.
+
+    origin: hash of the whole file or row this is a part of. Parts of one origin share a split, so that no
+    half of a file is trained on while the other half is probed. Empty: the text's own hash.
+    """
+
+    id: str
+    text: str
+    messages: tuple[dict[str, str], ...] = ()
+    family: str | None = None
+    answer: str | None = None
+    origin: str = ""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The user turns of a conversation; empty for plain text."""
+        return [message["content"] for message in self.messages if message["role"] == "user"]
+
+
+def conversation(id: str, messages: Sequence[Mapping[str, str]], **fields: Any) -> Document:
+    """A conversation and its plain-text form: "Question: ...", newline, "Answer: ..." for each exchange."""
+    labels = {"system": "", "user": "Question: ", "assistant": "Answer: "}
+    turns = tuple({"role": message["role"], "content": message["content"]} for message in messages)
+    text = "\n".join(labels[turn["role"]] + turn["content"] for turn in turns)
+    return Document(id=id, text=text, messages=turns, **fields)
+
+
+def row_document(row: Any, id: str, where: str, text_field: str | None) -> Document:
+    """The document of one JSON or parquet row.
+
+    With `text_field`, that field is the text. Without, a row with "messages", or with "prompt" and
+    "response", is a conversation, and any other is its "text". ValueError says at `where` what the row lacks.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a row must be an object with named fields, not {type(row).__name__}")
+    extra = {name: row[name] for name in ("family", "answer") if isinstance(row.get(name), str)}
+    if text_field is None and row.get("messages") is not None:
+        return conversation(id, _messages(row["messages"], where), **extra)
+    if text_field is None and row.get("prompt") is not None and row.get("response") is not None:
+        turns = [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["response"]},
+        ]
+        return conversation(id, _messages(turns, where), **extra)
+    field = text_field or "text"
+    if field not in row:
+        missing = f'no field "{field}"' + (
+            "" if text_field else ', nor "messages", nor "prompt" with "response"'
+        )
+        raise ValueError(
+            f"{where}: {missing}; the row has {', '.join(map(str, row)) or 'no fields'}; set text_field"
+        )
+    return Document(id=id, text=_valid_text(row[field], f'{where}: field "{field}"'), **extra)
+
+
+def _messages(found: Any, where: str) -> list[dict[str, str]]:
+    if not isinstance(found, list) or not found:
+        raise ValueError(
+            f'{where}: "messages" must be a list of {{"role", "content"}} objects, with one at least'
+        )
+    for number, message in enumerate(found):
+        turn = f"{where}: message {number}"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise ValueError(f'{turn} needs a "role" of {", ".join(ROLES)} and a "content"')
+        _valid_text(message.get("content"), f'{turn}, "content"')
+    return found
+
+
+def _valid_text(text: Any, where: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"{where} is {type(text).__name__}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} holds half a surrogate pair at character {error.start}; repair the text"
+        ) from None
+    return text
+
+
+def cut(document: Document, *, max_chars: int, split_code: bool) -> Iterator[Document]:
+    """The document in pieces of at most `max_chars`, cut at line breaks.
+
+    With `split_code`, Python text is first cut at its top-level definitions. Nothing is lost: the pieces
+    joined are the text. A conversation is one piece whatever its length.
+    """
+    if document.messages:
+        yield document
+        return
+    parts = split_definitions(document.text) if split_code else [document.text]
+    pieces = [piece for part in parts for piece in _cut_lines(part, max_chars)]
+    origin = document.origin or content_hash(document.text)
+    for number, piece in enumerate(pieces):
+        id = document.id if len(pieces) == 1 else f"{document.id}#{number}"
+        yield replace(document, id=id, text=piece, origin=origin)
+
+
+def split_definitions(code: str) -> list[str]:
+    """Python source in parts: what precedes the first top-level definition, then each with what follows it.
+
+    Comments right above a definition go with it. Code that does not parse stays whole.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            nodes = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return [code]
+    lines = code.splitlines(keepends=True)
+    if len(lines) != code.count("\n") + (not code.endswith("\n")):
+        return [code]  # form feeds and the like: ast counts other lines than str does
+    starts = [0]
+    for node in nodes:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+        while start > starts[-1] and lines[start - 1].startswith("#"):
+            start -= 1
+        starts.append(start)
+    return ["".join(lines[a:b]) for a, b in pairwise([*starts, len(lines)]) if b > a]
+
+
+def _cut_lines(text: str, max_chars: int) -> Iterator[str]:
+    start = 0
+    while len(text) - start > max_chars:
+        end = start + max_chars
+        blank = text.rfind("\n\n", start + max_chars // 2, end - 1)  # a paragraph's end where one is near
+        line = text.rfind("\n", start, end)
+        end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def assign_splits(
+    origins: Sequence[str], *, validation_share: float, probe_share: float, seed: int
+) -> list[str]:
+    """The split of each document, from its origin's hash and the seed alone.
+
+    The same text lands in the same split wherever it comes from. A share above 0 that caught no origin takes
+    the one with the nearest hash, so a small source can be probed too (where it has at least 3 origins).
+    """
+    place = {
+        origin: int(content_hash(origin, seed)[:13], 16) / 16**13 for origin in set(origins)
+    }  # in [0, 1)
+    chosen = {
+        origin: "validation"
+        if at < validation_share
+        else "probe"
+        if at < validation_share + probe_share
+        else "train"
+        for origin, at in place.items()
+    }
+    by_place = sorted(place, key=lambda origin: (place[origin], origin))
+    for split, share in (("validation", validation_share), ("probe", probe_share)):
+        if share > 0 and len(place) >= 3 and split not in chosen.values():
+            chosen[next(origin for origin in by_place if chosen[origin] == "train")] = split
+    return [chosen[origin] for origin in origins]
+
+
+def document_json(document: Document) -> str:
+    """One line of documents/<source>/<split>.jsonl."""
+    row: dict[str, Any] = {"id": document.id}
+    row |= {"messages": list(document.messages)} if document.messages else {"text": document.text}
+    row |= {name: value for name in ("family", "answer") if (value := getattr(document, name)) is not None}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def read_documents(corpus: Path, source: str, split: str) -> Iterator[Document]:
+    """Documents of a curated corpus, in the order of its shard. FileNotFoundError where there are none."""
+    path = corpus / "documents" / source / f"{split}.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; is {corpus} the output of a curate stage, and {source!r} in it?"
+        )
+    yield from read_documents_file(path)
+
+
+def read_documents_file(path: Path) -> Iterator[Document]:
+    """The documents of one such file."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error.msg}); curate again") from None
+            yield row_document(row, row["id"], f"{path}:{number}", None)

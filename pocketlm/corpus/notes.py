@@ -1,0 +1,72 @@
+"""Notes to remember and questions about them: they teach recall, and evaluation hides them in long texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from random import Random
+
+from pocketlm.corpus.problems import is_held_out
+
+NOTE = "Note: the code of {name} is {value}."
+RECALL_QUESTION = "What is the code of {name}?"
+SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]  # a name is two: 4,900 names
+FILLER = (
+    "The rain stopped before noon.",
+    "A train left the station late.",
+    "Bread is made of flour and water.",
+    "The road runs along the river.",
+    "Birds fly south in the winter.",
+    "The shop opens early on Monday.",
+    "Two boats wait in the harbour.",
+    "The garden is quiet at night.",
+)
+
+
+def draw_notes(seed: int, held_out: bool = False) -> Iterator[dict[str, str]]:
+    """Endless facts to remember: dicts with note, question, answer (4 digits).
+
+    A name's hash decides whether it is held out: no name is both trained on and asked in evaluation.
+    """
+    rng = Random(seed)
+    while True:
+        name = rng.choice(SYLLABLES) + rng.choice(SYLLABLES)
+        value = str(rng.randrange(1000, 10_000))
+        if is_held_out(name) == held_out:
+            yield {
+                "note": NOTE.format(name=name, value=value),
+                "question": RECALL_QUESTION.format(name=name),
+                "answer": value,
+            }
+
+
+def generate_notes(
+    count: int, seed: int, pairs_range: tuple[int, int], filler: Sequence[str] = FILLER
+) -> Iterator[dict[str, str]]:
+    """`count` documents that teach recall: dicts with id, text, prompt, response, answer.
+
+    `text` holds pairs_range[0] to pairs_range[1] notes with 0 to 2 filler sentences before each, then up to
+    three recall questions with their answers; (prompt, response) ask the first of them, as a turn of a chat.
+    """
+    lowest, highest = pairs_range
+    if not 1 <= lowest <= highest:
+        raise ValueError(
+            f"pairs_range {pairs_range}: give the least and the most notes a document, from 1 on"
+        )
+    rng, notes = Random(seed), draw_notes(seed)
+    for number in range(count):
+        pairs = {note["question"]: note for note in islice(notes, rng.randint(lowest, highest))}
+        passage = " ".join(
+            sentence
+            for note in pairs.values()
+            for sentence in (*rng.sample(filler, min(len(filler), rng.randint(0, 2))), note["note"])
+        )
+        asked = rng.sample(list(pairs.values()), min(len(pairs), rng.randint(1, 3)))
+        questions = "\n".join(f"Question: {note['question']}\nAnswer: {note['answer']}" for note in asked)
+        yield {
+            "id": f"notes-{seed}-{number}",
+            "text": f"{passage}\n{questions}",
+            "prompt": f"{passage}\n{asked[0]['question']}",
+            "response": asked[0]["answer"],
+            "answer": asked[0]["answer"],
+        }

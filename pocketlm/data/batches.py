@@ -1,0 +1,201 @@
+"""Batches as pure functions of the step: the same seed, step and rank give the same rows, so nothing needs a position.
+
+Which source a row comes from, which row of that source, and in which epoch are arithmetic on the row's global number.
+
+Shapes: B rows of a micro-batch, T tokens
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pocketlm.data.shards import Shard
+from pocketlm.model.batch import IGNORE_INDEX, Batch
+
+Row = tuple[np.ndarray, np.ndarray, np.ndarray]  # input ids, labels, document ids, each [T]
+BLOCK = 256  # rows after which every source has had exactly its share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How rows become steps: rows_per_step rows of seq_len tokens, micro_batch_size at a time, over world_size ranks."""
+
+    seq_len: int
+    rows_per_step: int
+    micro_batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rows_per_step % (self.micro_batch_size * self.world_size):
+            raise ValueError(
+                f"rows_per_step {self.rows_per_step} does not divide into micro-batches of {self.micro_batch_size} "
+                f"on {self.world_size} ranks"
+            )
+
+
+class TextRows:
+    """Rows of one shard. A row begins where a document begins (or where a long one was cut), so no row opens in mid-sentence.
+
+    A document cut by the row's end comes again, whole, in the next row: our choice, for at short windows torn
+    solutions are noise. Inside a row documents follow each other and, as in R1's loader, may look at one another.
+    """
+
+    def __init__(self, shard: Shard, seq_len: int, eos_id: int) -> None:
+        self.shard, self.seq_len, self.eos_id = shard, seq_len, eos_id
+        self.starts = row_starts(shard.offsets, seq_len)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> Row:
+        start = self.starts[number]
+        tokens = self.shard.tokens[start : start + self.seq_len + 1].astype(np.int64)
+        ids = np.full(self.seq_len + 1, self.eos_id)
+        ids[: len(tokens)] = tokens
+        labels = ids[1:].copy()
+        labels[max(0, len(tokens) - 1) :] = IGNORE_INDEX
+        documents = np.searchsorted(self.shard.offsets, np.arange(start, start + self.seq_len), side="right")
+        return ids[:-1], labels, documents
+
+
+def row_starts(offsets: np.ndarray, seq_len: int) -> np.ndarray:
+    """Where each row of seq_len + 1 tokens begins in the stream, given where documents begin (offsets, last = end)."""
+    starts, start, end = [], 0, int(offsets[-1])
+    while start < end:
+        starts.append(start)
+        document = int(offsets[np.searchsorted(offsets, start + seq_len, side="right") - 1])
+        start = document if start < document < end else start + seq_len
+    return np.asarray(starts, dtype=np.int64)
+
+
+class ConversationRows:
+    """Whole conversations packed into rows, first fit. Only the assistant's tokens are labels; none sees another conversation."""
+
+    def __init__(self, conversations: Sequence[tuple[list[int], list[bool]]], seq_len: int, eos_id: int) -> None:
+        """conversations: (ids, which of them the assistant wrote). One longer than seq_len raises ValueError."""
+        self.seq_len, self.eos_id = seq_len, eos_id
+        self.conversations = conversations
+        self.rows = pack([len(ids) for ids, _ in conversations], seq_len)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Row:
+        ids = np.full(self.seq_len, self.eos_id)
+        labels = np.full(self.seq_len, IGNORE_INDEX)
+        documents = np.full(self.seq_len, -1)
+        at = 0
+        for place, which in enumerate(self.rows[number]):
+            tokens, own = self.conversations[which]
+            n = len(tokens)
+            ids[at : at + n] = tokens
+            labels[at : at + n - 1] = np.where(own[1:], tokens[1:], IGNORE_INDEX)
+            documents[at : at + n] = place
+            at += n
+        return ids, labels, documents
+
+
+def pack(lengths: Sequence[int], seq_len: int, open_rows: int = 32) -> list[list[int]]:
+    """Which items share a row of seq_len tokens: each goes into the first of the newest `open_rows` rows with room."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for item, length in enumerate(lengths):
+        if length > seq_len:
+            raise ValueError(f"conversation {item} has {length} tokens, a row holds {seq_len}; raise seq_len or drop it")
+        first = max(0, len(rows) - open_rows)
+        row = next((r for r in range(first, len(rows)) if room[r] >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(seq_len)
+        rows[row].append(item)
+        room[row] -= length
+    return rows
+
+
+Rows = TextRows | ConversationRows
+
+
+def make_batches(
+    sources: Mapping[str, Rows], shares: Mapping[str, float], layout: Layout, *, separate_documents: bool
+) -> Callable[[int], list[Batch]]:
+    """batches(step): this rank's micro-batches of a step, rows drawn from `sources` in these shares.
+
+    separate_documents: tokens see only their own document and positions start anew in each; else the row is one text.
+    """
+    names = [name for name in sorted(shares) if shares[name] > 0]
+    empty = [name for name in names if len(sources[name]) == 0]
+    if empty:
+        raise ValueError(f"no rows in {', '.join(empty)}, yet the mix asks for them; give them share 0 or text")
+    quotas = block_quotas([shares[name] for name in names])
+
+    def row(number: int) -> Row:
+        which, count = draw_source(number, quotas, layout.seed)
+        rows = sources[names[which]]
+        epoch, place = divmod(count, len(rows))
+        return rows[permuted(place, len(rows), (layout.seed, which, epoch))]
+
+    def batches(step: int) -> list[Batch]:
+        share = layout.rows_per_step // layout.world_size
+        first = step * layout.rows_per_step + layout.rank * share
+        numbers = range(first, first + share)
+        size = layout.micro_batch_size
+        return [collate([row(n) for n in numbers[i : i + size]], separate_documents) for i in range(0, share, size)]
+
+    return batches
+
+
+def collate(rows: Sequence[Row], separate_documents: bool) -> Batch:
+    """One micro-batch of rows."""
+    ids, labels, documents = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+    if not separate_documents:
+        return Batch(input_ids=ids, labels=labels)
+    place = torch.arange(ids.shape[1]).expand(ids.shape)
+    new = torch.ones_like(ids, dtype=torch.bool)
+    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    began = torch.where(new, place, 0).cummax(1).values
+    return Batch(input_ids=ids, labels=labels, positions=place - began, doc_ids=documents)
+
+
+def block_quotas(shares: Sequence[float]) -> list[int]:
+    """Rows of each source in a block of BLOCK rows: largest remainders, so they sum to BLOCK exactly."""
+    exact = np.asarray(shares) / sum(shares) * BLOCK
+    quotas = np.floor(exact).astype(int)
+    for which in np.argsort(quotas - exact, kind="stable")[: BLOCK - quotas.sum()]:
+        quotas[which] += 1
+    return quotas.tolist()
+
+
+def draw_source(number: int, quotas: Sequence[int], seed: int) -> tuple[int, int]:
+    """(source of row `number`, how many rows of that source came before it), without counting them."""
+    block, place = divmod(number, BLOCK)
+    order = np.repeat(np.arange(len(quotas)), quotas)
+    np.random.default_rng((seed, block)).shuffle(order)
+    which = int(order[place])
+    return which, block * quotas[which] + int((order[:place] == which).sum())
+
+
+def permuted(place: int, size: int, key: tuple[int, ...]) -> int:
+    """Where `place` goes in a shuffle of range(size) chosen by `key`: a Feistel network, so no table is ever made."""
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    while True:  # a power of 4 holds `size`; values outside it walk on until one falls inside
+        left, right = place >> half, place & low
+        for turn in range(4):
+            left, right = right, left ^ (_mix(right, turn, *key) & low)
+        place = left << half | right
+        if place < size:
+            return place
+
+
+def _mix(*parts: int) -> int:
+    """A 64-bit hash of a few integers (splitmix64's finaliser)."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        state = (state ^ part) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state

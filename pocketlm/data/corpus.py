@@ -1,0 +1,53 @@
+"""A corpus folder, as the curate stage leaves it: which sources it has, what they serve, and their held-out text."""
+
+from pathlib import Path
+
+from pocketlm.data.batches import TextRows
+from pocketlm.data.mixture import Shares, check_shares
+from pocketlm.data.shards import Shard, list_sources, open_shard
+from pocketlm.model.files import read_json
+from pocketlm.model.tokenizer import Tokenizer
+
+
+def open_shards(corpus: Path, split: str) -> dict[str, Shard]:
+    """All sources' shards of one split, by name."""
+    return {name: open_shard(corpus, name, split) for name in list_sources(corpus)}
+
+
+def source_domains(corpus: Path) -> dict[str, str]:
+    """The domain (code, maths, knowledge) of each source."""
+    return {name: source["domain"] for name, source in read_json(corpus / "curation.json")["sources"].items()}
+
+
+def held_out_texts(corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: int) -> dict[str, list[str]]:
+    """For each domain, texts of `split` worth about max_tokens, taken evenly from its sources."""
+    domains = source_domains(corpus)
+    texts: dict[str, list[str]] = {}
+    for name, shard in open_shards(corpus, split).items():
+        domain = domains[name]
+        share = max_tokens // list(domains.values()).count(domain)
+        taken = 0
+        for number in range(len(shard)):
+            if taken >= share:
+                break
+            ids = shard.document(number)[: share - taken + 1]
+            taken += len(ids)
+            texts.setdefault(domain, []).append(tokenizer.decode(ids[1:].tolist()))
+    return texts
+
+
+def text_rows(corpus: Path, shares: Shares, seq_len: int, eos_id: int) -> dict[str, TextRows]:
+    """Training rows of every source that has a share."""
+    return {
+        name: TextRows(open_shard(corpus, name, "train"), seq_len, eos_id) for name, share in shares.items() if share > 0
+    }
+
+
+def chosen_shares(own: Shares | None, corpus: Path, where: str, mix: Path | None, selection: Path | None = None) -> Shares:
+    """A config's own shares, else those a select stage or a mix stage found; checked against the corpus's sources."""
+    if own is not None:
+        return check_shares(own, list_sources(corpus), f"{where}.shares")
+    file = selection / "selection.json" if selection else mix / "mix.json" if mix else None
+    if file is None:
+        raise ValueError(f"{where}: no shares in the config, and neither a mix nor a selection as input")
+    return check_shares(read_json(file)["shares"], list_sources(corpus), str(file))

@@ -1,0 +1,58 @@
+"""Shares of sources: checked, compared, and kept from repeating a small source too often."""
+
+from collections.abc import Mapping
+
+Shares = dict[str, float]
+
+
+def check_shares(shares: Mapping[str, float], known: Mapping[str, object] | list[str], where: str) -> Shares:
+    """The shares as a dict, when every source is known, none is negative, and they sum to 1 (to 1e-3)."""
+    unknown = sorted(set(shares) - set(known))
+    if unknown:
+        raise ValueError(f"{where}: shares name unknown sources {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    negative = [f"{name} {share}" for name, share in shares.items() if not share >= 0]
+    if negative:
+        raise ValueError(f"{where}: shares must not be negative: {', '.join(negative)}")
+    total = sum(shares.values())
+    if abs(total - 1) > 1e-3:
+        raise ValueError(f"{where}: shares sum to {total:.4f}, not to 1")
+    return {name: share / total for name, share in shares.items()}
+
+
+def uniform_shares(tokens: Mapping[str, int]) -> Shares:
+    """The same share for each source, whatever its size: the papers' baseline."""
+    return {name: 1 / len(tokens) for name in tokens}
+
+
+def proportional_shares(tokens: Mapping[str, int]) -> Shares:
+    """Each source by its size: the baseline that uniform hides."""
+    total = sum(tokens.values())
+    return {name: count / total for name, count in tokens.items()}
+
+
+def cap_repetition(shares: Mapping[str, float], tokens: Mapping[str, int], budget: int, max_epochs: float) -> Shares:
+    """The shares with none above max_epochs passes over its source in `budget` tokens; what is cut goes to the rest.
+
+    A repetition cap of about 4 is what mixing tools use (Olmix); the papers repeat up to 50 times and do not discuss it.
+    """
+    limits = {name: max_epochs * tokens[name] / budget for name in shares}
+    if sum(limits.values()) < 1:
+        raise ValueError(
+            f"{budget} tokens ask for more than {max_epochs} passes over all sources together "
+            f"({sum(tokens.values())} tokens); add text, raise max_epochs or train for less"
+        )
+    capped = {name: 0.0 for name, share in shares.items() if share == 0}
+    free = {name: share for name, share in shares.items() if share > 0}
+    while free:
+        left = 1 - sum(capped.values())
+        scale = left / sum(free.values())
+        over = [name for name, share in free.items() if share * scale > limits[name]]
+        if not over:
+            return {name: capped[name] if name in capped else free[name] * scale for name in shares}
+        for name in over:
+            capped[name] = limits[name]
+            del free[name]
+    left = 1 - sum(capped.values())  # every source that had a share is full: the rest spreads over the others' room
+    room = {name: limits[name] - capped[name] for name in capped}
+    total_room = sum(room.values())
+    return {name: capped[name] + left * room[name] / total_room for name in shares}

@@ -1,0 +1,83 @@
+"""Needle in a haystack: one note in a long text, and a question about it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from random import Random
+from typing import Any
+
+from pocketlm.eval.harness import prompt_ids
+from pocketlm.model.tokenizer import Tokenizer
+
+
+def needle_trials(
+    tokenizer: Tokenizer,
+    context_tokens: int,
+    trials: int,
+    seed: int,
+    filler_documents: Sequence[str],
+    notes: Iterable[dict[str, str]],
+) -> list[tuple[list[int], str]]:
+    """(prompt ids, answer) of each trial: filler that fills the context, one note in it, its question at the
+    end.
+
+    The notes lie at depths spread evenly from the start of the text to its end. The prompt and its answer
+    together take at most `context_tokens` tokens. `notes` gives dicts with note, question, answer
+    (corpus/notes.draw_notes, held out); the filler is cut between sentences. ValueError: a context too short
+    for a note and its question, or no filler.
+    """
+    sentences = [
+        f"{sentence.strip()}."
+        for document in filler_documents
+        for sentence in document.replace("\n", " ").split(".")
+        if sentence.strip()
+    ]
+    if not sentences:
+        raise ValueError("needle trials need filler text: the documents hold no sentence")
+    chosen = list(islice(notes, trials))
+    if len(chosen) < trials:
+        raise ValueError(f"{len(chosen)} notes for {trials} trials: each trial hides another one")
+    rng, found = Random(seed), []
+    for trial, note in enumerate(chosen):
+        depth = trial / (trials - 1) if trials > 1 else 0.5
+        found.append(_trial(tokenizer, context_tokens, depth, rng.randrange(len(sentences)), sentences, note))
+    return found
+
+
+def _trial(
+    tokenizer: Tokenizer,
+    context_tokens: int,
+    depth: float,
+    first: int,
+    sentences: list[str],
+    note: dict[str, str],
+) -> tuple[list[int], str]:
+    """Sentences from number `first` on, as many as fit, and the note at `depth` among them."""
+    room = context_tokens - len(tokenizer.encode(" " + note["answer"])) - 1  # one token ends the answer
+
+    def prompt(count: int) -> list[int]:
+        haystack = [sentences[(first + place) % len(sentences)] for place in range(count)]
+        haystack.insert(round(depth * count), note["note"])
+        return prompt_ids(tokenizer, note["question"], passage=" ".join(haystack))
+
+    if len(prompt(0)) > room:
+        raise ValueError(
+            f"context_tokens {context_tokens} is too short for one note and its question "
+            f"({len(prompt(0)) + context_tokens - room} tokens)"
+        )
+    fits, too_many = 0, context_tokens  # a sentence is at least one token
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if len(prompt(middle)) <= room else (fits, middle)
+    return prompt(fits), note["answer"]
+
+
+def find_needles(model: Any, trials: Sequence[tuple[list[int], str]]) -> dict[str, int]:
+    """{"found", "of"}: in how many trials the model's greedy answer begins with the note's value."""
+    found, stop_ids = 0, model.tokenizer.stop_ids
+    for ids, answer in trials:
+        room = len(model.tokenizer.encode(" " + answer)) + 1
+        (new,) = model.generate([ids], max_new_tokens=room, stop_ids=stop_ids)
+        found += model.tokenizer.decode(new).strip().startswith(answer)
+    return {"found": found, "of": len(trials)}

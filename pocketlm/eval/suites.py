@@ -1,0 +1,103 @@
+"""Suites: named rows of problems, or a JSONL file of a user's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# (families, count, seed, held_out=True) -> problems with prompt, answer, family: corpus/problems.py has one
+Generate = Callable[..., Iterator[dict[str, str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Problems to solve: dicts with id, prompt, answer, family (a user's file may add other keys)."""
+
+    name: str
+    problems: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedSuite:
+    """A row of the table below: so many held-out problems of each family, drawn with this seed."""
+
+    families: tuple[str, ...]
+    per_family: int
+    seed: int
+
+
+POCKET_FAMILIES = (
+    "chain_sum",
+    "leg_counting",
+    "simple_equations",
+    "complex_arithmetic",
+    "number_sorting",
+    "number_filtering",
+    "letter_counting",
+    "spell_backward",
+)
+
+SUITES = {
+    # 480 problems: one percentage point is five of them
+    "pocket": GeneratedSuite(families=POCKET_FAMILIES, per_family=60, seed=1_000_000),
+}
+
+
+def load_suite(name: str, generate: Generate | None = None) -> Suite:
+    """The suite of this name, or of this JSONL file (one object a line with "prompt" and "answer").
+
+    `generate` draws the problems of a named suite; it is only ever asked for held-out ones. No prompt appears
+    twice. ValueError or FileNotFoundError name the suite, or the file and line, that is wrong.
+    """
+    if name in SUITES:
+        if generate is None:
+            raise ValueError(f"suite {name!r} is generated: pass the problem generator")
+        return Suite(name=name, problems=tuple(_generated(SUITES[name], generate)))
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"suite {name!r} is neither one of {', '.join(sorted(SUITES))} nor a file; "
+            'a suite file is JSONL with "prompt" and "answer" on each line'
+        )
+    return Suite(name=path.stem, problems=tuple(_rows(path)))
+
+
+def _generated(row: GeneratedSuite, generate: Generate) -> Iterator[dict[str, str]]:
+    for family in row.families:
+        seen: set[str] = set()
+        for problem in generate([family], 4 * row.per_family, row.seed, held_out=True):
+            if problem["prompt"] not in seen:
+                seen.add(problem["prompt"])
+                yield problem
+            if len(seen) == row.per_family:
+                break
+        if len(seen) < row.per_family:
+            raise ValueError(
+                f"family {family}: only {len(seen)} distinct held-out problems, {row.per_family} wanted"
+            )
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    empty = True
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f'{path}:{number}: expected an object with "prompt" and "answer"')
+        for key in ("prompt", "answer"):
+            if isinstance(row.get(key), int | float) and key == "answer":
+                row[key] = str(row[key])
+            if not isinstance(row.get(key), str) or not row[key].strip():
+                raise ValueError(
+                    f'{path}:{number}: "{key}" is missing or not a text; give it a non-empty string'
+                )
+        empty = False
+        yield {"id": f"{path.stem}-{number}", "family": path.stem, **row}
+    if empty:
+        raise ValueError(f'{path}: no problems; write one object with "prompt" and "answer" on each line')

@@ -1,0 +1,297 @@
+"""A .gguf file of a checkpoint, for llama.cpp and all that is built on it.
+
+Q4_0 blocks are packed straight from the trained integers and scales (`model/quant.py`), so the file holds the
+very grid the model was trained on; `llama-quantize` would choose new scales and change most blocks.
+
+Shapes: O outputs (rows), I inputs, G = I / 32 blocks of a row, E head width
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pocketlm.model.quant import SCHEMES, FakeQuantEmbedding, FakeQuantLinear, quantize_weight
+from pocketlm.model.tokenizer import Tokenizer, vocabulary
+from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer
+
+BLOCK = 32  # weights that share one scale, in Q4_0 and in Q8_0
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}  # dtype -> llama.cpp's number for `general.file_type`
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
+LARGEST_FLOAT16 = 65504.0
+
+# llama.cpp splits text by a rule it knows by name; a tokenizer with this regular expression has that name.
+SPLITS = {
+    "llama-bpe": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "llama4": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+DIGITS = "smollm"  # each digit alone, then GPT-2's expression: what `train_tokenizer` makes
+
+LAYER_TENSORS = {  # ours -> llama.cpp's
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    path: Path,
+    dtype: str,
+    *,
+    name: str | None = None,
+    license: str | None = None,
+) -> Path:
+    """The path, now a .gguf file that stock llama.cpp loads; a file there is replaced once all is written.
+
+    dtype: f32, f16, q8_0 (nearest) or q4_0 (exactly the grid of `quantize_weight`); norms are always float32.
+    A model trained in four bits is written as its four-bit self in any dtype; f32, f16 hold the grid exactly.
+    name, license: `general.name` and `general.license` (an SPDX name).
+    ValueError where the format cannot hold the model, naming the tensor or the field.
+    """
+    if dtype not in FILE_TYPES:
+        raise ValueError(f"unknown GGUF dtype {dtype!r}; known: {', '.join(FILE_TYPES)}")
+    path = Path(path)
+    entries = list(_entries(model))
+    _check_rows(entries, dtype)
+    writer = gguf.GGUFWriter(None, architecture(model.config))
+    writer.add_name(name or path.stem)
+    if license:
+        writer.add_license(license)
+    writer.add_file_type(FILE_TYPES[dtype])
+    writer.add_quantization_version(2)  # ggml's; Q4_0 and Q8_0 have looked like this since version 2
+    _add_shape(writer, model.config)
+    _add_tokenizer(writer, tokenizer, model.config.vocab_size)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        _write(writer, entries, temporary, dtype)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def architecture(config: ModelConfig) -> str:
+    """llama.cpp's architecture that computes exactly this network: the one place that chooses.
+
+    Local layers -> `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU and RoPE.
+    All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE turns neighbouring channels.
+    """
+    if LOCAL in config.layer_types:
+        return "step35"
+    return "qwen3" if config.use_qk_norm else "llama"
+
+
+def pack_q4_0(qweight: Tensor, scale: Tensor) -> np.ndarray:
+    """Q4_0 blocks uint8 [O, G * 18] of integers [O, I] in -8..7 and their scales [O, G]; nothing is rounded.
+
+    The value of a weight is scale * integer.
+    A block is a float16 scale and 16 bytes: byte j holds weight j below and weight j + 16 above, each plus 8.
+    (ggml, `block_q4_0`.) A scale that float16 cannot hold exactly is a ValueError.
+    """
+    scale = scale.float()
+    half = scale.to(torch.float16)
+    if not torch.equal(half.float(), scale):
+        low, high = float(scale.min()), float(scale.max())
+        raise ValueError(f"scales from {low:g} to {high:g} do not all fit the float16 of Q4_0 exactly")
+    rows = qweight.shape[0]
+    levels = (qweight.numpy().astype(np.int16) + 8).astype(np.uint8).reshape(rows, -1, 2, BLOCK // 2)
+    nibbles = levels[:, :, 0] | (levels[:, :, 1] << 4)  # [O, G, 16]
+    scales = half.numpy().astype("<f2")[..., None].view(np.uint8)  # [O, G, 2]
+    return np.concatenate([scales, nibbles], axis=-1).reshape(rows, -1)
+
+
+class _Entry(NamedTuple):
+    """One tensor of the file: its name, what it comes from, and the heads whose rows are re-ordered, or 0."""
+
+    name: str
+    source: nn.Module | Tensor
+    heads: int = 0
+
+    @property
+    def weight(self) -> Tensor:
+        found = self.source if isinstance(self.source, Tensor) else self.source.weight
+        assert isinstance(found, Tensor)
+        return found.detach()
+
+
+def _entries(model: Transformer) -> Iterator[_Entry]:
+    """All tensors of the file, in order; weightless QK-norms as ones."""
+    config = model.config
+    kind = architecture(config)
+    turned = {}
+    if kind == "llama":
+        turned = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    yield _Entry("token_embd.weight", model.model.embed_tokens)
+    for i, block in enumerate(model.model.layers):
+        for ours, theirs in LAYER_TENSORS.items():
+            yield _Entry(f"blk.{i}.{theirs}.weight", block.get_submodule(ours), turned.get(theirs, 0))
+        if config.use_qk_norm:
+            for which in ("q", "k"):
+                learned = getattr(block.self_attn, f"{which}_norm")
+                norm = torch.ones(config.head_dim) if learned is None else learned
+                yield _Entry(f"blk.{i}.attn_{which}_norm.weight", norm)
+    yield _Entry("output_norm.weight", model.model.norm)
+    if model.lm_head is not None:
+        yield _Entry("output.weight", model.lm_head)
+    elif kind == "step35":  # has no tied head: the table is stored twice; decoding is no slower (measured)
+        yield _Entry("output.weight", model.model.embed_tokens)
+
+
+def _check_rows(entries: list[_Entry], dtype: str) -> None:
+    for entry in entries:
+        if not bool(torch.isfinite(entry.weight).all()):
+            raise ValueError(
+                f"{entry.name} holds NaN or infinity: training diverged; use an earlier checkpoint"
+            )
+        width = entry.weight.shape[-1]
+        if dtype in ("q8_0", "q4_0") and entry.weight.dim() == 2 and width % BLOCK:
+            raise ValueError(
+                f"{entry.name} has rows of {width} weights, {dtype} needs a multiple of {BLOCK}; choose f16"
+            )
+
+
+def _encode(entry: _Entry, dtype: str) -> np.ndarray:
+    """The bytes of one tensor: float32 or float16 [O, I], or blocks uint8 [O, bytes]."""
+    if entry.weight.dim() == 1:
+        return entry.weight.float().numpy()
+    trained = entry.source if isinstance(entry.source, FakeQuantLinear | FakeQuantEmbedding) else None
+    if dtype == "q4_0":
+        scheme = trained.scheme if trained is not None else SCHEMES["int4_group32"]
+        if (scheme.bits, scheme.group_size) != (4, BLOCK):
+            raise ValueError(f"Q4_0 is int4 in groups of {BLOCK}; this model was trained as {scheme.name}")
+        qweight, scale = (_interleave(x, entry.heads) for x in quantize_weight(entry.weight, scheme))
+        try:
+            return pack_q4_0(qweight, scale)
+        except ValueError as error:
+            raise ValueError(f"{entry.name}: {error}") from None
+    with torch.no_grad():
+        weight = trained.grid_weight() if trained is not None else entry.weight
+    values = _interleave(weight.float(), entry.heads).numpy()
+    if dtype in ("f16", "q8_0") and np.abs(values).max() > LARGEST_FLOAT16:
+        raise ValueError(f"{entry.name} holds {np.abs(values).max():g}, beyond float16; choose f32")
+    return gguf.quants.quantize(np.ascontiguousarray(values), gguf.GGMLQuantizationType[dtype.upper()])
+
+
+def _interleave(rows: Tensor, heads: int) -> Tensor:
+    """Rows of q or k [heads * E, ...] for a RoPE that turns channels 2i, 2i + 1; ours turns i, i + E/2."""
+    if not heads:
+        return rows
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def _write(writer: gguf.GGUFWriter, entries: list[_Entry], file: Path, dtype: str) -> None:
+    """Header first, then one tensor after the other, so that no more than one is in memory twice."""
+    kind = gguf.GGMLQuantizationType[dtype.upper()]
+    for entry in entries:
+        tensor_kind = kind if entry.weight.dim() == 2 else gguf.GGMLQuantizationType.F32
+        per_block, block_bytes = gguf.GGML_QUANT_SIZES[tensor_kind]
+        num_bytes = entry.weight.numel() // per_block * block_bytes
+        writer.add_tensor_info(entry.name, entry.weight.shape, np.dtype(np.float32), num_bytes, tensor_kind)
+    writer.write_header_to_file(file)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for entry in entries:
+        writer.write_tensor_data(_encode(entry, dtype))
+    writer.flush()
+    assert writer.fout is not None
+    os.fsync(writer.fout[0].fileno())
+    writer.close()
+
+
+def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    kind = architecture(config)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_vocab_size(config.vocab_size)
+    if kind != "step35":
+        writer.add_rope_dimension_count(config.head_dim)
+        return
+    assert config.sliding_window is not None
+    writer.add_rope_dimension_count(2 * config.head_dim)  # Step 3.5 turns half of these in global layers
+    writer.add_uint32("step35.rope.dimension_count_swa", config.head_dim)
+    writer.add_float32("step35.rope.freq_base_swa", config.rope_theta)
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_array("step35.attention.sliding_window_pattern", [t == LOCAL for t in config.layer_types])
+    writer.add_expert_feed_forward_length(0)  # the key must exist; no expert count, no experts
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Everything that turns text into ids: a .gguf on its own is enough.
+
+    A base model's text starts with the document separator, so llama.cpp is told to put it there; a chat
+    template starts a conversation itself.
+    """
+    tokens, merges = vocabulary(tokenizer)
+    if len(tokens) > vocab_size:
+        raise ValueError(f"the tokenizer has {len(tokens)} tokens, the model's vocab_size is {vocab_size}")
+    added = tokenizer.backend.get_added_tokens_decoder()
+    kinds = [NORMAL] * len(tokens) + [UNUSED] * (vocab_size - len(tokens))
+    for i, token in added.items():
+        kinds[i] = CONTROL if token.special else USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
+    writer.add_token_list(tokens + [f"<|unused_{i}|>" for i in range(len(tokens), vocab_size)])
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_eot_token_id(tokenizer.end_of_turn_id)
+    writer.add_pad_token_id(tokenizer.eos_id)
+    writer.add_add_bos_token(tokenizer.chat_template is None)
+    writer.add_add_eos_token(False)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
+    """The name (`tokenizer.ggml.pre`) of this tokenizer's way to split text in llama.cpp, or a ValueError."""
+    content = json.loads(tokenizer.backend.to_str())
+    described = content["pre_tokenizer"] or {}
+    steps = described.get("pretokenizers", [described])
+    if content["model"]["type"] == "BPE" and content["normalizer"] is None and len(steps) == 2:
+        first, last = steps
+        byte_level = last.get("type") == "ByteLevel" and not last["add_prefix_space"]
+        if byte_level and last["use_regex"] and first["type"] == "Digits" and first["individual_digits"]:
+            return DIGITS
+        if (
+            byte_level
+            and not last["use_regex"]
+            and first["type"] == "Split"
+            and first["behavior"] == "Isolated"
+        ):
+            for name, pattern in SPLITS.items():
+                if first["pattern"].get("Regex") == pattern:
+                    return name
+    raise ValueError(
+        f"this tokenizer splits text in none of the ways known here ({DIGITS}, {', '.join(SPLITS)}), so "
+        "llama.cpp would give other ids than the model was trained on; add its rule to SPLITS in gguf.py"
+    )

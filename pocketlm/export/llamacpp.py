@@ -1,0 +1,202 @@
+"""A .gguf file that answers `logits` and `generate` in llama.cpp, as a checkpoint does in `model/generate`.
+
+Shapes: T tokens, V vocabulary
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pocketlm.export.gguf_header import read_header, tokenizer_of
+from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel
+from pocketlm.model.generate import sample
+
+BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
+LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once
+SLOTS = 8  # prompts that are answered together
+
+
+class GgufModel:
+    """A .gguf file, opened in llama.cpp on the CPU; nothing but the file is needed.
+
+    context_length: longest sequence, the file's own by default.
+    threads: half of the processors by default, for two hyperthreads share one multiplier.
+    cache_type: the numbers of the KV cache, f16 (llama.cpp's own default) or f32 (no rounding anywhere).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context_length: int | None = None,
+        threads: int | None = None,
+        cache_type: str = "f16",
+    ) -> None:
+        if cache_type not in CACHE_TYPES:
+            raise ValueError(f"unknown cache_type {cache_type!r}; known: {', '.join(CACHE_TYPES)}")
+        header = read_header(path)
+        self.tokenizer = tokenizer_of(header)
+        self.max_length = context_length or int(header["{arch}.context_length"])
+        self.vocab_size = header.tensors["token_embd.weight"][0]
+        self.threads = threads or max(1, (os.cpu_count() or 1) // 2)
+        self.cache_type = cache_type
+        self._model = LoadedModel(Path(path))
+        self._contexts: list[Context] = []
+        self._idle: list[Context] = []  # not in use: a call borrows one, so calls never share a cache
+        self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(self, _release, self._contexts, self._model)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits [T, V], float32, of the token after each of `ids`."""
+        self._check(ids)
+        context = self._borrow(1, len(ids))
+        try:
+            chunks = list(self._prefill(context, 0, ids, every=True))
+        finally:
+            self._return(context)
+        return np.concatenate(chunks)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: set[int],
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """New ids for each prompt, the stop id left out. Temperature 0 is greedy; lengths may differ."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        for row, token in self._decode(prompts, max_new_tokens, stop_ids, temperature, top_p, seed):
+            answers[row].append(token)
+        return answers
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop_ids: set[int],
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """The same ids, one at a time, as they are made."""
+        for _, token in self._decode([prompt], max_new_tokens, stop_ids, temperature, top_p, seed):
+            yield token
+
+    def close(self) -> None:
+        """Free the weights and caches; the model is of no use afterwards."""
+        self._finalizer()
+
+    def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: set[int],
+        temperature: float,
+        top_p: float,
+        seed: int,
+    ) -> Iterator[tuple[int, int]]:
+        """(row, new id) pairs. A slot whose answer has ended takes the next prompt, so all stay busy."""
+        for prompt in prompts:
+            self._check(prompt)
+        if not prompts or max_new_tokens < 1:
+            return
+        longest = min(max(len(p) for p in prompts) + max_new_tokens, self.max_length)
+        context = self._borrow(min(len(prompts), SLOTS), longest)
+        generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+        lengths = [len(p) for p in prompts]
+        waiting = [row for row in reversed(range(len(prompts))) if lengths[row] < self.max_length]
+        running: dict[int, tuple[int, int]] = {}  # slot -> (row, its newest id)
+        try:
+            while waiting or running:
+                slots = list(running)
+                rows = [row for row, _ in running.values()]
+                logits = []
+                if running:
+                    ids = np.array([token for _, token in running.values()])
+                    positions = np.array([lengths[row] - 1 for row in rows])
+                    logits.append(context.run(ids, positions, np.array(slots), True))
+                for slot in sorted(set(range(context.slots)) - running.keys()):
+                    if waiting:
+                        slots.append(slot)
+                        rows.append(waiting.pop())
+                        logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
+                randoms = [generators[row] for row in rows]
+                chosen = sample(torch.from_numpy(np.concatenate(logits)), temperature, top_p, randoms)
+                running = {}
+                for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):
+                    if token in stop_ids:
+                        continue
+                    yield row, token
+                    lengths[row] += 1
+                    if lengths[row] < min(len(prompts[row]) + max_new_tokens, self.max_length):
+                        running[slot] = (row, token)
+        finally:
+            self._return(context)
+
+    def _prefill(
+        self, context: Context, slot: int, ids: Sequence[int], *, every: bool
+    ) -> Iterator[np.ndarray]:
+        """The logits of a prompt, in pieces: after every token, or only after the last one."""
+        context.forget(slot)
+        for start in range(0, len(ids), context.batch):
+            piece = np.array(ids[start : start + context.batch])
+            positions = np.arange(start, start + len(piece))
+            wanted = np.full(len(piece), every)
+            wanted[-1] |= start + len(piece) == len(ids)
+            logits = context.run(piece, positions, slot, wanted)
+            if len(logits):
+                yield logits
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise ValueError("an empty prompt: at least one token is needed to start from")
+        if len(ids) > self.max_length:
+            raise ValueError(
+                f"{len(ids)} tokens exceed the context of {self.max_length}; shorten the text or ask for more"
+            )
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
+            raise ValueError(
+                f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {self.vocab_size}"
+            )
+
+    def _borrow(self, slots: int, length: int) -> Context:
+        """A context with so much room: an idle one, or a new one in the place of one that is too small."""
+        if not self._finalizer.alive:
+            raise ValueError("this GgufModel was closed; open the file again")
+        with self._lock:
+            if self._idle:
+                context = self._idle.pop()
+                if context.slots >= slots and context.length >= length:
+                    return context
+                self._contexts.remove(context)
+                context.close()
+            batch = max(SLOTS, min(BATCH_TOKENS, LOGITS_BYTES // (4 * self.vocab_size)))
+            context = Context(
+                self._model,
+                slots=slots,
+                length=length,
+                batch=batch,
+                threads=self.threads,
+                cache_type=self.cache_type,
+            )
+            self._contexts.append(context)
+            return context
+
+    def _return(self, context: Context) -> None:
+        with self._lock:
+            self._idle.append(context)
+
+
+def _release(contexts: list[Context], model: LoadedModel) -> None:
+    for context in contexts:
+        context.close()
+    model.close()

@@ -1,0 +1,261 @@
+"""The Transformer as an ExecuTorch program sees it: one sequence, its KV cache inside, XNNPACK's operators.
+
+It computes what `model/transformer.py` computes, on the same weights. Three things are written differently,
+so that all between two attentions is ONE delegated piece: the mean of RMSNorm and the half turn of RoPE are
+small matrix products (XNNPACK averages only images and slices only fixed shapes), attention is ExecuTorch's
+own operator.
+
+Shapes: T tokens of this call, D hidden, H query heads, K kv heads, E head width, V vocabulary,
+        C context length, R slots of a local layer's ring, O outputs, I inputs, G groups of 32 weights
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pocketlm.model.quant import Scheme, quantize_weight
+from pocketlm.model.transformer import Block, RMSNorm, Transformer
+
+LOGITS_BYTES = 2**26  # the program keeps room for the logits of one call
+CHUNK_TOKENS = 128  # at most so many tokens a call, ExecuTorch's own default
+
+Ring = tuple[Tensor, Tensor]  # (slots [1, T] the new keys go to, mask [T, R])
+
+
+class PteNetwork(nn.Module):
+    """forward(tokens int64 [1, T], input_pos int64 [1]) -> logits [1, T, V], as ExecuTorch's runner calls it.
+
+    input_pos is the position of the first token. A sequence starts at 0; what an earlier one left is masked.
+    """
+
+    frequency: Tensor
+    half_turn: Tensor
+    slots: Tensor
+
+    def __init__(self, model: Transformer, context_length: int, scheme: Scheme | None) -> None:
+        super().__init__()
+        config = model.config
+        self.context_length = context_length
+        self.chunk = chunk_tokens(config.vocab_size, context_length)
+        windows = [config.window(i) for i in range(config.num_hidden_layers)]
+        windows = [w if w is not None and w < context_length else None for w in windows]
+        self.window = next((w for w in windows if w is not None), 0)  # 0: every layer is global
+        # a call must not overwrite what its first token still sees: itself and window - 1 tokens before it
+        self.ring = min(context_length, max(self.window, 1) + self.chunk - 1)
+        table = model.model.embed_tokens.weight
+        self.embed_tokens = Int4Table(table, scheme) if scheme else FloatTable(table)
+        self.layers = nn.ModuleList()
+        for block, window in zip(model.model.layers, windows, strict=True):
+            assert isinstance(block, Block)
+            self.layers.append(PteBlock(block, self.ring if window else context_length, bool(window), scheme))
+        self.norm = Norm(model.model.norm)
+        self.int8 = Int8Tokens() if scheme else nn.Identity()
+        self.head = linear(model.lm_head.weight if model.lm_head is not None else table, scheme)
+        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
+        frequency = config.rope_theta ** (-pairs / config.head_dim)
+        self.register_buffer("frequency", torch.cat([frequency, frequency]))
+        self.register_buffer("half_turn", half_turn(config.head_dim))
+        self.register_buffer("slots", torch.arange(self.ring))
+
+    def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
+        T = tokens.shape[1]
+        start = input_pos[0].item()  # symbolic while exporting; int() would fix it
+        torch._check(start >= 0)
+        torch._check(start < self.context_length)
+        torch._check(start + T <= self.context_length)
+        positions = input_pos + torch.arange(T)
+        angle = positions.float()[None, :, None, None] * self.frequency  # [1, T, 1, E]
+        rope = (angle.cos(), angle.sin(), self.half_turn)
+        ring = self.ring_places(positions, input_pos + (T - 1)) if self.window else None
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x, rope, start, ring)
+        return self.head(self.int8(self.norm(x)))
+
+    def ring_places(self, positions: Tensor, last: Tensor) -> Ring:
+        """Where the local layers put the new keys, and a mask: 0 where a query may look, else -inf.
+
+        Position p lives in slot p mod R, so the newest position in slot j is last - (last - j) mod R.
+        """
+        held = last - torch.remainder(last - self.slots, self.ring)
+        gap = positions[:, None] - held[None, :]
+        allowed = (gap >= 0) & (gap < self.window) & (held >= 0)
+        return torch.remainder(positions, self.ring)[None], torch.where(allowed, 0.0, float("-inf"))
+
+
+def chunk_tokens(vocab_size: int, context_length: int) -> int:
+    """Tokens of one call: as many as leave the logits within LOGITS_BYTES."""
+    return min(context_length, CHUNK_TOKENS, max(8, LOGITS_BYTES // (4 * vocab_size)))
+
+
+class PteBlock(nn.Module):
+    """One layer with its part of the cache: all positions if global, a ring of the newest if local."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, block: Block, slots: int, local: bool, scheme: Scheme | None) -> None:
+        super().__init__()
+        attention, mlp = block.self_attn, block.mlp
+        self.head_dim, self.local = attention.head_dim, local
+        self.input_layernorm = Norm(block.input_layernorm)
+        self.post_attention_layernorm = Norm(block.post_attention_layernorm)
+        self.int8 = Int8Tokens() if scheme else nn.Identity()
+        self.q_proj = linear(attention.q_proj.weight, scheme)
+        self.k_proj = linear(attention.k_proj.weight, scheme)
+        self.v_proj = linear(attention.v_proj.weight, scheme)
+        self.o_proj = linear(attention.o_proj.weight, scheme)
+        self.gate_proj = linear(mlp.gate_proj.weight, scheme)
+        self.up_proj = linear(mlp.up_proj.weight, scheme)
+        self.down_proj = linear(mlp.down_proj.weight, scheme)
+        ones = RMSNorm(attention.head_dim, attention.eps)
+        self.q_norm = Norm(attention.q_norm or ones) if attention.use_qk_norm else nn.Identity()
+        self.k_norm = Norm(attention.k_norm or ones) if attention.use_qk_norm else nn.Identity()
+        kv_heads = attention.k_proj.weight.shape[0] // attention.head_dim
+        self.register_buffer("keys", torch.zeros(1, slots, kv_heads, attention.head_dim))
+        self.register_buffer("values", torch.zeros(1, slots, kv_heads, attention.head_dim))
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, ...], start: Any, ring: Ring | None) -> Tensor:
+        x = x + self.attention(self.int8(self.input_layernorm(x)), rope, start, ring)
+        y = self.int8(self.post_attention_layernorm(x))
+        return x + self.down_proj(self.int8(F.silu(self.gate_proj(y)) * self.up_proj(y)))
+
+    def attention(self, x: Tensor, rope: tuple[Tensor, ...], start: Any, ring: Ring | None) -> Tensor:
+        T = x.shape[1]
+        q = self.q_proj(x).view(1, T, -1, self.head_dim)  # [1, T, H, E]
+        k = self.k_proj(x).view(1, T, -1, self.head_dim)  # [1, T, K, E]
+        v = self.v_proj(x).view(1, T, -1, self.head_dim)
+        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
+        ops = torch.ops.llama
+        if self.local and ring is not None:
+            slots, mask = ring
+            ops.update_cache_with_indices(k, self.keys, start, slots)
+            ops.update_cache_with_indices(v, self.values, start, slots)
+            out = ops.custom_sdpa(q, self.keys, self.values, 0, mask, 0.0, False)
+        else:
+            ops.update_cache(k, self.keys, start)
+            ops.update_cache(v, self.values, start)
+            out = ops.custom_sdpa(q, self.keys, self.values, start, None, 0.0, True)
+        return self.o_proj(self.int8(out.reshape(1, T, -1)))
+
+
+class Norm(nn.Module):
+    """RMSNorm, its mean a product with one row of 1/D."""
+
+    average: Tensor
+    eps: Tensor
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        size = norm.weight.shape[0]
+        self.register_buffer("average", torch.full((1, size), 1.0 / size))
+        self.register_buffer("eps", torch.tensor([norm.eps]))
+        self.weight = None if bool((norm.weight == 1).all()) else norm.weight  # ones change nothing
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt(F.linear(x * x, self.average) + self.eps)
+        return x if self.weight is None else x * self.weight
+
+
+def half_turn(size: int) -> Tensor:
+    """The matrix [E, E] that turns (first, second) half into (-second, first): RoPE's half-split layout."""
+    eye = torch.eye(size // 2)
+    zero = torch.zeros_like(eye)
+    return torch.cat([torch.cat([zero, -eye], 1), torch.cat([eye, zero], 1)])
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, turn: Tensor) -> Tensor:
+    return x * cos + F.linear(x, turn) * sin
+
+
+class FloatTable(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+class Int4Table(nn.Module):
+    """The token table as ExecuTorch's 4-bit operator keeps it: two levels + 8 in a byte, the even one high.
+
+    That operator knows float16 and float32 scales. Ours are bfloat16 values of at least 2**-14: exact in
+    float16.
+    """
+
+    packed: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, scheme: Scheme) -> None:
+        super().__init__()
+        qweight, scale = quantize_weight(weight, scheme)
+        if bool((scale > torch.finfo(torch.float16).max).any()):
+            raise ValueError("embed_tokens needs a scale beyond float16; its weights are damaged")
+        levels = (qweight + 8).to(torch.uint8)
+        self.register_buffer("packed", (levels[:, 0::2] << 4) | levels[:, 1::2])  # [V, D/2]
+        self.register_buffer("scale", scale.to(torch.float16))  # [V, G]
+        self.levels = (scheme.lowest, scheme.highest)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        embedding = torch.ops.quantized_decomposed.embedding_4bit.dtype
+        return embedding(self.packed, self.scale, None, *self.levels, ids, dtype=torch.float32)
+
+
+class FloatLinear(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Int4Linear(nn.Module):
+    """A linear layer on OUR integers and scales; its input comes from Int8Tokens.
+
+    torchao's own conversion would choose other scales. XNNPACK stores these as 4-bit levels and bfloat16
+    scales, so nothing is rounded again.
+    """
+
+    qweight: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, weight: Tensor, scheme: Scheme) -> None:
+        super().__init__()
+        qweight, scale = quantize_weight(weight, scheme)
+        self.register_buffer("qweight", qweight)  # [O, I]
+        self.register_buffer("scale", scale.float())  # [O, G], bfloat16 values
+        self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
+        self.group, self.levels = [1, scheme.group_size], (scheme.lowest, scheme.highest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dequantize = torch.ops.torchao.dequantize_affine
+        return F.linear(
+            x, dequantize(self.qweight, self.group, self.scale, self.zero_point, torch.int8, *self.levels)
+        )
+
+
+def linear(weight: Tensor, scheme: Scheme | None) -> nn.Module:
+    return Int4Linear(weight, scheme) if scheme else FloatLinear(weight)
+
+
+class Int8Tokens(nn.Module):
+    """Activations [1, T, I] on an int8 grid chosen for each token, once for all the layers that read them.
+
+    The same grid as `fake_quantize_tokens` in model/quant.py; XNNPACK turns the three operators into one of
+    its own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        torchao = torch.ops.torchao
+        token, levels = [1, 1, x.shape[-1]], (-128, 127)
+        epsilon = torch.finfo(torch.float32).eps
+        scale, zero = torchao.choose_qparams_affine(
+            x, "ASYMMETRIC", token, torch.int8, *levels, epsilon, torch.float32, torch.int8
+        )
+        quantized = torchao.quantize_affine(x, token, scale, zero, torch.int8, *levels)
+        return torchao.dequantize_affine(quantized, token, scale, zero, torch.int8, *levels)

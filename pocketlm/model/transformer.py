@@ -1,0 +1,275 @@
+"""The network: a decoder with grouped-query attention, local and global layers, QK-norm and tied embeddings.
+
+One page covers MobileLLM-R1 (every layer global, weightless QK-norm), MobileLLM-Pro (three local layers to one global)
+and the small Llama and Qwen3 shapes. Parameter names are Hugging Face's for `qwen3`, so a checkpoint opens there unchanged.
+
+Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, E head width, F feed-forward, V vocabulary
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GLOBAL = "full_attention"  # Hugging Face's words for the two kinds of layer
+LOCAL = "sliding_attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the network, in Hugging Face's field names. `layer_types` empty means every layer is global."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rope_theta: float
+    rms_norm_eps: float = 1e-5  # R1 and MobileLLM 2024
+    tie_word_embeddings: bool = True
+    use_qk_norm: bool = True
+    qk_norm_weight: bool = False  # R1's QK-norm has no weights; Qwen3's has
+    layer_types: tuple[str, ...] = ()
+    sliding_window: int | None = None  # keys a local layer sees, itself included
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even: RoPE turns pairs of channels")
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}")
+        for kind in self.layer_types:
+            if kind not in (GLOBAL, LOCAL):
+                raise ValueError(f"layer_types holds {kind!r}; known are {GLOBAL!r} and {LOCAL!r}")
+        if LOCAL in self.layer_types and not self.sliding_window:
+            raise ValueError("layer_types has sliding_attention layers, so sliding_window must be set")
+
+    def window(self, layer: int) -> int | None:
+        """Keys layer number `layer` attends to, or None for all."""
+        return self.sliding_window if self.layer_types and self.layer_types[layer] == LOCAL else None
+
+
+def local_global_layers(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
+    """Pro's pattern: layer 0, each `every`-th and the last are global, the others local (Pro, config: 9 of 30 global)."""
+    last = num_hidden_layers - 1
+    return tuple(GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers))
+
+
+class Cache(Protocol):
+    """What attention needs of a KV cache: hand in the new keys and values of a layer, get back all it may look at."""
+
+    def begin(self, positions: Tensor) -> None: ...
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
+    def key_positions(self, layer: int) -> Tensor: ...
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.window = config.window(layer)
+        self.eps = config.rms_norm_eps
+        self.use_qk_norm = config.use_qk_norm
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        learned = config.use_qk_norm and config.qk_norm_weight
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: "Mask", cache: Cache | None) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, E]
+        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, E]
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        if self.use_qk_norm:
+            q, k = self._normalise(q, self.q_norm), self._normalise(k, self.k_norm)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        out = mask.attend(q, k, v, self.layer, self.window)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
+
+    def _normalise(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
+        return norm(x) if norm is not None else F.rms_norm(x, (self.head_dim,), None, self.eps)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: "Mask", cache: Cache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Embedding(nn.Embedding):
+    """The token table, which is the output head too when the two are tied."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """Logits for the next token at every position. Weights start at N(0, initializer_range), from `seed` alone."""
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=config.initializer_range, generator=generator)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V], float32, of the token after each of input_ids [B, T].
+
+        positions [B, T]: of each token, for RoPE and the windows; 0..T-1 if absent. Negative marks padding.
+        cache: keys and values of earlier tokens; the new ones are added to it.
+        doc_ids [B, T]: tokens see only tokens of the same id (packed rows); absent means the whole row.
+        """
+        return self.head(self.hidden(input_ids, positions, cache, doc_ids))
+
+    def hidden(
+        self, input_ids: Tensor, positions: Tensor | None, cache: Cache | None = None, doc_ids: Tensor | None = None
+    ) -> Tensor:
+        """The last normed hidden states [B, T, D], before the head."""
+        plain = positions is None and doc_ids is None and cache is None
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+        if cache is not None:
+            cache.begin(positions)
+        rope = rope_angles(positions.clamp(min=0), self.config.head_dim, self.config.rope_theta)
+        mask = Mask(positions, cache, doc_ids, plain)
+        x = self.model.embed_tokens(input_ids)
+        for block in self.model.layers:
+            x = block(x, rope, mask, cache)
+        return self.model.norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] in float32 from hidden states [..., D]."""
+        if self.lm_head is not None:
+            return self.lm_head(hidden).float()
+        return self.model.embed_tokens.head(hidden).float()
+
+
+class Mask:
+    """Who may look at whom, worked out once a forward pass and shared by all layers of the same window."""
+
+    def __init__(self, positions: Tensor, cache: Cache | None, doc_ids: Tensor | None, plain: bool) -> None:
+        self.positions, self.cache, self.doc_ids, self.plain = positions, cache, doc_ids, plain
+        self.masks: dict[tuple[int | None, int], Tensor] = {}
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None) -> Tensor:
+        """Attention output [B, H, T, E] of q [B, H, T, E] on k, v [B, K, S, E]."""
+        T = q.shape[2]
+        grouped = q.shape[1] != k.shape[1]
+        if self.plain and (window is None or T <= window):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        if self.plain and window is not None and T % window == 0:
+            return banded_attention(q, k, v, window)
+        mask = self.allowed(layer, window, k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+    def allowed(self, layer: int, window: int | None, num_keys: int) -> Tensor:
+        """True where a query may attend: [B, 1, T, S], from positions alone, so it holds in training and decoding."""
+        if (window, num_keys) not in self.masks:
+            keys = self.positions if self.cache is None else self.cache.key_positions(layer)
+            gap = self.positions[:, :, None] - keys[:, None, :]  # [B, T, S]
+            allowed = (gap >= 0) & (keys >= 0)[:, None, :]
+            if window is not None:
+                allowed &= gap < window
+            if self.doc_ids is not None:
+                allowed &= self.doc_ids[:, :, None] == self.doc_ids[:, None, :]
+            allowed |= (self.positions < 0)[:, :, None]  # padding looks anywhere: a row with no key at all would be NaN
+            self.masks[window, num_keys] = allowed[:, None]
+        return self.masks[window, num_keys]
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Sliding-window attention as blocks of `window` queries on 2 x `window` keys; equal to the masked full one.
+
+    FlexAttention has no backward pass on the CPU (torch 2.13); this has, and costs T x 2W instead of T x T.
+    """
+    B, H, T, E = q.shape
+    N, W = T // window, window
+    repeat = H // k.shape[1]
+    k, v = (x.repeat_interleave(repeat, 1).view(B, H, N, W, E) for x in (k, v))
+    k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], 3) for x in (k, v))  # [B, H, N, 2W, E]
+    query = torch.arange(W, device=q.device)[:, None] + W
+    key = torch.arange(2 * W, device=q.device)[None, :]
+    band = (key <= query) & (query - key < W)
+    allowed = band.expand(N, W, 2 * W).clone()
+    allowed[0, :, :W] = False  # the first block has no block before it
+    out = F.scaled_dot_product_attention(
+        q.reshape(B * H, N, W, E), k.reshape(B * H, N, 2 * W, E), v.reshape(B * H, N, 2 * W, E), attn_mask=allowed
+    )
+    return out.view(B, H, T, E)
+
+
+def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, 1, T, E] of the rotary angles, in float32, in the half-split layout of Hugging Face's Llama."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angle = positions[:, None, :, None].float() * frequency
+    angle = torch.cat([angle, angle], -1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], -1) * sin.to(x.dtype)

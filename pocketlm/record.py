@@ -1,0 +1,252 @@
+"""What a stage was called with, as plain data: so that two calls can be compared, and told apart in words."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pocketlm.model.files import read_json
+
+RECORD = "stage.json"
+HASHED_BYTES = 4 << 30  # of one input; what lies beyond counts by name and size alone
+NOT_OUTPUTS = {"resume", "tensorboard"}  # folders a user may delete from a finished stage
+
+
+@dataclass(frozen=True)
+class Call:
+    """One stage call of a recipe: what would run, on what, and where."""
+
+    stage_fn: Callable[..., Path]
+    config: Any
+    inputs: dict[str, Path | list[Path] | None]
+    folder: Path
+    record: dict[str, Any]  # stage, config, inputs, digest
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def digest(self) -> str:
+        return self.record["digest"]
+
+    def state(self) -> str:
+        """ "to do", "unfinished", "changed" or "done", from what lies in the folder now."""
+        found = read_record(self.folder)
+        if found is None:
+            return "to do"
+        if differences(found, self.record) or damage(self.folder, found):
+            return "changed"
+        return "done" if found["status"] == "finished" else "unfinished"
+
+
+def make_record(
+    stage_fn: Callable[..., Path],
+    config: Any,
+    inputs: Mapping[str, Any],
+    run_dir: Path,
+    digests: Mapping[Path, str],
+) -> dict[str, Any]:
+    """{"stage", "config", "inputs", "digest"} of a call; `digests` of the stages before it, by folder.
+
+    An input inside a stage's folder counts as that stage's digest, so a change at the top of a recipe reaches
+    every stage below it; anything else counts as its contents. Where an input lies is written down but not
+    compared: data may move.
+    FileNotFoundError names an input that is not there.
+    """
+    told: dict[str, Any] = {}
+    for name, value in inputs.items():
+        where = f"stage {config.name}: input {name}"
+        if isinstance(value, list):
+            told[name] = [_input(where, path, run_dir, digests) for path in value]
+        else:
+            told[name] = None if value is None else _input(where, value, run_dir, digests)
+    record = {
+        "stage": getattr(stage_fn, "__name__", str(stage_fn)),
+        "config": as_json(config),
+        "inputs": told,
+    }
+    record = json.loads(json.dumps(record))  # tuples become lists, as they will be read back
+    compared = {"stage": record["stage"], "config": record["config"], "inputs": _compared(record["inputs"])}
+    digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
+    return {**record, "digest": digest[:16]}
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record in a stage folder, or None where no stage has begun. ValueError if the file is not one."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"stage", "config", "inputs", "digest", "status"} <= record.keys():
+        raise ValueError(
+            f"{path}: not the record of a stage; delete the folder {folder}, or restore the file"
+        )
+    return record
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line `field: old -> new` for every field on which two records disagree; none for the same call."""
+    before = {"stage": old["stage"], "config": old["config"], "inputs": _compared(old["inputs"])}
+    after = {"stage": new["stage"], "config": new["config"], "inputs": _compared(new["inputs"])}
+    return [_explained(difference, old, new) for difference in _compare("", before, after)]
+
+
+def damage(folder: Path, record: dict[str, Any]) -> list[str]:
+    """What a finished stage wrote that is no longer there in its size: one line each."""
+    lines = []
+    for name, size in record.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            lines.append(f"{name} is gone")
+        elif path.stat().st_size != size:
+            lines.append(f"{name} has {path.stat().st_size} bytes, not {size}")
+    return lines
+
+
+def list_outputs(folder: Path) -> dict[str, int]:
+    """Sizes in bytes of what a stage left in its folder, by relative name."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {path.relative_to(folder): path.stat().st_size for path in paths}
+    return {
+        str(name): size
+        for name, size in names.items()
+        if name.parts[0] not in NOT_OUTPUTS and str(name) != RECORD
+    }
+
+
+def as_json(value: Any, where: str = "config") -> Any:
+    """A config as JSON: a nested dataclass keeps its class's name, a function is its name, a path text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        told = {f.name: as_json(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
+        return told if where == "config" else {"class": type(value).__name__, **told}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item, f"{where}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted(as_json(item, where) for item in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise TypeError(
+        f"{where} is a {type(value).__name__}; a config holds numbers, text, paths, dicts and dataclasses"
+    )
+
+
+# ---- inputs ----
+
+
+def _input(where: str, path: Path, run_dir: Path, digests: Mapping[Path, str]) -> dict[str, str]:
+    """Where an input lies and a fingerprint of what it is."""
+    shown = str(path)
+    path = path.absolute()
+    if path.is_relative_to(run_dir.absolute()):
+        shown = str(path.relative_to(run_dir.absolute()))
+    for folder in (path, *path.parents):
+        digest = digests.get(folder)
+        if digest is None and (folder / RECORD).is_file() and (record := read_record(folder)):
+            if record["status"] != "finished":
+                raise ValueError(f"{where}: the stage in {folder} has not finished; finish that run first")
+            digest = record["digest"]
+        if digest is not None:
+            inside = "" if folder == path else f"/{path.relative_to(folder)}"
+            return {"path": shown, "fingerprint": f"stage {digest}{inside}"}
+    if not path.exists():
+        raise FileNotFoundError(f"{where}: {shown} does not exist; check the path")
+    return {"path": shown, "fingerprint": f"{'folder' if path.is_dir() else 'file'} {content_hash(path)}"}
+
+
+def content_hash(path: Path) -> str:
+    """A hash of a file, or of a folder's files and names: contents up to `HASHED_BYTES`, sizes beyond."""
+    whole = hashlib.sha256()
+    left = HASHED_BYTES
+    for file in _files(path):
+        stat = file.stat()
+        told = _file_hash(str(file), stat.st_size, stat.st_mtime_ns, min(left, stat.st_size))
+        whole.update(f"{file.relative_to(path)}\0{stat.st_size}\0{told}\n".encode())
+        left -= min(left, stat.st_size)
+    return whole.hexdigest()[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    """A file itself, or the files below a folder in the order of their names."""
+    return [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+
+
+@lru_cache(maxsize=100_000)
+def _file_hash(path: str, size: int, modified_ns: int, num_bytes: int) -> str:
+    """sha256 of the first bytes of a file; size and time are there so that a changed file is read again."""
+    whole = hashlib.sha256()
+    with open(path, "rb") as file:
+        while num_bytes > 0 and (block := file.read(min(1 << 20, num_bytes))):
+            whole.update(block)
+            num_bytes -= len(block)
+    return whole.hexdigest()
+
+
+# ---- differences ----
+
+
+def _compared(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs without their places: the fingerprints alone."""
+    return {
+        name: [each["fingerprint"] for each in value]
+        if isinstance(value, list)
+        else value and value["fingerprint"]
+        for name, value in inputs.items()
+    }
+
+
+def _compare(where: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The leaves of two JSON values that differ: (dotted place, old, new)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            place = f"{where}.{key}" if where else key
+            if key not in old or key not in new:
+                yield place, old.get(key, "(not there)"), new.get(key, "(not there)")
+            else:
+                yield from _compare(place, old[key], new[key])
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _compare(f"{where}.{i}", before, after)
+    elif old != new or type(old) is not type(new):
+        yield where, old, new
+
+
+def _explained(difference: tuple[str, Any, Any], old: dict[str, Any], new: dict[str, Any]) -> str:
+    """A difference as a line to read; an input is shown with its place."""
+    where, before, after = difference
+    first, _, rest = where.partition(".")
+    if first != "inputs":
+        return f"{where.removeprefix('config.')}: {_short(before)} -> {_short(after)}"
+    return f"input {rest}: {_place(old, rest, before)} -> {_place(new, rest, after)}"
+
+
+def _place(record: dict[str, Any], where: str, fingerprint: Any) -> str:
+    """An input as `path (fingerprint)`."""
+    name, _, position = where.partition(".")
+    found = record["inputs"].get(name)
+    if position and isinstance(found, list):
+        found = found[int(position)]
+    if isinstance(found, list):
+        return ", ".join(f"{each['path']} ({each['fingerprint']})" for each in found) or "(none)"
+    return f"{found['path']} ({found['fingerprint']})" if found else _short(fingerprint)
+
+
+def _short(value: Any, limit: int = 160) -> str:
+    """A JSON value on one line, cut where it would fill the screen."""
+    if value == "(not there)":
+        return value
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

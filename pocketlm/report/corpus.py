@@ -1,0 +1,199 @@
+"""The text: what curation kept and dropped, the mix that was found, and which samples were selected."""
+
+from collections.abc import Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from pocketlm.report.amounts import count, percent, signed, significant
+from pocketlm.report.markup import node
+from pocketlm.report.page import (
+    Cell,
+    figure,
+    fold,
+    legend,
+    multiples,
+    number,
+    paragraph,
+    section,
+    swatch,
+    table,
+)
+from pocketlm.report.plots import bar, histogram
+from pocketlm.report.road import Stage
+from pocketlm.report.style import COLOURS
+
+MIXES = {"found": "c1", "uniform": "c2", "proportional": "c3"}
+BINS = 24  # of a histogram, even: 0 is the edge in the middle
+
+
+def curation_section(stages: Sequence[Stage], examples: int) -> Element | None:
+    """Documents kept and dropped of each source, and what the filters dropped looks like."""
+    found = [stage for stage in stages if "curation.json" in stage.files]
+    parts = [part for stage in found for part in _curation(stage, examples, named=len(found) > 1)]
+    return section("curation", "Curation: what was left out", *parts) if parts else None
+
+
+def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
+    told = stage.files["curation.json"]
+    sources = told["sources"]
+    reasons = list(dict.fromkeys(name for source in sources.values() for name in source["dropped"]))
+    colours = {name: COLOURS[1:][place % len(COLOURS[1:])] for place, name in enumerate(reasons)}
+    read = sum(source["read"]["documents"] for source in sources.values())
+    kept = sum(part["documents"] for source in sources.values() for part in source["kept"].values())
+    tokens = sum(source["kept"].get("train", {}).get("tokens", 0) for source in sources.values())
+    intro = (
+        f"Of {count(read)} documents {count(kept)} were kept ({percent(kept / max(1, read))}): "
+        f"{count(tokens)} tokens to train on, with a vocabulary of {count(told['tokenizer']['vocab_size'])}."
+    )
+    headings: list[Cell] = ["source", "domain", "kept and dropped", "read", "kept"]
+    headings += [node("span", swatch(colours[name]), _spaced(name)) for name in reasons]
+    headings += ["training tokens", "bytes a token"]
+    rows = [
+        _source_row(name, source, reasons, colours, told["tokenizer"]) for name, source in sources.items()
+    ]
+    parts = [node("h3", stage.name)] if named else []
+    shown = [("c1", "kept"), *((colours[name], _spaced(name)) for name in reasons)]
+    parts += [
+        paragraph(intro),
+        legend(shown),
+        table("Documents by source", headings, rows, class_="full wide"),
+    ]
+    if examples and told["examples"]:
+        items = []
+        for name, texts in told["examples"].items():
+            items.append(node("dt", _spaced(name)))
+            items += [node("dd", text) for text in texts[:examples]]
+        parts.append(fold("Examples of what each filter dropped", node("dl", *items, class_="dropped")))
+    return parts
+
+
+def _source_row(
+    name: str, source: dict[str, Any], reasons: list[str], colours: dict[str, str], tokenizer: dict[str, Any]
+) -> list[Cell]:
+    read = source["read"]["documents"]
+    kept = sum(part["documents"] for part in source["kept"].values())
+    train = source["kept"].get("train", {})
+    dropped = source["dropped"]
+    whole = max(1, kept + sum(dropped.values()))  # a long document may be kept as several
+    parts = [(kept / whole, "c1", f"kept: {kept:,}")]
+    parts += [
+        (dropped[each] / whole, colours[each], f"{_spaced(each)}: {dropped[each]:,}") for each in dropped
+    ]
+    drawn = bar(f"{name}: {kept:,} kept, {sum(dropped.values()):,} dropped", parts)
+    compression = tokenizer["bytes_per_token"].get(name)
+    return [
+        name,
+        source["domain"],
+        node("td", drawn, class_="bar"),
+        number(f"{read:,}"),
+        number(f"{kept:,}"),
+        *(number(f"{dropped[each]:,}") if each in dropped else None for each in reasons),
+        number(count(train.get("tokens", 0))),
+        None if compression is None else number(f"{compression:.2f}"),
+    ]
+
+
+def mix_section(stages: Sequence[Stage]) -> Element | None:
+    """Shares found beside the two plain mixes, and what each was worth on held-out text."""
+    found = [stage for stage in stages if "mix.json" in stage.files]
+    parts = [part for stage in found for part in _mix(stage, named=len(found) > 1)]
+    return section("mix", "The mix: how much of each source", *parts) if parts else None
+
+
+def _mix(stage: Stage, *, named: bool) -> list[Element]:
+    told = stage.files["mix.json"]
+    mixes = {"found": told["shares"], "uniform": told["uniform"], "proportional": told["proportional"]}
+    largest = max((share for mix in mixes.values() for share in mix.values()), default=0.0) or 1.0
+    rows: list[list[Cell]] = []
+    for source in told["shares"]:
+        row: list[Cell] = [source]
+        bars = []
+        for name, colour in MIXES.items():
+            share = mixes[name].get(source, 0.0)
+            words = f"{source}, {name}: {percent(share)}"
+            bars.append(bar(words, [(share / largest, colour, words)], height=7))
+            row.append(number(percent(share), strong=name == "found"))
+        utility = told["utility"].get(source)
+        row.insert(1, node("td", *bars, class_="bar"))
+        rows.append([*row, None if utility is None else number(significant(utility))])
+    headings: list[Cell] = ["source", "share"]
+    headings += [node("span", swatch(colour), name) for name, colour in MIXES.items()] + ["utility"]
+    parts = [node("h3", stage.name)] if named else []
+    parts.append(paragraph("Found: from each source's utility in one simulated run. Proportional: by size."))
+    parts.append(table("Shares of each source in three mixes", headings, rows, class_="full"))
+    return [*parts, paragraph(_verdict(told["bits_per_byte"])), _bits(told["bits_per_byte"])]
+
+
+def _verdict(bits: dict[str, dict[str, float]]) -> str:
+    """Whether the mix that was found is the best of the three, in words."""
+    best = min(bits, key=lambda name: bits[name]["mean"])
+    others = [
+        f"{signed(bits['found']['mean'] - bits[name]['mean'], 3)} against {name}"
+        for name in bits
+        if name != "found"
+    ]
+    outcome = "is the best of the three" if best == "found" else f"is not the best: {best} is"
+    return (
+        f"Trained alike from the same start, the found mix {outcome} in mean held-out bits per byte "
+        f"({', '.join(others)}; lower is better)."
+    )
+
+
+def _bits(bits: dict[str, dict[str, float]]) -> Element:
+    domains = list(next(iter(bits.values())))
+    least = {domain: min(each[domain] for each in bits.values()) for domain in domains}
+    rows = [
+        [name, *(number(f"{each[d]:.3f}", strong=each[d] == least[d]) for d in domains)]
+        for name, each in bits.items()
+    ]
+    return table("Held-out bits per byte after training on each mix", ["bits per byte", *domains], rows)
+
+
+def selection_section(stages: Sequence[Stage]) -> Element | None:
+    """Influence of the samples of each source in each round, and the share that was kept."""
+    rounds = [stage for stage in stages if "selection.json" in stage.files]
+    if not rounds:
+        return None
+    told = {stage.name: stage.files["selection.json"] for stage in rounds}
+    sources = list(dict.fromkeys(source for each in told.values() for source in each["kept"]))
+    rows: list[list[Cell]] = []
+    for source in sources:
+        row: list[Cell] = [source]
+        for each in told.values():
+            kept = each["kept"].get(source)
+            share = kept["documents"] / kept["of"] if kept and kept["of"] else None
+            note = f"{kept['documents']:,} of {kept['of']:,}" if kept else None
+            row += [number(percent(share), note=note), number(percent(each["shares"].get(source)))]
+        rows.append(row)
+    headings: list[Cell] = ["source"]
+    headings += [f"{name}: {what}" for name in told for what in ("kept", "share of the mix")]
+    intro = (
+        "Influence: how much a sample's gradient points the way that the probe sets ask for. What is above 0 "
+        "still helps the current model and is kept; the rest is left out of the next round."
+    )
+    parts: list[Element] = [paragraph(intro), table("Samples kept in each round", headings, rows)]
+    parts.append(legend([("c1", "above 0: kept"), ("rest", "below: left out")]))
+    for name, each in told.items():
+        parts += [node("h3", name), _histograms(name, each)]
+    return section("selection", "Selection: which samples still help", *parts)
+
+
+def _histograms(round_name: str, told: dict[str, Any]) -> Element:
+    """A histogram for each source, all of a round on one scale; a fiftieth at either end is folded in."""
+    influence = {source: values for source, values in told["influence"].items() if values}
+    sizes = sorted(abs(value) for values in influence.values() for value in values)
+    reach = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0.0) or 1.0
+    figures = []
+    for source, values in influence.items():
+        kept = told["kept"][source]
+        share = percent(kept["documents"] / max(1, kept["of"]))
+        label = f"Influence of {source} in {round_name}: {share} kept"
+        chart = histogram(label, values, -reach, reach, BINS)
+        facts = f" {share} kept, {kept['documents']:,} of {kept['of']:,} pieces"
+        sample = f"; {len(values)} drawn" if len(values) < kept["of"] else ""
+        figures.append(figure(chart, node("strong", source), facts + sample))
+    return multiples(figures)
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")

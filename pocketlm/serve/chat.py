@@ -1,0 +1,214 @@
+"""A conversation in the terminal, with a checkpoint, a .gguf or a .pte alike."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from rich.console import Console
+
+from pocketlm.model.tokenizer import Message, Tokenizer
+
+HELP = """\
+/reset            forget the conversation
+/system TEXT      begin again, with these instructions for the model
+/temperature X    0 is the likeliest answer; 0.7 varies
+/top_p X          draw from the likeliest words that together have this probability
+/max_tokens N     the longest answer
+/quit             leave (so do Ctrl-D, and Ctrl-C at the prompt; Ctrl-C in an answer stops the answer)"""
+
+
+RUN_ON = "\nQuestion:"  # a base model goes on to the next problem: not part of its answer
+
+
+class ChatModel(Protocol):
+    """What a conversation needs of a runtime."""
+
+    tokenizer: Tokenizer
+    max_length: int
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop_ids: set[int],
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """How answers are drawn, and the instructions they follow."""
+
+    temperature: float = 0.0
+    top_p: float = 0.95
+    max_new_tokens: int = 512
+    seed: int = 0
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(
+                f"temperature {self.temperature} is below 0; 0 gives the likeliest answer, 0.7 varies"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} is not between 0 and 1; 1 draws from every word")
+        if self.max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; choose 1 or more"
+            )
+
+
+def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message]:
+    """The conversation as it stood when the person left. Lines come from stdin, answers show as they grow.
+
+    A base model has no turns: each line is then a question of its own, "Question: …\\nAnswer:".
+    """
+    remembers = model.tokenizer.chat_template is not None
+    kind = (
+        "a chat model"
+        if remembers
+        else "a base model: every line is a question of its own, and it remembers none"
+    )
+    console.print(f"{kind}; /help lists the commands", style="dim", highlight=False)
+    messages = _opening(config)
+    turn = 0
+    while (line := _read(console)) is not None:
+        if not line:
+            continue
+        if line.startswith("/"):
+            if line in ("/quit", "/exit"):
+                break
+            config, messages = _command(line, config, messages, console)
+            continue
+        try:
+            asked = [*messages, {"role": "user", "content": line}]
+            prompt, asked = _prompt(model, asked, config, console)
+        except ValueError as error:
+            _note(console, str(error))
+            continue
+        turn += 1
+        answer = _answer(model, prompt, replace(config, seed=config.seed + turn), console)
+        if remembers:
+            messages = [*asked, {"role": "assistant", "content": answer}]
+    return messages
+
+
+def _read(console: Console) -> str | None:
+    """The next line, or None when the person leaves."""
+    try:
+        return console.input("[bold cyan]you[/] ").strip()
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+        return None
+
+
+def _command(
+    line: str, config: ChatConfig, messages: list[Message], console: Console
+) -> tuple[ChatConfig, list[Message]]:
+    """Settings and conversation after a line that begins with a slash."""
+    word, _, rest = line.partition(" ")
+    rest = rest.strip()
+    try:
+        if word == "/reset":
+            _note(console, "forgotten")
+            return config, _opening(config)
+        if word == "/system":
+            config = replace(config, system=rest or None)
+            _note(
+                console, "begun again with these instructions" if rest else "begun again without instructions"
+            )
+            return config, _opening(config)
+        if word == "/temperature":
+            return replace(config, temperature=float(rest)), messages
+        if word == "/top_p":
+            return replace(config, top_p=float(rest)), messages
+        if word == "/max_tokens":
+            return replace(config, max_new_tokens=int(rest)), messages
+    except ValueError as error:
+        _note(console, f"{word}: {error}")
+        return config, messages
+    _note(console, HELP if word == "/help" else f"no command {word}\n{HELP}")
+    return config, messages
+
+
+def _opening(config: ChatConfig) -> list[Message]:
+    return [{"role": "system", "content": config.system}] if config.system else []
+
+
+def _prompt(
+    model: ChatModel, messages: list[Message], config: ChatConfig, console: Console
+) -> tuple[list[int], list[Message]]:
+    """Ids to answer, and the messages they hold; ValueError if one line fills the context.
+
+    The oldest turns go when the context is full.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer.chat_template is None:
+        ids = [tokenizer.bos_id, *tokenizer.encode(f"Question: {messages[-1]['content']}\nAnswer:")]
+    else:
+        ids = tokenizer.encode_chat(messages)
+        first = len(_opening(config))
+        room = max(
+            model.max_length // 4, model.max_length - config.max_new_tokens
+        )  # what an answer must not need
+        while len(ids) > room and len(messages) > first + 1:
+            messages = [*messages[:first], *messages[first + 2 :]]
+            ids = tokenizer.encode_chat(messages)
+            _note(console, "the context is full: the oldest turn is forgotten")
+    if len(ids) >= model.max_length:
+        raise ValueError(
+            f"that is {len(ids)} tokens with its prompt, and the model reads {model.max_length}; shorten it"
+        )
+    return ids, messages
+
+
+def _answer(model: ChatModel, prompt: list[int], config: ChatConfig, console: Console) -> str:
+    """The answer, printed while it is made; Ctrl-C keeps what there is."""
+    console.print("model ", style="bold magenta", end="")
+    tokenizer = model.tokenizer
+    ids: list[int] = []
+    shown = ""
+    start = time.monotonic()
+    try:
+        for token in model.stream(
+            prompt,
+            max_new_tokens=min(config.max_new_tokens, model.max_length - len(prompt)),
+            stop_ids=tokenizer.stop_ids,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=config.seed,
+        ):
+            ids.append(token)
+            text = _certain(tokenizer.decode(ids))
+            _write(console, text[len(shown) :])
+            shown = text
+            if RUN_ON in tokenizer.decode(ids):
+                break
+    except KeyboardInterrupt:
+        pass  # the person has read enough; what there is stays
+    answer = tokenizer.decode(ids).partition(RUN_ON)[0]
+    _write(console, answer[len(shown) :])
+    seconds = time.monotonic() - start
+    console.print(f"\n{len(ids)} tokens, {len(ids) / seconds:.1f} a second", style="dim", highlight=False)
+    return answer.strip()
+
+
+def _certain(text: str) -> str:
+    """The text without an end that may still change: half a character, or the beginning of RUN_ON."""
+    text = text.partition(RUN_ON)[0].rstrip("\ufffd")
+    for length in range(min(len(RUN_ON), len(text)), 0, -1):
+        if text.endswith(RUN_ON[:length]):
+            return text[:-length]
+    return text
+
+
+def _write(console: Console, text: str) -> None:
+    console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(text, style="dim", markup=False, highlight=False)

@@ -1,0 +1,51 @@
+"""Supervised fine-tuning on conversations: loss on the assistant's tokens, packed rows, no attention across conversations."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pocketlm.data.batches import Layout, make_batches
+from pocketlm.data.conversations import conversation_rows
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.tokenizer import CHATML
+from pocketlm.train.loop import train
+from pocketlm.train.losses import next_token_loss
+from pocketlm.train.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """One stage of SFT. sources: which of the corpus's sources hold the conversations; empty means all that do."""
+
+    name: str
+    optim: OptimConfig
+    seq_len: int
+    rows_per_step: int
+    micro_batch_size: int
+    seed: int
+    sources: tuple[str, ...] = field(default=())
+    save_every_steps: int = 50
+
+    def summary(self) -> str:
+        return f"{self.optim.num_steps:,} steps x {self.rows_per_step:,} rows x {self.seq_len:,}, lr {self.optim.lr}"
+
+
+def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) -> Path:
+    """A chat checkpoint in `out`. A base model's tokenizer gets the ChatML template here; one it already has is kept."""
+    student, tokenizer = load_checkpoint(model)
+    tokenizer.chat_template = tokenizer.chat_template or CHATML
+    if config.seq_len > student.config.max_position_embeddings:
+        raise ValueError(
+            f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
+            f"{student.config.max_position_embeddings}; lower it or run extend_context first"
+        )
+    rows = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
+    layout = Layout(
+        seq_len=config.seq_len,
+        rows_per_step=config.rows_per_step,
+        micro_batch_size=config.micro_batch_size,
+        seed=config.seed,
+    )
+    batches = make_batches({"conversations": rows}, {"conversations": 1.0}, layout, separate_documents=True)
+    train(student, batches, next_token_loss, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
+    save_checkpoint(out, student, tokenizer)
+    return out

@@ -1,0 +1,79 @@
+"""Extend the context by implicit positional distillation: short documents packed into a long window, a teacher's logits.
+
+Pro, section 5: after phase 1 the student trains at the long window on the same short documents, and the only long-range
+signal is the teacher's whole distribution. The packed documents may look at one another here: with a strict document
+mask and pure RoPE a teacher's logits cannot depend on where in the window a document stands, so nothing would be taught.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pocketlm.data.batches import Layout, make_batches
+from pocketlm.data.corpus import chosen_shares, text_rows
+from pocketlm.data.mixture import Shares
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.transformer import Transformer
+from pocketlm.train.loop import train
+from pocketlm.train.losses import distillation_loss
+from pocketlm.train.optim import OptimConfig
+from pocketlm.train.teacher import check_teacher, live_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendConfig:
+    """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's value is not known."""
+
+    name: str
+    optim: OptimConfig
+    seq_len: int
+    rows_per_step: int
+    micro_batch_size: int
+    seed: int
+    rope_theta_factor: float
+    shares: Shares | None = None
+    save_every_steps: int = 25
+
+    def summary(self) -> str:
+        tokens = self.optim.num_steps * self.rows_per_step * self.seq_len
+        return f"{tokens:,} tokens in windows of {self.seq_len:,}, rope_theta x {self.rope_theta_factor:g}"
+
+
+def extend_context(
+    config: ExtendConfig, out: Path, *, corpus: Path, model: Path, teacher: Path, mix: Path | None = None
+) -> Path:
+    """A checkpoint in `out` whose window is config.seq_len tokens, taught by a teacher that already reads that far."""
+    student, tokenizer = load_checkpoint(model)
+    if config.seq_len <= student.config.max_position_embeddings:
+        raise ValueError(
+            f"{config.name}.seq_len {config.seq_len} does not extend the model's {student.config.max_position_embeddings} positions"
+        )
+    student = widened(student, config.seq_len, config.rope_theta_factor)
+    network, own = load_checkpoint(teacher)
+    check_teacher(tokenizer, own)
+    if network.config.max_position_embeddings < config.seq_len:
+        raise ValueError(
+            f"the teacher {teacher} reads {network.config.max_position_embeddings} tokens, {config.name} needs {config.seq_len}"
+        )
+    shares = chosen_shares(config.shares, corpus, config.name, mix)
+    sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)
+    layout = Layout(
+        seq_len=config.seq_len,
+        rows_per_step=config.rows_per_step,
+        micro_batch_size=config.micro_batch_size,
+        seed=config.seed,
+    )
+    batches = make_batches(sources, shares, layout, separate_documents=False)
+    loss_fn = distillation_loss(live_teacher(network))
+    train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
+    save_checkpoint(out, student, tokenizer)
+    return out
+
+
+def widened(model: Transformer, positions: int, theta_factor: float) -> Transformer:
+    """The same weights in a network that admits `positions` and turns its RoPE more slowly."""
+    config = replace(
+        model.config, max_position_embeddings=positions, rope_theta=model.config.rope_theta * theta_factor
+    )
+    longer = Transformer(config)
+    longer.load_state_dict(model.state_dict())
+    return longer

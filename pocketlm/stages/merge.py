@@ -1,0 +1,126 @@
+"""Merge: specialists that grew from one trunk become one model by a weighted average, the weights searched on validation."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from pocketlm.data.batches import TextRows, collate
+from pocketlm.data.corpus import open_shards, source_domains
+from pocketlm.model.batch import Batch
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.files import write_json
+from pocketlm.model.transformer import Transformer
+from pocketlm.train.losses import next_token_loss
+
+MAX_SEARCH = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Weights are multiples of 1/resolution; every combination is tried (Pro does not say how it searched).
+
+    domain_weights: what the validation loss of each domain counts for; empty means equal.
+    """
+
+    name: str
+    resolution: int
+    seq_len: int
+    validation_rows: int
+    domain_weights: dict[str, float] | None = None
+
+    def summary(self) -> str:
+        return f"weights in steps of 1/{self.resolution}, {self.validation_rows} validation rows a domain"
+
+
+def merge(config: MergeConfig, out: Path, *, corpus: Path, models: list[Path]) -> Path:
+    """A checkpoint in `out`: sum over branches of w_b x parameters (Pro, section 6), with merge.json, the whole search.
+
+    The uniform average and each single specialist are scored beside it, on the same validation rows.
+    """
+    loaded = [load_checkpoint(path) for path in models]
+    names = [path.name for path in models]
+    networks = [network for network, _ in loaded]
+    check_mergeable(networks, names)
+    states = [network.state_dict() for network in networks]
+    target, tokenizer = networks[0], loaded[0][1]
+    validation = _validation(config, corpus, tokenizer.eos_id)
+    grid = weight_grid(len(models), config.resolution)
+    uniform = tuple(1 / len(models) for _ in models)
+    scored: dict[tuple[float, ...], dict[str, float]] = {}
+    for weights in track([*grid, uniform], "  merge weights", console=Console(stderr=True)):
+        if weights not in scored:
+            target.load_state_dict(average(states, weights))
+            scored[weights] = domain_losses(target, validation, config.domain_weights)
+    best = min(grid, key=lambda weights: scored[weights]["mean"])
+    target.load_state_dict(average(states, best))
+    save_checkpoint(out, target, tokenizer)
+    single = {name: scored[tuple(float(i == j) for j in range(len(names)))] for i, name in enumerate(names)}
+    report = {
+        "weights": dict(zip(names, best, strict=True)),
+        "best": scored[best],
+        "uniform": scored[uniform],
+        "single": single,
+        "search": [{"weights": dict(zip(names, w, strict=True)), "loss": scored[w]} for w in grid],
+    }
+    write_json(out / "merge.json", report)
+    return out
+
+
+def check_mergeable(networks: list[Transformer], names: list[str]) -> None:
+    if len(networks) < 2:
+        raise ValueError("merge needs at least two models")
+    for network, name in zip(networks, names, strict=True):
+        if network.config != networks[0].config:
+            raise ValueError(f"{name} and {names[0]} have different shapes; only branches of one trunk can be merged")
+
+
+def weight_grid(branches: int, resolution: int) -> list[tuple[float, ...]]:
+    """Every way to share `resolution` parts among the branches, as weights that sum to 1."""
+    bars = list(combinations(range(resolution + branches - 1), branches - 1))
+    if len(bars) > MAX_SEARCH:
+        raise ValueError(f"{branches} branches at resolution {resolution} are {len(bars)} merges to try; lower resolution")
+    grid = []
+    for places in bars:
+        edges = [-1, *places, resolution + branches - 1]
+        grid.append(tuple((edges[i + 1] - edges[i] - 1) / resolution for i in range(branches)))
+    return grid
+
+
+def average(states: list[dict[str, Tensor]], weights: tuple[float, ...]) -> dict[str, Tensor]:
+    """The weighted sum of state dicts, tensor by tensor, summed in float64 so that merging a model with itself is exact."""
+    return {
+        name: sum(w * state[name].double() for w, state in zip(weights, states, strict=True)).float()  # type: ignore[union-attr]
+        for name in states[0]
+    }
+
+
+def domain_losses(
+    model: Transformer, validation: dict[str, Batch], domain_weights: dict[str, float] | None
+) -> dict[str, float]:
+    """Mean loss (nats a token) of each domain, and "mean", their weighted mean."""
+    with torch.no_grad():
+        losses = {domain: float(next_token_loss(model, batch)) / batch.num_labels for domain, batch in validation.items()}
+    weights = domain_weights or dict.fromkeys(losses, 1.0)
+    unknown = sorted(set(weights) - set(losses))
+    if unknown:
+        raise ValueError(f"domain_weights names {', '.join(unknown)}; the corpus has {', '.join(losses)}")
+    mean = sum(weights.get(d, 0.0) * losses[d] for d in losses) / sum(weights.values())
+    return losses | {"mean": mean}
+
+
+def _validation(config: MergeConfig, corpus: Path, eos_id: int) -> dict[str, Batch]:
+    domains = source_domains(corpus)
+    shards = open_shards(corpus, "validation")
+    found = {}
+    for domain in sorted(set(domains.values())):
+        own = [TextRows(shards[name], config.seq_len, eos_id) for name in shards if domains[name] == domain]
+        rows = [source[i] for i in range(config.validation_rows) for source in own if i < len(source)]
+        if not rows:
+            raise ValueError(f"no validation text of domain {domain!r}; raise validation_share in curate")
+        found[domain] = collate(rows[: config.validation_rows], separate_documents=False)
+    return found

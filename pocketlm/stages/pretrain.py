@@ -1,0 +1,107 @@
+"""Pre-train: next-token training from nothing or from a checkpoint; phases, mid-training with a teacher, annealing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketlm.data.batches import Layout, make_batches
+from pocketlm.data.corpus import chosen_shares, text_rows
+from pocketlm.data.mixture import Shares
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.tokenizer import Tokenizer
+from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.train.loop import train
+from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.optim import OptimConfig
+from pocketlm.train.teacher import check_teacher, live_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One phase of training on text.
+
+    model: the shape of a new network; None to go on from the input `model`.
+    shares: of each source; None to take those of the input `selection` or `mix`.
+    separate_documents: tokens see only their own document; R1's loader lets documents of a row see each other.
+    label_share: with a teacher, the share of plain cross-entropy in the loss.
+    """
+
+    name: str
+    optim: OptimConfig
+    seq_len: int
+    rows_per_step: int
+    micro_batch_size: int
+    seed: int
+    model: ModelConfig | None = None
+    shares: Shares | None = None
+    separate_documents: bool = False
+    label_share: float = 0.0
+    save_every_steps: int = 50
+
+    def summary(self) -> str:
+        tokens = self.optim.num_steps * self.rows_per_step * self.seq_len
+        return f"{tokens:,} tokens: {self.optim.num_steps:,} steps x {self.rows_per_step:,} rows x {self.seq_len:,}, lr {self.optim.lr}"
+
+
+def pretrain(
+    config: PretrainConfig,
+    out: Path,
+    *,
+    corpus: Path,
+    model: Path | None = None,
+    mix: Path | None = None,
+    selection: Path | None = None,
+    teacher: Path | None = None,
+) -> Path:
+    """A checkpoint in `out`, trained for config.optim.num_steps steps on `corpus`.
+
+    Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training; all of Pro).
+    `selection` replaces the corpus's training shards by the documents a select stage kept.
+    """
+    student, tokenizer = start(config.model, model, corpus, config.seed)
+    if config.seq_len > student.config.max_position_embeddings:
+        raise ValueError(
+            f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
+            f"{student.config.max_position_embeddings}; lower it or run extend_context first"
+        )
+    text = selection or corpus
+    shares = chosen_shares(config.shares, text, config.name, mix, selection)
+    sources = text_rows(text, shares, config.seq_len, tokenizer.eos_id)
+    layout = Layout(
+        seq_len=config.seq_len,
+        rows_per_step=config.rows_per_step,
+        micro_batch_size=config.micro_batch_size,
+        seed=config.seed,
+    )
+    batches = make_batches(sources, shares, layout, separate_documents=config.separate_documents)
+    loss_fn = choose_loss(teacher, tokenizer, config.label_share)
+    train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
+    save_checkpoint(out, student, tokenizer)
+    return out
+
+
+def start(shape: ModelConfig | None, model: Path | None, corpus: Path, seed: int) -> tuple[Transformer, Tokenizer]:
+    """A new network with the corpus's tokenizer, or the checkpoint `model`, whose tokenizer must be the corpus's."""
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    if (shape is None) == (model is None):
+        raise ValueError("give either a model shape, to start anew, or an input checkpoint `model`, to go on from it")
+    if model is not None:
+        student, own = load_checkpoint(model)
+        check_same_tokens(own, tokenizer, model, corpus)
+        return student, own
+    assert shape is not None
+    if shape.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"model.vocab_size {shape.vocab_size} is below the tokenizer's {tokenizer.vocab_size} tokens")
+    return Transformer(shape, seed=seed), tokenizer
+
+
+def check_same_tokens(own: Tokenizer, corpus_tokenizer: Tokenizer, model: Path, corpus: Path) -> None:
+    if own.backend.get_vocab() != corpus_tokenizer.backend.get_vocab():
+        raise ValueError(f"the tokenizer of {model} is not the one {corpus} was encoded with; curate with tokenizer={model}")
+
+
+def choose_loss(teacher: Path | None, tokenizer: Tokenizer, label_share: float) -> LossFn:
+    if teacher is None:
+        return next_token_loss
+    network, own = load_checkpoint(teacher)
+    check_teacher(tokenizer, own)
+    return distillation_loss(live_teacher(network), label_share=label_share)

@@ -1,0 +1,60 @@
+"""Quantize to four bits: training on the grid with the full-precision model as teacher, or plain rounding."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketlm.data.batches import Layout, make_batches
+from pocketlm.data.conversations import conversation_rows
+from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
+from pocketlm.model.quant import prepare, scheme
+from pocketlm.train.loop import train
+from pocketlm.train.losses import distillation_loss
+from pocketlm.train.optim import OptimConfig
+from pocketlm.train.teacher import live_teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """scheme: a row of model/quant.py. optim None: round what is there (PTQ), train nothing."""
+
+    name: str
+    scheme: str
+    optim: OptimConfig | None
+    seq_len: int = 256
+    rows_per_step: int = 8
+    micro_batch_size: int = 8
+    seed: int = 0
+    sources: tuple[str, ...] = ()
+    save_every_steps: int = 25
+
+    def summary(self) -> str:
+        return f"{self.scheme}, " + (f"QAT of {self.optim.num_steps:,} steps" if self.optim else "rounding alone")
+
+
+def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
+    """A checkpoint in `out` whose latent weights were trained for `scheme`: min-max ranges each step, straight-through.
+
+    Self-distillation (Pro, section 7): forward KL from the frozen full-precision model on the corpus's conversations.
+    """
+    own_scheme = scheme(config.scheme)
+    if quantization_of(model):
+        raise ValueError(f"{model} is quantized already ({quantization_of(model)}); start from its full-precision parent")
+    student, tokenizer = load_checkpoint(model)
+    prepare(student, own_scheme)
+    if config.optim is not None:
+        if corpus is None:
+            raise ValueError(f"{config.name}: training on the grid needs a corpus of conversations as input")
+        if config.seq_len > student.config.max_position_embeddings:
+            raise ValueError(f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings {student.config.max_position_embeddings}")
+        rows = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
+        layout = Layout(
+            seq_len=config.seq_len,
+            rows_per_step=config.rows_per_step,
+            micro_batch_size=config.micro_batch_size,
+            seed=config.seed,
+        )
+        batches = make_batches({"conversations": rows}, {"conversations": 1.0}, layout, separate_documents=True)
+        loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0]))
+        train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
+    save_checkpoint(out, student, tokenizer, quantization=config.scheme)
+    return out

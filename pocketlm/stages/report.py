@@ -1,0 +1,124 @@
+"""Report: a finished run as one HTML page that opens anywhere and fetches nothing."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketlm.model.files import read_json, write_text
+from pocketlm.report.amounts import duration
+from pocketlm.report.corpus import curation_section, mix_section, selection_section
+from pocketlm.report.goals import Goal, judge
+from pocketlm.report.merging import merging_section
+from pocketlm.report.page import page
+from pocketlm.report.results import evaluation_section, headline, shipped_labels, transcripts_section
+from pocketlm.report.road import Stage, curves_section, recipe_section, road_section
+
+RECORD = "stage.json"
+SHOWN_FILES = ("curation.json", "mix.json", "selection.json", "merge.json", "export.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """title: of the page. goals: what the recipe promised, judged by the evaluation; none, no table.
+
+    examples: how many right and how many wrong answers are shown, and texts that each filter dropped.
+    """
+
+    name: str
+    title: str
+    goals: tuple[Goal, ...] = ()
+    examples: int = 4
+
+    def __post_init__(self) -> None:
+        if self.examples < 0:
+            raise ValueError(f"{self.name}.examples is {self.examples}; it must be 0 or more")
+
+    def summary(self) -> str:
+        return f"{self.title!r}, {len(self.goals)} goals"
+
+
+def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: Path) -> Path:
+    """`out`, with report.html: results, goals, the road, and whatever the stages left that can be drawn.
+
+    `stages` are finished stage folders in the order of the recipe; `evaluation`, the folder of an evaluate
+    stage, comes last if it is not among them. A part whose stage the recipe lacks is left out. ValueError: a
+    folder that is no finished stage, a file that cannot be read, or a goal about a model not evaluated.
+    """
+    folders = [*stages, *([] if evaluation in stages else [evaluation])]
+    read = [read_stage(folder) for folder in folders]
+    measured = read_evaluation(evaluation)
+    models = measured["models"]
+    verdicts = [judge(goal, models) for goal in config.goals]
+    exports = [stage.files["export.json"] for stage in read if "export.json" in stage.files]
+    seconds = sum(stage.seconds for stage in read)
+    label = shipped_labels(models)[0]
+    transcripts = evaluation / "transcripts" / f"{label}.jsonl"
+    answers = read_lines(transcripts) if transcripts.is_file() else []
+    sections = [
+        headline(measured, exports, verdicts, seconds),
+        evaluation_section(measured),
+        road_section(read),
+        curves_section(read),
+        curation_section(read, config.examples),
+        mix_section(read),
+        selection_section(read),
+        merging_section(read),
+        transcripts_section(label, answers, config.examples),
+        recipe_section(read),
+    ]
+    write_text(out / "report.html", page(config.title, sections, _footer(read, seconds)))
+    return out
+
+
+def read_stage(folder: Path) -> Stage:
+    """A finished stage's record and figures. ValueError if the folder is none."""
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"{folder} is no stage of a run (no {RECORD}); give folders that stages returned")
+    record = read_json(folder / RECORD)
+    if (
+        not isinstance(record, dict)
+        or not {"stage", "config", "inputs", "status", "seconds"} <= record.keys()
+    ):
+        raise ValueError(
+            f"{folder / RECORD}: not the record of a stage; restore the file, or run the stage anew"
+        )
+    if record["status"] != "finished":
+        raise ValueError(
+            f"the stage in {folder} has not finished (it is {record['status']}); finish it first"
+        )
+    files = {name: read_json(folder / name) for name in SHOWN_FILES if (folder / name).is_file()}
+    metrics = folder / "metrics.jsonl"
+    return Stage(folder.name, record, files, read_lines(metrics) if metrics.is_file() else ())
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """evaluation.json of an evaluate stage. ValueError if it is not there or holds no model."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no evaluation.json; give the folder of an evaluate stage")
+    found = read_json(path)
+    if not isinstance(found, dict) or not found.get("models"):
+        raise ValueError(f"{path} holds no model's figures; run the evaluate stage anew")
+    return found
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a ValueError names the line that is none."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}:{number}: not JSON ({error.msg}); restore or delete the file"
+                ) from None
+    return rows
+
+
+def _footer(stages: list[Stage], seconds: float) -> str:
+    """When the run began, how long it took, and with which version."""
+    first = stages[0].record
+    began = f"Begun {first['started'].replace('T', ' ')}, " if "started" in first else ""
+    return f"{began}{duration(seconds)} of computing, pocketlm {first.get('pocketlm', 'not installed')}."

@@ -1,0 +1,142 @@
+"""The one training loop: pre-training, distillation, context extension, annealing, SFT and QAT differ in its arguments."""
+
+import json
+import math
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pocketlm.model.batch import Batch
+from pocketlm.model.checkpoint import read_safetensors
+from pocketlm.model.files import read_json
+from pocketlm.model.transformer import Transformer
+from pocketlm.train.losses import LossFn
+from pocketlm.train.metrics import Metrics
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizer
+
+Batches = Callable[[int], list[Batch]]  # pure: the same step gives the same rows, so the data position is the step
+
+RESUME = "resume"
+
+
+def train(
+    model: Transformer, batches: Batches, loss_fn: LossFn, config: OptimConfig, out: Path, *, label: str, save_every_steps: int
+) -> Transformer:
+    """The model after config.num_steps steps. Stopped at any moment and called again, it ends with the same bits.
+
+    State goes to out/resume each `save_every_steps` steps, at the end, and on Ctrl-C or SIGTERM.
+    A loss or gradient that is not finite stops before it touches the weights.
+    """
+    optimizer = make_optimizer(model, config)
+    first_step = load_state(model, optimizer, out)
+    model.train()
+    metrics = Metrics(out, label, config.num_steps, first_step)
+    try:
+        with stop_requests() as stop:
+            for step in range(first_step, config.num_steps):
+                lr = lr_at(config, step)
+                loss, grad_norm, tokens = train_step(model, optimizer, batches(step), loss_fn, lr, config.grad_clip, step)
+                metrics.log(step, loss, lr, grad_norm, tokens)
+                done = step + 1
+                if done % save_every_steps == 0 or done == config.num_steps or stop.is_set():
+                    metrics.flush()
+                    save_state(model, optimizer, done, out)
+                if stop.is_set():
+                    raise KeyboardInterrupt
+    finally:
+        metrics.close()
+    return model
+
+
+def train_step(
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[Batch],
+    loss_fn: LossFn,
+    lr: float,
+    grad_clip: float,
+    step: int,
+) -> tuple[float, float, int]:
+    """(mean loss, gradient norm, tokens) of one update. Micro-batches add up to the gradient of the whole batch."""
+    num_labels = sum(batch.num_labels for batch in micro_batches)
+    if num_labels == 0:
+        raise ValueError(f"step {step}: no label counts in the whole batch; every token is masked or padding")
+    total = 0.0
+    for batch in micro_batches:
+        loss = loss_fn(model, batch) / num_labels
+        loss.backward()
+        total += loss.item()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip).item()
+    if not (math.isfinite(total) and math.isfinite(grad_norm)):
+        raise FloatingPointError(f"step {step}: loss {total}, gradient norm {grad_norm}; the weights are untouched. Lower lr?")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()
+    return total, grad_norm, sum(batch.input_ids.numel() for batch in micro_batches)
+
+
+def save_state(model: Transformer, optimizer: torch.optim.Optimizer, step: int, out: Path) -> None:
+    """Write out/resume/step-N whole, under another name first, then drop the older ones."""
+    folder = out / RESUME / f"step-{step:08d}"
+    partial = out / RESUME / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(dict(model.state_dict()), partial / "model.safetensors")
+    save_file(optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
+    (partial / "state.json").write_text(json.dumps({"step": step}))
+    partial.rename(folder)
+    for old in saved_states(out):
+        if old != folder:
+            shutil.rmtree(old)
+
+
+def load_state(model: Transformer, optimizer: torch.optim.Optimizer, out: Path) -> int:
+    """Fill model and optimizer from the newest saved state; the step to go on with, 0 when there is none."""
+    states = saved_states(out)
+    if not states:
+        return 0
+    newest = states[-1]
+    model.load_state_dict(read_safetensors(newest / "model.safetensors"))
+    tensors = read_safetensors(newest / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        if f"{name}/step" in tensors:
+            state = {key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = state
+    return read_json(newest / "state.json")["step"]
+
+
+def saved_states(out: Path) -> list[Path]:
+    """The whole states under out/resume, oldest first."""
+    return sorted((out / RESUME).glob("step-*"))
+
+
+def optimizer_tensors(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as flat tensors, named parameter/key."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that the loop leaves between two steps and not inside one."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.signal(name, lambda *_: asked.set()) for name in names}
+    try:
+        yield asked
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,32 @@
+"""A teacher is a function from a batch to logits. It is frozen, has no optimizer and is never checkpointed."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pocketlm.model.batch import Batch
+from pocketlm.model.tokenizer import Tokenizer
+from pocketlm.model.transformer import Transformer
+
+Teacher = Callable[[Batch], Tensor]
+
+
+def live_teacher(model: Transformer) -> Teacher:
+    """Logits [B, T, V] by running `model`, without gradients, on the student's very batch."""
+    model = model.eval().requires_grad_(False)
+
+    def teach(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return model(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
+
+    return teach
+
+
+def check_teacher(student: Tokenizer, teacher: Tokenizer) -> None:
+    """Stop before training when the two vocabularies differ: a full-vocabulary KL needs one meaning for each id."""
+    if student.backend.get_vocab() != teacher.backend.get_vocab():
+        raise ValueError(
+            f"teacher and student have different vocabularies ({teacher.vocab_size} and {student.vocab_size} tokens); "
+            "full-vocabulary distillation needs the same tokenizer"
+        )

@@ -1,0 +1,170 @@
+"""The floors of the house: imports go down only. See docs/pipeline.md for the picture.
+
+recipes -> stages -> tools (corpus data train eval export serve) -> model -> transformer.py -> torch
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOOLS = {"corpus", "data", "train", "eval", "export", "serve"}
+FRAME = {
+    "run",
+    "record",
+    "settings",
+    "recipe",
+    "messages",
+}  # files beside the floors: stages come to them as arguments
+VAGUE = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
+ONE_WRAPPER = {"executorch", "xllamacpp"}  # optional packages: one file each may import them
+
+FILES = sorted(
+    path.relative_to(ROOT) for part in ("pocketlm", "recipes") for path in (ROOT / part).rglob("*.py")
+)
+
+
+def imported(path: Path, source: str) -> Iterator[tuple[str, str | None]]:
+    """(module, name) of every import in a file, wherever it stands; a relative import is spelled out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = path.parts[: len(path.parts) - node.level] if node.level else ()
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def broken_rules(path: Path, source: str) -> list[str]:
+    """What a file of this place may not import but does; one line each."""
+    return [
+        f"{path}: {wrong}"
+        for module, name in imported(path, source)
+        if (wrong := wrong_import(path, module, name))
+    ]
+
+
+def wrong_import(path: Path, module: str, name: str | None) -> str | None:
+    """Why this file may not import this, or None where it may."""
+    top, *rest = module.split(".")
+    if path.parts[0] == "recipes":
+        return wrong_in_recipe(module, name)
+    if (
+        path == Path("pocketlm/model/transformer.py")
+        and top != "torch"
+        and top not in sys.stdlib_module_names
+    ):
+        return f"transformer.py imports only torch, not {module}"
+    if top == "recipes":
+        return "the package never imports a recipe"
+    if top != "pocketlm":
+        return None
+    room = rest[0] if rest else (name or "")
+    here = path.parts[1].removesuffix(".py")
+    if here == "cli":
+        return None
+    if here in FRAME:
+        return (
+            None if room in FRAME | {"model"} else f"{here}.py imports {module}: stages come in as arguments"
+        )
+    if here == "stages":
+        own = ".".join(path.with_suffix("").parts)
+        if room == "stages" and module != own:
+            return f"a stage imports another stage: {module}"
+        return None if room in TOOLS | {"model", "stages"} else f"a stage imports {module}, above it"
+    allowed = {"model"} | ({here} if here in TOOLS else set())
+    return None if room in allowed else f"{here} imports {module}"
+
+
+def wrong_in_recipe(module: str, name: str | None) -> str | None:
+    """A recipe imports stages, config dataclasses and the standard library."""
+    top = module.split(".")[0]
+    if top in sys.stdlib_module_names:
+        return None
+    if top == "pocketlm" and (module.startswith("pocketlm.stages.") or is_dataclass(module, name)):
+        return None
+    what = f"{module}.{name}" if name else module
+    return f"a recipe imports {what}, which is neither a stage nor a config dataclass"
+
+
+def is_dataclass(module: str, name: str | None) -> bool:
+    """Whether the module's file defines a dataclass of this name."""
+    file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    if not file.is_file():
+        return False
+    classes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
+    return any(
+        node.name == name and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        for node in classes
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_go_down_only(path: Path) -> None:
+    assert not broken_rules(path, (ROOT / path).read_text())
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("pocketlm/model/quant.py", "from pocketlm.train.loop import train"),
+        ("pocketlm/model/transformer.py", "import numpy"),
+        ("pocketlm/model/transformer.py", "from pocketlm.model.files import write_json"),
+        ("pocketlm/train/loop.py", "def late():\n    from pocketlm.data.batches import batches"),
+        ("pocketlm/train/loop.py", "from ..data import batches"),
+        ("pocketlm/train/loop.py", "from pocketlm import data"),
+        ("pocketlm/train/loop.py", "import pocketlm.stages.pretrain"),
+        ("pocketlm/train/loop.py", "from pocketlm.run import Run"),
+        ("pocketlm/stages/merge.py", "from pocketlm.stages.pretrain import pretrain"),
+        ("pocketlm/stages/merge.py", "from . import pretrain"),
+        ("pocketlm/stages/merge.py", "from pocketlm.run import Run"),
+        ("pocketlm/stages/merge.py", "from recipes.pocket import recipe"),
+        ("pocketlm/run.py", "from pocketlm.stages.pretrain import pretrain"),
+        ("recipes/r1.py", "import torch"),
+        ("recipes/r1.py", "from pocketlm.model.checkpoint import load_checkpoint"),
+        ("recipes/r1.py", "from recipes.pocket import SMALL"),
+    ],
+)
+def test_an_import_that_goes_up_or_sideways_is_found(path: str, source: str) -> None:
+    assert len(broken_rules(Path(path), source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        (
+            "pocketlm/train/loop.py",
+            "from . import losses\nfrom pocketlm.model.files import write_json\nimport numpy",
+        ),
+        ("pocketlm/stages/merge.py", "from pocketlm.train.loop import train"),
+        ("recipes/r1.py", "from pocketlm.stages.pretrain import pretrain\nfrom dataclasses import replace"),
+        ("recipes/r1.py", "from pocketlm.model.transformer import ModelConfig"),
+    ],
+)
+def test_an_import_that_goes_down_is_allowed(path: str, source: str) -> None:
+    assert not broken_rules(Path(path), source)
+
+
+def test_packages_export_nothing_from_their_init_files() -> None:
+    full = [path for path in FILES if path.name == "__init__.py" and (ROOT / path).read_text().strip()]
+    assert not full
+
+
+def test_every_file_is_named_for_what_is_in_it() -> None:
+    tests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")]
+    vague = [path for path in [*FILES, *tests] if VAGUE & {part.removesuffix(".py") for part in path.parts}]
+    assert not vague
+
+
+@pytest.mark.parametrize("package", sorted(ONE_WRAPPER))
+def test_an_optional_package_is_imported_in_one_file_only(package: str) -> None:
+    wrappers = {
+        path
+        for path in FILES
+        for module, _ in imported(path, (ROOT / path).read_text())
+        if module.split(".")[0] == package
+    }
+    assert len(wrappers) <= 1

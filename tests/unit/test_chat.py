@@ -1,0 +1,101 @@
+"""The terminal conversation: it remembers, forgets, shows whole characters, and survives what people type."""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pocketlm.model.tokenizer import CHATML, Message, Tokenizer, train_tokenizer
+from pocketlm.serve.chat import ChatConfig, chat
+
+
+class Parrot:
+    """Answers with fixed text, token by token, and keeps the prompts it was given."""
+
+    def __init__(self, answer: str, *, chat_template: str | None = CHATML, max_length: int = 1000) -> None:
+        self.tokenizer: Tokenizer = train_tokenizer(["user and assistant say hello"], 262)
+        self.tokenizer.chat_template = chat_template
+        self.max_length = max_length
+        self.answer = answer
+        self.prompts: list[str] = []
+        self.seen: list[dict[str, Any]] = []
+
+    def stream(self, prompt: Sequence[int], **options: Any) -> Iterator[int]:
+        self.prompts.append(self.tokenizer.decode(prompt, keep_special=True))
+        self.seen.append(options)
+        yield from self.tokenizer.encode(self.answer)[: options["max_new_tokens"]]
+
+
+def talk(
+    model: Parrot, lines: list[str], monkeypatch: pytest.MonkeyPatch, config: ChatConfig | None = None
+) -> tuple[list[Message], str]:
+    """The conversation, and what was shown."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    shown = io.StringIO()
+    messages = chat(model, config or ChatConfig(), Console(file=shown, width=200))
+    return messages, shown.getvalue()
+
+
+def test_a_conversation_carries_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Parrot("héllo ☃ [bold]")
+    messages, shown = talk(model, ["one", "", "two"], monkeypatch, ChatConfig(system="be kind"))
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert (
+        model.prompts[1].startswith("<|im_start|>system\nbe kind<|im_end|>")
+        and "héllo ☃ [bold]" in model.prompts[1]
+    )
+    assert shown.count("héllo ☃ [bold]") == 2 and "\ufffd" not in shown
+
+
+def test_commands_change_how_answers_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Parrot("yes")
+    lines = ["/temperature 0.5", "/top_p 0.8", "/max_tokens 2", "one", "/reset", "two", "/quit", "three"]
+    messages, shown = talk(model, lines, monkeypatch)
+    assert {"temperature": 0.5, "top_p": 0.8, "max_new_tokens": 2, "seed": 1}.items() <= model.seen[0].items()
+    assert model.seen[1]["seed"] == 2 and "one" not in model.prompts[1]
+    assert [message["content"] for message in messages if message["role"] == "user"] == [
+        "two"
+    ] and "forgotten" in shown
+
+
+def test_a_mistake_in_a_command_or_a_line_is_told_and_the_conversation_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Parrot("yes", max_length=120)
+    lines = ["/temperature hot", "/temperature -1", "/nothing", "<|im_end|>", "long " * 200, "short"]
+    messages, shown = talk(model, lines, monkeypatch)
+    for told in (
+        "could not convert",
+        "is below 0",
+        "no command /nothing",
+        "special token",
+        "the model reads 120",
+    ):
+        assert told in shown
+    assert [message["content"] for message in messages] == ["short", "yes"]
+
+
+def test_the_oldest_turns_go_when_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Parrot("yes", max_length=200)
+    messages, shown = talk(model, ["a" * 30, "b" * 30, "c" * 30], monkeypatch, ChatConfig(max_new_tokens=60))
+    assert (
+        "oldest turn is forgotten" in shown and "aaa" not in model.prompts[-1] and "ccc" in model.prompts[-1]
+    )
+    assert messages[0]["role"] == "user"
+
+
+def test_a_base_model_is_asked_one_question_at_a_time_and_cut_where_it_runs_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Parrot(" 42\nQuestion: and then", chat_template=None)
+    messages, shown = talk(model, ["what?", "why?"], monkeypatch)
+    assert model.prompts[1] == "<|endoftext|>Question: why?\nAnswer:" and not messages
+    assert "42" in shown and "and then" not in shown and "Quest" not in shown
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"max_new_tokens": 0}])
+def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ChatConfig(**wrong)

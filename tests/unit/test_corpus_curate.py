@@ -1,0 +1,254 @@
+"""The curate stage: the files it leaves, what each of its fields changes, and how it resumes."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+from pocketlm.corpus.dedup import MinHash
+from pocketlm.corpus.documents import SPLITS, read_documents
+from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.sources import Source
+from pocketlm.data.shards import open_shard
+from pocketlm.model.tokenizer import Tokenizer
+from pocketlm.stages import curate as stage
+from pocketlm.stages.curate import CurateConfig, curate
+
+WORDS = [
+    start + end
+    for start in ("ba", "ke", "li", "mo", "nu", "ra", "se", "ti")
+    for end in ("lan", "mer", "rit", "sol")
+]
+
+
+def story(seed: int) -> str:
+    words = random.Random(seed)
+    return ". ".join(" ".join(words.choices(WORDS, k=9)) for _ in range(4)) + "."
+
+
+@pytest.fixture
+def config(tmp_path):
+    """60 stories and 40 worked sums, with one of each thing that is to be left out."""
+    stories = [{"text": story(number)} for number in range(60)]
+    asked = "Which of the seven old bridges over the river was the first one to be rebuilt in stone?"
+    bad = [
+        "short",
+        story(3),
+        story(4).replace("ban", "bon") + " End.",
+        f"They said: {asked} Nobody knew that.",
+    ]
+    rows = stories + [{"text": text} for text in bad]
+    (tmp_path / "stories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sums = [
+        {"prompt": f"What is {n} + 7?", "response": f"#### {n + 7}", "answer": str(n + 7)} for n in range(40)
+    ]
+    sums.append(sums[0])
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+    problems = [{"prompt": asked, "answer": "none"}, {"prompt": "What is 5 + 7?", "answer": "12"}]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    return CurateConfig(
+        name="corpus",
+        sources=(
+            Source(name="stories", domain="knowledge", kind="local", path=str(tmp_path / "stories.jsonl")),
+            Source(name="sums", domain="maths", kind="local", path=str(tmp_path / "sums.jsonl")),
+        ),
+        vocab_size=300,
+        suites=(str(tmp_path / "exam.jsonl"),),
+        validation_share=0.1,
+        probe_share=0.1,
+    )
+
+
+def run(config, out):
+    out.mkdir(exist_ok=True)
+    return curate(config, out)
+
+
+def contents(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def counts(out):
+    return json.loads((out / "curation.json").read_text())["sources"]
+
+
+def test_each_thing_that_is_left_out_is_counted_and_shown(config, tmp_path):
+    told = json.loads((run(config, tmp_path / "out") / "curation.json").read_text())
+    stories, sums = told["sources"]["stories"], told["sources"]["sums"]
+    assert stories["dropped"] == {"length": 1, "exact_duplicate": 1, "near_duplicate": 1, "contaminated": 1}
+    assert sums["dropped"] == {"exact_duplicate": 1, "contaminated": 1}
+    for source in (stories, sums):
+        kept = sum(split["documents"] for split in source["kept"].values())
+        assert source["read"]["documents"] == kept + sum(source["dropped"].values())
+    assert sums["domain"] == "maths" and stories["read"]["documents"] == 64
+    assert told["examples"]["length"] == ["short"] and "exam" in told["examples"]["contaminated"][0]
+    assert told["tokenizer"]["vocab_size"] == 300 and told["tokenizer"]["bytes_per_token"]["stories"] > 1
+
+
+def test_shards_hold_the_documents_in_order_each_after_its_bos(config, tmp_path):
+    out = run(config, tmp_path / "out")
+    tokenizer = Tokenizer.load(out / "tokenizer")
+    for source in ("stories", "sums"):
+        for split in SPLITS:
+            shard, documents = open_shard(out, source, split), list(read_documents(out, source, split))
+            assert len(shard) == len(documents) > 0
+            for number, document in enumerate(documents):
+                ids = shard.document(number).tolist()
+                assert ids[0] == tokenizer.bos_id and tokenizer.decode(ids[1:]) == document.text
+
+
+def test_no_document_is_in_two_splits(config, tmp_path):
+    out = run(config, tmp_path / "out")
+    splits = [
+        {d.text for s in ("stories", "sums") for d in read_documents(out, s, split)} for split in SPLITS
+    ]
+    assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
+
+
+def test_the_same_config_gives_the_same_bytes(config, tmp_path):
+    assert contents(run(config, tmp_path / "a")) == contents(run(config, tmp_path / "b"))
+
+
+@pytest.mark.parametrize("stopped_at", ["second source", "tokenizer", "second shard", "summary"])
+def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(config, tmp_path, monkeypatch, stopped_at):
+    # the second source repeats a story of the first: duplicates are known across the interruption
+    (tmp_path / "sums.jsonl").write_text(
+        (tmp_path / "sums.jsonl").read_text() + json.dumps({"text": story(5)})
+    )
+    whole = contents(run(config, tmp_path / "whole"))
+    assert counts(tmp_path / "whole")["sums"]["dropped"]["exact_duplicate"] == 2
+    calls = {
+        "second source": "_collect",
+        "tokenizer": "_tokenizer",
+        "second shard": "_encode",
+        "summary": "_summary",
+    }
+    name = calls[stopped_at]
+    original, seen = getattr(stage, name), []
+
+    def stop(*arguments):
+        seen.append(1)
+        if len(seen) == 1 + stopped_at.startswith("second"):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(stage, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "out")
+    monkeypatch.setattr(stage, name, original)
+    assert not (tmp_path / "out" / "curation.json").exists()
+    assert contents(run(config, tmp_path / "out")) == whole
+
+
+def test_a_source_that_fails_midway_leaves_no_half_folder_and_finished_ones_are_not_read_again(
+    config, tmp_path
+):
+    good = (tmp_path / "sums.jsonl").read_text()
+    (tmp_path / "sums.jsonl").write_text(good + "{broken\n")
+    with pytest.raises(ValueError, match=r"source 'sums': .*sums\.jsonl:42: column 2"):
+        run(config, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "documents").iterdir()] == ["stories"]
+    (tmp_path / "sums.jsonl").write_text(good)
+    (tmp_path / "stories.jsonl").write_text("no longer read")
+    assert counts(run(config, tmp_path / "out"))["stories"]["read"]["documents"] == 64
+
+
+CHANGES = {
+    "sources": lambda c: (replace(c.sources[0], max_bytes=5000), c.sources[1]),
+    "vocab_size": lambda c: 280,
+    "tokenizer_sample_bytes": lambda c: 3000,
+    "max_chars": lambda c: 120,
+    "thresholds": lambda c: Thresholds(min_chars=1),
+    "minhash": lambda c: MinHash(num_buckets=1, hashes_per_bucket=112),
+    "suites": lambda c: (),
+    "ngram": lambda c: 20,
+    "validation_share": lambda c: 0.3,
+    "probe_share": lambda c: 0.0,
+    "seed": lambda c: 1,
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_field_changes_what_is_written(config, tmp_path, field):
+    changed = replace(config, **{field: CHANGES[field](config)})
+    assert contents(run(changed, tmp_path / "changed")) != contents(run(config, tmp_path / "same"))
+
+
+def test_a_tokenizer_can_be_brought(config, tmp_path):
+    own = run(config, tmp_path / "a") / "tokenizer"
+    brought = replace(config, vocab_size=None, tokenizer=str(own))
+    assert contents(run(brought, tmp_path / "b")) == contents(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer\.json"):
+        run(replace(brought, tokenizer=str(tmp_path)), tmp_path / "c")
+
+
+def test_the_options_of_a_source_change_what_is_kept(config, tmp_path):
+    stories, sums = config.sources
+    loose = replace(stories, near_dedup=False, filters=())
+    dropped = counts(run(replace(config, sources=(loose, sums)), tmp_path / "out"))["stories"]["dropped"]
+    assert dropped == {"exact_duplicate": 1, "contaminated": 1}
+    prose = replace(stories, filters=("length", "prose"))  # the stories are not in English
+    with pytest.raises(ValueError, match=r"'stories' .*no document is left: dropped by prose \(62\), length"):
+        run(replace(config, sources=(prose, sums)), tmp_path / "prose")
+    searched = replace(config, sources=(stories, replace(sums, near_dedup=True, filters=("length",))))
+    with pytest.raises(ValueError, match=r"'sums' .*no document is left: dropped by length \(41\); loosen"):
+        run(searched, tmp_path / "other")
+
+
+def test_templates_survive_unless_near_duplicates_are_searched_among_them(config, tmp_path):
+    text = (
+        "Tom buys {0} red apples and then {1} green ones at the big market; he now has {2} in his brown bag."
+    )
+    rows = [{"prompt": text.format(n, 3, "many"), "response": f"#### {n + 3}"} for n in range(50)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert counts(run(config, tmp_path / "a"))["sums"]["dropped"] == {}
+    sources = (config.sources[0], replace(config.sources[1], near_dedup=True))
+    assert (
+        counts(run(replace(config, sources=sources), tmp_path / "b"))["sums"]["dropped"]["near_duplicate"]
+        > 40
+    )
+
+
+def test_code_is_split_into_definitions_and_a_byte_cap_holds(tmp_path):
+    source = Source(name="code", domain="code", kind="stdlib_code", max_bytes=60_000, split_code=True)
+    config = CurateConfig(name="corpus", sources=(source,), vocab_size=300)
+    out = run(config, tmp_path / "out")
+    kept = counts(out)["code"]["kept"]
+    assert 40_000 < sum(split["bytes"] for split in kept.values()) <= 60_000
+    files = [{d.id.split("#")[0] for d in read_documents(out, "code", split)} for split in SPLITS]
+    assert not files[0] & files[1] | files[0] & files[2], "definitions of one file share a split"
+    assert any("#" in d.id for d in read_documents(out, "code", "train"))
+
+
+def test_an_empty_source_is_named(config, tmp_path):
+    (tmp_path / "sums.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"source 'sums' \(.*sums\.jsonl\) is empty: nothing was read"):
+        run(config, tmp_path / "out")
+    tiny = replace(config, sources=(replace(config.sources[0], max_bytes=10),))
+    with pytest.raises(ValueError, match="the first is longer than max_bytes 10"):
+        run(tiny, tmp_path / "tiny")
+
+
+def test_a_missing_source_stops_the_stage_before_any_work(config, tmp_path):
+    (tmp_path / "sums.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"source 'sums': .*sums\.jsonl: no such file"):
+        run(config, tmp_path / "out")
+    assert contents(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {"sources": (*c.sources, c.sources[0])}, "'stories' stands there twice"),
+        (lambda c: {"sources": ()}, "sources is empty"),
+        (lambda c: {"vocab_size": None}, "give one of vocab_size"),
+        (lambda c: {"tokenizer": "x"}, "give one of vocab_size"),
+        (lambda c: {"probe_share": 1.5}, r"probe_share is 1\.5"),
+        (lambda c: {"probe_share": 0.9}, "leave nothing to train on"),
+        (lambda c: {"ngram": 0}, "ngram is 0"),
+    ],
+)
+def test_a_wrong_config_says_which_field(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **change(config))

@@ -1,0 +1,242 @@
+"""Sources: every kind and file format read, and every bad input answered with the place where it is."""
+
+import bz2
+import gzip
+import json
+import lzma
+import sys
+from itertools import islice
+from types import SimpleNamespace
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from pocketlm.corpus.documents import conversation, document_json, read_documents, row_document
+from pocketlm.corpus.sources import KINDS, Source, check_source, read_source
+
+ROWS = [{"text": "first"}, {"text": "second"}, {"text": "third"}]
+JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+PACK = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+def local(path, **fields):
+    return Source(name="here", domain="knowledge", kind="local", path=str(path), **fields)
+
+
+def texts(source):
+    return [document.text for document in read_source(source)]
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_rows_and_texts_are_read_plain_and_packed(tmp_path, packed):
+    (tmp_path / f"a.jsonl{packed}").write_bytes(PACK[packed](JSONL))
+    (tmp_path / f"b.txt{packed}").write_bytes(PACK[packed]("é\n".encode()))
+    assert texts(local(tmp_path)) == ["first", "second", "third", "é\n"]
+    assert next(d.id for d in read_source(local(tmp_path))) == f"a.jsonl{packed}:1"
+
+
+def test_a_folder_is_read_in_name_order_without_hidden_or_other_files(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.md", "sub/a.py", "a.txt", ".hidden.txt", "picture.png"):
+        (tmp_path / name).write_text(name)
+    assert texts(local(tmp_path)) == ["a.txt", "b.md", "sub/a.py"]
+
+
+def test_parquet_and_several_zstd_frames_are_read(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    assert texts(local(tmp_path / "a.parquet")) == ["first", "second", "third"]
+    pack = zstandard.ZstdCompressor().compress
+    (tmp_path / "b.jsonl.zst").write_bytes(pack(JSONL[:20]) + pack(JSONL[20:]))
+    assert texts(local(tmp_path / "b.jsonl.zst")) == ["first", "second", "third"]
+
+
+def test_rows_become_texts_or_conversations():
+    turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    by_messages = row_document({"messages": turns, "family": "sums", "answer": "4"}, "1", "here", None)
+    by_pair = row_document({"prompt": "2+2?", "response": "4"}, "1", "here", None)
+    assert by_messages.text == by_pair.text == "Question: 2+2?\nAnswer: 4"
+    assert by_messages.prompts == ["2+2?"] and by_messages.family == "sums" and by_messages.answer == "4"
+    assert row_document({"prompt": "p", "response": "r", "body": "b"}, "1", "here", "body").text == "b"
+    system = [{"role": "system", "content": "Be brief."}, *turns]
+    assert conversation("1", system).text == "Be brief.\nQuestion: 2+2?\nAnswer: 4"
+
+
+def test_documents_on_disk_read_back_as_they_were(tmp_path):
+    folder = tmp_path / "documents" / "sums"
+    folder.mkdir(parents=True)
+    turns = [{"role": "user", "content": "a\u2028b"}, {"role": "assistant", "content": "4"}]
+    written = conversation("1", turns, family="sums", answer="4")
+    (folder / "train.jsonl").write_text(document_json(written), encoding="utf-8", newline="\n")
+    assert list(read_documents(tmp_path, "sums", "train")) == [written]
+    with pytest.raises(FileNotFoundError, match=r"probe\.jsonl is missing"):
+        list(read_documents(tmp_path, "sums", "probe"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "domain", "says"),
+    [
+        ("stdlib_code", "code", "import "),
+        ("stdlib_docstrings", "knowledge", "module "),
+        ("language_reference", "knowledge", "assert"),
+    ],
+)
+def test_what_comes_with_python_is_read_and_its_order_is_fixed(kind, domain, says):
+    source = Source(name="here", domain=domain, kind=kind)
+    found = list(islice(read_source(source), 5))
+    assert found == list(islice(read_source(source), 5))
+    assert any(says in document.text for document in found)
+    assert all(not document.id.startswith("/") for document in found)
+
+
+def test_problems_and_notes_are_drawn_by_count_and_seed():
+    fields = {"name": "sums", "domain": "maths", "kind": "problems", "families": ("chain_sum",), "count": 3}
+    first, second = (list(read_source(Source(**fields, seed=seed))) for seed in (1, 2))
+    assert len(first) == 3 and first != second
+    assert (
+        first[0].messages[1]["content"].endswith(f"#### {first[0].answer}") and first[0].family == "chain_sum"
+    )
+    notes = Source(name="notes", domain="knowledge", kind="notes", count=2, pairs_range=(1, 2))
+    assert len(texts(notes)) == 2 and "Note:" in texts(notes)[0]
+
+
+def fake_hub(monkeypatch, rows, fail_after=None):
+    asked = {}
+
+    def load_dataset(name, config, **options):
+        asked.update(name=name, config=config, **options)
+
+        def stream():
+            for number, row in enumerate(rows):
+                if number == fail_after:
+                    raise ConnectionError("the line went dead\nwith details")
+                yield row
+
+        return stream()
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return asked
+
+
+def hub(**fields):
+    return Source(
+        name="web", domain="knowledge", kind="hub", dataset="org/web", config="en", split="train", **fields
+    )
+
+
+def test_a_hub_dataset_is_streamed_with_its_own_fields(monkeypatch):
+    asked = fake_hub(monkeypatch, [{"body": "one"}, {"body": "two"}])
+    assert texts(hub(text_field="body", revision="abc")) == ["one", "two"]
+    assert asked == {
+        "name": "org/web",
+        "config": "en",
+        "split": "train",
+        "revision": "abc",
+        "streaming": True,
+    }
+
+
+def test_hub_failures_name_the_dataset_and_the_row(monkeypatch):
+    fake_hub(monkeypatch, ROWS, fail_after=2)
+    with pytest.raises(
+        ValueError, match=r"source 'web': hub dataset 'org/web' failed after row 2: .*dead; run"
+    ):
+        texts(hub())
+    fake_hub(monkeypatch, [{"body": "one"}])
+    with pytest.raises(
+        ValueError, match=r"hub dataset 'org/web', row 1: no field \"text\".*the row has body"
+    ):
+        texts(hub())
+
+
+BAD_LINES = {
+    b'{"text": "a",}\n': r"bad\.jsonl:2: column 14: not JSON",
+    b'{"text": "caf\xe9"}\n': r"bad\.jsonl:2: not UTF-8 at byte 13 of the line",
+    b'{"body": "a", "n": 1}\n': r'bad\.jsonl:2: no field "text".*the row has body, n',
+    b'{"text": null}\n': r'bad\.jsonl:2: field "text" is NoneType',
+    b'{"text": "\\ud800"}\n': r"bad\.jsonl:2: .*half a surrogate pair at character 0",
+    b"[1, 2]\n": r"bad\.jsonl:2: a row must be an object",
+    b"[" * 100_000 + b"\n": r"bad\.jsonl:2: JSON that cannot be read",
+    b'{"messages": []}\n': r'bad\.jsonl:2: "messages" must be a list',
+    b'{"messages": [{"role": "bot", "content": "a"}]}\n': r'bad\.jsonl:2: message 0 needs a "role"',
+    b'{"messages": [{"role": "user"}]}\n': r'bad\.jsonl:2: message 0, "content" is NoneType',
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES.items(), ids=list(BAD_LINES.values()))
+def test_a_bad_line_is_named_with_its_place(tmp_path, line, message):
+    (tmp_path / "bad.jsonl").write_bytes(b'{"text": "good"}\n' + line)
+    with pytest.raises(ValueError, match=message) as caught:
+        texts(local(tmp_path))
+    assert str(caught.value).startswith("source 'here': ") and "\n" not in str(caught.value)
+
+
+def test_a_text_that_is_not_utf8_is_named_with_line_and_byte(tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"good\ngood \xff\n")
+    with pytest.raises(ValueError, match=r"bad\.txt:2: not UTF-8 at byte 10 of the file"):
+        texts(local(tmp_path))
+
+
+@pytest.mark.parametrize("packed", [suffix for suffix in PACK if suffix])
+@pytest.mark.parametrize("keep", [0.5, 0.98])
+def test_a_packed_file_cut_short_is_named(tmp_path, packed, keep):
+    content = PACK[packed](b"".join(b'{"text": "%d"}\n' % (7**n) for n in range(300)))
+    (tmp_path / f"a.jsonl{packed}").write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ValueError, match=rf"a\.jsonl\{packed}: (cut short|damaged)"):
+        texts(local(tmp_path))
+
+
+@pytest.mark.parametrize("packed", [suffix for suffix in PACK if suffix])
+def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path, packed):
+    (tmp_path / f"a.jsonl{packed}").write_bytes(b"plain text, not packed at all")
+    with pytest.raises(ValueError, match=rf"a\.jsonl\{packed}: .*fetch it again"):
+        texts(local(tmp_path))
+
+
+def test_a_parquet_file_cut_short_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    whole = path.read_bytes()
+    for size in (len(whole) // 2, 3, 0):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"a\.parquet: not a whole parquet file"):
+            texts(local(tmp_path))
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), path)
+    with pytest.raises(ValueError, match=r"a\.parquet: row 1: no field \"text\".*body"):
+        texts(local(tmp_path))
+
+
+def test_a_missing_path_and_an_unknown_kind_of_file_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"source 'here': .*nowhere: no such file or folder"):
+        check_source(local(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="source 'here'"):
+        texts(local(tmp_path / "nowhere"))
+    (tmp_path / "a.docx").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a\.docx: cannot read this kind of file; use \.txt"):
+        texts(local(tmp_path / "a.docx"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "a/b"}, "source 'a/b': a name is letters"),
+        ({"name": ".."}, "a name is letters"),
+        ({"domain": "math"}, "domain 'math' is none of code, maths, knowledge"),
+        ({"kind": "web"}, f"kind 'web' is none of {', '.join(KINDS)}"),
+        ({"path": None}, "kind 'local' needs the field path"),
+        ({"count": 3}, "kind 'local' does not read the field count"),
+        ({"filters": ("lenght",)}, "filter 'lenght' is none of length"),
+        ({"max_bytes": 0}, "max_bytes is 0"),
+    ],
+)
+def test_a_wrong_row_says_which_field(fields, message):
+    row = {"name": "here", "domain": "knowledge", "kind": "local", "path": "x"}
+    with pytest.raises(ValueError, match=message):
+        Source(**(row | fields))

@@ -1,0 +1,148 @@
+"""The harness on models whose answers are known beforehand."""
+
+import threading
+
+import pytest
+
+from pocketlm.eval.harness import (
+    best_constant_answer,
+    final_answer,
+    match_answer,
+    prompt_ids,
+    solve,
+    without_run_on,
+)
+from pocketlm.eval.suites import Suite
+from pocketlm.model.tokenizer import CHATML, train_tokenizer
+
+PROBLEMS = tuple(
+    {"id": f"{family}-{n}", "family": family, "prompt": f"{family} {n}?", "answer": str(n % 3)}
+    for family in ("sums", "words")
+    for n in range(6)
+)
+SUITE = Suite(name="six", problems=PROBLEMS)
+
+
+@pytest.fixture()
+def tokenizer():
+    return train_tokenizer([f"Question: {p['prompt']}\nAnswer: {p['answer']}" for p in PROBLEMS], 270)
+
+
+class Scripted:
+    """A model that completes each prompt with what `reply` makes of the problem asked."""
+
+    def __init__(self, tokenizer, reply, max_length=200):
+        self.tokenizer, self.reply, self.max_length = tokenizer, reply, max_length
+        self.batches = []
+
+    def generate(self, prompts, *, max_new_tokens, stop_ids):
+        self.batches.append(len(prompts))
+        assert stop_ids == {self.tokenizer.eos_id, self.tokenizer.end_of_turn_id}
+        answers = []
+        for ids in prompts:
+            (problem,) = (p for p in PROBLEMS if p["prompt"] in self.tokenizer.decode(ids))
+            answers.append(self.tokenizer.encode(self.reply(problem))[:max_new_tokens])
+        return answers
+
+
+def test_a_model_that_is_right_solves_all_and_one_that_is_wrong_none(tokenizer):
+    right = solve(Scripted(tokenizer, lambda p: f" 1+1\n#### {p['answer']}"), SUITE, max_new_tokens=50)
+    assert right.problems == {"sums": {"solved": 6, "total": 6}, "words": {"solved": 6, "total": 6}}
+    assert right.accuracy == 1.0
+    wrong = solve(Scripted(tokenizer, lambda p: " #### 7"), SUITE, max_new_tokens=50)
+    assert wrong.problems["sums"] == {"solved": 0, "total": 6}
+    assert wrong.accuracy == 0.0
+
+
+def test_results_stay_with_their_problems_whatever_the_batch(tokenizer):
+    def reply(problem):
+        return f"#### {problem['answer'] if problem['id'].endswith('3') else 9}"
+
+    model = Scripted(tokenizer, reply)
+    result = solve(model, SUITE, max_new_tokens=50, batch_size=5)
+    assert model.batches == [5, 5, 2]
+    assert [row["id"] for row in result.transcripts] == [p["id"] for p in PROBLEMS]
+    assert [row["id"] for row in result.transcripts if row["correct"]] == ["sums-3", "words-3"]
+    assert result.transcripts[3]["completion"] == "#### 0"
+
+
+def test_running_on_to_another_problem_changes_nothing(tokenizer):
+    model = Scripted(tokenizer, lambda p: f" #### {p['answer']}\nQuestion: 1?\nAnswer: #### 8")
+    assert solve(model, SUITE, max_new_tokens=80).accuracy == 1.0
+
+
+def test_a_chat_model_is_asked_through_its_template_and_a_base_model_in_plain_text(tokenizer):
+    plain = prompt_ids(tokenizer, "sums 1?")
+    assert plain[0] == tokenizer.bos_id
+    assert tokenizer.decode(plain) == "Question: sums 1?\nAnswer:"
+    tokenizer.chat_template = CHATML
+    chat = tokenizer.decode(prompt_ids(tokenizer, "sums 1?"), keep_special=True)
+    assert chat == "<|im_start|>user\nsums 1?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        solve(Scripted(tokenizer, lambda p: f"#### {p['answer']}"), SUITE, max_new_tokens=50).accuracy == 1.0
+    )
+
+
+def test_new_tokens_stay_within_the_models_length(tokenizer):
+    longest = max(len(prompt_ids(tokenizer, p["prompt"])) for p in PROBLEMS)
+    model = Scripted(tokenizer, lambda p: f"#### {p['answer']}", max_length=longest + 3)
+    assert {len(row["completion"]) for row in solve(model, SUITE, max_new_tokens=50).transcripts} <= set(
+        range(8)
+    )
+    with pytest.raises(ValueError, match=r"problem \S+: \d+ prompt tokens leave no room"):
+        solve(Scripted(tokenizer, lambda p: "", max_length=longest), SUITE, max_new_tokens=5)
+
+
+def test_a_given_scorer_decides(tokenizer):
+    model = Scripted(tokenizer, lambda p: "#### 1")
+    result = solve(model, SUITE, max_new_tokens=9, score=lambda problem, answer: problem["family"] == "sums")
+    assert result.problems == {"sums": {"solved": 6, "total": 6}, "words": {"solved": 0, "total": 6}}
+
+
+def test_an_empty_suite_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="no problems"):
+        solve(Scripted(tokenizer, lambda p: ""), Suite(name="none", problems=()), max_new_tokens=5)
+
+
+def test_the_best_constant_answer_is_the_most_frequent_one():
+    assert best_constant_answer(SUITE) == {"sums": pytest.approx(1 / 3), "words": pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [("1+1=2\n#### 2", "2"), ("#### 1\n#### 2\nbye", "2"), ("so it is\n42", "42"), ("", ""), ("####", "")],
+)
+def test_the_answer_stands_after_the_last_mark_or_is_the_last_line(completion, answer):
+    assert final_answer(completion) == answer
+
+
+def test_run_ons_are_cut():
+    assert without_run_on(" #### 4\nQuestion: next") == "#### 4"
+    assert without_run_on(" 4\n#### 4 ") == "4\n#### 4"
+
+
+@pytest.mark.parametrize(
+    ("expected", "given", "same"),
+    [
+        ("12", "12.0", True),
+        ("12", "24/2", True),
+        ("12", "$12$", True),
+        ("12", "13", False),
+        ("12", "", False),
+        ("12", "9^9^9^9", False),
+        ("12 13", "12  13", True),
+        ("12 13", "13 12", False),
+        ("4-9i", "4-9i", True),
+        ("none", "12", False),
+    ],
+)
+def test_numbers_match_by_value_and_other_answers_by_text(expected, given, same):
+    assert match_answer(expected, given) is same
+
+
+def test_answers_are_matched_outside_the_main_thread_too():
+    matched = []
+    thread = threading.Thread(target=lambda: matched.append(match_answer("1200", "1,200.0")))
+    thread.start()
+    thread.join()
+    assert matched == [True]
