@@ -5,6 +5,7 @@ imported inside the command that needs it, so that --help is at once.
 """
 
 import contextlib
+import sys
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -125,20 +126,38 @@ def run_recipe(
             say(f"interrupted {where}; run the same command again to go on")
             raise typer.Exit(INTERRUPTED) from None
         live.show_summary()
+    if only is None:
+        show_results([call.folder for call in dry.calls])
+
+
+def show_results(folders: list[Path]) -> None:
+    """What a finished recipe leaves for its user: the evaluation, the report's path, and how to talk to what was made."""
+    from rich.console import Console
+
+    from pocketlm.model.files import read_json
+
+    console = Console()
+    for folder in folders:
+        if (folder / "evaluation.json").is_file():
+            console.print(evaluation_table(read_json(folder / "evaluation.json")))
+    for page in (folder / "report.html" for folder in folders if (folder / "report.html").is_file()):
+        console.print(f"report: {page.absolute()}", soft_wrap=True)
+    chats = [folder for folder in folders if (folder / "chat_template.jinja").is_file()][-1:]
+    files = [file for folder in folders for pattern in ("*.gguf", "*.pte") for file in sorted(folder.glob(pattern))]
+    if chats or files:
+        console.print("talk to what was made:")
+    for model in (*chats, *files):
+        console.print(f"  {Path(sys.argv[0])} chat {model}", soft_wrap=True)
 
 
 @app.command()
 def chat(
     model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help=MODEL_HELP)],
     temperature: Annotated[float, typer.Option(help="0 is the likeliest answer; 0.7 varies.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens of this total probability.")
-    ] = 0.95,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 0.95,
     max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 512,
     seed: Annotated[int, typer.Option(help="The same seed and lines give the same conversation.")] = 0,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Instructions the model gets first.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions the model gets first.")] = None,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -159,9 +178,7 @@ def chat(
         from pocketlm.serve.chat import ChatConfig
         from pocketlm.serve.chat import chat as converse
 
-        config = ChatConfig(
-            temperature=temperature, top_p=top_p, max_new_tokens=max_tokens, seed=seed, system=system
-        )
+        config = ChatConfig(temperature=temperature, top_p=top_p, max_new_tokens=max_tokens, seed=seed, system=system)
         check_model(model)
         from pocketlm.stages.evaluate import open_model
 
@@ -211,25 +228,34 @@ def evaluate_models(
 
 
 def evaluation_table(report: dict[str, Any]) -> "Table":
-    """What an evaluation found: a row for each family of problems, a column for each model."""
+    """What an evaluation found: a row for each model, the shares solved and the needles found in columns."""
     from rich.table import Table
 
     models = report["models"]
-    families = list(next(iter(models.values()))["problems"])
-    table = Table()
-    table.add_column("solved, of all")
-    for label in (*models, "best constant answer"):
-        table.add_column(label, justify="right")
     first = next(iter(models.values()))
-    for family in families:
-        cells = [
-            f"{m['problems'][family]['solved']} / {m['problems'][family]['total']}" for m in models.values()
-        ]
-        table.add_row(family, *cells, f"{first['constant_answer'][family]:.0%}")
+    families, needles = list(first["problems"]), list(first.get("needle", {}))
+    table = Table(title=f"solved on suite {report['suite']}, and needles found", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    columns = [
+        "all",
+        *(family.replace("_", " ") for family in families),
+        *(f"needle {n}" for n in needles),
+        "MB",
+        "tokens/s",
+    ]
+    for name in columns:
+        table.add_column(name, justify="right")
+    for label, figures in models.items():
+        solved = [figures["problems"][family] for family in families]
+        found = [figures["needle"][n] for n in needles]
+        cells = [f"{figures['accuracy']:.1%}", *(f"{s['solved'] / s['total']:.0%}" for s in solved)]
+        cells += [f"{f['found']}/{f['of']}" for f in found]
+        table.add_row(label, *cells, f"{figures['bytes'] / 1e6:,.2f}", f"{figures['tokens_per_second']:,.0f}")
     table.add_section()
-    table.add_row("accuracy", *(f"{m['accuracy']:.1%}" for m in models.values()), "")
-    table.add_row("size, MB", *(f"{m['bytes'] / 1e6:,.1f}" for m in models.values()), "")
-    table.add_row("tokens a second", *(f"{m['tokens_per_second']:,.0f}" for m in models.values()), "")
+    constant = [first["constant_answer"][family] for family in families]
+    table.add_row(
+        "[dim]best constant answer[/dim]", f"{sum(constant) / len(constant):.0%}", *(f"{c:.0%}" for c in constant)
+    )
     return table
 
 

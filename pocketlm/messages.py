@@ -30,9 +30,7 @@ def plain_errors(log_folder: Path | None = None) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         full = _disk_full(error)
-        if os.environ.get("POCKETLM_TRACEBACK") or not (
-            full or isinstance(error, (ValueError, OSError, ImportError))
-        ):
+        if os.environ.get("POCKETLM_TRACEBACK") or not (full or isinstance(error, (ValueError, OSError, ImportError))):
             raise
         message = _disk_message(error, log_folder) if full else _message(error)
         if log_folder is not None and log_folder.is_dir():

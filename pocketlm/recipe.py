@@ -36,9 +36,7 @@ def load_recipe(path: Path) -> Callable[..., Any]:
     return recipe
 
 
-def parse_flags(
-    recipe: Callable[..., Any], path: Path, words: list[str], help_end: str = ""
-) -> dict[str, Any]:
+def parse_flags(recipe: Callable[..., Any], path: Path, words: list[str], help_end: str = "") -> dict[str, Any]:
     """The recipe's own arguments, read from the command line by their annotated types.
 
     Parameters after `run` without a default are required and positional; the others are flags. `--help` among
@@ -75,9 +73,7 @@ def _command(recipe: Callable[..., Any], found: dict[str, Any]) -> Callable[...,
         about = typer.Argument(show_default=False) if required else typer.Option()
         default = {} if required else {"default": parameter.default}
         annotation = Annotated[kind, about]
-        parameters.append(
-            inspect.Parameter(parameter.name, parameter.KEYWORD_ONLY, annotation=annotation, **default)
-        )
+        parameters.append(inspect.Parameter(parameter.name, parameter.KEYWORD_ONLY, annotation=annotation, **default))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

@@ -84,9 +84,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     record = read_json(path)
     if not isinstance(record, dict) or not {"stage", "config", "inputs", "digest", "status"} <= record.keys():
-        raise ValueError(
-            f"{path}: not the record of a stage; delete the folder {folder}, or restore the file"
-        )
+        raise ValueError(f"{path}: not the record of a stage; delete the folder {folder}, or restore the file")
     return record
 
 
@@ -113,11 +111,7 @@ def list_outputs(folder: Path) -> dict[str, int]:
     """Sizes in bytes of what a stage left in its folder, by relative name."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder): path.stat().st_size for path in paths}
-    return {
-        str(name): size
-        for name, size in names.items()
-        if name.parts[0] not in NOT_OUTPUTS and str(name) != RECORD
-    }
+    return {str(name): size for name, size in names.items() if name.parts[0] not in NOT_OUTPUTS and str(name) != RECORD}
 
 
 def as_json(value: Any, where: str = "config") -> Any:
@@ -139,9 +133,7 @@ def as_json(value: Any, where: str = "config") -> Any:
         return value
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    raise TypeError(
-        f"{where} is a {type(value).__name__}; a config holds numbers, text, paths, dicts and dataclasses"
-    )
+    raise TypeError(f"{where} is a {type(value).__name__}; a config holds numbers, text, paths, dicts and dataclasses")
 
 
 # ---- inputs ----
@@ -201,9 +193,7 @@ def _file_hash(path: str, size: int, modified_ns: int, num_bytes: int) -> str:
 def _compared(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs without their places: the fingerprints alone."""
     return {
-        name: [each["fingerprint"] for each in value]
-        if isinstance(value, list)
-        else value and value["fingerprint"]
+        name: [each["fingerprint"] for each in value] if isinstance(value, list) else value and value["fingerprint"]
         for name, value in inputs.items()
     }
 

@@ -88,9 +88,7 @@ class Run:
         if plan:
             check_stages(plan.settings, plan.names)
             if only is not None and only not in plan.names:
-                raise ValueError(
-                    f"--only {only}: the recipe has no stage {only!r}{nearest(only, plan.names)}"
-                )
+                raise ValueError(f"--only {only}: the recipe has no stage {only!r}{nearest(only, plan.names)}")
             _check_same([call for call in plan.calls if only in (None, call.name)])
         self._lock = _lock(self.run_dir)
 
@@ -141,19 +139,11 @@ class Run:
     def _check_inputs(self, call: Call) -> None:
         """Nothing, or a ValueError naming a stage of this run that is needed and not done."""
         wanted = [
-            path
-            for value in call.inputs.values()
-            if value
-            for path in (value if isinstance(value, list) else [value])
+            path for value in call.inputs.values() if value for path in (value if isinstance(value, list) else [value])
         ]
         for other in self.stages.calls[:-1]:
-            if (
-                any(path.is_relative_to(other.folder) for path in wanted)
-                and (state := other.state()) != "done"
-            ):
-                raise ValueError(
-                    f"stage {call.name} needs {other.name}, which is {state}; run that first, or all"
-                )
+            if any(path.is_relative_to(other.folder) for path in wanted) and (state := other.state()) != "done":
+                raise ValueError(f"stage {call.name} needs {other.name}, which is {state}; run that first, or all")
 
     # ---- what is shown ----
 
@@ -172,9 +162,7 @@ class Run:
         """Prints the stages of this run with their seconds."""
         table = Table(title=f"{self.run_dir}", title_justify="left")
         for heading in ("stage", "function", "", "seconds"):
-            table.add_column(
-                heading, justify="right" if heading == "seconds" else "left", no_wrap=heading != ""
-            )
+            table.add_column(heading, justify="right" if heading == "seconds" else "left", no_wrap=heading != "")
         for name, function, what, seconds in self._told:
             table.add_row(name, function, what, f"{seconds:,.1f}")
         table.add_section()
@@ -258,9 +246,7 @@ def _as_paths(value: Any, where: str) -> Path | list[Path] | None:
         return [Path(item) for item in value]
     if value is None or isinstance(value, (str, os.PathLike)):
         return None if value is None else Path(value)
-    raise TypeError(
-        f"{where} is a {type(value).__name__}; a stage takes paths, and everything else in its config"
-    )
+    raise TypeError(f"{where} is a {type(value).__name__}; a stage takes paths, and everything else in its config")
 
 
 def _lock(run_dir: Path) -> TextIO:

@@ -19,9 +19,7 @@ def parse_settings(texts: Iterable[str]) -> Settings:
         place, equals, value = text.partition("=")
         stage, dot, field = place.strip().partition(".")
         if not (equals and dot and stage and field):
-            raise ValueError(
-                f"--set {text}: write stage.field=value, for example --set pretrain.num_steps=20"
-            )
+            raise ValueError(f"--set {text}: write stage.field=value, for example --set pretrain.num_steps=20")
         settings.setdefault(stage, {})[field] = value.strip()
     return settings
 
@@ -37,9 +35,7 @@ def check_stages(settings: Settings, names: Iterable[str]) -> None:
 def apply_settings(config: Any, settings: Mapping[str, str]) -> Any:
     """The config with its dotted fields replaced, so its own checks run again. ValueError names the field."""
     for field, text in settings.items():
-        config = _replaced(
-            config, type(config), field.split("."), text, f"--set {config.name}.{field}={text}"
-        )
+        config = _replaced(config, type(config), field.split("."), text, f"--set {config.name}.{field}={text}")
     return config
 
 
@@ -71,13 +67,9 @@ def _replaced(value: Any, annotation: Any, path: list[str], text: str, where: st
         return {**value, key: _replaced(value[key], _item_type(annotation, value[key]), rest, text, where)}
     if isinstance(value, (list, tuple)):
         if not key.isdecimal() or int(key) >= len(value):
-            raise ValueError(
-                f"{where}: {key!r} is not a position in a row of {len(value)} (0 to {len(value) - 1})"
-            )
+            raise ValueError(f"{where}: {key!r} is not a position in a row of {len(value)} (0 to {len(value) - 1})")
         items = list(value)
-        items[int(key)] = _replaced(
-            items[int(key)], _item_type(annotation, items[int(key)]), rest, text, where
-        )
+        items[int(key)] = _replaced(items[int(key)], _item_type(annotation, items[int(key)]), rest, text, where)
         return type(value)(items)
     raise ValueError(f"{where}: there is nothing called {key!r} below a {type(value).__name__}")
 

@@ -7,8 +7,8 @@ solutions that reasoning-gym draws. Read the constants for what each stage does,
 from dataclasses import replace
 
 from pocketlm.corpus.sources import Source
-from pocketlm.eval.suites import POCKET_FAMILIES
-from pocketlm.model.transformer import ModelConfig, local_global_layers
+from pocketlm.model.transformer import ModelConfig
+from pocketlm.report.goals import Goal
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
@@ -25,15 +25,24 @@ from pocketlm.train.optim import OptimConfig
 VOCAB_SIZE = 1024
 WINDOW = 256  # tokens a row in pre-training
 LONG_WINDOW = 4 * WINDOW
+FAMILIES = (
+    "chain_sum",
+    "leg_counting",
+    "simple_equations",
+    "complex_arithmetic",
+    "number_filtering",
+    "letter_counting",
+)
 
 CORPUS = CurateConfig(
     name="corpus",
     sources=(
-        Source(name="problems", domain="maths", kind="problems", families=POCKET_FAMILIES, count=20_000, seed=1),
-        Source(name="notes", domain="knowledge", kind="notes", count=4_000, seed=2, pairs_range=(1, 4)),
+        Source(name="problems", domain="maths", kind="problems", families=FAMILIES, count=20_000, seed=1),
+        Source(name="notes", domain="knowledge", kind="notes", count=6_000, seed=2, pairs_range=(1, 4)),
+        Source(name="recall", domain="knowledge", kind="recall", count=1_500, seed=3, pairs_range=(1, 4)),
         Source(name="reference", domain="knowledge", kind="language_reference"),
-        Source(name="docstrings", domain="knowledge", kind="stdlib_docstrings", max_bytes=1_500_000),
-        Source(name="code", domain="code", kind="stdlib_code", max_bytes=2_500_000, split_code=True),
+        Source(name="docstrings", domain="knowledge", kind="stdlib_docstrings", max_bytes=1_000_000),
+        Source(name="code", domain="code", kind="stdlib_code", max_bytes=2_000_000, split_code=True),
     ),
     vocab_size=VOCAB_SIZE,
     suites=("pocket",),
@@ -52,48 +61,104 @@ STUDENT = ModelConfig(
     head_dim=32,
     max_position_embeddings=WINDOW,
     rope_theta=10_000.0,
-    qk_norm_weight=True,  # a head of 32 without a learned scale cannot attend sharply enough (docs/log.md)
-    layer_types=local_global_layers(6, every=3),
+    qk_norm_weight=True,  # heads of 32 channels without a learned scale cannot attend sharply enough (docs/log.md)
+    layer_types=ModelConfig.local_global(6, every=3),
     sliding_window=64,
+    initializer_range=0.08,  # about 1 / sqrt(hidden_size); the papers' 0.02 is for widths of 576 and more (docs/log.md)
 )
 TEACHER = replace(STUDENT, hidden_size=192, intermediate_size=512, num_attention_heads=6, num_key_value_heads=3)
-PROXY = replace(STUDENT, hidden_size=64, intermediate_size=192, num_hidden_layers=3, layer_types=local_global_layers(3))
+PROXY = replace(
+    STUDENT, hidden_size=64, intermediate_size=192, num_hidden_layers=3, layer_types=ModelConfig.local_global(3)
+)
 
-LR = 4.0e-3  # R1, pre-training, at every size
-FADE = OptimConfig(lr=LR, num_steps=1, warmup_steps=0, final_lr_share=0.1)  # R1: linear to a tenth of the peak
-ANNEAL = replace(FADE, final_lr_share=0.0)  # R1, mid-training and SFT: linear to zero
-ROWS = {"rows_per_step": 8, "micro_batch_size": 8}
-PHASE = PretrainConfig(name="phase", optim=FADE, seq_len=WINDOW, **ROWS, seed=11)
+# R1's schedule (linear, to a tenth in pre-training and to zero after), betas and decay; Muon in place of Adam (docs/log.md)
+FADE = OptimConfig(lr=2e-2, num_steps=1, warmup_steps=0, final_lr_share=0.1, optimizer="muon")
+ANNEAL = replace(FADE, final_lr_share=0.0)
+PHASE = PretrainConfig(name="phase", optim=FADE, seq_len=WINDOW, rows_per_step=4, micro_batch_size=4, seed=11)
 
 MIX = MixConfig(
     name="mix",
     proxy=PROXY,
-    optim=replace(FADE, num_steps=120, warmup_steps=12),
+    optim=replace(FADE, num_steps=150, warmup_steps=10),
     seq_len=WINDOW,
-    rows_per_step=8,
-    looks=12,
+    rows_per_step=4,
+    looks=15,
     temperature=1.0,
     probe_weights={"maths": 2.0, "code": 1.0, "knowledge": 1.0},  # R1 weighs alike; this model is to solve problems
-    budget_tokens=2_500_000,
+    budget_tokens=1_500_000,
     max_epochs=4.0,
     seed=12,
 )
 SELECT = SelectConfig(
     name="select",
     seq_len=WINDOW,
-    candidate_tokens=60_000,
-    probe_rows=32,
-    batch_rows=16,
-    budget_tokens=400_000,
+    candidate_tokens=40_000,
+    probe_rows=24,
+    batch_rows=12,
+    budget_tokens=200_000,
     max_epochs=4.0,
     seed=13,
 )
-MATHS = {"problems": 0.9, "notes": 0.1}
-CODE = {"code": 0.6, "problems": 0.3, "notes": 0.1}
+EXTEND = ExtendConfig(
+    name="long",
+    optim=ANNEAL,
+    seq_len=LONG_WINDOW,
+    rows_per_step=2,
+    micro_batch_size=2,
+    seed=14,
+    rope_theta_factor=4.0,
+    shares={"notes": 0.5, "problems": 0.2, "reference": 0.1, "docstrings": 0.1, "code": 0.1},
+)
+CHAT = FinetuneConfig(
+    name="chat",
+    optim=ANNEAL,
+    seq_len=WINDOW,
+    rows_per_step=4,
+    micro_batch_size=4,
+    seed=15,
+    sources=("problems", "recall"),
+)
+INT4 = QuantizeConfig(
+    name="int4",
+    scheme="int4_group32",
+    optim=ANNEAL,
+    seq_len=WINDOW,
+    rows_per_step=4,
+    micro_batch_size=4,
+    seed=16,
+    sources=("problems", "recall"),
+)
+EVALUATE = EvaluateConfig(
+    name="evaluation",
+    suite="pocket",
+    labels=("base", "mid", "long", "merged", "chat", "ptq", "int4", "model.gguf", "model.pte"),
+    batch_size=120,
+    bits_tokens=2_000,
+    bits_window=WINDOW,
+    needle_tokens=(WINDOW, 2 * WINDOW, LONG_WINDOW),
+)
+GOALS = (
+    Goal(text="the int4 .gguf solves 70 % in llama.cpp", model="model.gguf", at_least=0.70, beside=("base", "chat")),
+    Goal(text="the int4 .pte solves 70 % in ExecuTorch", model="model.pte", at_least=0.70, beside=("base", "chat")),
+    Goal(
+        text="QAT stays within 2 points of its full-precision parent",
+        model="int4",
+        compared_to="chat",
+        at_least=-0.02,
+        beside=("ptq",),
+    ),
+    Goal(
+        text="after context extension the needle is found at 4x the window in 90 % of trials",
+        model="long",
+        measure=f"needle {LONG_WINDOW}",
+        at_least=0.90,
+        beside=("mid",),
+    ),
+)
 
 
 def recipe(run, *, effort: float = 1.0):
-    """effort: how many steps each training stage takes, 1.0 being the demo's fifteen minutes."""
+    """effort: how many steps each training stage takes; 1.0 is the demo, of about fifteen minutes."""
 
     def steps(count: int, optim: OptimConfig, lr: float, warmup: float = 0.05) -> OptimConfig:
         count = max(2, round(count * effort))
@@ -102,21 +167,68 @@ def recipe(run, *, effort: float = 1.0):
     corpus = run(curate, CORPUS)
     mix = run(find_mix, MIX, corpus=corpus)
 
-    # The teacher: the same recipe in short, on a larger network, up to the long window.
-    teacher = run(pretrain, replace(PHASE, name="teacher", model=TEACHER, optim=steps(600, FADE, LR)), corpus=corpus, mix=mix)
-    teacher = run(
+    # The teacher: a larger network by the same recipe in short, then trained on long rows, as Pro's teacher was.
+    wide = run(
         pretrain,
-        replace(PHASE, name="teacher-anneal", shares=MATHS, optim=steps(200, ANNEAL, LR / 2)),
+        replace(PHASE, name="teacher-short", model=TEACHER, optim=steps(900, FADE, 2e-2)),
         corpus=corpus,
-        model=teacher,
+        mix=mix,
+    )
+    teacher = run(
+        extend_context, replace(EXTEND, name="teacher", optim=steps(80, ANNEAL, 4e-3)), corpus=corpus, model=wide
     )
 
-    # Pre-training in two phases, mid-training in two rounds of select and distil (R1).
-    trunk = run(pretrain, replace(PHASE, name="phase1", model=STUDENT, optim=steps(600, FADE, LR)), corpus=corpus, mix=mix)
-    base = trunk = run(
-        pretrain,
-        replace(PHASE, name="phase2", shares={"problems": 0.7, "notes": 0.1, "code": 0.1, "docstrings": 0.05, "reference": 0.05}, optim=steps(600, FADE, LR)),
-        corpus=corpus,
-        model=trunk,
+    # R1: pre-training in two phases, then two rounds of selecting what still helps and distilling on it.
+    phase1 = run(
+        pretrain, replace(PHASE, name="phase1", model=STUDENT, optim=steps(600, FADE, 2e-2)), corpus=corpus, mix=mix
     )
-    return base, teacher
+    base = trunk = run(
+        pretrain, replace(PHASE, name="base", optim=steps(600, FADE, 2e-2)), corpus=corpus, mix=mix, model=phase1
+    )
+    for turn in (1, 2):
+        chosen = run(select, replace(SELECT, name=f"select{turn}", seed=12 + turn), corpus=corpus, model=trunk)
+        trunk = run(
+            pretrain,
+            replace(PHASE, name=f"mid{turn}", optim=steps(200, ANNEAL, 1e-2)),
+            corpus=corpus,
+            model=trunk,
+            selection=chosen,
+            teacher=wide,
+        )
+    mid = trunk
+
+    # Pro: context extension by implicit positional distillation, specialists and their merge.
+    long = run(
+        extend_context, replace(EXTEND, optim=steps(100, ANNEAL, 4e-3)), corpus=corpus, model=mid, teacher=teacher
+    )
+    branches = {"maths": {"problems": 0.9, "notes": 0.1}, "code": {"code": 0.7, "problems": 0.2, "notes": 0.1}}
+    specialists = [
+        run(
+            pretrain,
+            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(100, ANNEAL, 4e-3)),
+            corpus=corpus,
+            model=long,
+        )
+        for domain, shares in branches.items()
+    ]
+    merged = run(
+        merge,
+        MergeConfig(name="merged", resolution=10, seq_len=WINDOW, validation_rows=8),
+        corpus=corpus,
+        models=specialists,
+    )
+
+    # Conversations, four bits, and the files that ship.
+    chat = run(finetune, replace(CHAT, optim=steps(400, ANNEAL, 1e-2)), corpus=corpus, model=merged)
+    ptq = run(quantize, replace(INT4, name="ptq", optim=None), model=chat)
+    int4 = run(quantize, replace(INT4, optim=steps(150, ANNEAL, 1e-3)), model=chat, corpus=corpus)
+    files = run(export, ExportConfig(name="files"), model=int4)
+    models = [base, mid, long, merged, chat, ptq, int4, files / "model.gguf", files / "model.pte"]
+    evaluation = run(evaluate, EVALUATE, models=models, corpus=corpus)
+    everything = [corpus, mix, wide, teacher, phase1, base, mid, long, *specialists, merged, chat, ptq, int4, files]
+    return run(
+        report,
+        ReportConfig(name="report", title="pocketlm: from raw text to a 4-bit model that reasons", goals=GOALS),
+        stages=everything,
+        evaluation=evaluation,
+    )

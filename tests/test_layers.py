@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOOLS = {"corpus", "data", "train", "eval", "export", "serve"}
+TOOLS = {"corpus", "data", "train", "eval", "export", "report", "serve"}
 FRAME = {
     "run",
     "record",
@@ -22,9 +22,7 @@ FRAME = {
 VAGUE = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
 ONE_WRAPPER = {"executorch", "xllamacpp"}  # optional packages: one file each may import them
 
-FILES = sorted(
-    path.relative_to(ROOT) for part in ("pocketlm", "recipes") for path in (ROOT / part).rglob("*.py")
-)
+FILES = sorted(path.relative_to(ROOT) for part in ("pocketlm", "recipes") for path in (ROOT / part).rglob("*.py"))
 
 
 def imported(path: Path, source: str) -> Iterator[tuple[str, str | None]]:
@@ -41,9 +39,7 @@ def imported(path: Path, source: str) -> Iterator[tuple[str, str | None]]:
 def broken_rules(path: Path, source: str) -> list[str]:
     """What a file of this place may not import but does; one line each."""
     return [
-        f"{path}: {wrong}"
-        for module, name in imported(path, source)
-        if (wrong := wrong_import(path, module, name))
+        f"{path}: {wrong}" for module, name in imported(path, source) if (wrong := wrong_import(path, module, name))
     ]
 
 
@@ -52,11 +48,7 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
     top, *rest = module.split(".")
     if path.parts[0] == "recipes":
         return wrong_in_recipe(module, name)
-    if (
-        path == Path("pocketlm/model/transformer.py")
-        and top != "torch"
-        and top not in sys.stdlib_module_names
-    ):
+    if path == Path("pocketlm/model/transformer.py") and top != "torch" and top not in sys.stdlib_module_names:
         return f"transformer.py imports only torch, not {module}"
     if top == "recipes":
         return "the package never imports a recipe"
@@ -67,9 +59,7 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
     if here == "cli":
         return None
     if here in FRAME:
-        return (
-            None if room in FRAME | {"model"} else f"{here}.py imports {module}: stages come in as arguments"
-        )
+        return None if room in FRAME | {"model"} else f"{here}.py imports {module}: stages come in as arguments"
     if here == "stages":
         own = ".".join(path.with_suffix("").parts)
         if room == "stages" and module != own:

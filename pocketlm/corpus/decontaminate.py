@@ -27,15 +27,11 @@ class EvaluationIndex:
         if ngram < 1:
             raise ValueError(f"ngram is {ngram}; it must be at least 1 word")
         self.ngram = ngram
-        prompts = {
-            tuple(_signed(p)): (suite, p) for suite, texts in suites.items() for p in texts if p.strip()
-        }
+        prompts = {tuple(_signed(p)): (suite, p) for suite, texts in suites.items() for p in texts if p.strip()}
         template = self._template_ngrams(prompt for _, prompt in prompts.values())
         self._suite_of_ngram: dict[str, str] = {}
         self._suite_of_prompt: dict[tuple[str, ...], str] = {}
-        self._ends: set[tuple[str, str]] = (
-            set()
-        )  # (first, last) word of every n-gram: few texts get past this test
+        self._ends: set[tuple[str, str]] = set()  # (first, last) word of every n-gram: few texts get past this test
         # first word of a prompt matched whole -> lengths to try there
         self._lengths: dict[str, set[int]] = {}
         for signed, (suite, prompt) in prompts.items():

@@ -48,9 +48,7 @@ class DuplicateIndex:
             num_buckets=minhash.num_buckets,
             hashes_per_bucket=minhash.hashes_per_bucket,
             seed=minhash.seed,
-            hash_config=HashConfig(
-                hash_fc="sha1"
-            ),  # datatrove 0.10 hands str to xxhash, which xxhash 4 refuses
+            hash_config=HashConfig(hash_fc="sha1"),  # datatrove 0.10 hands str to xxhash, which xxhash 4 refuses
         )
         # the folder is only written by datatrove's own pipeline, which is not run here
         folder = tempfile.gettempdir()
@@ -77,6 +75,4 @@ class DuplicateIndex:
         shingles = self._signatures.get_shingles(text)
         if not shingles.size:
             return []
-        return [
-            np.asarray(band, dtype=np.uint64).tobytes() for band in self._signatures.get_signature(shingles)
-        ]
+        return [np.asarray(band, dtype=np.uint64).tobytes() for band in self._signatures.get_signature(shingles)]

@@ -63,20 +63,14 @@ def row_document(row: Any, id: str, where: str, text_field: str | None) -> Docum
         return conversation(id, _messages(turns, where), **extra)
     field = text_field or "text"
     if field not in row:
-        missing = f'no field "{field}"' + (
-            "" if text_field else ', nor "messages", nor "prompt" with "response"'
-        )
-        raise ValueError(
-            f"{where}: {missing}; the row has {', '.join(map(str, row)) or 'no fields'}; set text_field"
-        )
+        missing = f'no field "{field}"' + ("" if text_field else ', nor "messages", nor "prompt" with "response"')
+        raise ValueError(f"{where}: {missing}; the row has {', '.join(map(str, row)) or 'no fields'}; set text_field")
     return Document(id=id, text=_valid_text(row[field], f'{where}: field "{field}"'), **extra)
 
 
 def _messages(found: Any, where: str) -> list[dict[str, str]]:
     if not isinstance(found, list) or not found:
-        raise ValueError(
-            f'{where}: "messages" must be a list of {{"role", "content"}} objects, with one at least'
-        )
+        raise ValueError(f'{where}: "messages" must be a list of {{"role", "content"}} objects, with one at least')
     for number, message in enumerate(found):
         turn = f"{where}: message {number}"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
@@ -91,9 +85,7 @@ def _valid_text(text: Any, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{where} holds half a surrogate pair at character {error.start}; repair the text"
-        ) from None
+        raise ValueError(f"{where} holds half a surrogate pair at character {error.start}; repair the text") from None
     return text
 
 
@@ -151,23 +143,15 @@ def _cut_lines(text: str, max_chars: int) -> Iterator[str]:
     yield text[start:]
 
 
-def assign_splits(
-    origins: Sequence[str], *, validation_share: float, probe_share: float, seed: int
-) -> list[str]:
+def assign_splits(origins: Sequence[str], *, validation_share: float, probe_share: float, seed: int) -> list[str]:
     """The split of each document, from its origin's hash and the seed alone.
 
     The same text lands in the same split wherever it comes from. A share above 0 that caught no origin takes
     the one with the nearest hash, so a small source can be probed too (where it has at least 3 origins).
     """
-    place = {
-        origin: int(content_hash(origin, seed)[:13], 16) / 16**13 for origin in set(origins)
-    }  # in [0, 1)
+    place = {origin: int(content_hash(origin, seed)[:13], 16) / 16**13 for origin in set(origins)}  # in [0, 1)
     chosen = {
-        origin: "validation"
-        if at < validation_share
-        else "probe"
-        if at < validation_share + probe_share
-        else "train"
+        origin: "validation" if at < validation_share else "probe" if at < validation_share + probe_share else "train"
         for origin, at in place.items()
     }
     by_place = sorted(place, key=lambda origin: (place[origin], origin))
@@ -189,9 +173,7 @@ def read_documents(corpus: Path, source: str, split: str) -> Iterator[Document]:
     """Documents of a curated corpus, in the order of its shard. FileNotFoundError where there are none."""
     path = corpus / "documents" / source / f"{split}.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; is {corpus} the output of a curate stage, and {source!r} in it?"
-        )
+        raise FileNotFoundError(f"{path} is missing; is {corpus} the output of a curate stage, and {source!r} in it?")
     yield from read_documents_file(path)
 
 

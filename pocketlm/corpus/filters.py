@@ -38,9 +38,7 @@ class Thresholds:
     def __post_init__(self) -> None:
         for field in ("min_script_share", "min_letter_share", "max_repeated_line_share"):
             if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(
-                    f"thresholds.{field} is {getattr(self, field)}; it is a share, between 0 and 1"
-                )
+                raise ValueError(f"thresholds.{field} is {getattr(self, field)}; it is a share, between 0 and 1")
         try:
             regex.compile(rf"\p{{Script={self.script}}}")
         except regex.error:
@@ -109,9 +107,7 @@ _NOTICE = re.compile(
     re.IGNORECASE,
 )
 _LICENCE_WORD = re.compile(r"copyright|licen[sc]e|warrant(?:y|ies)|redistribut", re.IGNORECASE)
-_COMMENT_BLOCK = re.compile(
-    r"(?:^[ \t]*(?:#(?!!)|//|;)[^\n]*\n)+|\A/\*.*?\*/[ \t]*\n", re.MULTILINE | re.DOTALL
-)
+_COMMENT_BLOCK = re.compile(r"(?:^[ \t]*(?:#(?!!)|//|;)[^\n]*\n)+|\A/\*.*?\*/[ \t]*\n", re.MULTILINE | re.DOTALL)
 _HEADER_CHARS = 4000
 _POLICY = re.compile("|".join(map(re.escape, POLICY_SUBSTRINGS)), re.IGNORECASE)
 

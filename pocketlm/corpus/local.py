@@ -33,11 +33,7 @@ def read_local(path: Path, text_field: str | None) -> Iterator[Document]:
         return
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
-        if (
-            file.is_file()
-            and _suffix(file) is not None
-            and not any(part.startswith(".") for part in name.parts)
-        ):
+        if file.is_file() and _suffix(file) is not None and not any(part.startswith(".") for part in name.parts):
             yield from _read_file(file, name.as_posix(), text_field)
 
 
@@ -66,9 +62,7 @@ def _read_file(path: Path, id: str, text_field: str | None) -> Iterator[Document
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 line = content.count(b"\n", 0, error.start) + 1
-                raise ValueError(
-                    f"{path}:{line}: not UTF-8 at byte {error.start} of the file; convert it"
-                ) from None
+                raise ValueError(f"{path}:{line}: not UTF-8 at byte {error.start} of the file; convert it") from None
             yield Document(id=id, text=text)
 
 
@@ -78,9 +72,7 @@ def _read_jsonl(path: Path, id: str, text_field: str | None) -> Iterator[Documen
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{where}: not UTF-8 at byte {error.start} of the line; convert the file"
-            ) from None
+            raise ValueError(f"{where}: not UTF-8 at byte {error.start} of the line; convert the file") from None
         if not text.strip():
             continue
         try:
@@ -130,9 +122,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: cut short or damaged ({_first_line(error)}); fetch it again") from None
     except OSError as error:
-        if (
-            error.errno is not None
-        ):  # the system's own word (no permission, a bad disk) names the file already
+        if error.errno is not None:  # the system's own word (no permission, a bad disk) names the file already
             raise
         raise ValueError(f"{path}: damaged ({_first_line(error)}); fetch it again") from None
 

@@ -50,9 +50,7 @@ def generate_notes(
     """
     lowest, highest = pairs_range
     if not 1 <= lowest <= highest:
-        raise ValueError(
-            f"pairs_range {pairs_range}: give the least and the most notes a document, from 1 on"
-        )
+        raise ValueError(f"pairs_range {pairs_range}: give the least and the most notes a document, from 1 on")
     rng, notes = Random(seed), draw_notes(seed)
     for number in range(count):
         pairs = {note["question"]: note for note in islice(notes, rng.randint(lowest, highest))}

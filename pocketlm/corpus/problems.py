@@ -21,7 +21,7 @@ HELD_OUT_SHARE = 16  # one question in 16 is never trained on
 SEED_STRIDE = 10_000_000  # stream `seed` reads reasoning-gym's items [seed * stride, (seed + 1) * stride)
 
 # family: reasoning-gym's options. Numbers stay below 100 and lists short: a response is 15 to 80 tokens, and
-# each family still has more than 20,000 distinct questions (counted in 60,000 draws).
+# a family has more than 20,000 distinct questions, or 8,100 (triangles; tests/unit/test_problems.py samples them).
 CONFIGS = {
     "chain_sum": dict(min_terms=3, max_terms=3, min_digits=2, max_digits=2),
     "leg_counting": dict(min_animals=2, max_animals=3, min_instances=1, max_instances=5),
@@ -34,6 +34,7 @@ CONFIGS = {
     "letter_counting": dict(min_words=2, max_words=4),
     "spell_backward": dict(min_word_len=4, max_word_len=7),
     "spiral_matrix": dict(min_n=3, max_n=3),
+    "simple_geometry": dict(min_sides=3, max_sides=3, min_angle=10, max_angle=99),
 }
 MAX_LETTERS = 16  # of a letter_counting text
 
@@ -129,9 +130,7 @@ def _dataset(family: str):
     try:
         import reasoning_gym
     except ImportError as error:
-        raise ValueError(
-            "worked problems need the reasoning-gym package: pip install reasoning-gym"
-        ) from error
+        raise ValueError("worked problems need the reasoning-gym package: pip install reasoning-gym") from error
     return reasoning_gym.create_dataset(family, seed=0, size=1, **CONFIGS[family])
 
 
@@ -207,16 +206,12 @@ def _simple_equations(entry: dict) -> Worked | None:
 
 
 def _equation_asked(prompt: str) -> str:
-    return "".join(
-        "x" if c.isalpha() else c for c in prompt.removeprefix("Solve ")
-    )  # the letter makes no new problem
+    return "".join("x" if c.isalpha() else c for c in prompt.removeprefix("Solve "))  # the letter makes no new problem
 
 
 def _complex_arithmetic(entry: dict) -> Worked | None:
     sign = entry["metadata"]["operation"]
-    (a, b), (c, d) = (
-        (int(real), int(imag)) for real, imag in (entry["metadata"]["num1"], entry["metadata"]["num2"])
-    )
+    (a, b), (c, d) = ((int(real), int(imag)) for real, imag in (entry["metadata"]["num1"], entry["metadata"]["num2"]))
     real, imag = entry["metadata"]["result"]
     steps = (f"real: {a}{sign}{c}={real}", f"imaginary: {b}{sign}{d}={imag}")
     answer = f"{real}{'-' if imag < 0 else '+'}{abs(imag)}i"
@@ -285,6 +280,16 @@ def _spiral_matrix(entry: dict) -> Worked | None:
     return Worked(prompt=prompt, steps=steps, answer=entry["answer"])
 
 
+def _simple_geometry(entry: dict) -> Worked | None:
+    first, second = (int(angle) for angle in entry["metadata"]["known_angles"])
+    left = 180 - first
+    return Worked(
+        prompt=f"A triangle has angles {first} and {second}. Find the third.",
+        steps=(subtract(180, first), subtract(left, second)),
+        answer=entry["answer"],
+    )
+
+
 def _spaced(numbers: Sequence[int]) -> str:
     return " ".join(str(number) for number in numbers)
 
@@ -304,9 +309,7 @@ FAMILIES: dict[str, Family] = {
             name="number_sorting",
             work=_number_sorting,
             verifier_answer=lambda answer: json.dumps(answer.split()),
-            metadata=lambda prompt, answer: {
-                "direction": "ascending" if "ascending" in prompt else "descending"
-            },
+            metadata=lambda prompt, answer: {"direction": "ascending" if "ascending" in prompt else "descending"},
         ),
         Family(name="number_filtering", work=_number_filtering, verifier_answer=_as_list),
         Family(name="letter_counting", work=_letter_counting),
@@ -316,5 +319,6 @@ FAMILIES: dict[str, Family] = {
             verifier_answer=lambda answer: answer.replace(" ", ""),
         ),
         Family(name="spiral_matrix", work=_spiral_matrix),
+        Family(name="simple_geometry", work=_simple_geometry),
     )
 }

@@ -24,7 +24,8 @@ class Source:
     kind        reads
     stdlib_code, stdlib_docstrings, language_reference     nothing
     problems    families, count, seed: worked problems, as conversations
-    notes       count, seed, pairs_range: facts to recall
+    notes       count, seed, pairs_range: facts to recall, as plain text
+    recall      the same: the facts and one question, as conversations
     local       path, text_field: a file or folder of .txt .md .py .jsonl .parquet, plain or compressed
     hub         dataset, config, split, revision, text_field: a Hugging Face dataset, streamed
 
@@ -134,13 +135,18 @@ def _notes(source: Source) -> Iterator[Document]:
         yield Document(id=row["id"], text=row["text"])
 
 
+def _recall(source: Source) -> Iterator[Document]:
+    assert source.count is not None and source.pairs_range is not None
+    for row in generate_notes(source.count, source.seed or 0, source.pairs_range):
+        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+        yield conversation(row["id"], turns)
+
+
 def _hub(source: Source) -> Iterator[Document]:
     try:
         import datasets
     except ImportError:
-        raise ValueError(
-            "reading the Hugging Face hub needs the datasets package: pip install datasets"
-        ) from None
+        raise ValueError("reading the Hugging Face hub needs the datasets package: pip install datasets") from None
     where = f"hub dataset {source.dataset!r}"
     rows = _hub_rows(where, datasets.load_dataset, source)
     for number, row in enumerate(rows, start=1):
@@ -150,9 +156,7 @@ def _hub(source: Source) -> Iterator[Document]:
 def _hub_rows(where: str, load_dataset: Callable[..., Any], source: Source) -> Iterator[Mapping[str, Any]]:
     number = 0
     try:
-        rows = load_dataset(
-            source.dataset, source.config, split=source.split, revision=source.revision, streaming=True
-        )
+        rows = load_dataset(source.dataset, source.config, split=source.split, revision=source.revision, streaming=True)
         for row in rows:
             number += 1
             yield dict(row)
@@ -178,8 +182,7 @@ KINDS = {
     "language_reference": Kind(lambda source: read_language_reference()),
     "problems": Kind(_problems, needs=("families", "count"), takes=("seed",)),
     "notes": Kind(_notes, needs=("count", "pairs_range"), takes=("seed",)),
-    "local": Kind(
-        lambda source: read_local(_local_path(source), source.text_field), ("path",), ("text_field",)
-    ),
+    "recall": Kind(_recall, needs=("count", "pairs_range"), takes=("seed",)),
+    "local": Kind(lambda source: read_local(_local_path(source), source.text_field), ("path",), ("text_field",)),
     "hub": Kind(_hub, needs=("dataset", "split"), takes=("config", "revision", "text_field")),
 }

@@ -65,13 +65,9 @@ def _modules() -> list[tuple[str, Path]]:
     root = Path(sysconfig.get_path("stdlib"))
     kept = []
     for folder, below, files in os.walk(root):
-        below[:] = [
-            name for name in below if name not in LEFT_OUT
-        ]  # not walked at all: site-packages is large
+        below[:] = [name for name in below if name not in LEFT_OUT]  # not walked at all: site-packages is large
         kept += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(".py")]
-    return [
-        (name, root / name) for name in sorted(kept, key=lambda name: hashlib.blake2b(name.encode()).digest())
-    ]
+    return [(name, root / name) for name in sorted(kept, key=lambda name: hashlib.blake2b(name.encode()).digest())]
 
 
 def _source(path: Path) -> str:
@@ -84,9 +80,7 @@ def _sections(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
     if text:
         yield f"{_heading(node, name)}\n\n{text}"
     for child in node.body:
-        if not isinstance(
-            child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        ) or child.name.startswith("_"):
+        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or child.name.startswith("_"):
             continue
         if isinstance(child, ast.ClassDef):
             yield from _sections(child, f"{name}.{child.name}")

@@ -105,7 +105,9 @@ def pack(lengths: Sequence[int], seq_len: int, open_rows: int = 32) -> list[list
     room: list[int] = []
     for item, length in enumerate(lengths):
         if length > seq_len:
-            raise ValueError(f"conversation {item} has {length} tokens, a row holds {seq_len}; raise seq_len or drop it")
+            raise ValueError(
+                f"conversation {item} has {length} tokens, a row holds {seq_len}; raise seq_len or drop it"
+            )
         first = max(0, len(rows) - open_rows)
         row = next((r for r in range(first, len(rows)) if room[r] >= length), len(rows))
         if row == len(rows):

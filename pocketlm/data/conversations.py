@@ -40,14 +40,18 @@ def encode_conversations(
             encoded = [_encode_row(file, number, messages, tokenizer) for number, messages in rows]
         for (number, _), (ids, mask) in zip(rows, encoded, strict=True):
             if not any(mask):
-                raise ValueError(f"{file}:{number}: the conversation has no assistant turn, so there is nothing to learn")
+                raise ValueError(
+                    f"{file}:{number}: the conversation has no assistant turn, so there is nothing to learn"
+                )
             if len(ids) > seq_len:
                 too_long += 1
             else:
                 kept.append((ids, mask))
     if not kept:
         names = ", ".join(str(file) for file in files) or "the corpus"
-        raise ValueError(f"{names}: no conversation of at most {seq_len} tokens ({too_long} are longer); nothing to train on")
+        raise ValueError(
+            f"{names}: no conversation of at most {seq_len} tokens ({too_long} are longer); nothing to train on"
+        )
     return kept, too_long
 
 

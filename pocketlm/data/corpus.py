@@ -39,11 +39,15 @@ def held_out_texts(corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: i
 def text_rows(corpus: Path, shares: Shares, seq_len: int, eos_id: int) -> dict[str, TextRows]:
     """Training rows of every source that has a share."""
     return {
-        name: TextRows(open_shard(corpus, name, "train"), seq_len, eos_id) for name, share in shares.items() if share > 0
+        name: TextRows(open_shard(corpus, name, "train"), seq_len, eos_id)
+        for name, share in shares.items()
+        if share > 0
     }
 
 
-def chosen_shares(own: Shares | None, corpus: Path, where: str, mix: Path | None, selection: Path | None = None) -> Shares:
+def chosen_shares(
+    own: Shares | None, corpus: Path, where: str, mix: Path | None, selection: Path | None = None
+) -> Shares:
     """A config's own shares, else those a select stage or a mix stage found; checked against the corpus's sources."""
     if own is not None:
         return check_shares(own, list_sources(corpus), f"{where}.shares")

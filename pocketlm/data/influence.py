@@ -34,7 +34,9 @@ def token_gradients(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, T
     finally:
         handle.remove()
     counted = batch.labels != IGNORE_INDEX
-    weight = counted.float() / counted.sum(1, keepdim=True).clamp(min=1)  # a sample's loss is a mean: long ones do not shout
+    weight = counted.float() / counted.sum(1, keepdim=True).clamp(
+        min=1
+    )  # a sample's loss is a mean: long ones do not shout
     labels = batch.labels.clamp(min=0)
     logits = model.head(hidden)
     losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none") * weight

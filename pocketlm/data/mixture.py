@@ -9,7 +9,9 @@ def check_shares(shares: Mapping[str, float], known: Mapping[str, object] | list
     """The shares as a dict, when every source is known, none is negative, and they sum to 1 (to 1e-3)."""
     unknown = sorted(set(shares) - set(known))
     if unknown:
-        raise ValueError(f"{where}: shares name unknown sources {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where}: shares name unknown sources {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
     negative = [f"{name} {share}" for name, share in shares.items() if not share >= 0]
     if negative:
         raise ValueError(f"{where}: shares must not be negative: {', '.join(negative)}")

@@ -69,17 +69,11 @@ def read_shard(folder: Path, split: str) -> Shard:
     tokens_file, offsets_file = _files(folder, split)
     tokens, offsets = _open(tokens_file, map_mode="r"), _open(offsets_file, map_mode=None)
     if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
-        raise ValueError(
-            f"{tokens_file}: holds {tokens.dtype} {tokens.shape}, not a flat uint16 or uint32 array"
-        )
+        raise ValueError(f"{tokens_file}: holds {tokens.dtype} {tokens.shape}, not a flat uint16 or uint32 array")
     if offsets.ndim != 1 or offsets.dtype != np.int64 or not len(offsets):
-        raise ValueError(
-            f"{offsets_file}: holds {offsets.dtype} {offsets.shape}, not a flat int64 array; curate again"
-        )
+        raise ValueError(f"{offsets_file}: holds {offsets.dtype} {offsets.shape}, not a flat int64 array; curate again")
     if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) <= 0).any():
-        raise ValueError(
-            f"{offsets_file}: does not fit the {len(tokens)} ids of {tokens_file.name}; curate again"
-        )
+        raise ValueError(f"{offsets_file}: does not fit the {len(tokens)} ids of {tokens_file.name}; curate again")
     return Shard(tokens, offsets)
 
 

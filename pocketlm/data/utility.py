@@ -2,11 +2,11 @@
 
 MobileLLM-Pro names its mixer, one offline simulated run and static shares, but no formula. This is ours: every few steps of
 a run on the uniform mix, the gradient of a fresh batch of each source is compared with the gradient of each probe set,
-through Adam's preconditioner, and what a step on that source would lower the probe's loss by is added up.
+scaled as Adam scales (a diagonal of root mean squares), and what a step on that source would lower the probe's loss by is added up.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,23 +23,19 @@ def mean_gradient(model: Transformer, batch: Batch) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def preconditioner(model: Transformer, optimizer: torch.optim.Optimizer, beta2: float) -> Tensor:
-    """1 / (sqrt(v) + eps) of Adam's second moment, bias-corrected, as one flat vector."""
-    parts = []
-    for parameter in model.parameters():
-        state = optimizer.state[parameter]
-        parts.append((state["exp_avg_sq"] / (1 - beta2 ** float(state["step"]))).sqrt().flatten())
-    return 1 / (torch.cat(parts) + 1e-8)
+def second_moment(gradients: Sequence[Tensor]) -> Tensor:
+    """The root mean square of some flat gradients, element by element: Adam's denominator, whatever optimizer trains."""
+    return torch.stack([gradient.square() for gradient in gradients]).mean(0).sqrt() + 1e-8
 
 
 def utilities(
-    source_gradients: Mapping[str, Tensor], probe_gradients: Mapping[str, Tensor], scale: Tensor, lr: float
+    source_gradients: Mapping[str, Tensor], probe_gradients: Mapping[str, Tensor], lr: float
 ) -> dict[str, dict[str, float]]:
     """utility[probe][source]: lr x <unit probe gradient, preconditioned source gradient of unit length>.
 
     Both are brought to length 1 after preconditioning, or sources with short, noisy documents would win by sheer norm.
     """
-    root = scale.sqrt()
+    root = second_moment([*source_gradients.values(), *probe_gradients.values()]).rsqrt()
     unit = {name: F.normalize(gradient * root, dim=0) for name, gradient in source_gradients.items()}
     found = {}
     for probe, gradient in probe_gradients.items():

@@ -70,9 +70,7 @@ def solve(
                 f"to answer in the model's {model.max_length}"
             )
     completions: list[str] = [""] * len(problems)
-    by_length = sorted(
-        range(len(problems)), key=lambda place: len(prompts[place])
-    )  # little padding in a batch
+    by_length = sorted(range(len(problems)), key=lambda place: len(prompts[place]))  # little padding in a batch
     for start in range(0, len(by_length), batch_size):
         places = by_length[start : start + batch_size]
         room = min(max_new_tokens, model.max_length - max(len(prompts[place]) for place in places))
@@ -160,5 +158,6 @@ def _same_number(expected: str, given: str) -> bool:
     """math-verify's judgement: "24/2" is 12. Its timeouts are off: only the main thread may set signals."""
     from math_verify import parse, verify
 
-    gold, answer = parse(expected, parsing_timeout=None), parse(given, parsing_timeout=None)
+    off: Any = None  # accepted, and documented, though annotated as int
+    gold, answer = parse(expected, parsing_timeout=off), parse(given, parsing_timeout=off)
     return bool(gold and answer and verify(gold, answer, timeout_seconds=None))

@@ -17,9 +17,7 @@ def measure_speed(model: Any, prompt_tokens: int, new_tokens: int, repeats: int)
     if min(prompt_tokens, repeats) < 1 or new_tokens < 2:
         raise ValueError("measure_speed needs at least 1 prompt token, 2 new tokens and 1 repeat")
     if prompt_tokens + new_tokens > model.max_length:
-        raise ValueError(
-            f"{prompt_tokens} prompt and {new_tokens} new tokens exceed the model's {model.max_length}"
-        )
+        raise ValueError(f"{prompt_tokens} prompt and {new_tokens} new tokens exceed the model's {model.max_length}")
     text = model.tokenizer.encode("The quick brown fox jumps over the lazy dog. ")
     prompt = [model.tokenizer.bos_id, *(text * prompt_tokens)][:prompt_tokens]
     firsts, paces = [], []

@@ -161,9 +161,7 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
 def _check_rows(entries: list[_Entry], dtype: str) -> None:
     for entry in entries:
         if not bool(torch.isfinite(entry.weight).all()):
-            raise ValueError(
-                f"{entry.name} holds NaN or infinity: training diverged; use an earlier checkpoint"
-            )
+            raise ValueError(f"{entry.name} holds NaN or infinity: training diverged; use an earlier checkpoint")
         width = entry.weight.shape[-1]
         if dtype in ("q8_0", "q4_0") and entry.weight.dim() == 2 and width % BLOCK:
             raise ValueError(
@@ -282,12 +280,7 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
         byte_level = last.get("type") == "ByteLevel" and not last["add_prefix_space"]
         if byte_level and last["use_regex"] and first["type"] == "Digits" and first["individual_digits"]:
             return DIGITS
-        if (
-            byte_level
-            and not last["use_regex"]
-            and first["type"] == "Split"
-            and first["behavior"] == "Isolated"
-        ):
+        if byte_level and not last["use_regex"] and first["type"] == "Split" and first["behavior"] == "Isolated":
             for name, pattern in SPLITS.items():
                 if first["pattern"].get("Regex") == pattern:
                     return name

@@ -32,9 +32,7 @@ NUMBERS = {
     12: "d",
 }  # GGUF type -> struct's
 ARCHITECTURES = ("llama", "qwen3", "step35")  # what write_gguf writes
-IGNORES_MERGES = (
-    "llama-bpe",
-)  # llama.cpp takes a whole word that is a token as that token under this rule only
+IGNORES_MERGES = ("llama-bpe",)  # llama.cpp takes a whole word that is a token as that token under this rule only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +88,7 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
     if len(vocabulary) != len(tokens) or len(token_types) != len(tokens):
         raise ValueError(f"{path}: the vocabulary is damaged (a token twice, or not one type for each token)")
     try:
-        backend = tokenizers.Tokenizer(
-            models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in IGNORES_MERGES)
-        )
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in IGNORES_MERGES))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path}: the merges do not fit the vocabulary ({error})") from None
     backend.pre_tokenizer = _pre_tokenizer(pre)
@@ -117,18 +113,14 @@ def _pre_tokenizer(name: str) -> pre_tokenizers.Sequence:
         first, byte_level = pre_tokenizers.Digits(individual_digits=True), True
     else:
         first, byte_level = pre_tokenizers.Split(Regex(SPLITS[name]), "isolated"), False
-    return pre_tokenizers.Sequence(
-        [first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=byte_level)]
-    )
+    return pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=byte_level)])
 
 
 def _check(header: GgufHeader) -> None:
     """Refuse what llama.cpp would compute otherwise than we do, or stop the process over."""
     path, kind = header.path, header["general.architecture"]
     if kind not in ARCHITECTURES:
-        raise ValueError(
-            f"{path} is a {kind!r} model; only what pocketlm writes is opened: {', '.join(ARCHITECTURES)}"
-        )
+        raise ValueError(f"{path} is a {kind!r} model; only what pocketlm writes is opened: {', '.join(ARCHITECTURES)}")
     width = header["{arch}.attention.key_length"]
     turned = header["{arch}.rope.dimension_count"] // (2 if kind == "step35" else 1)
     if width != header["{arch}.attention.value_length"] or turned != width:
@@ -137,9 +129,7 @@ def _check(header: GgufHeader) -> None:
     if not isinstance(heads, int) or not isinstance(kv_heads, int) or not kv_heads or heads % kv_heads:
         raise ValueError(f"{path}: {heads} heads do not share {kv_heads} key-value heads")
     if "token_embd.weight" not in header.tensors:
-        raise ValueError(
-            f"{path}: the tensor token_embd.weight is missing; the file is not a language model of ours"
-        )
+        raise ValueError(f"{path}: the tensor token_embd.weight is missing; the file is not a language model of ours")
 
 
 class _Reader:

@@ -29,10 +29,7 @@ class ModelParams(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("devices", "tensor_buft_overrides")),
         *((name, c_int32) for name in ("n_gpu_layers", "split_mode", "load_mode", "lazy_mode", "main_gpu")),
-        *(
-            (name, c_void_p)
-            for name in ("tensor_split", "progress_callback", "progress_user_data", "kv_overrides")
-        ),
+        *((name, c_void_p) for name in ("tensor_split", "progress_callback", "progress_user_data", "kv_overrides")),
         *(
             (name, c_bool)
             for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host", "no_alloc", "load_mtp")
@@ -47,10 +44,7 @@ class ContextParams(ctypes.Structure):
         *((name, c_uint32) for name in ("n_outputs_max", "n_outputs_max_per_seq")),
         *((name, c_int32) for name in ("n_threads", "n_threads_batch", "ctx_type", "rope_scaling_type")),
         *((name, c_int32) for name in ("pooling_type", "attention_type", "flash_attn_type")),
-        *(
-            (name, c_float)
-            for name in ("rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor")
-        ),
+        *((name, c_float) for name in ("rope_freq_base", "rope_freq_scale", "yarn_ext_factor", "yarn_attn_factor")),
         *((name, c_float) for name in ("yarn_beta_fast", "yarn_beta_slow")),
         ("yarn_orig_ctx", c_uint32),
         ("defrag_thold", c_float),
@@ -58,10 +52,7 @@ class ContextParams(ctypes.Structure):
         *((name, c_int32) for name in ("type_k", "type_v")),
         ("moe_cache_size", c_size_t),
         *((name, c_void_p) for name in ("abort_callback", "abort_callback_data")),
-        *(
-            (name, c_bool)
-            for name in ("embeddings", "offload_kqv", "no_perf", "op_offload", "swa_full", "kv_unified")
-        ),
+        *((name, c_bool) for name in ("embeddings", "offload_kqv", "no_perf", "op_offload", "swa_full", "kv_unified")),
         ("samplers", c_void_p),
         ("n_samplers", c_size_t),
         ("ctx_other", c_void_p),
@@ -83,9 +74,7 @@ CONTEXT_DEFAULTS = {
     **{"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max_per_seq": 1},
     **{"n_threads": 4, "n_threads_batch": 4, "type_k": 1, "type_v": 1},
     **dict.fromkeys(("rope_scaling_type", "pooling_type", "attention_type", "flash_attn_type"), -1),
-    **dict.fromkeys(
-        ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "defrag_thold"), -1.0
-    ),
+    **dict.fromkeys(("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow", "defrag_thold"), -1.0),
     **dict.fromkeys(("offload_kqv", "no_perf", "op_offload", "swa_full"), True),
 }
 FUNCTIONS = {  # name -> (what it returns, what it takes)
@@ -146,9 +135,7 @@ def library() -> ctypes.CDLL:
 
 def _check_layout(params: ctypes.Structure, expected: dict[str, float]) -> None:
     wrong = [
-        name
-        for name, *_ in params._fields_
-        if name != "tail" and (getattr(params, name) or 0) != expected.get(name, 0)
+        name for name, *_ in params._fields_ if name != "tail" and (getattr(params, name) or 0) != expected.get(name, 0)
     ]
     if wrong:
         raise ValueError(
@@ -175,9 +162,7 @@ class LoadedModel:
         """The ids llama.cpp itself gives a text."""
         data = text.encode()
         ids = (c_int32 * (len(data) + 2))()
-        count = self.lib.llama_tokenize(
-            self.vocab, data, len(data), ids, len(ids), add_special, parse_special
-        )
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), ids, len(ids), add_special, parse_special)
         return list(ids[:count])
 
     def close(self) -> None:
@@ -207,9 +192,7 @@ class Context:
         complaints()
         self.handle = self.lib.llama_init_from_model(model.handle, params)
         if not self.handle:
-            raise MemoryError(
-                f"llama.cpp cannot make room for {slots} x {self.length} tokens ({complaints()})"
-            )
+            raise MemoryError(f"llama.cpp cannot make room for {slots} x {self.length} tokens ({complaints()})")
         self.memory = self.lib.llama_get_memory(self.handle)
         self.token, self.position, self.slot = (np.zeros(batch, np.int32) for _ in range(3))
         self.one, self.wanted = np.ones(batch, np.int32), np.zeros(batch, np.int8)

@@ -142,9 +142,7 @@ class GgufModel:
         finally:
             self._return(context)
 
-    def _prefill(
-        self, context: Context, slot: int, ids: Sequence[int], *, every: bool
-    ) -> Iterator[np.ndarray]:
+    def _prefill(self, context: Context, slot: int, ids: Sequence[int], *, every: bool) -> Iterator[np.ndarray]:
         """The logits of a prompt, in pieces: after every token, or only after the last one."""
         context.forget(slot)
         for start in range(0, len(ids), context.batch):
@@ -164,9 +162,7 @@ class GgufModel:
                 f"{len(ids)} tokens exceed the context of {self.max_length}; shorten the text or ask for more"
             )
         if min(ids) < 0 or max(ids) >= self.vocab_size:
-            raise ValueError(
-                f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {self.vocab_size}"
-            )
+            raise ValueError(f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {self.vocab_size}")
 
     def _borrow(self, slots: int, length: int) -> Context:
         """A context with so much room: an idle one, or a new one in the place of one that is too small."""

@@ -234,9 +234,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dequantize = torch.ops.torchao.dequantize_affine
-        return F.linear(
-            x, dequantize(self.qweight, self.group, self.scale, self.zero_point, torch.int8, *self.levels)
-        )
+        return F.linear(x, dequantize(self.qweight, self.group, self.scale, self.zero_point, torch.int8, *self.levels))
 
 
 def linear(weight: Tensor, scheme: Scheme | None) -> nn.Module:

@@ -23,7 +23,10 @@ def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, quan
     With `quantization` the weights are the latent ones of that scheme: they become four-bit when pocketlm loads them.
     """
     write_json(folder / "config.json", hugging_face_config(model.config, tokenizer, quantization))
-    write_json(folder / "generation_config.json", {"eos_token_id": sorted(tokenizer.stop_ids), "bos_token_id": tokenizer.bos_id})
+    write_json(
+        folder / "generation_config.json",
+        {"eos_token_id": sorted(tokenizer.stop_ids), "bos_token_id": tokenizer.bos_id},
+    )
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.use_qk_norm and not model.config.qk_norm_weight:
         ones = torch.ones(model.config.head_dim)
@@ -156,7 +159,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file; a truncated or foreign file is a ValueError that names it."""
     try:
         with safe_open(file, framework="pt") as content:
-            return {name: content.get_tensor(name) for name in content.keys()}
+            names = list(content.keys())  # safe_open is no mapping
+            return {name: content.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged or not a safetensors file ({error}); fetch or save it again") from None
 

@@ -102,7 +102,7 @@ class FakeQuantLinear(nn.Linear):
     def grid_weight(self) -> Tensor:
         return _grid_weight(self)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Linear's name)
+    def forward(self, input: Tensor) -> Tensor:
         x = fake_quantize_tokens(input) if self.scheme.int8_activations else input
         return F.linear(x, self.grid_weight(), self.bias)
 
@@ -116,7 +116,7 @@ class FakeQuantEmbedding(Embedding):
     def grid_weight(self) -> Tensor:
         return _grid_weight(self)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Embedding's name)
+    def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.grid_weight())
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -143,6 +143,8 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
         else:
             continue
         if module.weight.shape[1] % scheme.group_size:
-            raise ValueError(f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of {scheme.group_size}")
+            raise ValueError(
+                f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of {scheme.group_size}"
+            )
         module.scheme = scheme  # type: ignore[assignment]
     return model

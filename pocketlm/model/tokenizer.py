@@ -41,7 +41,9 @@ class Tokenizer:
         self._template: tuple[str, Template] | None = None
         for token in (bos_token, eos_token, end_of_turn_token):
             if backend.token_to_id(token) is None:
-                raise ValueError(f"tokenizer has no token {token!r}; name its own special tokens in tokenizer_config.json")
+                raise ValueError(
+                    f"tokenizer has no token {token!r}; name its own special tokens in tokenizer_config.json"
+                )
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +121,9 @@ class Tokenizer:
                 before = self.render(messages[:turn], add_generation_prompt=True)
                 upto = self.render(messages[: turn + 1])
                 if not (before.startswith(text) and upto.startswith(before)):
-                    raise ValueError("the chat template rewrites earlier turns: the assistant's part cannot be told apart")
+                    raise ValueError(
+                        "the chat template rewrites earlier turns: the assistant's part cannot be told apart"
+                    )
                 pieces += [(number, False, before[len(text) :]), (number, True, upto[len(before) :])]
                 text = upto
         self.backend.encode_special_tokens = False
@@ -128,7 +132,9 @@ class Tokenizer:
         for (number, own, _), encoding in zip(pieces, encoded, strict=True):
             ids, mask = found[number]
             ends = [i for i, token in enumerate(encoding.ids) if token in self.stop_ids]
-            written = (ends[-1] + 1 if ends else len(encoding.ids)) if own else 0  # the newline after a turn is the template's
+            written = (
+                (ends[-1] + 1 if ends else len(encoding.ids)) if own else 0
+            )  # the newline after a turn is the template's
             ids += encoding.ids
             mask += [i < written for i in range(len(encoding.ids))]
         for ids, mask in found:
@@ -213,10 +219,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     specials = [END_OF_TEXT, TURN_START, TURN_END]
     if vocab_size < 256 + len(specials):
-        raise ValueError(f"vocab_size {vocab_size} is below {256 + len(specials)}: every byte and the specials need an id")
+        raise ValueError(
+            f"vocab_size {vocab_size} is below {256 + len(specials)}: every byte and the specials need an id"
+        )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
@@ -237,5 +248,5 @@ def vocabulary(tokenizer: Tokenizer) -> tuple[list[str], list[tuple[str, str]]]:
     content = json.loads(tokenizer.backend.to_str())
     size = tokenizer.vocab_size
     tokens = [tokenizer.backend.id_to_token(i) or f"<|unused_{i}|>" for i in range(size)]
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in content["model"]["merges"]]
-    return tokens, merges
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in content["model"]["merges"]]
+    return tokens, [(left, right) for left, right in pairs]

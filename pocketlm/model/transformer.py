@@ -47,7 +47,9 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even: RoPE turns pairs of channels")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}")
+            raise ValueError(
+                f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}"
+            )
         for kind in self.layer_types:
             if kind not in (GLOBAL, LOCAL):
                 raise ValueError(f"layer_types holds {kind!r}; known are {GLOBAL!r} and {LOCAL!r}")
@@ -58,11 +60,11 @@ class ModelConfig:
         """Keys layer number `layer` attends to, or None for all."""
         return self.sliding_window if self.layer_types and self.layer_types[layer] == LOCAL else None
 
-
-def local_global_layers(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
-    """Pro's pattern: layer 0, each `every`-th and the last are global, the others local (Pro, config: 9 of 30 global)."""
-    last = num_hidden_layers - 1
-    return tuple(GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers))
+    @staticmethod
+    def local_global(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
+        """Pro's `layer_types`: layer 0, each `every`-th and the last are global, the others local (9 of 30 global)."""
+        last = num_hidden_layers - 1
+        return tuple(GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers))
 
 
 class Cache(Protocol):
@@ -164,7 +166,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.dim() == 2:
@@ -219,7 +223,7 @@ class Mask:
         """Attention output [B, H, T, E] of q [B, H, T, E] on k, v [B, K, S, E]."""
         T = q.shape[2]
         grouped = q.shape[1] != k.shape[1]
-        if self.plain and (window is None or T <= window):
+        if self.plain and (window is None or window >= T):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         if self.plain and window is not None and T % window == 0:
             return banded_attention(q, k, v, window)

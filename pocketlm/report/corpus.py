@@ -48,9 +48,7 @@ def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
     headings: list[Cell] = ["source", "domain", "kept and dropped", "read", "kept"]
     headings += [node("span", swatch(colours[name]), _spaced(name)) for name in reasons]
     headings += ["training tokens", "bytes a token"]
-    rows = [
-        _source_row(name, source, reasons, colours, told["tokenizer"]) for name, source in sources.items()
-    ]
+    rows = [_source_row(name, source, reasons, colours, told["tokenizer"]) for name, source in sources.items()]
     parts = [node("h3", stage.name)] if named else []
     shown = [("c1", "kept"), *((colours[name], _spaced(name)) for name in reasons)]
     parts += [
@@ -76,9 +74,7 @@ def _source_row(
     dropped = source["dropped"]
     whole = max(1, kept + sum(dropped.values()))  # a long document may be kept as several
     parts = [(kept / whole, "c1", f"kept: {kept:,}")]
-    parts += [
-        (dropped[each] / whole, colours[each], f"{_spaced(each)}: {dropped[each]:,}") for each in dropped
-    ]
+    parts += [(dropped[each] / whole, colours[each], f"{_spaced(each)}: {dropped[each]:,}") for each in dropped]
     drawn = bar(f"{name}: {kept:,} kept, {sum(dropped.values()):,} dropped", parts)
     compression = tokenizer["bytes_per_token"].get(name)
     return [
@@ -87,7 +83,7 @@ def _source_row(
         node("td", drawn, class_="bar"),
         number(f"{read:,}"),
         number(f"{kept:,}"),
-        *(number(f"{dropped[each]:,}") if each in dropped else None for each in reasons),
+        *(number(f"{dropped.get(each, 0):,}") for each in reasons),
         number(count(train.get("tokens", 0))),
         None if compression is None else number(f"{compression:.2f}"),
     ]
@@ -128,9 +124,7 @@ def _verdict(bits: dict[str, dict[str, float]]) -> str:
     """Whether the mix that was found is the best of the three, in words."""
     best = min(bits, key=lambda name: bits[name]["mean"])
     others = [
-        f"{signed(bits['found']['mean'] - bits[name]['mean'], 3)} against {name}"
-        for name in bits
-        if name != "found"
+        f"{signed(bits['found']['mean'] - bits[name]['mean'], 3)} against {name}" for name in bits if name != "found"
     ]
     outcome = "is the best of the three" if best == "found" else f"is not the best: {best} is"
     return (
@@ -143,8 +137,7 @@ def _bits(bits: dict[str, dict[str, float]]) -> Element:
     domains = list(next(iter(bits.values())))
     least = {domain: min(each[domain] for each in bits.values()) for domain in domains}
     rows = [
-        [name, *(number(f"{each[d]:.3f}", strong=each[d] == least[d]) for d in domains)]
-        for name, each in bits.items()
+        [name, *(number(f"{each[d]:.3f}", strong=each[d] == least[d]) for d in domains)] for name, each in bits.items()
     ]
     return table("Held-out bits per byte after training on each mix", ["bits per byte", *domains], rows)
 

@@ -46,9 +46,7 @@ def judge(goal: Goal, models: dict[str, Any]) -> Verdict:
     """Whether the goal is met. ValueError for a label that was not evaluated."""
     for label in (goal.model, goal.compared_to, *goal.beside):
         if label is not None and label not in models:
-            raise ValueError(
-                f"goal {goal.text!r} names {label!r}, which was not evaluated; known: {', '.join(models)}"
-            )
+            raise ValueError(f"goal {goal.text!r} names {label!r}, which was not evaluated; known: {', '.join(models)}")
     figure = _figure(goal, goal.model, models)
     met = None if figure is None else figure >= goal.at_least - ROUNDING
     return Verdict(goal, figure, met, {label: _figure(goal, label, models) for label in goal.beside})

@@ -38,8 +38,7 @@ def _merge(stage: Stage, *, named: bool) -> list[Element]:
     domains = list(best)
     least = {domain: min(loss[domain] for loss in rows.values()) for domain in domains}
     cells: list[list[Cell]] = [
-        [name, *(number(f"{loss[d]:.4f}", strong=loss[d] == least[d]) for d in domains)]
-        for name, loss in rows.items()
+        [name, *(number(f"{loss[d]:.4f}", strong=loss[d] == least[d]) for d in domains)] for name, loss in rows.items()
     ]
     shown = table("Validation loss of the merges", ["loss (nats a token)", *domains], cells)
     return [*([node("h3", stage.name)] if named else []), paragraph(intro), _search(told), shown]
@@ -87,9 +86,7 @@ def _bars(told: dict[str, Any], names: list[str]) -> Element:
         shown = " · ".join(f"{row['weights'][name]:g}" for name in names)
         share = (loss - low) / (high - low) if high > low else 0.0
         words = f"{shown}: {loss:.4f}"
-        rows.append(
-            [shown, node("td", bar(words, [(share, "c1", words)]), class_="bar"), number(f"{loss:.4f}")]
-        )
+        rows.append([shown, node("td", bar(words, [(share, "c1", words)]), class_="bar"), number(f"{loss:.4f}")])
     headings = (" · ".join(names), f"above the best, of {high - low:.4f} to the worst", "mean loss")
     return table(f"The {len(rows)} best of {len(tried)} combinations", headings, rows, class_="full")
 

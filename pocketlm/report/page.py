@@ -25,9 +25,7 @@ def page(title: str, sections: Iterable[Element | None], footer: str) -> str:
     )
     contents = node("nav", node("ul", *links), aria_label="Contents") if links else None
     header = node("header", node("h1", title))
-    body = node(
-        "body", node("main", header, shown[0], contents, *shown[1:]), node("footer", node("p", footer))
-    )
+    body = node("body", node("main", header, shown[0], contents, *shown[1:]), node("footer", node("p", footer)))
     return to_html(node("html", head, body, lang="en"))
 
 
@@ -49,9 +47,10 @@ def table(label: str, headings: Sequence[Cell], rows: Iterable[Sequence[Cell]], 
     head = node("tr")
     for place, heading in enumerate(headings):
         numeric = any(row[place].get("class", "").startswith("n") for row in body if len(row) > place)
-        whole = isinstance(heading, Element) and heading.tag == "th"
-        kind = "n" if numeric else None
-        head.append(heading if whole else node("th", heading, scope="col", class_=kind))
+        if isinstance(heading, Element) and heading.tag == "th":
+            head.append(heading)
+        else:
+            head.append(node("th", heading, scope="col", class_="n" if numeric else None))
     lines = [node("tr", *row) for row in body]
     drawn = node("table", node("thead", head), node("tbody", *lines), **attributes)
     return node("div", drawn, class_="scroll", role="region", aria_label=label, tabindex="0")

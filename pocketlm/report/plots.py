@@ -39,9 +39,7 @@ class Frame:
         return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
 
 
-def bar(
-    label: str, parts: Sequence[tuple[float, str, str]], *, start: float = 0.0, height: int = 12
-) -> Element:
+def bar(label: str, parts: Sequence[tuple[float, str, str]], *, start: float = 0.0, height: int = 12) -> Element:
     """A bar as wide as its cell: (share of the width, colour, words) one after the other, from `start` on."""
     drawing = node(
         "svg",
@@ -56,9 +54,7 @@ def bar(
         if share > 0:
             place = min(100 * start, 99.6)  # what took no time is still to be seen
             wide = max(0.4, 100 * share)
-            drawing.append(
-                node("rect", node("title", words), x=place, y=0, width=wide, height=10, class_=colour)
-            )
+            drawing.append(node("rect", node("title", words), x=place, y=0, width=wide, height=10, class_=colour))
         start += share
     return drawing
 
@@ -113,12 +109,10 @@ def weight_curve(label: str, points: Sequence[Point], marks: Sequence[tuple[str,
     shapes = [node("path", class_="curve", d=frame.path(points))]
     for number, (words, (weight, loss), colour) in enumerate(marks, start=1):
         x, y = frame.x(weight), frame.y(loss)
-        below = number == len(marks)
         anchor = "start" if weight < 0.15 else "end" if weight > 0.85 else "middle"
         shapes.append(node("circle", node("title", words), cx=x, cy=y, r=4.5, class_=f"mark {colour}"))
-        shapes.append(
-            node("text", words, x=x, y=y + 18 if below else y - 9, text_anchor=anchor, class_="strong")
-        )
+        level = y + 18 if number == len(marks) else y - 9
+        shapes.append(node("text", words, x=x, y=level, text_anchor=anchor, class_="strong"))
     return _chart(label, *_axes(frame), *shapes)
 
 
@@ -158,7 +152,7 @@ def triangle(
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """The mean of y over about a twentieth of the points around each, so that the curve does not lag behind."""
+    """The mean of y over about a twentieth of the points, around each: so the curve does not lag behind."""
     reach = max(2, len(points) // 40)
     sums = [0.0, *accumulate(y for _, y in points)]
     found = []

@@ -12,6 +12,7 @@ from pocketlm.report.markup import node
 from pocketlm.report.page import Cell, number, paragraph, section, table
 
 SHIPPED = (".gguf", ".pte")
+SPEED = "tokens_per_second"
 LONGEST_ANSWER = 1200  # characters of a transcript that are shown
 
 Models = dict[str, Any]  # evaluation.json's "models": figures by label
@@ -40,9 +41,7 @@ def headline(
     return section("short", "In short", lead, node("ul", *tiles, class_="tiles"), goals)
 
 
-def _sentence(
-    evaluation: dict[str, Any], shipped: Sequence[str], verdicts: Sequence[Verdict], seconds: float
-) -> str:
+def _sentence(evaluation: dict[str, Any], shipped: Sequence[str], verdicts: Sequence[Verdict], seconds: float) -> str:
     models = evaluation["models"]
     told = []
     for label in shipped:
@@ -58,13 +57,15 @@ def _sentence(
         unknown = sum(verdict.met is None for verdict in verdicts)
         sentence += f" {met} of {len(verdicts)} goals {'is' if met == 1 else 'are'} met"
         sentence += f", {unknown} not measured." if unknown else "."
+        missed = [verdict.goal.text for verdict in verdicts if verdict.met is False]
+        sentence += f" Missed: {'; '.join(missed)}." if missed else ""
     return sentence
 
 
 def _tile(label: str, model: dict[str, Any]) -> Element:
     facts = [size(model["bytes"])]
-    if model.get("tokens_per_second"):
-        facts.append(f"{model['tokens_per_second']:,.0f} tokens/s")
+    if model.get(SPEED):
+        facts.append(f"{model[SPEED]:,.0f} tokens/s")
     return node(
         "li",
         node("span", _file(label, model), class_="file"),
@@ -97,9 +98,7 @@ def _goals(verdicts: Sequence[Verdict]) -> Element:
         wanted = f"at least {shown(goal.at_least)}"
         against = f"against {goal.compared_to}" if goal.compared_to else ""
         beside = [f"{label}: {shown(figure)}" for label, figure in verdict.beside.items()]
-        words, kind = {True: ("✓ met", "met"), False: ("✗ missed", "missed"), None: ("not measured", None)}[
-            verdict.met
-        ]
+        words, kind = {True: ("✓ met", "met"), False: ("✗ missed", "missed"), None: ("not measured", None)}[verdict.met]
         reached = number(shown(verdict.figure), strong=True)
         what = node("td", f"{goal.measure} of {goal.model} {against}")
         limit, others = node("td", wanted), node("td", "; ".join(beside) or MISSING)
@@ -115,35 +114,33 @@ def evaluation_section(evaluation: dict[str, Any]) -> Element:
     models = evaluation["models"]
     families = _names(models, "problems")
     domains, lengths = _names(models, "bits_per_byte"), _names(models, "needle")
-    headings = ["model", "all problems", *map(_spaced, families)]
+    headings = ["model", "all problems", "size", "tokens/s", *map(_spaced, families)]
     headings += [f"bits/byte, {domain}" for domain in domains]
-    headings += [f"needle, {length}" for length in lengths] + ["size", "tokens/s"]
+    headings += [f"needle, {length}" for length in lengths]
     rows = [_model_row(label, model, families, domains, lengths) for label, model in models.items()]
     whole = table("Evaluation of every model", headings, rows, class_="sticky wide")
-    body = next(whole.iter("tbody"))
-    first = next(iter(models.values()))
-    constant = [number(_bare(first["constant_answer"].get(family))) for family in families]
-    blank = [node("td") for _ in (*domains, *lengths, "size", "speed")]
-    total = number(percent(constant_total(first)))
-    body.append(
-        node("tr", node("th", "best constant answer", scope="row"), total, *constant, *blank, class_="apart")
-    )
-    _, problems = _solved(first)
-    best = max(model["accuracy"] for model in models.values())
-    error = math.sqrt(max(best * (1 - best), 1e-9) / max(1, problems))
+    next(whole.iter("tbody")).append(_constant_row(next(iter(models.values())), families, domains + lengths))
+    _, problems = _solved(next(iter(models.values())))
+    error = 50 / math.sqrt(max(1, problems))  # of a share of one half, where it is largest
     note = (
-        f"Greedy answers, no examples given; in percent. With {problems} problems the highest figure of “all” has a "
-        f"standard error of {100 * error:.1f} points, a family's is larger: small differences mean nothing. "
+        f"Greedy answers, no examples given; in percent. With {problems} problems a total has a standard "
+        f"error of up to {error:.1f} points, a family's is larger: small differences mean little. "
         "The last row is what one answer, given to every problem of a family, would score."
     )
-    more = "Bits/byte: of held-out text, lower is better. " if domains else ""
-    more += "Needle: how often a fact hidden in that many tokens is found. " if lengths else ""
-    more += (
-        "Tokens/s: one answer at a time, on the machine of this run."
-        if _any(models, "tokens_per_second")
-        else ""
-    )
-    return section("evaluation", "Every model, measured", paragraph(note), whole, paragraph(more, quiet=True))
+    more = ["Tokens/s: one answer at a time, on the machine of this run."] if _any(models, SPEED) else []
+    more += ["Bits/byte: of held-out text, lower is better."] if domains else []
+    more += ["Needle: how often a fact hidden in that many tokens is found."] if lengths else []
+    words = [paragraph(note), whole, paragraph(" ".join(more), quiet=True)]
+    return section("evaluation", "Every model, measured", *words)
+
+
+def _constant_row(model: dict[str, Any], families: list[str], others: list[str]) -> Element:
+    """The last row: what one answer to every problem of a family would solve."""
+    rates = [number(_bare(model["constant_answer"].get(family))) for family in families]
+    heading = node("th", "best constant answer", scope="row")
+    blank = [node("td") for _ in others]
+    cells = [number(percent(constant_total(model))), node("td"), node("td"), *rates, *blank]
+    return node("tr", heading, *cells, class_="apart")
 
 
 def _model_row(
@@ -151,6 +148,8 @@ def _model_row(
 ) -> list[Cell]:
     solved, total = _solved(model)
     row: list[Cell] = [label, number(percent(model["accuracy"]), strong=True, note=f"{solved} of {total}")]
+    speed = model.get(SPEED)
+    row += [number(size(model["bytes"])), None if speed is None else number(f"{speed:,.0f}")]
     for family in families:
         told = model["problems"].get(family)
         share = told["solved"] / told["total"] if told and told["total"] else None
@@ -163,8 +162,7 @@ def _model_row(
         found = measured(model, f"needle {length}")
         told = model.get("needle", {}).get(length)
         row.append(number(_bare(found), heat=found, note=told and f"{told['found']} of {told['of']}"))
-    speed = model.get("tokens_per_second")
-    return [*row, number(size(model["bytes"])), None if speed is None else number(f"{speed:,.0f}")]
+    return row
 
 
 def transcripts_section(label: str, rows: Sequence[dict[str, Any]], examples: int) -> Element | None:
@@ -184,9 +182,7 @@ def _card(row: dict[str, Any]) -> Element:
     given = row["completion"] or "(no answer)"
     if len(given) > LONGEST_ANSWER:
         given = f"{given[:LONGEST_ANSWER]} … ({len(given) - LONGEST_ANSWER:,} more characters)"
-    mark = (
-        node("span", "✓ right", class_="met") if row["correct"] else node("span", "✗ wrong", class_="missed")
-    )
+    mark = node("span", "✓ right", class_="met") if row["correct"] else node("span", "✗ wrong", class_="missed")
     expected = None if row["correct"] else f"; expected {row['answer']}"
     heading = paragraph(mark, f" · {_spaced(row['family'])}", expected)
     return node("div", heading, node("pre", row["prompt"]), node("pre", given), class_="card")

@@ -93,7 +93,7 @@ def _curve(stage: Stage) -> Element:
     facts = f"{_what_loss(stage)} · {len(stage.steps):,} steps · {count(tokens)} tokens"
     facts += f" · {count(tokens / seconds)} tokens/s" if seconds else ""
     if lost := len(stage.steps) - len(finite):
-        facts += f" · {lost:,} steps without a finite loss"
+        facts += f" · {lost:,} step{'s' if lost > 1 else ''} without a finite loss"
     if not finite:
         return node("figure", node("figcaption", node("strong", stage.name), f" {facts}"))
     raw: list[Point] = [(row["step"] + 1, row["loss"]) for row in finite]

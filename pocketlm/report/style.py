@@ -109,10 +109,12 @@ dl.dropped dd { margin: .25rem 0 .25rem 0; padding-left: .8rem; border-left: 3px
   .bar { min-width: 7rem; } .hide-narrow { display: none; }
 }
 @media (max-width: 44rem) {
-  table.goals thead { display: none; } table.goals, table.goals tbody, table.goals tr, table.goals th { display: block; }
-  table.goals tr { padding: .5rem 0; border-bottom: 1px solid var(--line); } table.goals th, table.goals td { border: 0; }
-  table.goals td { display: inline-block; padding: .1rem .9rem .1rem .45rem; white-space: normal; text-align: left; }
-  table.goals td[data-heading]::before { content: attr(data-heading) " "; color: var(--quiet); }
+  .goals thead { display: none; }
+  .goals, .goals tbody, .goals tr, .goals th { display: block; }
+  .goals tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  .goals tbody th, .goals tbody td { border: 0; padding: .1rem .9rem .1rem .45rem; white-space: normal; }
+  .goals tbody td { display: inline-block; text-align: left; }
+  .goals td[data-heading]::before { content: attr(data-heading) " "; color: var(--quiet); }
 }
 @media print {
   @page { margin: 14mm; }
@@ -124,8 +126,8 @@ dl.dropped dd { margin: .25rem 0 .25rem 0; padding-left: .8rem; border-left: 3px
   body { font-size: 10.5pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   main, footer { max-width: none; padding: 0; }
   nav { display: none; } h2, h3 { break-after: avoid; } tr { break-inside: avoid; }
-  .scroll { overflow: visible; } table.wide { font-size: 7pt; } table.wide th, table.wide td { padding:
-  .15rem .22rem; }
+  .scroll { overflow: visible; } table.wide { font-size: 6.4pt; }
+  table.wide thead th, table.wide tbody th, table.wide td { padding: .12rem .16rem; font-size: inherit; }
   table.sticky tbody th, table.sticky thead th:first-child { position: static; white-space: normal; }
 }
 """

@@ -51,15 +51,11 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise ValueError(
-                f"temperature {self.temperature} is below 0; 0 gives the likeliest answer, 0.7 varies"
-            )
+            raise ValueError(f"temperature {self.temperature} is below 0; 0 gives the likeliest answer, 0.7 varies")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} is not between 0 and 1; 1 draws from every word")
         if self.max_new_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; choose 1 or more"
-            )
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; choose 1 or more")
 
 
 def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message]:
@@ -68,11 +64,7 @@ def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message
     A base model has no turns: each line is then a question of its own, "Question: …\\nAnswer:".
     """
     remembers = model.tokenizer.chat_template is not None
-    kind = (
-        "a chat model"
-        if remembers
-        else "a base model: every line is a question of its own, and it remembers none"
-    )
+    kind = "a chat model" if remembers else "a base model: every line is a question of its own, and it remembers none"
     console.print(f"{kind}; /help lists the commands", style="dim", highlight=False)
     messages = _opening(config)
     turn = 0
@@ -118,9 +110,7 @@ def _command(
             return config, _opening(config)
         if word == "/system":
             config = replace(config, system=rest or None)
-            _note(
-                console, "begun again with these instructions" if rest else "begun again without instructions"
-            )
+            _note(console, "begun again with these instructions" if rest else "begun again without instructions")
             return config, _opening(config)
         if word == "/temperature":
             return replace(config, temperature=float(rest)), messages
@@ -152,9 +142,7 @@ def _prompt(
     else:
         ids = tokenizer.encode_chat(messages)
         first = len(_opening(config))
-        room = max(
-            model.max_length // 4, model.max_length - config.max_new_tokens
-        )  # what an answer must not need
+        room = max(model.max_length // 4, model.max_length - config.max_new_tokens)  # what an answer must not need
         while len(ids) > room and len(messages) > first + 1:
             messages = [*messages[:first], *messages[first + 2 :]]
             ids = tokenizer.encode_chat(messages)

@@ -60,19 +60,24 @@ class CurateConfig:
         if not names:
             raise ValueError("sources is empty; name at least one")
         if (self.vocab_size is None) == (self.tokenizer is None):
-            raise ValueError(
-                "give one of vocab_size, to train a tokenizer, and tokenizer, a folder that holds one"
-            )
+            raise ValueError("give one of vocab_size, to train a tokenizer, and tokenizer, a folder that holds one")
         for name in ("validation_share", "probe_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1")
         if self.validation_share + self.probe_share >= 1:
-            raise ValueError(
-                "validation_share + probe_share leave nothing to train on; keep their sum below 1"
-            )
+            raise ValueError("validation_share + probe_share leave nothing to train on; keep their sum below 1")
         for name in ("tokenizer_sample_bytes", "max_chars", "ngram"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def reads(self) -> list[Path]:
+        """The user's own files this stage reads: when one changes, so does the stage."""
+        named = (
+            [source.path for source in self.sources]
+            + [self.tokenizer]
+            + [s for s in self.suites if s.endswith(".jsonl")]
+        )
+        return [Path(path).expanduser() for path in named if path]
 
 
 def curate(config: CurateConfig, out: Path) -> Path:
@@ -200,9 +205,7 @@ def _teller(progress: Progress, bar: TaskID, source: Source) -> Callable[[Report
     def tell(report: Report) -> None:
         done = report.read["documents"] if source.max_bytes is None else report.kept["bytes"]
         left_out = report.read["documents"] - report.kept["documents"]
-        told = (
-            f"{report.kept['bytes'] / 1e6:.1f} MB kept, {left_out:,} of {report.read['documents']:,} left out"
-        )
+        told = f"{report.kept['bytes'] / 1e6:.1f} MB kept, {left_out:,} of {report.read['documents']:,} left out"
         progress.update(bar, completed=done, told=told)
 
     return tell

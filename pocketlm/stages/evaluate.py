@@ -42,6 +42,10 @@ class EvaluateConfig:
     needle_trials: int = 50
     speed_tokens: int = 32
 
+    def reads(self) -> list[Path]:
+        """The user's own suite file, when it is one: when it changes, so does the stage."""
+        return [Path(self.suite)] if self.suite.endswith(".jsonl") else []
+
     def summary(self) -> str:
         needles = f", needles in {'/'.join(map(str, self.needle_tokens))} tokens" if self.needle_tokens else ""
         return f"suite {self.suite}{needles}"
@@ -55,11 +59,18 @@ def evaluate(config: EvaluateConfig, out: Path, *, models: list[Path], corpus: P
     suite = load_suite(config.suite, generate_problems)
     labels = config.labels or tuple(label_of(path) for path in models)
     if len(labels) != len(models) or len(set(labels)) != len(labels):
-        raise ValueError(f"{config.name}.labels must be {len(models)} different names, one for each model; got {list(labels)}")
+        raise ValueError(
+            f"{config.name}.labels must be {len(models)} different names, one for each model; got {list(labels)}"
+        )
     if corpus is None and (config.bits_tokens or config.needle_tokens):
         raise ValueError(f"{config.name}: bits_tokens and needle_tokens need a corpus as input")
     found: dict[str, Any] = {}
-    columns = TextColumn("  {task.description:<44}"), BarColumn(bar_width=30), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn()
+    columns = (
+        TextColumn("  {task.description:<44}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
     (out / "transcripts").mkdir(exist_ok=True)
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=len(models))
@@ -67,7 +78,13 @@ def evaluate(config: EvaluateConfig, out: Path, *, models: list[Path], corpus: P
             done = out / f".{label}.json"
             if not done.is_file():
                 with opened(path) as model:
-                    figures, result = measure(config, model, suite, corpus, lambda what, label=label: progress.update(bar, description=f"{label}: {what}"))
+                    figures, result = measure(
+                        config,
+                        model,
+                        suite,
+                        corpus,
+                        lambda what, label=label: progress.update(bar, description=f"{label}: {what}"),
+                    )
                 write_transcripts(out / "transcripts" / f"{label}.jsonl", result)
                 write_json(done, {"path": path.name, "bytes": size_of(path), **figures})
             found[label] = read_json(done)
@@ -76,7 +93,9 @@ def evaluate(config: EvaluateConfig, out: Path, *, models: list[Path], corpus: P
     return out
 
 
-def measure(config: EvaluateConfig, model: Any, suite: Suite, corpus: Path | None, tell: Any) -> tuple[dict[str, Any], Result]:
+def measure(
+    config: EvaluateConfig, model: Any, suite: Suite, corpus: Path | None, tell: Any
+) -> tuple[dict[str, Any], Result]:
     """(the figures of one opened model, its answers)."""
     tell("problems")
     result = solve(model, suite, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)

@@ -55,7 +55,9 @@ def export(config: ExportConfig, out: Path, *, model: Path) -> Path:
     if "pte" in config.formats:
         from pocketlm.export.executorch import write_pte
 
-        file = write_pte(network, tokenizer, out / "model.pte", context_length=context_length, quantization=quantization)
+        file = write_pte(
+            network, tokenizer, out / "model.pte", context_length=context_length, quantization=quantization
+        )
         sizes["model.pte"] = file.stat().st_size
     if "hf" in config.formats:
         with write_folder(out / "hf") as folder:

@@ -46,6 +46,14 @@ def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) ->
         seed=config.seed,
     )
     batches = make_batches({"conversations": rows}, {"conversations": 1.0}, layout, separate_documents=True)
-    train(student, batches, next_token_loss, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
+    train(
+        student,
+        batches,
+        next_token_loss,
+        config.optim,
+        out,
+        label=config.name,
+        save_every_steps=config.save_every_steps,
+    )
     save_checkpoint(out, student, tokenizer)
     return out

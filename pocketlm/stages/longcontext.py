@@ -12,9 +12,10 @@ from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train
-from pocketlm.train.losses import distillation_loss
+from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.teacher import check_teacher, live_teacher
 
@@ -39,21 +40,18 @@ class ExtendConfig:
 
 
 def extend_context(
-    config: ExtendConfig, out: Path, *, corpus: Path, model: Path, teacher: Path, mix: Path | None = None
+    config: ExtendConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None, mix: Path | None = None
 ) -> Path:
-    """A checkpoint in `out` whose window is config.seq_len tokens, taught by a teacher that already reads that far."""
+    """A checkpoint in `out` whose window is config.seq_len tokens, taught by a teacher that already reads that far.
+
+    Without a teacher the loss is cross-entropy: how the teacher itself comes to read long documents.
+    """
     student, tokenizer = load_checkpoint(model)
     if config.seq_len <= student.config.max_position_embeddings:
         raise ValueError(
             f"{config.name}.seq_len {config.seq_len} does not extend the model's {student.config.max_position_embeddings} positions"
         )
     student = widened(student, config.seq_len, config.rope_theta_factor)
-    network, own = load_checkpoint(teacher)
-    check_teacher(tokenizer, own)
-    if network.config.max_position_embeddings < config.seq_len:
-        raise ValueError(
-            f"the teacher {teacher} reads {network.config.max_position_embeddings} tokens, {config.name} needs {config.seq_len}"
-        )
     shares = chosen_shares(config.shares, corpus, config.name, mix)
     sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)
     layout = Layout(
@@ -63,17 +61,26 @@ def extend_context(
         seed=config.seed,
     )
     batches = make_batches(sources, shares, layout, separate_documents=False)
-    loss_fn = distillation_loss(live_teacher(network))
+    loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config.seq_len)
     train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
     save_checkpoint(out, student, tokenizer)
     return out
 
 
+def long_teacher(teacher: Path, tokenizer: Tokenizer, seq_len: int) -> LossFn:
+    """Forward KL from the checkpoint `teacher`, which must know these tokens and read that far."""
+    network, own = load_checkpoint(teacher)
+    check_teacher(tokenizer, own)
+    if network.config.max_position_embeddings < seq_len:
+        raise ValueError(
+            f"the teacher {teacher} reads {network.config.max_position_embeddings} tokens, not the {seq_len} asked for"
+        )
+    return distillation_loss(live_teacher(network))
+
+
 def widened(model: Transformer, positions: int, theta_factor: float) -> Transformer:
     """The same weights in a network that admits `positions` and turns its RoPE more slowly."""
-    config = replace(
-        model.config, max_position_embeddings=positions, rope_theta=model.config.rope_theta * theta_factor
-    )
+    config = replace(model.config, max_position_embeddings=positions, rope_theta=model.config.rope_theta * theta_factor)
     longer = Transformer(config)
     longer.load_state_dict(model.state_dict())
     return longer

@@ -83,7 +83,9 @@ def weight_grid(branches: int, resolution: int) -> list[tuple[float, ...]]:
     """Every way to share `resolution` parts among the branches, as weights that sum to 1."""
     bars = list(combinations(range(resolution + branches - 1), branches - 1))
     if len(bars) > MAX_SEARCH:
-        raise ValueError(f"{branches} branches at resolution {resolution} are {len(bars)} merges to try; lower resolution")
+        raise ValueError(
+            f"{branches} branches at resolution {resolution} are {len(bars)} merges to try; lower resolution"
+        )
     grid = []
     for places in bars:
         edges = [-1, *places, resolution + branches - 1]
@@ -104,7 +106,9 @@ def domain_losses(
 ) -> dict[str, float]:
     """Mean loss (nats a token) of each domain, and "mean", their weighted mean."""
     with torch.no_grad():
-        losses = {domain: float(next_token_loss(model, batch)) / batch.num_labels for domain, batch in validation.items()}
+        losses = {
+            domain: float(next_token_loss(model, batch)) / batch.num_labels for domain, batch in validation.items()
+        }
     weights = domain_weights or dict.fromkeys(losses, 1.0)
     unknown = sorted(set(weights) - set(losses))
     if unknown:

@@ -10,7 +10,7 @@ from rich.progress import track
 from pocketlm.data.batches import Layout, TextRows, make_batches
 from pocketlm.data.corpus import held_out_texts, open_shards, source_domains
 from pocketlm.data.mixture import Shares, cap_repetition, proportional_shares, uniform_shares
-from pocketlm.data.utility import mean_gradient, preconditioner, shares_from_utility, utilities
+from pocketlm.data.utility import mean_gradient, shares_from_utility, utilities
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.generate import LanguageModel
@@ -18,7 +18,7 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
-from pocketlm.train.optim import OptimConfig, lr_at, make_optimizer
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,10 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path) -> Path:
     """
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     rows = {
-        split: {name: TextRows(shard, config.seq_len, tokenizer.eos_id) for name, shard in open_shards(corpus, split).items()}
+        split: {
+            name: TextRows(shard, config.seq_len, tokenizer.eos_id)
+            for name, shard in open_shards(corpus, split).items()
+        }
         for split in ("train", "probe")
     }
     domains = source_domains(corpus)
@@ -79,7 +82,9 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path) -> Path:
     weights = config.probe_weights or dict.fromkeys(by_probe, 1.0)
     unknown = sorted(set(weights) - set(by_probe))
     if unknown:
-        raise ValueError(f"{config.name}.probe_weights names {', '.join(unknown)}; the corpus serves {', '.join(by_probe)}")
+        raise ValueError(
+            f"{config.name}.probe_weights names {', '.join(unknown)}; the corpus serves {', '.join(by_probe)}"
+        )
     utility = {name: sum(weights.get(p, 0.0) * by_probe[p][name] for p in by_probe) for name in tokens}
     shares = shares_from_utility(utility, PRIORS[config.prior](tokens), config.temperature)
     shares = cap_repetition(shares, tokens, config.budget_tokens, config.max_epochs)
@@ -98,30 +103,37 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path) -> Path:
 Split = dict[str, TextRows]
 
 
-def simulate(config: MixConfig, rows: dict[str, Split], domains: dict[str, str], uniform: Shares) -> dict[str, dict[str, float]]:
+def simulate(
+    config: MixConfig, rows: dict[str, Split], domains: dict[str, str], uniform: Shares
+) -> dict[str, dict[str, float]]:
     """utility[domain][source], added up over the looks of one run on the uniform mix."""
     layout = Layout(
-        seq_len=config.seq_len, rows_per_step=config.rows_per_step, micro_batch_size=config.rows_per_step, seed=config.seed
+        seq_len=config.seq_len,
+        rows_per_step=config.rows_per_step,
+        micro_batch_size=config.rows_per_step,
+        seed=config.seed,
     )
     batches = make_batches(rows["train"], uniform, layout, separate_documents=False)
     fresh = {
         name: make_batches({name: own}, {name: 1.0}, _other(layout, 1), separate_documents=False)
         for name, own in rows["train"].items()
     }
-    probes = {domain: _domain_batches(rows["probe"], domains, domain, _other(layout, 2)) for domain in sorted(set(domains.values()))}
+    probes = {
+        domain: _domain_batches(rows["probe"], domains, domain, _other(layout, 2))
+        for domain in sorted(set(domains.values()))
+    }
     model = Transformer(config.proxy, seed=config.seed)
-    optimizer = make_optimizer(model, config.optim)
+    optimizers = make_optimizers(model, config.optim)
     found: dict[str, dict[str, float]] = {domain: dict.fromkeys(rows["train"], 0.0) for domain in probes}
     every = config.optim.num_steps / config.looks
     look_steps = {math.ceil((i + 1) * every) - 1 for i in range(config.looks)}
     for step in track(range(config.optim.num_steps), "  simulated run", console=Console(stderr=True)):
         lr = lr_at(config.optim, step)
-        train_step(model, optimizer, batches(step), next_token_loss, lr, config.optim.grad_clip, step)
+        train_step(model, optimizers, batches(step), next_token_loss, lr, config.optim.grad_clip, step)
         if step in look_steps:
-            scale = preconditioner(model, optimizer, config.optim.beta2)
             own = {name: mean_gradient(model, draw(step)[0]) for name, draw in fresh.items()}
             towards = {domain: mean_gradient(model, draw(step)[0]) for domain, draw in probes.items()}
-            for domain, values in utilities(own, towards, scale, lr).items():
+            for domain, values in utilities(own, towards, lr).items():
                 for name, value in values.items():
                     found[domain][name] += value
     return found
@@ -132,14 +144,17 @@ def compare(
 ) -> dict[str, float]:
     """Held-out bits per byte of each domain, and their mean, after the proxy's training on one mix from the same start."""
     layout = Layout(
-        seq_len=config.seq_len, rows_per_step=config.rows_per_step, micro_batch_size=config.rows_per_step, seed=config.seed
+        seq_len=config.seq_len,
+        rows_per_step=config.rows_per_step,
+        micro_batch_size=config.rows_per_step,
+        seed=config.seed,
     )
     batches = make_batches(rows["train"], mix, layout, separate_documents=False)
     model = Transformer(config.proxy, seed=config.seed)
-    optimizer = make_optimizer(model, config.optim)
+    optimizers = make_optimizers(model, config.optim)
     for step in track(range(config.optim.num_steps), f"  {label} mix", console=Console(stderr=True)):
         lr = lr_at(config.optim, step)
-        train_step(model, optimizer, batches(step), next_token_loss, lr, config.optim.grad_clip, step)
+        train_step(model, optimizers, batches(step), next_token_loss, lr, config.optim.grad_clip, step)
     held_out = held_out_texts(corpus, tokenizer, "validation", config.validation_tokens)
     measured = LanguageModel(model, tokenizer)
     bits = {domain: bits_per_byte(measured, texts, config.seq_len) for domain, texts in held_out.items()}

@@ -38,8 +38,10 @@ class PretrainConfig:
     save_every_steps: int = 50
 
     def summary(self) -> str:
-        tokens = self.optim.num_steps * self.rows_per_step * self.seq_len
-        return f"{tokens:,} tokens: {self.optim.num_steps:,} steps x {self.rows_per_step:,} rows x {self.seq_len:,}, lr {self.optim.lr}"
+        steps, rows = self.optim.num_steps, self.rows_per_step
+        return (
+            f"{steps * rows * self.seq_len:,} tokens: {steps:,} x {rows:,} rows x {self.seq_len:,}, lr {self.optim.lr}"
+        )
 
 
 def pretrain(
@@ -96,7 +98,9 @@ def start(shape: ModelConfig | None, model: Path | None, corpus: Path, seed: int
 
 def check_same_tokens(own: Tokenizer, corpus_tokenizer: Tokenizer, model: Path, corpus: Path) -> None:
     if own.backend.get_vocab() != corpus_tokenizer.backend.get_vocab():
-        raise ValueError(f"the tokenizer of {model} is not the one {corpus} was encoded with; curate with tokenizer={model}")
+        raise ValueError(
+            f"the tokenizer of {model} is not the one {corpus} was encoded with; curate with tokenizer={model}"
+        )
 
 
 def choose_loss(teacher: Path | None, tokenizer: Tokenizer, label_share: float) -> LossFn:

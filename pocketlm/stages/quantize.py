@@ -38,14 +38,18 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
     """
     own_scheme = scheme(config.scheme)
     if quantization_of(model):
-        raise ValueError(f"{model} is quantized already ({quantization_of(model)}); start from its full-precision parent")
+        raise ValueError(
+            f"{model} is quantized already ({quantization_of(model)}); start from its full-precision parent"
+        )
     student, tokenizer = load_checkpoint(model)
     prepare(student, own_scheme)
     if config.optim is not None:
         if corpus is None:
             raise ValueError(f"{config.name}: training on the grid needs a corpus of conversations as input")
         if config.seq_len > student.config.max_position_embeddings:
-            raise ValueError(f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings {student.config.max_position_embeddings}")
+            raise ValueError(
+                f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings {student.config.max_position_embeddings}"
+            )
         rows = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
         layout = Layout(
             seq_len=config.seq_len,

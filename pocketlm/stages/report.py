@@ -76,17 +76,10 @@ def read_stage(folder: Path) -> Stage:
     if not (folder / RECORD).is_file():
         raise ValueError(f"{folder} is no stage of a run (no {RECORD}); give folders that stages returned")
     record = read_json(folder / RECORD)
-    if (
-        not isinstance(record, dict)
-        or not {"stage", "config", "inputs", "status", "seconds"} <= record.keys()
-    ):
-        raise ValueError(
-            f"{folder / RECORD}: not the record of a stage; restore the file, or run the stage anew"
-        )
+    if not isinstance(record, dict) or not {"stage", "config", "inputs", "status", "seconds"} <= record.keys():
+        raise ValueError(f"{folder / RECORD}: not the record of a stage; restore the file, or run the stage anew")
     if record["status"] != "finished":
-        raise ValueError(
-            f"the stage in {folder} has not finished (it is {record['status']}); finish it first"
-        )
+        raise ValueError(f"the stage in {folder} has not finished (it is {record['status']}); finish it first")
     files = {name: read_json(folder / name) for name in SHOWN_FILES if (folder / name).is_file()}
     metrics = folder / "metrics.jsonl"
     return Stage(folder.name, record, files, read_lines(metrics) if metrics.is_file() else ())
@@ -111,9 +104,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}:{number}: not JSON ({error.msg}); restore or delete the file"
-                ) from None
+                raise ValueError(f"{path}:{number}: not JSON ({error.msg}); restore or delete the file") from None
     return rows
 
 

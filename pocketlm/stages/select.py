@@ -66,7 +66,9 @@ def select(config: SelectConfig, out: Path, *, corpus: Path, model: Path) -> Pat
             write_shard(folder, "train", [piece.tolist() for piece in kept], vocab_size=network.config.vocab_size)
     total = sum(summary["density"].values())
     if total == 0:
-        raise ValueError(f"{config.name}: no sample of any source has positive influence; nothing is left to train on (R1 stops here)")
+        raise ValueError(
+            f"{config.name}: no sample of any source has positive influence; nothing is left to train on (R1 stops here)"
+        )
     densities = {name: density / total for name, density in summary["density"].items()}
     usable = {name: count for name, count in tokens.items() if count}
     shares = cap_repetition({n: densities[n] for n in usable}, usable, config.budget_tokens, config.max_epochs)

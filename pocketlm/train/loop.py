@@ -18,7 +18,7 @@ from pocketlm.model.files import read_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics
-from pocketlm.train.optim import OptimConfig, lr_at, make_optimizer
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
 
 Batches = Callable[[int], list[Batch]]  # pure: the same step gives the same rows, so the data position is the step
 
@@ -26,27 +26,36 @@ RESUME = "resume"
 
 
 def train(
-    model: Transformer, batches: Batches, loss_fn: LossFn, config: OptimConfig, out: Path, *, label: str, save_every_steps: int
+    model: Transformer,
+    batches: Batches,
+    loss_fn: LossFn,
+    config: OptimConfig,
+    out: Path,
+    *,
+    label: str,
+    save_every_steps: int,
 ) -> Transformer:
     """The model after config.num_steps steps. Stopped at any moment and called again, it ends with the same bits.
 
     State goes to out/resume each `save_every_steps` steps, at the end, and on Ctrl-C or SIGTERM.
     A loss or gradient that is not finite stops before it touches the weights.
     """
-    optimizer = make_optimizer(model, config)
-    first_step = load_state(model, optimizer, out)
+    optimizers = make_optimizers(model, config)
+    first_step = load_state(model, optimizers, out)
     model.train()
     metrics = Metrics(out, label, config.num_steps, first_step)
     try:
         with stop_requests() as stop:
             for step in range(first_step, config.num_steps):
                 lr = lr_at(config, step)
-                loss, grad_norm, tokens = train_step(model, optimizer, batches(step), loss_fn, lr, config.grad_clip, step)
+                loss, grad_norm, tokens = train_step(
+                    model, optimizers, batches(step), loss_fn, lr, config.grad_clip, step
+                )
                 metrics.log(step, loss, lr, grad_norm, tokens)
                 done = step + 1
                 if done % save_every_steps == 0 or done == config.num_steps or stop.is_set():
                     metrics.flush()
-                    save_state(model, optimizer, done, out)
+                    save_state(model, optimizers, done, out)
                 if stop.is_set():
                     raise KeyboardInterrupt
     finally:
@@ -56,7 +65,7 @@ def train(
 
 def train_step(
     model: Transformer,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     micro_batches: list[Batch],
     loss_fn: LossFn,
     lr: float,
@@ -74,22 +83,25 @@ def train_step(
         total += loss.item()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip).item()
     if not (math.isfinite(total) and math.isfinite(grad_norm)):
-        raise FloatingPointError(f"step {step}: loss {total}, gradient norm {grad_norm}; the weights are untouched. Lower lr?")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad()
+        raise FloatingPointError(
+            f"step {step}: loss {total}, gradient norm {grad_norm}; the weights are untouched. Lower lr?"
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
     return total, grad_norm, sum(batch.input_ids.numel() for batch in micro_batches)
 
 
-def save_state(model: Transformer, optimizer: torch.optim.Optimizer, step: int, out: Path) -> None:
+def save_state(model: Transformer, optimizers: list[torch.optim.Optimizer], step: int, out: Path) -> None:
     """Write out/resume/step-N whole, under another name first, then drop the older ones."""
     folder = out / RESUME / f"step-{step:08d}"
     partial = out / RESUME / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(dict(model.state_dict()), partial / "model.safetensors")
-    save_file(optimizer_tensors(model, optimizer), partial / "optimizer.safetensors")
+    save_file(optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps({"step": step}))
     partial.rename(folder)
     for old in saved_states(out):
@@ -97,17 +109,19 @@ def save_state(model: Transformer, optimizer: torch.optim.Optimizer, step: int, 
             shutil.rmtree(old)
 
 
-def load_state(model: Transformer, optimizer: torch.optim.Optimizer, out: Path) -> int:
-    """Fill model and optimizer from the newest saved state; the step to go on with, 0 when there is none."""
+def load_state(model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path) -> int:
+    """Fill model and optimizers from the newest saved state; the step to go on with, 0 when there is none."""
     states = saved_states(out)
     if not states:
         return 0
     newest = states[-1]
     model.load_state_dict(read_safetensors(newest / "model.safetensors"))
     tensors = read_safetensors(newest / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        if f"{name}/step" in tensors:
-            state = {key: tensors[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            prefix = f"{names[id(parameter)]}/"
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             optimizer.state[parameter] = state
     return read_json(newest / "state.json")["step"]
 
@@ -117,10 +131,11 @@ def saved_states(out: Path) -> list[Path]:
     return sorted((out / RESUME).glob("step-*"))
 
 
-def optimizer_tensors(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as flat tensors, named parameter/key."""
+def optimizer_tensors(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """The optimizers' state as flat tensors, named parameter/key."""
     return {
         f"{name}/{key}": value
+        for optimizer in optimizers
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }

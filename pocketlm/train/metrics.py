@@ -15,7 +15,7 @@ class Metrics:
     def __init__(self, out: Path, label: str, num_steps: int, first_step: int) -> None:
         self.file = out / "metrics.jsonl"
         self._keep_before(first_step)
-        self.lines = open(self.file, "a", encoding="utf-8")
+        self.lines = open(self.file, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
         columns = (
             TextColumn("  {task.description}"),

@@ -1,4 +1,4 @@
-"""The optimizer and its schedule, as the papers use them: AdamW, linear warm-up, then linear or cosine decay."""
+"""The optimizer and its schedule: AdamW as in the papers or Muon, linear warm-up, then linear or cosine decay."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ import torch
 
 from pocketlm.model.transformer import Transformer
 
+MUON_MOMENTUM = 0.95  # torch.optim.Muon's own default
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -16,6 +18,7 @@ class OptimConfig:
     lr: float  # the peak
     num_steps: int
     warmup_steps: int
+    optimizer: Literal["adamw", "muon"] = "adamw"  # both papers: Adam; Muon learns a small network in fewer tokens
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
     final_lr_share: float  # of the peak, at the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
     beta1: float = 0.9
@@ -31,18 +34,33 @@ class OptimConfig:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below num_steps {self.num_steps}")
         if self.schedule not in ("linear", "cosine"):
             raise ValueError(f"schedule {self.schedule!r} is unknown; known: linear, cosine")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
 
 
-def make_optimizer(model: Transformer, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices alone: norms are scales, and pulling them to zero is no regularisation."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def make_optimizers(model: Transformer, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or Muon for the matrices inside the blocks and AdamW for the rest.
+
+    Weight decay falls on matrices alone: norms are scales, and pulling them to zero is no regularisation. Muon's update
+    is scaled to AdamW's usual size ("match_rms_adamw"), so one learning rate serves both.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    inner = [p for name, p in named if p.dim() == 2 and "embed_tokens" not in name and "lm_head" not in name]
+    by_muon = {id(p) for p in inner} if config.optimizer == "muon" else set()
+    rest = [p for _, p in named if id(p) not in by_muon]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    if config.optimizer == "adamw":
+        return [adamw]
+    muon = torch.optim.Muon(
+        inner, lr=config.lr, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, adamw]
 
 
 def lr_at(config: OptimConfig, step: int) -> float:

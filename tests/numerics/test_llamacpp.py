@@ -19,7 +19,7 @@ from pocketlm.export.llamacpp import SLOTS, GgufModel
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer, local_global_layers
+from pocketlm.model.transformer import ModelConfig, Transformer
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 
@@ -35,7 +35,7 @@ QWEN3 = ModelConfig(
     rope_theta=10000.0,
     initializer_range=0.1,
 )
-WINDOWED = replace(QWEN3, layer_types=local_global_layers(5), sliding_window=16)
+WINDOWED = replace(QWEN3, layer_types=ModelConfig.local_global(5), sliding_window=16)
 CONFIGS = {
     "qwen3": QWEN3,
     "qwen3 with learned QK-norm": replace(QWEN3, qk_norm_weight=True, tie_word_embeddings=False),
@@ -64,9 +64,7 @@ def network(config: ModelConfig) -> Transformer:
 
 
 @pytest.fixture(scope="module")
-def windowed(
-    tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Transformer, GgufModel]]:
+def windowed(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Transformer, GgufModel]]:
     model = network(WINDOWED)
     path = write_gguf(model, tokenizer, tmp_path_factory.mktemp("windowed") / "m.gguf", "f32")
     file = GgufModel(path, cache_type="f32")
@@ -79,9 +77,7 @@ def log_softmax(logits: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_float32_files_give_our_logits_and_our_greedy_tokens(
-    name: str, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_float32_files_give_our_logits_and_our_greedy_tokens(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = network(CONFIGS[name])
     ours = LanguageModel(model, tokenizer)
     file = GgufModel(write_gguf(model, tokenizer, tmp_path / "m.gguf", "f32"), cache_type="f32")
@@ -93,9 +89,7 @@ def test_float32_files_give_our_logits_and_our_greedy_tokens(
     file.close()
 
 
-def test_the_default_half_precision_cache_costs_little(
-    windowed: tuple, tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_the_default_half_precision_cache_costs_little(windowed: tuple, tmp_path: Path, tokenizer: Tokenizer) -> None:
     model, exact = windowed
     file = GgufModel(write_gguf(model, tokenizer, tmp_path / "m.gguf", "f32"))
     error = (log_softmax(file.logits(IDS)) - log_softmax(exact.logits(IDS))).abs().max()
@@ -112,9 +106,7 @@ def test_ignoring_the_window_would_show(windowed: tuple, tokenizer: Tokenizer) -
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama", "step35"])
-def test_q4_0_files_hold_the_very_weights_that_were_trained(
-    name: str, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_q4_0_files_hold_the_very_weights_that_were_trained(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Weights exactly. Activations nearly: llama.cpp rounds them in blocks of 32, training each token."""
     model = prepare(network(CONFIGS[name]), SCHEMES["int4_group32"])
     weights_only = prepare(network(CONFIGS[name]), SCHEMES["int4_group32_weight_only"])
@@ -125,9 +117,7 @@ def test_q4_0_files_hold_the_very_weights_that_were_trained(
     found, trained = file.logits(IDS), LanguageModel(model, tokenizer).logits(IDS)
     distance = (log_softmax(found) - log_softmax(trained)).abs()
     agreement = (found.argmax(-1) == trained.argmax(-1)).mean()
-    print(
-        f"{name}: mean {distance.mean():.4f}, largest {distance.max():.3f}, same best token {agreement:.3f}"
-    )
+    print(f"{name}: mean {distance.mean():.4f}, largest {distance.max():.3f}, same best token {agreement:.3f}")
     assert distance.mean() < 0.05 and agreement >= 0.9
     grid.close()
     file.close()
@@ -144,9 +134,7 @@ def test_many_prompts_answer_as_each_alone(windowed: tuple, tokenizer: Tokenizer
     assert {len(answer) for answer in together} - {12}, "no answer stopped early: the test shows nothing"
 
 
-def test_samples_are_those_of_the_checkpoint_with_the_same_seed(
-    windowed: tuple, tokenizer: Tokenizer
-) -> None:
+def test_samples_are_those_of_the_checkpoint_with_the_same_seed(windowed: tuple, tokenizer: Tokenizer) -> None:
     model, file = windowed
     options = {"max_new_tokens": 20, "stop_ids": set(), "temperature": 0.8, "top_p": 0.9}
     prompts = [IDS[:9], IDS[9:30]]
@@ -214,14 +202,10 @@ def test_a_chat_prompt_has_the_same_ids_in_llama_cpp(windowed: tuple, tokenizer:
         {"role": "user", "content": "What's 3 + 4?\n\nIn one word."},
     ]
     rendered = file.tokenizer.render(messages, add_generation_prompt=True)
-    assert file._model.tokenize(rendered, add_special=True, parse_special=True) == tokenizer.encode_chat(
-        messages
-    )
+    assert file._model.tokenize(rendered, add_special=True, parse_special=True) == tokenizer.encode_chat(messages)
 
 
-def test_a_base_model_s_text_gets_its_document_separator_in_llama_cpp(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_base_model_s_text_gets_its_document_separator_in_llama_cpp(tokenizer: Tokenizer, tmp_path: Path) -> None:
     base = Tokenizer(tokenizer.backend)
     file = GgufModel(write_gguf(network(QWEN3), base, tmp_path / "m.gguf", "f16"))
     found = file._model.tokenize("The alpha", add_special=True, parse_special=True)

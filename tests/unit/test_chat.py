@@ -42,10 +42,7 @@ def test_a_conversation_carries_its_turns(monkeypatch: pytest.MonkeyPatch) -> No
     model = Parrot("héllo ☃ [bold]")
     messages, shown = talk(model, ["one", "", "two"], monkeypatch, ChatConfig(system="be kind"))
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
-    assert (
-        model.prompts[1].startswith("<|im_start|>system\nbe kind<|im_end|>")
-        and "héllo ☃ [bold]" in model.prompts[1]
-    )
+    assert model.prompts[1].startswith("<|im_start|>system\nbe kind<|im_end|>") and "héllo ☃ [bold]" in model.prompts[1]
     assert shown.count("héllo ☃ [bold]") == 2 and "\ufffd" not in shown
 
 
@@ -55,9 +52,7 @@ def test_commands_change_how_answers_are_drawn(monkeypatch: pytest.MonkeyPatch) 
     messages, shown = talk(model, lines, monkeypatch)
     assert {"temperature": 0.5, "top_p": 0.8, "max_new_tokens": 2, "seed": 1}.items() <= model.seen[0].items()
     assert model.seen[1]["seed"] == 2 and "one" not in model.prompts[1]
-    assert [message["content"] for message in messages if message["role"] == "user"] == [
-        "two"
-    ] and "forgotten" in shown
+    assert [message["content"] for message in messages if message["role"] == "user"] == ["two"] and "forgotten" in shown
 
 
 def test_a_mistake_in_a_command_or_a_line_is_told_and_the_conversation_goes_on(
@@ -80,9 +75,7 @@ def test_a_mistake_in_a_command_or_a_line_is_told_and_the_conversation_goes_on(
 def test_the_oldest_turns_go_when_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Parrot("yes", max_length=200)
     messages, shown = talk(model, ["a" * 30, "b" * 30, "c" * 30], monkeypatch, ChatConfig(max_new_tokens=60))
-    assert (
-        "oldest turn is forgotten" in shown and "aaa" not in model.prompts[-1] and "ccc" in model.prompts[-1]
-    )
+    assert "oldest turn is forgotten" in shown and "aaa" not in model.prompts[-1] and "ccc" in model.prompts[-1]
     assert messages[0]["role"] == "user"
 
 

@@ -72,19 +72,12 @@ def pocketlm(*words: str) -> tuple[int, str]:
 @pytest.mark.parametrize("command", ["run", "chat", "eval", "export"])
 def test_help_teaches_with_examples(command: str) -> None:
     status, shown = pocketlm(command, "--help")
-    assert (
-        status == 0 and "Examples" in shown and f"pocketlm {command} runs" in shown.replace("recipes", "runs")
-    )
+    assert status == 0 and "Examples" in shown and f"pocketlm {command} runs" in shown.replace("recipes", "runs")
 
 
 def test_the_command_starts_without_anything_heavy() -> None:
-    code = (
-        "import sys, pocketlm.cli; print({'torch', 'numpy', 'transformers', 'datasets'} & set(sys.modules))"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-        == "set()\n"
-    )
+    code = "import sys, pocketlm.cli; print({'torch', 'numpy', 'transformers', 'datasets'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_a_recipe_is_run_and_its_stages_are_told(toy: Path) -> None:
@@ -146,16 +139,12 @@ def test_a_mistake_is_one_message(toy: Path, words: list[str], message: str) -> 
     assert "Traceback" not in shown and len(shown.splitlines()) < 25
 
 
-def test_the_traceback_of_a_failed_stage_is_kept_in_a_file(
-    toy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_traceback_of_a_failed_stage_is_kept_in_a_file(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, shown = pocketlm("run", "toy.py", "notes.txt", "--text", "bad")
     assert status == 2 and "in stage second" in shown
     assert "Traceback" in (toy / "runs" / "toy" / "error.log").read_text()
     monkeypatch.setenv("POCKETLM_TRACEBACK", "1")
-    assert isinstance(
-        CliRunner().invoke(app, ["run", "toy.py", "notes.txt", "--text", "bad"]).exception, ValueError
-    )
+    assert isinstance(CliRunner().invoke(app, ["run", "toy.py", "notes.txt", "--text", "bad"]).exception, ValueError)
 
 
 def test_a_changed_configuration_is_shown_and_nothing_is_overwritten(toy: Path) -> None:
@@ -171,9 +160,7 @@ def test_a_full_disk_says_where_and_how_much_is_free(toy: Path) -> None:
 
 
 def test_a_mistake_in_the_program_keeps_its_traceback(toy: Path) -> None:
-    assert isinstance(
-        CliRunner().invoke(app, ["run", "toy.py", "notes.txt", "--text", "broken"]).exception, TypeError
-    )
+    assert isinstance(CliRunner().invoke(app, ["run", "toy.py", "notes.txt", "--text", "broken"]).exception, TypeError)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -187,10 +174,7 @@ def test_an_interrupted_run_says_how_to_go_on(toy: Path, number: signal.Signals)
     process.send_signal(number)
     _, shown = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert (
-        "interrupted in stage second; run the same command again to go on" in shown
-        and "Traceback" not in shown
-    )
+    assert "interrupted in stage second; run the same command again to go on" in shown and "Traceback" not in shown
     assert pocketlm("run", "toy.py", "notes.txt", "--text", "wait")[0] == 0
 
 
@@ -216,9 +200,7 @@ def checkpoint(toy: Path) -> Path:
 
 
 def test_models_are_measured_side_by_side(checkpoint: Path) -> None:
-    Path("asked.jsonl").write_text(
-        '{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "1 + 2?", "answer": "3"}\n'
-    )
+    Path("asked.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "1 + 2?", "answer": "3"}\n')
     shutil.copytree(checkpoint, "other/tiny")
     status, shown = pocketlm("eval", "tiny", "other/tiny", "--suite", "asked.jsonl", "--out", "results")
     assert status == 0 and "other-tiny" in shown and "accuracy" in shown and "best constant answer" in shown
@@ -231,11 +213,7 @@ def test_models_are_measured_side_by_side(checkpoint: Path) -> None:
 
 def test_a_checkpoint_is_exported_beside_itself(checkpoint: Path) -> None:
     status, shown = pocketlm("export", "tiny", "--to", "hf")
-    assert (
-        status == 0
-        and shown.strip().endswith("tiny-hf/hf")
-        and Path("tiny-hf/hf/model.safetensors").is_file()
-    )
+    assert status == 0 and shown.strip().endswith("tiny-hf/hf") and Path("tiny-hf/hf/model.safetensors").is_file()
     status, shown = pocketlm("export", "tiny", "--to", "hf")
     assert status == 2 and "not empty" in shown
 

@@ -16,9 +16,7 @@ from pocketlm.stages import curate as stage
 from pocketlm.stages.curate import CurateConfig, curate
 
 WORDS = [
-    start + end
-    for start in ("ba", "ke", "li", "mo", "nu", "ra", "se", "ti")
-    for end in ("lan", "mer", "rit", "sol")
+    start + end for start in ("ba", "ke", "li", "mo", "nu", "ra", "se", "ti") for end in ("lan", "mer", "rit", "sol")
 ]
 
 
@@ -40,9 +38,7 @@ def config(tmp_path):
     ]
     rows = stories + [{"text": text} for text in bad]
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sums = [
-        {"prompt": f"What is {n} + 7?", "response": f"#### {n + 7}", "answer": str(n + 7)} for n in range(40)
-    ]
+    sums = [{"prompt": f"What is {n} + 7?", "response": f"#### {n + 7}", "answer": str(n + 7)} for n in range(40)]
     sums.append(sums[0])
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
     problems = [{"prompt": asked, "answer": "none"}, {"prompt": "What is 5 + 7?", "answer": "12"}]
@@ -100,9 +96,7 @@ def test_shards_hold_the_documents_in_order_each_after_its_bos(config, tmp_path)
 
 def test_no_document_is_in_two_splits(config, tmp_path):
     out = run(config, tmp_path / "out")
-    splits = [
-        {d.text for s in ("stories", "sums") for d in read_documents(out, s, split)} for split in SPLITS
-    ]
+    splits = [{d.text for s in ("stories", "sums") for d in read_documents(out, s, split)} for split in SPLITS]
     assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
 
 
@@ -113,9 +107,7 @@ def test_the_same_config_gives_the_same_bytes(config, tmp_path):
 @pytest.mark.parametrize("stopped_at", ["second source", "tokenizer", "second shard", "summary"])
 def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(config, tmp_path, monkeypatch, stopped_at):
     # the second source repeats a story of the first: duplicates are known across the interruption
-    (tmp_path / "sums.jsonl").write_text(
-        (tmp_path / "sums.jsonl").read_text() + json.dumps({"text": story(5)})
-    )
+    (tmp_path / "sums.jsonl").write_text((tmp_path / "sums.jsonl").read_text() + json.dumps({"text": story(5)}))
     whole = contents(run(config, tmp_path / "whole"))
     assert counts(tmp_path / "whole")["sums"]["dropped"]["exact_duplicate"] == 2
     calls = {
@@ -141,9 +133,7 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(config, tmp_pa
     assert contents(run(config, tmp_path / "out")) == whole
 
 
-def test_a_source_that_fails_midway_leaves_no_half_folder_and_finished_ones_are_not_read_again(
-    config, tmp_path
-):
+def test_a_source_that_fails_midway_leaves_no_half_folder_and_finished_ones_are_not_read_again(config, tmp_path):
     good = (tmp_path / "sums.jsonl").read_text()
     (tmp_path / "sums.jsonl").write_text(good + "{broken\n")
     with pytest.raises(ValueError, match=r"source 'sums': .*sums\.jsonl:42: column 2"):
@@ -197,17 +187,12 @@ def test_the_options_of_a_source_change_what_is_kept(config, tmp_path):
 
 
 def test_templates_survive_unless_near_duplicates_are_searched_among_them(config, tmp_path):
-    text = (
-        "Tom buys {0} red apples and then {1} green ones at the big market; he now has {2} in his brown bag."
-    )
+    text = "Tom buys {0} red apples and then {1} green ones at the big market; he now has {2} in his brown bag."
     rows = [{"prompt": text.format(n, 3, "many"), "response": f"#### {n + 3}"} for n in range(50)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert counts(run(config, tmp_path / "a"))["sums"]["dropped"] == {}
     sources = (config.sources[0], replace(config.sources[1], near_dedup=True))
-    assert (
-        counts(run(replace(config, sources=sources), tmp_path / "b"))["sums"]["dropped"]["near_duplicate"]
-        > 40
-    )
+    assert counts(run(replace(config, sources=sources), tmp_path / "b"))["sums"]["dropped"]["near_duplicate"] > 40
 
 
 def test_code_is_split_into_definitions_and_a_byte_cap_holds(tmp_path):

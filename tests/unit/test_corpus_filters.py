@@ -84,15 +84,9 @@ def test_boilerplate_cuts_a_licence_comment_and_keeps_the_code():
 
 
 def test_boilerplate_spares_text_about_licences_and_generators():
-    about = (
-        PROSE
-        + " A generated file is best not edited by hand, and a licence says what a reader may do with it."
-    )
+    about = PROSE + " A generated file is best not edited by hand, and a licence says what a reader may do with it."
     assert make_filter(("boilerplate",), Thresholds())(about)[0] == about
-    assert (
-        make_filter(("boilerplate",), Thresholds())("# Copyright law\n" + PROSE)[0]
-        == "# Copyright law\n" + PROSE
-    )
+    assert make_filter(("boilerplate",), Thresholds())("# Copyright law\n" + PROSE)[0] == "# Copyright law\n" + PROSE
 
 
 def test_boilerplate_cuts_cookie_notices():
@@ -153,9 +147,7 @@ def test_every_minhash_field_changes_what_is_found():
         MinHash(num_buckets=0)
 
 
-QUESTION = (
-    "A baker sells seven loaves before noon and twice as many after lunch; how many loaves were sold today?"
-)
+QUESTION = "A baker sells seven loaves before noon and twice as many after lunch; how many loaves were sold today?"
 
 
 def test_decontamination_catches_an_overlap_of_13_words_and_not_of_12():
@@ -168,9 +160,7 @@ def test_decontamination_catches_an_overlap_of_13_words_and_not_of_12():
 
 
 def template(first: int, second: int) -> str:
-    return (
-        f"Tom has {first} apples and he buys {second} more at the market; how many apples does Tom have now?"
-    )
+    return f"Tom has {first} apples and he buys {second} more at the market; how many apples does Tom have now?"
 
 
 def test_decontamination_spares_what_shares_only_a_template():

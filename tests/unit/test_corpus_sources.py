@@ -100,9 +100,7 @@ def test_problems_and_notes_are_drawn_by_count_and_seed():
     fields = {"name": "sums", "domain": "maths", "kind": "problems", "families": ("chain_sum",), "count": 3}
     first, second = (list(read_source(Source(**fields, seed=seed))) for seed in (1, 2))
     assert len(first) == 3 and first != second
-    assert (
-        first[0].messages[1]["content"].endswith(f"#### {first[0].answer}") and first[0].family == "chain_sum"
-    )
+    assert first[0].messages[1]["content"].endswith(f"#### {first[0].answer}") and first[0].family == "chain_sum"
     notes = Source(name="notes", domain="knowledge", kind="notes", count=2, pairs_range=(1, 2))
     assert len(texts(notes)) == 2 and "Note:" in texts(notes)[0]
 
@@ -126,9 +124,7 @@ def fake_hub(monkeypatch, rows, fail_after=None):
 
 
 def hub(**fields):
-    return Source(
-        name="web", domain="knowledge", kind="hub", dataset="org/web", config="en", split="train", **fields
-    )
+    return Source(name="web", domain="knowledge", kind="hub", dataset="org/web", config="en", split="train", **fields)
 
 
 def test_a_hub_dataset_is_streamed_with_its_own_fields(monkeypatch):
@@ -145,14 +141,10 @@ def test_a_hub_dataset_is_streamed_with_its_own_fields(monkeypatch):
 
 def test_hub_failures_name_the_dataset_and_the_row(monkeypatch):
     fake_hub(monkeypatch, ROWS, fail_after=2)
-    with pytest.raises(
-        ValueError, match=r"source 'web': hub dataset 'org/web' failed after row 2: .*dead; run"
-    ):
+    with pytest.raises(ValueError, match=r"source 'web': hub dataset 'org/web' failed after row 2: .*dead; run"):
         texts(hub())
     fake_hub(monkeypatch, [{"body": "one"}])
-    with pytest.raises(
-        ValueError, match=r"hub dataset 'org/web', row 1: no field \"text\".*the row has body"
-    ):
+    with pytest.raises(ValueError, match=r"hub dataset 'org/web', row 1: no field \"text\".*the row has body"):
         texts(hub())
 
 

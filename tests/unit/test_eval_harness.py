@@ -78,17 +78,13 @@ def test_a_chat_model_is_asked_through_its_template_and_a_base_model_in_plain_te
     tokenizer.chat_template = CHATML
     chat = tokenizer.decode(prompt_ids(tokenizer, "sums 1?"), keep_special=True)
     assert chat == "<|im_start|>user\nsums 1?<|im_end|>\n<|im_start|>assistant\n"
-    assert (
-        solve(Scripted(tokenizer, lambda p: f"#### {p['answer']}"), SUITE, max_new_tokens=50).accuracy == 1.0
-    )
+    assert solve(Scripted(tokenizer, lambda p: f"#### {p['answer']}"), SUITE, max_new_tokens=50).accuracy == 1.0
 
 
 def test_new_tokens_stay_within_the_models_length(tokenizer):
     longest = max(len(prompt_ids(tokenizer, p["prompt"])) for p in PROBLEMS)
     model = Scripted(tokenizer, lambda p: f"#### {p['answer']}", max_length=longest + 3)
-    assert {len(row["completion"]) for row in solve(model, SUITE, max_new_tokens=50).transcripts} <= set(
-        range(8)
-    )
+    assert {len(row["completion"]) for row in solve(model, SUITE, max_new_tokens=50).transcripts} <= set(range(8))
     with pytest.raises(ValueError, match=r"problem \S+: \d+ prompt tokens leave no room"):
         solve(Scripted(tokenizer, lambda p: "", max_length=longest), SUITE, max_new_tokens=5)
 

@@ -26,9 +26,7 @@ def test_a_generator_that_repeats_itself_is_refused():
 
 def test_a_users_jsonl_file_is_a_suite(tmp_path):
     file = tmp_path / "mine.jsonl"
-    file.write_text(
-        '{"prompt": "1+1?", "answer": 2}\n\n{"prompt": "sky?", "answer": "blue", "family": "x"}\n'
-    )
+    file.write_text('{"prompt": "1+1?", "answer": 2}\n\n{"prompt": "sky?", "answer": "blue", "family": "x"}\n')
     first, second = load_suite(str(file)).problems
     assert (first["id"], first["family"], first["answer"]) == ("mine-1", "mine", "2")
     assert (second["id"], second["family"]) == ("mine-3", "x")

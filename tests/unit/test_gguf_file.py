@@ -14,7 +14,7 @@ from pocketlm.export.gguf import SPLITS, architecture, write_gguf
 from pocketlm.export.gguf_header import read_header, tokenizer_of
 from pocketlm.model.quant import SCHEMES, dequantize_weight, prepare, quantize_weight
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer, local_global_layers
+from pocketlm.model.transformer import ModelConfig, Transformer
 
 TEXTS = [
     "Question: 12 apples and 7 pears?\nAnswer: 19 ",
@@ -32,7 +32,7 @@ GLOBAL = ModelConfig(
     max_position_embeddings=512,
     rope_theta=12345.0,
 )
-LOCAL_GLOBAL = replace(GLOBAL, layer_types=local_global_layers(3), sliding_window=16)
+LOCAL_GLOBAL = replace(GLOBAL, layer_types=ModelConfig.local_global(3), sliding_window=16)
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +119,7 @@ def llama_style_tokenizer(split: str) -> Tokenizer:
     specials = ["<|begin|>", "<|end|>", "<|eot_id|>"]
     backend.train_from_iterator(
         TEXTS,
-        trainers.BpeTrainer(
-            vocab_size=280, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=280, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
     )
     return Tokenizer(backend, bos_token="<|begin|>", eos_token="<|end|>", end_of_turn_token="<|eot_id|>")
 

@@ -34,9 +34,7 @@ def test_unpacked_blocks_equal_the_trained_grid_bit_for_bit(kind: str, seed: int
     qweight, scale = quantize_weight(rows(kind, seed), SCHEME)
     packed = pack_q4_0(qweight, scale)
     assert packed.dtype == np.uint8 and packed.shape == (6, 5 * 18)
-    np.testing.assert_array_equal(
-        gguf.quants.dequantize(packed, Q4_0), dequantize_weight(qweight, scale).numpy()
-    )
+    np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q4_0), dequantize_weight(qweight, scale).numpy())
 
 
 def test_every_level_at_every_place_of_a_block_survives() -> None:

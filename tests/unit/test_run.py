@@ -112,9 +112,7 @@ def test_every_change_of_a_config_stops_the_run_and_is_shown(tmp_path: Path, cha
         run(write, Write(name="a"))
     with Run(tmp_path) as run, pytest.raises(ValueError, match="another configuration") as error:
         run(write, replace(Write(name="a"), **change))
-    assert (
-        line in str(error.value) and str(tmp_path / "a") in str(error.value) and "--out" in str(error.value)
-    )
+    assert line in str(error.value) and str(tmp_path / "a") in str(error.value) and "--out" in str(error.value)
     assert CALLS == ["a"] and record_of(tmp_path / "a")["config"]["text"] == "hello"
 
 
@@ -343,9 +341,7 @@ with Run(Path(sys.argv[1])) as run:
 
 
 def start_slow(folder: Path) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(folder), "wait"], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(folder), "wait"], stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "waiting\n"
     return process
 
