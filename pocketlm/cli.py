@@ -113,7 +113,7 @@ def run_recipe(
     from pocketlm.run import Run, plan, plan_table
     from pocketlm.settings import parse_settings
 
-    dry = plan(recipe, run_dir, parse_settings(settings), **flags)
+    dry = plan(recipe, run_dir, parse_settings(settings), missing_ok=dry_run, **flags)
     if dry_run:
         console = Console()
         console.print(plan_table(dry))

@@ -13,6 +13,7 @@ from typing import Any
 from pocketlm.model.files import read_json
 
 RECORD = "stage.json"
+MISSING = "missing"  # the fingerprint, in a dry pass, of an input that is not there
 HASHED_BYTES = 4 << 30  # of one input; what lies beyond counts by name and size alone
 NOT_OUTPUTS = {"resume", "tensorboard"}  # folders a user may delete from a finished stage
 
@@ -36,13 +37,20 @@ class Call:
         return self.record["digest"]
 
     def state(self) -> str:
-        """ "to do", "unfinished", "changed" or "done", from what lies in the folder now."""
+        """ "to do", "unfinished", "changed", "done", or "needs <path>", from what lies there now."""
+        if missing := self.missing():
+            return f"needs {', '.join(missing)}"
         found = read_record(self.folder)
         if found is None:
             return "to do"
         if differences(found, self.record) or damage(self.folder, found):
             return "changed"
         return "done" if found["status"] == "finished" else "unfinished"
+
+    def missing(self) -> list[str]:
+        """The inputs that are not there: only a dry pass lets a call with any come this far."""
+        entries = [each for value in self.record["inputs"].values() for each in _entries(value)]
+        return [each["path"] for each in entries if each["fingerprint"] == MISSING]
 
 
 def make_record(
@@ -51,21 +59,23 @@ def make_record(
     inputs: Mapping[str, Any],
     run_dir: Path,
     digests: Mapping[Path, str],
+    *,
+    missing_ok: bool = False,
 ) -> dict[str, Any]:
     """{"stage", "config", "inputs", "digest"} of a call; `digests` of the stages before it, by folder.
 
     An input inside a stage's folder counts as that stage's digest, so a change at the top of a recipe reaches
     every stage below it; anything else counts as its contents. Where an input lies is written down but not
     compared: data may move.
-    FileNotFoundError names an input that is not there.
+    FileNotFoundError names an input that is not there; with missing_ok it is written down as missing.
     """
     told: dict[str, Any] = {}
     for name, value in inputs.items():
         where = f"stage {config.name}: input {name}"
         if isinstance(value, list):
-            told[name] = [_input(where, path, run_dir, digests) for path in value]
+            told[name] = [_input(where, path, run_dir, digests, missing_ok) for path in value]
         else:
-            told[name] = None if value is None else _input(where, value, run_dir, digests)
+            told[name] = None if value is None else _input(where, value, run_dir, digests, missing_ok)
     record = {
         "stage": getattr(stage_fn, "__name__", str(stage_fn)),
         "config": as_json(config),
@@ -139,7 +149,9 @@ def as_json(value: Any, where: str = "config") -> Any:
 # ---- inputs ----
 
 
-def _input(where: str, path: Path, run_dir: Path, digests: Mapping[Path, str]) -> dict[str, str]:
+def _input(
+    where: str, path: Path, run_dir: Path, digests: Mapping[Path, str], missing_ok: bool = False
+) -> dict[str, str]:
     """Where an input lies and a fingerprint of what it is."""
     shown = str(path)
     path = path.absolute()
@@ -155,8 +167,15 @@ def _input(where: str, path: Path, run_dir: Path, digests: Mapping[Path, str]) -
             inside = "" if folder == path else f"/{path.relative_to(folder)}"
             return {"path": shown, "fingerprint": f"stage {digest}{inside}"}
     if not path.exists():
+        if missing_ok:
+            return {"path": shown, "fingerprint": MISSING}
         raise FileNotFoundError(f"{where}: {shown} does not exist; check the path")
     return {"path": shown, "fingerprint": f"{'folder' if path.is_dir() else 'file'} {content_hash(path)}"}
+
+
+def _entries(value: Any) -> list[dict[str, str]]:
+    """A record's input, one path, several or none, as a list."""
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def content_hash(path: Path) -> str:

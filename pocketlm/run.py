@@ -9,6 +9,7 @@ In a recipe, or in a notebook after `run = Run(Path("runs/mine"))`:
 import fcntl
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -36,9 +37,11 @@ class Plan:
     `calls` holds them in order. A recipe never reads what its stages write, so a Plan will do.
     """
 
-    def __init__(self, run_dir: Path, settings: Settings | None = None) -> None:
+    def __init__(self, run_dir: Path, settings: Settings | None = None, *, missing_ok: bool = False) -> None:
+        """missing_ok: inputs that are not there are noted (the stage "needs" them) instead of stopping the pass."""
         self.run_dir = Path(run_dir)
         self.settings = settings or {}
+        self.missing_ok = missing_ok
         self.calls: list[Call] = []
 
     def __call__(self, stage_fn: Callable[..., Path], config: Any, **inputs: Any) -> Path:
@@ -57,7 +60,7 @@ class Plan:
         inputs = {key: _as_paths(value, f"{name}: input {key}") for key, value in inputs.items()}
         digests = {call.folder.absolute(): call.digest for call in self.calls}
         named = {"reads": config.reads()} if hasattr(config, "reads") else {}  # files that the config names
-        record = make_record(stage_fn, config, {**inputs, **named}, self.run_dir, digests)
+        record = make_record(stage_fn, config, {**inputs, **named}, self.run_dir, digests, missing_ok=self.missing_ok)
         call = Call(stage_fn, config, inputs, self.run_dir / name, record)
         self.calls.append(call)
         return call
@@ -133,6 +136,7 @@ class Run:
             raise
         record["seconds"] = round(seconds_before + time.monotonic() - start, 2)
         write_json(call.folder / RECORD, {**record, "status": "finished", "files": list_outputs(call.folder)})
+        shutil.rmtree(call.folder / "resume", ignore_errors=True)  # what only an unfinished stage needs
         self.current = None
         self._finish(call, "resumed" if found else "ran", record["seconds"])
 
@@ -184,23 +188,31 @@ class Run:
         self.close()
 
 
-def plan(recipe: Callable[..., Any], run_dir: Path, settings: Settings | None = None, **flags: Any) -> Plan:
+def plan(
+    recipe: Callable[..., Any],
+    run_dir: Path,
+    settings: Settings | None = None,
+    *,
+    missing_ok: bool = False,
+    **flags: Any,
+) -> Plan:
     """The stages a recipe would run, in order; nothing runs. ValueError for an unknown setting."""
-    dry = Plan(run_dir, settings)
+    dry = Plan(run_dir, settings, missing_ok=missing_ok)
     recipe(dry, **flags)
     check_stages(dry.settings, dry.names)
     return dry
 
 
 def plan_table(dry: Plan) -> Table:
-    """The stages with their key figures and their state on disk: done, unfinished, changed or to do."""
+    """The stages with their key figures and their state on disk: done, unfinished, changed, to do, or what they need."""
     table = Table(title=f"{dry.run_dir}: {len(dry.calls)} stages", title_justify="left")
     for heading in ("", "stage", "function", "config", "state"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("stage", "state"))
+        table.add_column(heading, overflow="fold", no_wrap=heading == "stage")
     colours = {"done": "green", "unfinished": "yellow", "changed": "red", "to do": ""}
     for number, call in enumerate(dry.calls, start=1):
         state = call.state()
-        shown = f"[{colours[state]}]{state}[/]" if colours[state] else state
+        colour = colours.get(state, "yellow")
+        shown = f"[{colour}]{escape(state)}[/]" if colour else state
         table.add_row(str(number), call.name, call.record["stage"], escape(key_figures(call.config)), shown)
     return table
 

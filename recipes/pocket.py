@@ -31,15 +31,15 @@ FAMILIES = (
     "simple_equations",
     "complex_arithmetic",
     "number_filtering",
-    "letter_counting",
+    "simple_geometry",
 )
 
 CORPUS = CurateConfig(
     name="corpus",
     sources=(
-        Source(name="problems", domain="maths", kind="problems", families=FAMILIES, count=20_000, seed=1),
-        Source(name="notes", domain="knowledge", kind="notes", count=6_000, seed=2, pairs_range=(1, 4)),
-        Source(name="recall", domain="knowledge", kind="recall", count=1_500, seed=3, pairs_range=(1, 4)),
+        Source(name="problems", domain="maths", kind="problems", families=FAMILIES, count=30_000, seed=1),
+        Source(name="notes", domain="knowledge", kind="notes", count=5_000, seed=2, pairs_range=(1, 8)),
+        Source(name="recall", domain="knowledge", kind="recall", count=2_000, seed=3, pairs_range=(1, 8)),
         Source(name="reference", domain="knowledge", kind="language_reference"),
         Source(name="docstrings", domain="knowledge", kind="stdlib_docstrings", max_bytes=1_000_000),
         Source(name="code", domain="code", kind="stdlib_code", max_bytes=2_000_000, split_code=True),
@@ -74,15 +74,15 @@ PROXY = replace(
 # R1's schedule (linear, to a tenth in pre-training and to zero after), betas and decay; Muon in place of Adam (docs/log.md)
 FADE = OptimConfig(lr=2e-2, num_steps=1, warmup_steps=0, final_lr_share=0.1, optimizer="muon")
 ANNEAL = replace(FADE, final_lr_share=0.0)
-PHASE = PretrainConfig(name="phase", optim=FADE, seq_len=WINDOW, rows_per_step=4, micro_batch_size=4, seed=11)
+PHASE = PretrainConfig(name="phase", optim=FADE, seq_len=WINDOW, rows_per_step=8, micro_batch_size=8, seed=11)
 
 MIX = MixConfig(
     name="mix",
     proxy=PROXY,
-    optim=replace(FADE, num_steps=150, warmup_steps=10),
+    optim=replace(FADE, num_steps=100, warmup_steps=10),
     seq_len=WINDOW,
-    rows_per_step=4,
-    looks=15,
+    rows_per_step=8,
+    looks=20,
     temperature=1.0,
     probe_weights={"maths": 2.0, "code": 1.0, "knowledge": 1.0},  # R1 weighs alike; this model is to solve problems
     budget_tokens=1_500_000,
@@ -113,8 +113,8 @@ CHAT = FinetuneConfig(
     name="chat",
     optim=ANNEAL,
     seq_len=WINDOW,
-    rows_per_step=4,
-    micro_batch_size=4,
+    rows_per_step=8,
+    micro_batch_size=8,
     seed=15,
     sources=("problems", "recall"),
 )
@@ -123,8 +123,8 @@ INT4 = QuantizeConfig(
     scheme="int4_group32",
     optim=ANNEAL,
     seq_len=WINDOW,
-    rows_per_step=4,
-    micro_batch_size=4,
+    rows_per_step=8,
+    micro_batch_size=8,
     seed=16,
     sources=("problems", "recall"),
 )
@@ -136,6 +136,7 @@ EVALUATE = EvaluateConfig(
     bits_tokens=2_000,
     bits_window=WINDOW,
     needle_tokens=(WINDOW, 2 * WINDOW, LONG_WINDOW),
+    haystack=("docstrings",),
 )
 GOALS = (
     Goal(text="the int4 .gguf solves 70 % in llama.cpp", model="model.gguf", at_least=0.70, beside=("base", "chat")),
@@ -175,15 +176,15 @@ def recipe(run, *, effort: float = 1.0):
         mix=mix,
     )
     teacher = run(
-        extend_context, replace(EXTEND, name="teacher", optim=steps(80, ANNEAL, 4e-3)), corpus=corpus, model=wide
+        extend_context, replace(EXTEND, name="teacher", optim=steps(60, ANNEAL, 4e-3)), corpus=corpus, model=wide
     )
 
     # R1: pre-training in two phases, then two rounds of selecting what still helps and distilling on it.
     phase1 = run(
-        pretrain, replace(PHASE, name="phase1", model=STUDENT, optim=steps(600, FADE, 2e-2)), corpus=corpus, mix=mix
+        pretrain, replace(PHASE, name="phase1", model=STUDENT, optim=steps(300, FADE, 2e-2)), corpus=corpus, mix=mix
     )
     base = trunk = run(
-        pretrain, replace(PHASE, name="base", optim=steps(600, FADE, 2e-2)), corpus=corpus, mix=mix, model=phase1
+        pretrain, replace(PHASE, name="base", optim=steps(300, FADE, 2e-2)), corpus=corpus, mix=mix, model=phase1
     )
     for turn in (1, 2):
         chosen = run(select, replace(SELECT, name=f"select{turn}", seed=12 + turn), corpus=corpus, model=trunk)
@@ -205,7 +206,7 @@ def recipe(run, *, effort: float = 1.0):
     specialists = [
         run(
             pretrain,
-            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(100, ANNEAL, 4e-3)),
+            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(60, ANNEAL, 4e-3)),
             corpus=corpus,
             model=long,
         )
@@ -219,7 +220,7 @@ def recipe(run, *, effort: float = 1.0):
     )
 
     # Conversations, four bits, and the files that ship.
-    chat = run(finetune, replace(CHAT, optim=steps(400, ANNEAL, 1e-2)), corpus=corpus, model=merged)
+    chat = run(finetune, replace(CHAT, optim=steps(500, ANNEAL, 1e-2)), corpus=corpus, model=merged)
     ptq = run(quantize, replace(INT4, name="ptq", optim=None), model=chat)
     int4 = run(quantize, replace(INT4, optim=steps(150, ANNEAL, 1e-3)), model=chat, corpus=corpus)
     files = run(export, ExportConfig(name="files"), model=int4)

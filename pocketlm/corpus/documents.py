@@ -44,15 +44,22 @@ def conversation(id: str, messages: Sequence[Mapping[str, str]], **fields: Any) 
     return Document(id=id, text=text, messages=turns, **fields)
 
 
-def row_document(row: Any, id: str, where: str, text_field: str | None) -> Document:
+def row_document(
+    row: Any, id: str, where: str, text_field: str | None, pair: tuple[str, str] | None = None
+) -> Document:
     """The document of one JSON or parquet row.
 
-    With `text_field`, that field is the text. Without, a row with "messages", or with "prompt" and
+    With `pair`, two fields are a user's turn and its answer; a dot goes deeper ("responses.0.response"). With
+    `text_field`, that field is the text. Without either, a row with "messages", or with "prompt" and
     "response", is a conversation, and any other is its "text". ValueError says at `where` what the row lacks.
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a row must be an object with named fields, not {type(row).__name__}")
     extra = {name: row[name] for name in ("family", "answer") if isinstance(row.get(name), str)}
+    if pair is not None:
+        prompt, response = (_valid_text(_at(row, field, where), f'{where}: field "{field}"') for field in pair)
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        return conversation(id, turns, **extra)
     if text_field is None and row.get("messages") is not None:
         return conversation(id, _messages(row["messages"], where), **extra)
     if text_field is None and row.get("prompt") is not None and row.get("response") is not None:
@@ -66,6 +73,17 @@ def row_document(row: Any, id: str, where: str, text_field: str | None) -> Docum
         missing = f'no field "{field}"' + ("" if text_field else ', nor "messages", nor "prompt" with "response"')
         raise ValueError(f"{where}: {missing}; the row has {', '.join(map(str, row)) or 'no fields'}; set text_field")
     return Document(id=id, text=_valid_text(row[field], f'{where}: field "{field}"'), **extra)
+
+
+def _at(row: Any, field: str, where: str) -> Any:
+    """What lies at a dotted place of a row: names in objects, numbers in lists. ValueError where nothing does."""
+    found = row
+    for key in field.split("."):
+        try:
+            found = found[int(key)] if isinstance(found, list) else found[key]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise ValueError(f'{where}: no field "{field}"; the row has {", ".join(map(str, row))}') from None
+    return found
 
 
 def _messages(found: Any, where: str) -> list[dict[str, str]]:

@@ -18,7 +18,10 @@ COMPRESSED_SUFFIXES = (*OPENERS, ".zst")
 CHUNK_BYTES = 1 << 20
 
 
-def read_local(path: Path, text_field: str | None) -> Iterator[Document]:
+Pair = tuple[str, str] | None  # the fields of a prompt and its response, where rows name them otherwise
+
+
+def read_local(path: Path, text_field: str | None, pair: Pair = None) -> Iterator[Document]:
     """The documents of a file, or of every readable file below a folder in name order (hidden ones aside).
 
     FileNotFoundError where nothing is at `path`. ValueError names the file, and the line, column, byte or
@@ -29,12 +32,12 @@ def read_local(path: Path, text_field: str | None) -> Iterator[Document]:
     if path.is_file():
         if _suffix(path) is None:
             raise ValueError(f"{path}: cannot read this kind of file; {_readable()}")
-        yield from _read_file(path, path.name, text_field)
+        yield from _read_file(path, path.name, text_field, pair)
         return
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
         if file.is_file() and _suffix(file) is not None and not any(part.startswith(".") for part in name.parts):
-            yield from _read_file(file, name.as_posix(), text_field)
+            yield from _read_file(file, name.as_posix(), text_field, pair)
 
 
 def _readable() -> str:
@@ -50,12 +53,12 @@ def _suffix(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in TEXT_SUFFIXES + ROW_SUFFIXES else None
 
 
-def _read_file(path: Path, id: str, text_field: str | None) -> Iterator[Document]:
+def _read_file(path: Path, id: str, text_field: str | None, pair: Pair) -> Iterator[Document]:
     match _suffix(path):
         case ".jsonl":
-            yield from _read_jsonl(path, id, text_field)
+            yield from _read_jsonl(path, id, text_field, pair)
         case ".parquet":
-            yield from _read_parquet(path, id, text_field)
+            yield from _read_parquet(path, id, text_field, pair)
         case _:
             content = b"".join(_chunks(path))
             try:
@@ -66,7 +69,7 @@ def _read_file(path: Path, id: str, text_field: str | None) -> Iterator[Document
             yield Document(id=id, text=text)
 
 
-def _read_jsonl(path: Path, id: str, text_field: str | None) -> Iterator[Document]:
+def _read_jsonl(path: Path, id: str, text_field: str | None, pair: Pair) -> Iterator[Document]:
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path}:{number}"
         try:
@@ -81,10 +84,10 @@ def _read_jsonl(path: Path, id: str, text_field: str | None) -> Iterator[Documen
             raise ValueError(f"{where}: column {error.colno}: not JSON ({error.msg})") from None
         except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nesting without end
             raise ValueError(f"{where}: JSON that cannot be read ({error})") from None
-        yield row_document(row, f"{id}:{number}", where, text_field)
+        yield row_document(row, f"{id}:{number}", where, text_field, pair)
 
 
-def _read_parquet(path: Path, id: str, text_field: str | None) -> Iterator[Document]:
+def _read_parquet(path: Path, id: str, text_field: str | None, pair: Pair) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
@@ -95,7 +98,7 @@ def _read_parquet(path: Path, id: str, text_field: str | None) -> Iterator[Docum
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield row_document(row, f"{id}:{number}", f"{path}: row {number}", text_field)
+                    yield row_document(row, f"{id}:{number}", f"{path}: row {number}", text_field, pair)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a whole parquet file ({_first_line(error)}); fetch it again") from None
 

@@ -17,6 +17,7 @@ from functools import cache
 from itertools import count as count_from
 
 ANSWER_MARK = "#### "  # GSM8K's convention: the last line of a response is the mark and the answer
+SHORT_NAMES = "chicken bird duck dog cat cow horse lion tiger ant bee spider crab".split()  # of leg_counting's animals
 HELD_OUT_SHARE = 16  # one question in 16 is never trained on
 SEED_STRIDE = 10_000_000  # stream `seed` reads reasoning-gym's items [seed * stride, (seed + 1) * stride)
 
@@ -177,7 +178,7 @@ def _leg_counting(entry: dict) -> Worked | None:
     total, steps, herd = 0, [], []
     for animal, number in entry["metadata"]["animals"].items():
         legs = number * ANIMALS[animal]
-        if total + legs > 99:
+        if total + legs > 99 or animal not in SHORT_NAMES:
             return None
         herd.append(f"{number} {animal}{'s' if number > 1 else ''}")
         steps.append(f"{herd[-1]}: {number}*{ANIMALS[animal]}={legs}")

@@ -14,6 +14,7 @@ from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.stdlib import read_language_reference, read_stdlib_code, read_stdlib_docstrings
 
 DOMAINS = ("code", "maths", "knowledge")  # the capabilities that MobileLLM-R1 probes (section 5.1.1)
+ROW_FIELDS = ("text_field", "prompt_field", "response_field")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -26,8 +27,12 @@ class Source:
     problems    families, count, seed: worked problems, as conversations
     notes       count, seed, pairs_range: facts to recall, as plain text
     recall      the same: the facts and one question, as conversations
-    local       path, text_field: a file or folder of .txt .md .py .jsonl .parquet, plain or compressed
-    hub         dataset, config, split, revision, text_field: a Hugging Face dataset, streamed
+    local       path, and how a row is read: a file or folder of .txt .md .py .jsonl .parquet, plain or compressed
+    hub         dataset, config, split, revision, and how a row is read: a Hugging Face dataset, streamed
+
+    How a row is read: rows with "messages", or with "prompt" and "response", are conversations, others are
+    their "text". text_field names another field of text; prompt_field and response_field, together, name the
+    fields of a conversation's two turns, a dot going deeper ("responses.0.response").
 
     max_bytes caps the kept text (UTF-8): reading ends at the first document that does not fit.
     split_code makes every top-level definition of Python text its own document.
@@ -42,6 +47,8 @@ class Source:
     kind: str
     path: str | None = None
     text_field: str | None = None
+    prompt_field: str | None = None
+    response_field: str | None = None
     dataset: str | None = None
     config: str | None = None
     split: str | None = None
@@ -71,12 +78,19 @@ class Source:
         foreign = given & {field for other in KINDS.values() for field in other.needs + other.takes}
         for field in sorted(foreign - set(kind.needs + kind.takes)):
             raise ValueError(f"{where}: kind {self.kind!r} does not read the field {field}; leave it out")
+        if (self.prompt_field is None) != (self.response_field is None) or (self.prompt_field and self.text_field):
+            raise ValueError(f"{where}: give prompt_field and response_field together, or text_field alone, or none")
         for name in self.filters or ():
             if name not in FILTERS:
                 raise ValueError(f"{where}: filter {name!r} is none of {', '.join(FILTERS)}")
         for field in ("max_bytes", "count"):
             if field in given and getattr(self, field) < 1:
                 raise ValueError(f"{where}: {field} is {getattr(self, field)}; it must be at least 1")
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The fields of a prompt and its response, where the rows have names of their own for them."""
+        return (self.prompt_field, self.response_field) if self.prompt_field and self.response_field else None
 
     def filters_for(self, document: Document) -> tuple[str, ...]:
         """The filters this document passes through, in order."""
@@ -150,7 +164,7 @@ def _hub(source: Source) -> Iterator[Document]:
     where = f"hub dataset {source.dataset!r}"
     rows = _hub_rows(where, datasets.load_dataset, source)
     for number, row in enumerate(rows, start=1):
-        yield row_document(row, f"{source.split}:{number}", f"{where}, row {number}", source.text_field)
+        yield row_document(row, f"{source.split}:{number}", f"{where}, row {number}", source.text_field, source.pair)
 
 
 def _hub_rows(where: str, load_dataset: Callable[..., Any], source: Source) -> Iterator[Mapping[str, Any]]:
@@ -183,6 +197,8 @@ KINDS = {
     "problems": Kind(_problems, needs=("families", "count"), takes=("seed",)),
     "notes": Kind(_notes, needs=("count", "pairs_range"), takes=("seed",)),
     "recall": Kind(_recall, needs=("count", "pairs_range"), takes=("seed",)),
-    "local": Kind(lambda source: read_local(_local_path(source), source.text_field), ("path",), ("text_field",)),
-    "hub": Kind(_hub, needs=("dataset", "split"), takes=("config", "revision", "text_field")),
+    "local": Kind(
+        lambda source: read_local(_local_path(source), source.text_field, source.pair), ("path",), ROW_FIELDS
+    ),
+    "hub": Kind(_hub, needs=("dataset", "split"), takes=("config", "revision", *ROW_FIELDS)),
 }

@@ -75,11 +75,21 @@ def row_starts(offsets: np.ndarray, seq_len: int) -> np.ndarray:
 class ConversationRows:
     """Whole conversations packed into rows, first fit. Only the assistant's tokens are labels; none sees another conversation."""
 
-    def __init__(self, conversations: Sequence[tuple[list[int], list[bool]]], seq_len: int, eos_id: int) -> None:
-        """conversations: (ids, which of them the assistant wrote). One longer than seq_len raises ValueError."""
+    def __init__(
+        self,
+        conversations: Sequence[tuple[list[int], list[bool]]],
+        seq_len: int,
+        eos_id: int,
+        *,
+        packed: bool = True,
+    ) -> None:
+        """conversations: (ids, which of them the assistant wrote). One longer than seq_len raises ValueError.
+
+        packed False gives each a row of its own.
+        """
         self.seq_len, self.eos_id = seq_len, eos_id
         self.conversations = conversations
-        self.rows = pack([len(ids) for ids, _ in conversations], seq_len)
+        self.rows = pack([len(ids) for ids, _ in conversations], seq_len, open_rows=32 if packed else 0)
 
     def __len__(self) -> int:
         return len(self.rows)

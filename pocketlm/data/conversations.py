@@ -63,12 +63,14 @@ def _encode_row(file: Path, number: int, messages: list[Message], tokenizer: Tok
         raise ValueError(f"{file}:{number}: {error}") from None
 
 
-def conversation_rows(corpus: Path, sources: tuple[str, ...], tokenizer: Tokenizer, seq_len: int) -> ConversationRows:
-    """Packed rows of the training conversations of these sources of a corpus."""
+def conversation_rows(
+    corpus: Path, sources: tuple[str, ...], tokenizer: Tokenizer, seq_len: int, *, packed: bool = True
+) -> ConversationRows:
+    """Rows of the training conversations of these sources of a corpus: packed, or one conversation a row."""
     names = sources or tuple(sorted(p.name for p in (corpus / "documents").iterdir() if p.is_dir()))
     files = [corpus / "documents" / name / "train.jsonl" for name in names]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{corpus} has no source {file.parent.name!r} with training documents")
     conversations, _ = encode_conversations(files, tokenizer, seq_len)
-    return ConversationRows(conversations, seq_len, tokenizer.eos_id)
+    return ConversationRows(conversations, seq_len, tokenizer.eos_id, packed=packed)

@@ -5,6 +5,12 @@ from collections.abc import Mapping
 Shares = dict[str, float]
 
 
+def shares_summary(shares: Mapping[str, float]) -> str:
+    """The shares on one line, the largest first: "web 63.8 %, code 10.7 %"."""
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {share:.2%}".replace("%", " %") for name, share in ordered)
+
+
 def check_shares(shares: Mapping[str, float], known: Mapping[str, object] | list[str], where: str) -> Shares:
     """The shares as a dict, when every source is known, none is negative, and they sum to 1 (to 1e-3)."""
     unknown = sorted(set(shares) - set(known))
@@ -38,7 +44,7 @@ def cap_repetition(shares: Mapping[str, float], tokens: Mapping[str, int], budge
     A repetition cap of about 4 is what mixing tools use (Olmix); the papers repeat up to 50 times and do not discuss it.
     """
     limits = {name: max_epochs * tokens[name] / budget for name in shares}
-    if sum(limits.values()) < 1:
+    if sum(limits.values()) < 1 - 1e-9:  # a budget that fits exactly may miss 1 by rounding
         raise ValueError(
             f"{budget} tokens ask for more than {max_epochs} passes over all sources together "
             f"({sum(tokens.values())} tokens); add text, raise max_epochs or train for less"
@@ -56,5 +62,5 @@ def cap_repetition(shares: Mapping[str, float], tokens: Mapping[str, int], budge
             del free[name]
     left = 1 - sum(capped.values())  # every source that had a share is full: the rest spreads over the others' room
     room = {name: limits[name] - capped[name] for name in capped}
-    total_room = sum(room.values())
+    total_room = sum(room.values()) or 1.0  # no room at all: nothing is left but rounding
     return {name: capped[name] + left * room[name] / total_room for name in shares}

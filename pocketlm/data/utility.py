@@ -55,6 +55,7 @@ def shares_from_utility(
     values = list(utility.values())
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values)) or 1.0
-    weights = {name: prior[name] * math.exp((utility[name] - mean) / deviation / temperature) for name in utility}
+    highest = max(values)  # its exponent is 0, so a low temperature cannot overflow
+    weights = {name: prior[name] * math.exp((utility[name] - highest) / deviation / temperature) for name in utility}
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}

@@ -38,6 +38,7 @@ SPLITS = {
         r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
+SPLITS["qwen2"] = SPLITS["llama-bpe"].replace(r"\p{N}{1,3}", r"\p{N}")  # Qwen 2 and 3: each digit alone
 DIGITS = "smollm"  # each digit alone, then GPT-2's expression: what `train_tokenizer` makes
 
 LAYER_TENSORS = {  # ours -> llama.cpp's
@@ -275,14 +276,16 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
     content = json.loads(tokenizer.backend.to_str())
     described = content["pre_tokenizer"] or {}
     steps = described.get("pretokenizers", [described])
-    if content["model"]["type"] == "BPE" and content["normalizer"] is None and len(steps) == 2:
+    normalizer = (content["normalizer"] or {}).get("type")
+    if content["model"]["type"] == "BPE" and normalizer in (None, "NFC") and len(steps) == 2:
         first, last = steps
         byte_level = last.get("type") == "ByteLevel" and not last["add_prefix_space"]
-        if byte_level and last["use_regex"] and first["type"] == "Digits" and first["individual_digits"]:
+        if byte_level and last["use_regex"] and normalizer is None and first["type"] == "Digits" and first["individual_digits"]:
             return DIGITS
         if byte_level and not last["use_regex"] and first["type"] == "Split" and first["behavior"] == "Isolated":
             for name, pattern in SPLITS.items():
-                if first["pattern"].get("Regex") == pattern:
+                # Qwen's NFC is left to whoever writes the text: llama.cpp knows no normalizer, and converts Qwen alike
+                if first["pattern"].get("Regex") == pattern and normalizer in ((None, "NFC") if name == "qwen2" else (None,)):
                     return name
     raise ValueError(
         f"this tokenizer splits text in none of the ways known here ({DIGITS}, {', '.join(SPLITS)}), so "

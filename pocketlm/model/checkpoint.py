@@ -112,6 +112,7 @@ def model_config(raw: dict[str, Any], file: Path) -> ModelConfig:
         "attention_bias": raw.get("attention_bias", False),
         "mlp_bias": raw.get("mlp_bias", False),
         "hidden_act": raw.get("hidden_act", "silu") != "silu",
+        "use_sliding_window without layer_types": raw.get("use_sliding_window", False) and not raw.get("layer_types"),
         "quantization_config": raw.get("quantization_config") is not None,
     }
     if any(refused.values()):

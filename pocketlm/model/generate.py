@@ -106,6 +106,7 @@ class LanguageModel:
                 f"{length} tokens exceed max_position_embeddings {self.max_length}; shorten the text or extend the context first"
             )
 
+    @torch.inference_mode()  # not a `with` inside: that would stay on in the caller's code between two ids
     def _decode(
         self,
         prompts: Sequence[Sequence[int]],
@@ -120,25 +121,26 @@ class LanguageModel:
             return
         longest = max(len(p) for p in prompts)
         self._check(longest)
-        new_tokens = min(max_new_tokens, self.max_length - longest)
+        room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]  # each row's own, whoever is beside it
         generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
         ids, positions = left_padded(prompts)
-        with torch.inference_mode():
-            cache = KVCache(self.model.config, len(prompts), longest + new_tokens)
-            rows = torch.arange(len(prompts))
-            for _ in range(new_tokens):
-                hidden = self.model.hidden(ids, positions, cache)[:, -1]
-                tokens = sample(self.model.head(hidden), temperature, top_p, [generators[r] for r in rows.tolist()])
-                going_on = [i for i, token in enumerate(tokens.tolist()) if token not in stop_ids]
-                for i in going_on:
-                    yield int(rows[i]), int(tokens[i])
-                if not going_on:
-                    return
-                if len(going_on) < len(rows):
-                    keep = torch.tensor(going_on)
-                    rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
-                    cache.keep_rows(keep)
-                ids, positions = tokens[:, None], positions[:, -1:] + 1
+        cache = KVCache(self.model.config, len(prompts), longest + max(room))
+        rows = torch.arange(len(prompts))
+        for made in range(max(room)):
+            hidden = self.model.hidden(ids, positions, cache)[:, -1]
+            tokens = sample(self.model.head(hidden), temperature, top_p, [generators[r] for r in rows.tolist()])
+            going_on = [
+                i for i, token in enumerate(tokens.tolist()) if token not in stop_ids and made < room[int(rows[i])]
+            ]
+            for i in going_on:
+                yield int(rows[i]), int(tokens[i])
+            if not going_on:
+                return
+            if len(going_on) < len(rows):
+                keep = torch.tensor(going_on)
+                rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
+                cache.keep_rows(keep)
+            ids, positions = tokens[:, None], positions[:, -1:] + 1
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ class FakeQuantLinear(nn.Linear):
     """A linear layer that computes as its four-bit self; its stored weight stays the latent one."""
 
     scheme: Scheme
-    _grid: tuple[int, Tensor] | None = None
+    _grid: tuple[tuple[int, int], Tensor] | None = None
 
     def grid_weight(self) -> Tensor:
         return _grid_weight(self)
@@ -111,7 +111,7 @@ class FakeQuantEmbedding(Embedding):
     """The token table, and the tied head, as their four-bit selves."""
 
     scheme: Scheme
-    _grid: tuple[int, Tensor] | None = None
+    _grid: tuple[tuple[int, int], Tensor] | None = None
 
     def grid_weight(self) -> Tensor:
         return _grid_weight(self)
@@ -125,26 +125,32 @@ class FakeQuantEmbedding(Embedding):
 
 
 def _grid_weight(layer: FakeQuantLinear | FakeQuantEmbedding) -> Tensor:
-    """The layer's weight on its grid; without gradients it is worked out once for each version of the weight."""
+    """The layer's weight on its grid; without gradients it is worked out once for each version of the weight.
+
+    A pass with gradients forgets the grid: torch's fused AdamW changes a weight and leaves its version as it was.
+    """
     if torch.is_grad_enabled():
+        layer._grid = None
         return fake_quantize_weight(layer.weight, layer.scheme)
-    if layer._grid is None or layer._grid[0] != layer.weight._version:
-        layer._grid = (layer.weight._version, fake_quantize_weight(layer.weight, layer.scheme))
+    version = (layer.weight.data_ptr(), layer.weight._version)
+    if layer._grid is None or layer._grid[0] != version:
+        layer._grid = (version, fake_quantize_weight(layer.weight, layer.scheme))
     return layer._grid[1]
 
 
 def prepare(model: Transformer, scheme: Scheme) -> Transformer:
     """The same model, computing in `scheme` from now on. Parameters, their names and the state dict stay as they are."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            module.__class__ = FakeQuantLinear
-        elif isinstance(module, Embedding) and scheme.embedding:
-            module.__class__ = FakeQuantEmbedding
-        else:
-            continue
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, Embedding) and scheme.embedding)
+    }
+    for name, module in layers.items():  # before any of them is changed
         if module.weight.shape[1] % scheme.group_size:
             raise ValueError(
                 f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of {scheme.group_size}"
             )
+    for module in layers.values():
+        module.__class__ = FakeQuantLinear if isinstance(module, nn.Linear) else FakeQuantEmbedding
         module.scheme = scheme  # type: ignore[assignment]
     return model

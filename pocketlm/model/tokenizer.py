@@ -21,6 +21,12 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+LLAMA3_HEADER = "<|start_header_id|>"
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
+    " + message['content'] + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
 
 
 class Tokenizer:
@@ -205,6 +211,16 @@ def _name(token: object) -> str | None:
     if isinstance(token, dict):
         return token.get("content")
     return token if isinstance(token, str) else None
+
+
+def plain_chat_template(tokenizer: Tokenizer) -> str:
+    """The template a base model is taught: ChatML, or Llama 3's where the tokenizer has its header token.
+
+    A tokenizer with neither gets ChatML whose turns end in its own end-of-turn token, so that answers end.
+    """
+    if tokenizer.backend.token_to_id(LLAMA3_HEADER) is not None:
+        return LLAMA3
+    return CHATML.replace(TURN_END, tokenizer.end_of_turn_token)
 
 
 def _turn_end(backend: tokenizers.Tokenizer, eos: str) -> str:

@@ -85,6 +85,15 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class Linear(nn.Linear):
+    """A float32 weight whose product is taken in `compute_dtype` where that is set (training in bfloat16)."""
+
+    compute_dtype: torch.dtype | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return product(input, self.weight, self.compute_dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -95,10 +104,10 @@ class Attention(nn.Module):
         self.use_qk_norm = config.use_qk_norm
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, q_size, bias=False)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = Linear(q_size, config.hidden_size, bias=False)
         learned = config.use_qk_norm and config.qk_norm_weight
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
@@ -109,8 +118,8 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, E]
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
         if self.use_qk_norm:
-            q, k = self._normalise(q, self.q_norm), self._normalise(k, self.k_norm)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+            q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
+        q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         out = mask.attend(q, k, v, self.layer, self.window)
@@ -123,9 +132,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -147,8 +156,22 @@ class Block(nn.Module):
 class Embedding(nn.Embedding):
     """The token table, which is the output head too when the two are tied."""
 
+    compute_dtype: torch.dtype | None = None
+
     def head(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight)
+        return product(hidden, self.weight, self.compute_dtype)
+
+
+def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """x [..., I] times weight [O, I]; with a dtype both are cast to it first, and so is the result."""
+    return F.linear(x, weight) if dtype is None else F.linear(x.to(dtype), weight.to(dtype))
+
+
+def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let every matrix product of the model run in `dtype`. Weights, norms, the residual stream and logits stay float32."""
+    for module in model.modules():
+        if isinstance(module, Linear | Embedding):
+            module.compute_dtype = dtype
 
 
 class Decoder(nn.Module):
@@ -276,4 +299,4 @@ def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor,
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], -1) * sin.to(x.dtype)
+    return x * cos + torch.cat([-second, first], -1) * sin

@@ -70,6 +70,11 @@ class CurateConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
+    def summary(self) -> str:
+        tokenizer = f"{self.vocab_size:,} tokens" if self.vocab_size else f"the tokenizer of {self.tokenizer}"
+        rows = [f"{source.name} ({source.dataset or source.kind})" for source in self.sources]
+        return f"{len(rows)} sources, {tokenizer}: {', '.join(rows)}"
+
     def reads(self) -> list[Path]:
         """The user's own files this stage reads: when one changes, so does the stage."""
         named = (

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from pocketlm.corpus.notes import draw_notes
 from pocketlm.corpus.problems import generate_problems
 from pocketlm.data.corpus import held_out_texts
+from pocketlm.data.shards import open_shard
 from pocketlm.eval.harness import Result, best_constant_answer, solve
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
@@ -28,7 +29,7 @@ class EvaluateConfig:
     """What to measure. suite: a name or a .jsonl file. labels: a name for each model; empty takes folder and file names.
 
     bits_tokens: held-out text of each domain (0: none). needle_tokens: context lengths to search a needle in, each with
-    needle_trials trials; a model is only asked about contexts it has room for.
+    needle_trials trials, hidden in held-out text of the sources `haystack`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class EvaluateConfig:
     bits_window: int = 256
     needle_tokens: tuple[int, ...] = ()
     needle_trials: int = 50
+    haystack: tuple[str, ...] = ()
     speed_tokens: int = 32
 
     def reads(self) -> list[Path]:
@@ -110,7 +112,11 @@ def measure(
         window = min(config.bits_window, model.max_length)
         figures["bits_per_byte"] = {domain: bits_per_byte(model, own, window) for domain, own in texts.items()}
     if corpus is not None and config.needle_tokens:
-        haystack = held_out_texts(corpus, model.tokenizer, "validation", 8 * max(config.needle_tokens))["knowledge"]
+        haystack = [
+            model.tokenizer.decode(shard.document(number)[1:].tolist())
+            for shard in (open_shard(corpus, name, "validation") for name in config.haystack)
+            for number in range(len(shard))
+        ]
         figures["needle"] = {}
         if isinstance(model, LanguageModel):  # asked beyond its window too: that is the figure before context extension
             model.max_length = max(model.max_length, *config.needle_tokens)

@@ -6,7 +6,7 @@ from pathlib import Path
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.conversations import conversation_rows
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
-from pocketlm.model.tokenizer import CHATML
+from pocketlm.model.tokenizer import plain_chat_template
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig
@@ -14,7 +14,10 @@ from pocketlm.train.optim import OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """One stage of SFT. sources: which of the corpus's sources hold the conversations; empty means all that do."""
+    """One stage of SFT. sources: which of the corpus's sources hold the conversations; empty means all that do.
+
+    packed: several conversations share a row; R1's script gives each a row of its own, so a step is as many samples.
+    """
 
     name: str
     optim: OptimConfig
@@ -23,22 +26,24 @@ class FinetuneConfig:
     micro_batch_size: int
     seed: int
     sources: tuple[str, ...] = field(default=())
+    packed: bool = True
     save_every_steps: int = 50
 
     def summary(self) -> str:
-        return f"{self.optim.num_steps:,} steps x {self.rows_per_step:,} rows x {self.seq_len:,}, lr {self.optim.lr}"
+        rows = f"{self.rows_per_step:,} {'rows' if self.packed else 'samples'}"
+        return f"{self.optim.num_steps:,} steps x {rows} x {self.seq_len:,}, {self.optim.summary()}"
 
 
 def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) -> Path:
-    """A chat checkpoint in `out`. A base model's tokenizer gets the ChatML template here; one it already has is kept."""
+    """A chat checkpoint in `out`. A base model's tokenizer gets a chat template here; one it already has is kept."""
     student, tokenizer = load_checkpoint(model)
-    tokenizer.chat_template = tokenizer.chat_template or CHATML
+    tokenizer.chat_template = tokenizer.chat_template or plain_chat_template(tokenizer)
     if config.seq_len > student.config.max_position_embeddings:
         raise ValueError(
             f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
             f"{student.config.max_position_embeddings}; lower it or run extend_context first"
         )
-    rows = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
+    rows = conversation_rows(corpus, config.sources, tokenizer, config.seq_len, packed=config.packed)
     layout = Layout(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,

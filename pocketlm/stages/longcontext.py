@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus import chosen_shares, text_rows
-from pocketlm.data.mixture import Shares
+from pocketlm.data.mixture import Shares, shares_summary
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
@@ -22,10 +22,13 @@ from pocketlm.train.teacher import check_teacher, live_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendConfig:
-    """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's value is not known."""
+    """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's value is not known.
+
+    optim None: widen and train nothing, as R1 does before its reasoning SFT.
+    """
 
     name: str
-    optim: OptimConfig
+    optim: OptimConfig | None
     seq_len: int
     rows_per_step: int
     micro_batch_size: int
@@ -35,8 +38,12 @@ class ExtendConfig:
     save_every_steps: int = 25
 
     def summary(self) -> str:
-        tokens = self.optim.num_steps * self.rows_per_step * self.seq_len
-        return f"{tokens:,} tokens in windows of {self.seq_len:,}, rope_theta x {self.rope_theta_factor:g}"
+        window = f"windows of {self.seq_len:,}, rope_theta x {self.rope_theta_factor:g}"
+        if self.optim is None:
+            return f"{window}, nothing trained"
+        steps, rows = self.optim.num_steps, self.rows_per_step
+        told = f"{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} {window}, {self.optim.summary()}"
+        return told + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 
 def extend_context(
@@ -52,6 +59,9 @@ def extend_context(
             f"{config.name}.seq_len {config.seq_len} does not extend the model's {student.config.max_position_embeddings} positions"
         )
     student = widened(student, config.seq_len, config.rope_theta_factor)
+    if config.optim is None:
+        save_checkpoint(out, student, tokenizer)
+        return out
     shares = chosen_shares(config.shares, corpus, config.name, mix)
     sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)
     layout = Layout(
@@ -61,21 +71,21 @@ def extend_context(
         seed=config.seed,
     )
     batches = make_batches(sources, shares, layout, separate_documents=False)
-    loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config.seq_len)
+    loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config)
     train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
     save_checkpoint(out, student, tokenizer)
     return out
 
 
-def long_teacher(teacher: Path, tokenizer: Tokenizer, seq_len: int) -> LossFn:
+def long_teacher(teacher: Path, tokenizer: Tokenizer, config: ExtendConfig) -> LossFn:
     """Forward KL from the checkpoint `teacher`, which must know these tokens and read that far."""
     network, own = load_checkpoint(teacher)
     check_teacher(tokenizer, own)
-    if network.config.max_position_embeddings < seq_len:
+    if network.config.max_position_embeddings < config.seq_len:
         raise ValueError(
-            f"the teacher {teacher} reads {network.config.max_position_embeddings} tokens, not the {seq_len} asked for"
+            f"the teacher {teacher} reads {network.config.max_position_embeddings} tokens, not the {config.seq_len} asked for"
         )
-    return distillation_loss(live_teacher(network))
+    return distillation_loss(live_teacher(network, config.optim))
 
 
 def widened(model: Transformer, positions: int, theta_factor: float) -> Transformer:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -15,10 +16,10 @@ from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
-from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class MixConfig:
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
             raise ValueError(f"prior {self.prior!r} is unknown; known: {', '.join(PRIORS)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature} must be positive; large keeps the prior's shares")
         if not 1 <= self.looks <= self.optim.num_steps:
             raise ValueError(f"looks {self.looks} must be from 1 to optim.num_steps {self.optim.num_steps}")
 
@@ -123,6 +126,7 @@ def simulate(
         for domain in sorted(set(domains.values()))
     }
     model = Transformer(config.proxy, seed=config.seed)
+    set_compute_dtype(model, product_dtype(config.optim, torch.device("cpu")))
     optimizers = make_optimizers(model, config.optim)
     found: dict[str, dict[str, float]] = {domain: dict.fromkeys(rows["train"], 0.0) for domain in probes}
     every = config.optim.num_steps / config.looks
@@ -151,11 +155,13 @@ def compare(
     )
     batches = make_batches(rows["train"], mix, layout, separate_documents=False)
     model = Transformer(config.proxy, seed=config.seed)
+    set_compute_dtype(model, product_dtype(config.optim, torch.device("cpu")))
     optimizers = make_optimizers(model, config.optim)
     for step in track(range(config.optim.num_steps), f"  {label} mix", console=Console(stderr=True)):
         lr = lr_at(config.optim, step)
         train_step(model, optimizers, batches(step), next_token_loss, lr, config.optim.grad_clip, step)
     held_out = held_out_texts(corpus, tokenizer, "validation", config.validation_tokens)
+    set_compute_dtype(model, None)
     measured = LanguageModel(model, tokenizer)
     bits = {domain: bits_per_byte(measured, texts, config.seq_len) for domain, texts in held_out.items()}
     return bits | {"mean": sum(bits.values()) / len(bits)}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus import chosen_shares, text_rows
-from pocketlm.data.mixture import Shares
+from pocketlm.data.mixture import Shares, shares_summary
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -39,9 +39,8 @@ class PretrainConfig:
 
     def summary(self) -> str:
         steps, rows = self.optim.num_steps, self.rows_per_step
-        return (
-            f"{steps * rows * self.seq_len:,} tokens: {steps:,} x {rows:,} rows x {self.seq_len:,}, lr {self.optim.lr}"
-        )
+        told = f"{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x {self.seq_len:,}, "
+        return told + self.optim.summary() + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 
 def pretrain(
@@ -75,7 +74,7 @@ def pretrain(
         seed=config.seed,
     )
     batches = make_batches(sources, shares, layout, separate_documents=config.separate_documents)
-    loss_fn = choose_loss(teacher, tokenizer, config.label_share)
+    loss_fn = choose_loss(teacher, tokenizer, config)
     train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
     save_checkpoint(out, student, tokenizer)
     return out
@@ -103,9 +102,9 @@ def check_same_tokens(own: Tokenizer, corpus_tokenizer: Tokenizer, model: Path, 
         )
 
 
-def choose_loss(teacher: Path | None, tokenizer: Tokenizer, label_share: float) -> LossFn:
+def choose_loss(teacher: Path | None, tokenizer: Tokenizer, config: PretrainConfig) -> LossFn:
     if teacher is None:
         return next_token_loss
     network, own = load_checkpoint(teacher)
     check_teacher(tokenizer, own)
-    return distillation_loss(live_teacher(network), label_share=label_share)
+    return distillation_loss(live_teacher(network, config.optim), label_share=config.label_share)

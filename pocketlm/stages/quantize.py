@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketlm.data.batches import Layout, make_batches
+from pocketlm.data.batches import Layout, Rows, make_batches
 from pocketlm.data.conversations import conversation_rows
+from pocketlm.data.corpus import chosen_shares, text_rows
+from pocketlm.data.mixture import Shares
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.quant import prepare, scheme
+from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import distillation_loss
 from pocketlm.train.optim import OptimConfig
@@ -15,7 +18,11 @@ from pocketlm.train.teacher import live_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """scheme: a row of model/quant.py. optim None: round what is there (PTQ), train nothing."""
+    """scheme: a row of model/quant.py. optim None: round what is there (PTQ), train nothing.
+
+    sources: whose conversations to train on; empty means all. shares: train on text in these shares instead, as a
+    base model must (Pro quantizes its base).
+    """
 
     name: str
     scheme: str
@@ -25,16 +32,22 @@ class QuantizeConfig:
     micro_batch_size: int = 8
     seed: int = 0
     sources: tuple[str, ...] = ()
+    shares: Shares | None = None
     save_every_steps: int = 25
 
     def summary(self) -> str:
-        return f"{self.scheme}, " + (f"QAT of {self.optim.num_steps:,} steps" if self.optim else "rounding alone")
+        if self.optim is None:
+            return f"{self.scheme}, rounding alone"
+        steps, rows = self.optim.num_steps, self.rows_per_step
+        tokens = f"{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x {self.seq_len:,}"
+        return f"{self.scheme}, QAT of {tokens}, {self.optim.summary()}"
 
 
 def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
     """A checkpoint in `out` whose latent weights were trained for `scheme`: min-max ranges each step, straight-through.
 
-    Self-distillation (Pro, section 7): forward KL from the frozen full-precision model on the corpus's conversations.
+    Self-distillation (Pro, section 7): forward KL from the frozen full-precision model on the corpus's conversations,
+    or on its text.
     """
     own_scheme = scheme(config.scheme)
     if quantization_of(model):
@@ -45,20 +58,28 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
     prepare(student, own_scheme)
     if config.optim is not None:
         if corpus is None:
-            raise ValueError(f"{config.name}: training on the grid needs a corpus of conversations as input")
+            raise ValueError(f"{config.name}: training on the grid needs a corpus as input")
         if config.seq_len > student.config.max_position_embeddings:
             raise ValueError(
                 f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings {student.config.max_position_embeddings}"
             )
-        rows = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
+        sources, shares = training_rows(config, corpus, tokenizer)
         layout = Layout(
             seq_len=config.seq_len,
             rows_per_step=config.rows_per_step,
             micro_batch_size=config.micro_batch_size,
             seed=config.seed,
         )
-        batches = make_batches({"conversations": rows}, {"conversations": 1.0}, layout, separate_documents=True)
-        loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0]))
+        batches = make_batches(sources, shares, layout, separate_documents=config.shares is None)
+        loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0], config.optim))
         train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
     save_checkpoint(out, student, tokenizer, quantization=config.scheme)
     return out
+
+
+def training_rows(config: QuantizeConfig, corpus: Path, tokenizer: Tokenizer) -> tuple[dict[str, Rows], Shares]:
+    """(rows by source, their shares): of text where the config shares it out, else of all conversations together."""
+    if config.shares is not None:
+        shares = chosen_shares(config.shares, corpus, config.name, None)
+        return dict(text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)), shares
+    return {"conversations": conversation_rows(corpus, config.sources, tokenizer, config.seq_len)}, {"conversations": 1.0}

@@ -38,7 +38,7 @@ class SelectConfig:
     seed: int
 
     def summary(self) -> str:
-        return f"up to {self.candidate_tokens:,} tokens of each source scored, {self.probe_rows} probe rows a domain"
+        return f"up to {self.candidate_tokens:,} tokens of each source scored, {self.probe_rows:,} probe rows a domain"
 
 
 def select(config: SelectConfig, out: Path, *, corpus: Path, model: Path) -> Path:

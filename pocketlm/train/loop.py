@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import read_safetensors
 from pocketlm.model.files import read_json
-from pocketlm.model.transformer import Transformer
+from pocketlm.model.transformer import Transformer, set_compute_dtype
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics
-from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
 
 Batches = Callable[[int], list[Batch]]  # pure: the same step gives the same rows, so the data position is the step
 
@@ -43,6 +43,9 @@ def train(
     optimizers = make_optimizers(model, config)
     first_step = load_state(model, optimizers, out)
     model.train()
+    dtype = product_dtype(config, next(model.parameters()).device)
+    set_compute_dtype(model, dtype)
+    label += " (bfloat16)" if dtype else " (float32)"
     metrics = Metrics(out, label, config.num_steps, first_step)
     try:
         with stop_requests() as stop:
@@ -60,6 +63,7 @@ def train(
                     raise KeyboardInterrupt
     finally:
         metrics.close()
+        set_compute_dtype(model, None)
     return model
 
 

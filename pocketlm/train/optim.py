@@ -19,13 +19,19 @@ class OptimConfig:
     num_steps: int
     warmup_steps: int
     optimizer: Literal["adamw", "muon"] = "adamw"  # both papers: Adam; Muon learns a small network in fewer tokens
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights and states are float32
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
-    final_lr_share: float  # of the peak, at the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
+    final_lr_share: float  # of the peak, reached after the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # not stated in R1; the default of the trainer its scripts use
+
+    def summary(self) -> str:
+        return (
+            f"lr {self.lr:g} ({self.optimizer}, {self.schedule} to {self.final_lr_share:g}x, warm-up {self.warmup_steps:,})"
+        )
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -36,6 +42,8 @@ class OptimConfig:
             raise ValueError(f"schedule {self.schedule!r} is unknown; known: linear, cosine")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
+        if self.compute_dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16")
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
 
@@ -61,6 +69,17 @@ def make_optimizers(model: Transformer, config: OptimConfig) -> list[torch.optim
         inner, lr=config.lr, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, adamw]
+
+
+def product_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | None:
+    """What matrix products run in: None for float32. "auto" takes bfloat16 where the hardware multiplies it.
+
+    A processor without such instructions emulates bfloat16, several times slower than float32 (docs/log.md).
+    """
+    if config.compute_dtype == "auto":
+        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else None
+    return torch.bfloat16 if config.compute_dtype == "bfloat16" else None
 
 
 def lr_at(config: OptimConfig, step: int) -> float:

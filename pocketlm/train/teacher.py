@@ -7,14 +7,16 @@ from torch import Tensor
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import Transformer
+from pocketlm.model.transformer import Transformer, set_compute_dtype
+from pocketlm.train.optim import OptimConfig, product_dtype
 
 Teacher = Callable[[Batch], Tensor]
 
 
-def live_teacher(model: Transformer) -> Teacher:
-    """Logits [B, T, V] by running `model`, without gradients, on the student's very batch."""
+def live_teacher(model: Transformer, optim: OptimConfig) -> Teacher:
+    """Logits [B, T, V] by running `model`, without gradients, on the student's very batch, in the student's compute dtype."""
     model = model.eval().requires_grad_(False)
+    set_compute_dtype(model, product_dtype(optim, next(model.parameters()).device))
 
     def teach(batch: Batch) -> Tensor:
         with torch.no_grad():

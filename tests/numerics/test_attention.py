@@ -1,0 +1,214 @@
+"""Windows, caches, padding and packed documents: every path of attention against one written-out mask in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pocketlm.model.generate import KVCache, left_padded
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer, banded_attention
+
+# B batch, T tokens, S keys, H heads, K kv heads, E head width
+
+TOLERANCE = 1e-5  # float32 against float64, of outputs and logits of about one unit
+WINDOW = 8
+CONFIG = ModelConfig(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=128,
+    rope_theta=10000.0,
+    initializer_range=0.1,
+    layer_types=(GLOBAL, LOCAL, LOCAL, GLOBAL),
+    sliding_window=WINDOW,
+)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def token_ids(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(1, CONFIG.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """softmax(q k / sqrt(E)) v in float64 with an explicit mask [T, S]: the reference."""
+    repeat = q.shape[1] // k.shape[1]
+    q, k, v = q.double(), k.double().repeat_interleave(repeat, 1), v.double().repeat_interleave(repeat, 1)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+    return scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v
+
+
+def within(T: int, window: int) -> Tensor:
+    """[T, T]: true where a key is at most window - 1 tokens back, written as a loop over pairs."""
+    return torch.tensor([[query - window < key <= query for key in range(T)] for query in range(T)])
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return Transformer(CONFIG).eval()
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 8, 16, 32])
+def test_banded_attention_is_full_attention_under_the_window_mask(window):
+    q, k, v = drawn(2, 4, 32, 16, seed=1) * 2, drawn(2, 2, 32, 16, seed=2) * 2, drawn(2, 2, 32, 16, seed=3)
+    expected = masked_attention(q, k, v, within(32, window))
+    assert (banded_attention(q, k, v, window) - expected).abs().max() <= TOLERANCE
+    exact = banded_attention(q.double(), k.double(), v.double(), window)
+    assert (exact - expected).abs().max() <= 1e-14
+
+
+def test_banded_attention_has_the_gradients_of_the_masked_one():
+    inputs = [drawn(1, heads, 16, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)]
+    weight = drawn(1, 4, 16, 8, seed=9).double()
+    own = torch.autograd.grad((banded_attention(*inputs, window=4) * weight).sum(), inputs)
+    expected = torch.autograd.grad((masked_attention(*inputs, within(16, 4)) * weight).sum(), inputs)
+    for mine, theirs in zip(own, expected, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-14
+
+
+@pytest.mark.parametrize("length", [5, 8, 16, 29, 40])
+@torch.no_grad()
+def test_the_banded_path_and_the_path_of_explicit_positions_agree(model, length):
+    """Lengths below, equal to, a multiple of, and beside the window."""
+    ids = token_ids(3, length)
+    positions = torch.arange(length).expand(3, length)
+    assert (model(ids) - model(ids, positions)).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_local_layer_does_not_see_past_its_window(model):
+    """One local layer: changing a token changes exactly the window's next outputs of that layer."""
+    attention = model.model.layers[1].self_attn
+    seen = []
+    handle = attention.register_forward_hook(lambda module, args, output: seen.append(output))
+    block = model.model.layers[0]
+    skip = block.register_forward_hook(lambda module, args, output: args[0])  # so that only one layer mixes tokens
+    try:
+        ids = token_ids(1, 32)
+        other = ids.clone()
+        other[0, 10] += 1 if ids[0, 10] < CONFIG.vocab_size - 1 else -1
+        model(ids), model(other)
+    finally:
+        handle.remove(), skip.remove()
+    changed = (seen[0] - seen[1]).abs().amax((0, 2)) > 0
+    assert changed.nonzero().flatten().tolist() == list(range(10, 10 + WINDOW))
+
+
+@pytest.mark.parametrize("chunks", [(1,) * 24, (24,), (5, 1, 9, 8, 1), (16, 8)])
+@torch.no_grad()
+def test_decoding_from_a_cache_in_any_chunks_gives_the_logits_of_one_pass(model, chunks):
+    ids = token_ids(2, 24)
+    cache = KVCache(CONFIG, 2, 24)
+    parts, at = [], 0
+    for size in chunks:
+        positions = torch.arange(at, at + size).expand(2, size)
+        parts.append(model(ids[:, at : at + size], positions, cache))
+        at += size
+    assert (torch.cat(parts, 1) - model(ids)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 20])
+@torch.no_grad()
+def test_a_left_padded_batch_of_unequal_prompts_gives_each_row_its_own_logits(model, chunk):
+    """Prefilled in chunks (some all padding), then decoded one token at a time past two windows."""
+    prompts = [token_ids(length, seed=length).tolist() for length in (20, 3, 11, 1)]
+    ids, positions = left_padded(prompts)
+    new = token_ids(4, 18, seed=5)
+    cache = KVCache(CONFIG, 4, 38)
+    for at in range(0, 20, chunk):
+        model(ids[:, at : at + chunk], positions[:, at : at + chunk], cache)
+    place = positions[:, -1:]
+    for step in range(18):
+        place = place + 1
+        logits = model(new[:, step : step + 1], place, cache)[:, 0]
+        assert logits.isfinite().all()
+        for row, prompt in enumerate(prompts):
+            alone = model(torch.tensor([[*prompt, *new[row, : step + 1].tolist()]]))[0, -1]
+            assert (logits[row] - alone).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
+def test_rows_kept_in_a_cache_go_on_as_if_the_others_had_never_been(model):
+    ids = token_ids(3, 12)
+    cache = KVCache(CONFIG, 3, 13)
+    model(ids, torch.arange(12).expand(3, 12), cache)
+    cache.keep_rows(torch.tensor([2, 0]))
+    following = token_ids(2, 1, seed=4)
+    logits = model(following, torch.full((2, 1), 12), cache)[:, 0]
+    alone = model(torch.cat([ids[[2, 0]], following], 1))[:, -1]
+    assert (logits - alone).abs().max() <= TOLERANCE
+
+
+def test_a_full_cache_says_so(model):
+    cache = KVCache(CONFIG, 1, 4)
+    with pytest.raises(ValueError, match="5 tokens exceed the cache of 4"):
+        model(token_ids(1, 5), torch.arange(5)[None], cache)
+
+
+@pytest.mark.parametrize("restarting", [True, False])
+@torch.no_grad()
+def test_documents_of_a_packed_row_are_read_as_if_alone(model, restarting):
+    """With positions that restart, and (RoPE being relative) with positions that run on."""
+    lengths = [[13, 1, 26], [9, 30, 1]]
+    ids = token_ids(2, 40)
+    doc_ids = torch.tensor([[n for n, length in enumerate(row) for _ in range(length)] for row in lengths])
+    positions = torch.tensor([[i for length in row for i in range(length)] for row in lengths])
+    packed = model(ids, positions if restarting else None, doc_ids=doc_ids)
+    for row, sizes in enumerate(lengths):
+        start = 0
+        for size in sizes:
+            alone = model(ids[row : row + 1, start : start + size])[0]
+            assert (packed[row, start : start + size] - alone).abs().max() <= TOLERANCE
+            start += size
+
+
+@torch.no_grad()
+def test_without_document_ids_the_documents_of_a_row_see_each_other(model):
+    ids = token_ids(1, 20)
+    doc_ids = torch.tensor([[0] * 10 + [1] * 10])
+    difference = (model(ids) - model(ids, doc_ids=doc_ids)).abs().amax(2)[0]
+    assert difference[:10].max() <= TOLERANCE and difference[10:].min() > 0.01
+
+
+def test_padding_and_other_documents_get_no_gradient(model):
+    """Not even through a value times zero: what may not be looked at cannot be learnt from."""
+    caught = []
+    handle = model.model.embed_tokens.register_forward_hook(
+        lambda module, args, output: caught.append(output.detach().requires_grad_()) or caught[-1]
+    )
+    try:
+        positions = torch.tensor([[-1] * 4 + list(range(8)) + list(range(8))])
+        doc_ids = torch.tensor([[0] * 12 + [1] * 8])
+        logits = model(token_ids(1, 20), positions, doc_ids=doc_ids)
+    finally:
+        handle.remove()
+    (gradient,) = torch.autograd.grad(logits[0, 15].sum(), caught[0])
+    touched = gradient[0].abs().amax(1) > 0
+    assert touched.nonzero().flatten().tolist() == [12, 13, 14, 15]
+
+
+def test_pro_layers_are_one_global_to_three_local_and_the_last_is_global():
+    kinds = ModelConfig.local_global(30)
+    assert [i for i, kind in enumerate(kinds) if kind == GLOBAL] == [0, 4, 8, 12, 16, 20, 24, 28, 29]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        ({"head_dim": 15}, "head_dim 15 must be even"),
+        ({"layer_types": (GLOBAL,)}, "layer_types names 1 layers, num_hidden_layers is 4"),
+        ({"layer_types": (GLOBAL, "linear_attention", GLOBAL, GLOBAL)}, "'linear_attention'; known are"),
+        ({"sliding_window": None}, "sliding_window must be set"),
+    ],
+)
+def test_a_shape_that_cannot_be_built_says_which_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**{**{name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__}, **fields})

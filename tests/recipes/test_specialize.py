@@ -1,0 +1,79 @@
+"""A Hugging Face llama of random weights and twenty chats become a 4-bit file; mistakes are told at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pocketlm.model.checkpoint import load_checkpoint, quantization_of
+from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.recipe import load_recipe
+from pocketlm.run import Run, plan
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "specialize.py"
+TINY = {"context": 64, "steps": 3, "rows": 2, "int4_steps": 2, "lr": 1e-3, "formats": "gguf"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model as another library writes it: no chat template, no field of ours."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("base")
+    shape = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads)).save_pretrained(folder)
+    train_tokenizer(["a question and an answer about the weather " * 30], 265).save(folder)
+    return folder
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"What is {i} + {i}?", "response": f"{i} + {i} = {2 * i}"} for i in range(19)]
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"messages": turns}]))
+    return file
+
+
+def specialized(base: Path, out: Path, **flags) -> Path:
+    recipe = load_recipe(RECIPE)
+    flags = {"base": base, **TINY, **flags}
+    with Run(out, plan=plan(recipe, out, **flags)) as run:
+        return recipe(run, **flags)
+
+
+def test_chats_and_a_foreign_base_become_a_four_bit_file_that_opens(base: Path, chats: Path, tmp_path: Path) -> None:
+    files = specialized(base, tmp_path / "out", chats=chats)
+    assert (files / "model.gguf").read_bytes()[:4] == b"GGUF"
+    assert quantization_of(tmp_path / "out" / "int4") == "int4_group32"
+    _, tokenizer = load_checkpoint(tmp_path / "out" / "chat")
+    assert tokenizer.chat_template is not None and tokenizer.backend.get_vocab_size() == 265
+    told = json.loads((tmp_path / "out" / "corpus" / "curation.json").read_text())
+    assert told["sources"]["chats"]["kept"]["train"]["documents"] == 20
+
+
+def test_text_alone_adapts_the_base_and_is_what_four_bits_are_trained_on(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The weather is an answer to a question. " * 40)
+    files = specialized(base, tmp_path / "out", text=tmp_path / "notes.txt")
+    assert (files / "model.gguf").is_file() and not (tmp_path / "out" / "chat").exists()
+    _, tokenizer = load_checkpoint(tmp_path / "out" / "int4")
+    assert tokenizer.chat_template is None
+
+
+def test_with_neither_chats_nor_text_the_recipe_says_what_to_give(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--chats FILE.jsonl.*--text"):
+        plan(load_recipe(RECIPE), tmp_path, base=base)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "2+2?", "reply": "4"}, r'chats.jsonl:1: no field "text".*"prompt" with "response"'),
+        ({"text": "no chat at all"}, r"--text|no conversation"),
+    ],
+)
+def test_a_file_of_other_rows_is_no_chats_file(base: Path, tmp_path: Path, row: dict, message: str) -> None:
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        specialized(base, tmp_path / "out", chats=file)

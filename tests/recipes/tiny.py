@@ -1,0 +1,169 @@
+"""Every kind of stage of recipes/pocket.py, on networks that learn nothing: what is tested is how the stages fit.
+
+`folder` holds texts/ (a local source) and exam.jsonl (the suite); conftest.py writes both.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pocketlm.corpus.sources import Source
+from pocketlm.model.transformer import ModelConfig
+from pocketlm.report.goals import Goal
+from pocketlm.stages.curate import CurateConfig, curate
+from pocketlm.stages.evaluate import EvaluateConfig, evaluate
+from pocketlm.stages.export import ExportConfig, export
+from pocketlm.stages.finetune import FinetuneConfig, finetune
+from pocketlm.stages.longcontext import ExtendConfig, extend_context
+from pocketlm.stages.merge import MergeConfig, merge
+from pocketlm.stages.mix import MixConfig, find_mix
+from pocketlm.stages.pretrain import PretrainConfig, pretrain
+from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.report import ReportConfig, report
+from pocketlm.stages.select import SelectConfig, select
+from pocketlm.train.optim import OptimConfig
+
+WINDOW, LONG_WINDOW = 64, 256
+STEPS = OptimConfig(lr=4e-3, num_steps=4, warmup_steps=1, final_lr_share=0.1, optimizer="muon")
+ROWS = {"rows_per_step": 4, "micro_batch_size": 2}
+SHAPE = ModelConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+    max_position_embeddings=WINDOW,
+    rope_theta=10_000.0,
+    qk_norm_weight=True,
+    layer_types=ModelConfig.local_global(3, every=2),
+    sliding_window=32,
+    initializer_range=0.08,
+)
+WIDE = replace(SHAPE, hidden_size=96, num_attention_heads=3)
+PHASE = PretrainConfig(name="phase", optim=STEPS, seq_len=WINDOW, **ROWS, seed=1, save_every_steps=2)
+SELECT = SelectConfig(
+    name="select",
+    seq_len=WINDOW,
+    candidate_tokens=1500,
+    probe_rows=3,
+    batch_rows=8,
+    budget_tokens=2000,
+    max_epochs=4.0,
+    seed=3,
+)
+EXTEND = ExtendConfig(
+    name="long", optim=STEPS, seq_len=LONG_WINDOW, **ROWS, seed=4, rope_theta_factor=4.0, save_every_steps=2
+)
+CHAT = FinetuneConfig(
+    name="chat", optim=STEPS, seq_len=192, **ROWS, seed=5, sources=("problems", "recall"), save_every_steps=2
+)
+INT4 = QuantizeConfig(
+    name="int4", scheme="int4_group32", optim=STEPS, seq_len=192, **ROWS, sources=("problems",), save_every_steps=2
+)
+SHARES = {
+    "maths": {"problems": 0.75, "recall": 0.25, "notes": 0.0, "texts": 0.0},
+    "texts": {"texts": 0.5, "notes": 0.5},
+}
+
+
+def corpus_of(folder: Path) -> CurateConfig:
+    """Problems, facts, questions about facts, and the user's own files."""
+    return CurateConfig(
+        name="corpus",
+        sources=(
+            Source(name="problems", domain="maths", kind="problems", families=("chain_sum",), count=250, seed=1),
+            Source(name="notes", domain="knowledge", kind="notes", count=120, seed=2, pairs_range=(1, 3)),
+            Source(name="recall", domain="knowledge", kind="recall", count=120, seed=3, pairs_range=(1, 3)),
+            Source(name="texts", domain="code", kind="local", path=str(folder / "texts"), max_bytes=120_000),
+        ),
+        vocab_size=SHAPE.vocab_size,
+        suites=(str(folder / "exam.jsonl"),),
+        validation_share=0.1,
+        probe_share=0.1,
+    )
+
+
+def recipe(run, folder: Path, *, short: bool = False):
+    """short: the seven stages that test_killed.py interrupts."""
+    corpus = run(curate, corpus_of(folder))
+    return interrupted(run, corpus) if short else every_stage(run, folder, corpus)
+
+
+def interrupted(run, corpus: Path) -> Path:
+    """From nothing to four bits, by way of a selection and a merge."""
+    uniform = dict.fromkeys(("problems", "notes", "recall", "texts"), 0.25)
+    base = run(pretrain, replace(PHASE, name="base", model=SHAPE, shares=uniform), corpus=corpus)
+    chosen = run(select, SELECT, corpus=corpus, model=base)
+    mid = run(pretrain, replace(PHASE, name="mid"), corpus=corpus, model=base, selection=chosen, teacher=base)
+    merged = run(
+        merge,
+        MergeConfig(name="merged", resolution=4, seq_len=32, validation_rows=2),
+        corpus=corpus,
+        models=[base, mid],
+    )
+    chat = run(finetune, replace(CHAT, seq_len=WINDOW), corpus=corpus, model=merged)
+    return run(quantize, replace(INT4, seq_len=WINDOW), corpus=corpus, model=chat)
+
+
+def every_stage(run, folder: Path, corpus: Path) -> Path:
+    """The order of recipes/pocket.py."""
+    mix = run(
+        find_mix,
+        MixConfig(
+            name="mix",
+            proxy=replace(SHAPE, num_hidden_layers=1, layer_types=(), sliding_window=None),
+            optim=STEPS,
+            seq_len=WINDOW,
+            rows_per_step=4,
+            looks=2,
+            temperature=1.0,
+            budget_tokens=2000,
+            max_epochs=4.0,
+            seed=2,
+            validation_tokens=300,
+        ),
+        corpus=corpus,
+    )
+    wide = run(pretrain, replace(PHASE, name="teacher-short", model=WIDE), corpus=corpus, mix=mix)
+    teacher = run(extend_context, replace(EXTEND, name="teacher"), corpus=corpus, model=wide, mix=mix)
+    phase1 = run(pretrain, replace(PHASE, name="phase1", model=SHAPE), corpus=corpus, mix=mix)
+    base = run(pretrain, replace(PHASE, name="base"), corpus=corpus, mix=mix, model=phase1)
+    chosen = run(select, SELECT, corpus=corpus, model=base)
+    mid = run(pretrain, replace(PHASE, name="mid"), corpus=corpus, model=base, selection=chosen, teacher=wide)
+    long = run(extend_context, EXTEND, corpus=corpus, model=mid, teacher=teacher, mix=mix)
+    branches = [
+        run(pretrain, replace(PHASE, name=f"branch-{name}", shares=shares), corpus=corpus, model=long)
+        for name, shares in SHARES.items()
+    ]
+    merged = run(
+        merge,
+        MergeConfig(name="merged", resolution=4, seq_len=WINDOW, validation_rows=2),
+        corpus=corpus,
+        models=branches,
+    )
+    chat = run(finetune, CHAT, corpus=corpus, model=merged)
+    ptq = run(quantize, replace(INT4, name="ptq", optim=None), model=chat)
+    int4 = run(quantize, INT4, model=chat, corpus=corpus)
+    files = run(export, ExportConfig(name="files", formats=("hf", "gguf")), model=int4)
+    evaluation = run(
+        evaluate,
+        EvaluateConfig(
+            name="evaluation",
+            suite=str(folder / "exam.jsonl"),
+            labels=("base", "long", "chat", "ptq", "int4", "model.gguf"),
+            max_new_tokens=8,
+            bits_tokens=300,
+            bits_window=WINDOW,
+            needle_tokens=(LONG_WINDOW,),
+            needle_trials=2,
+            speed_tokens=4,
+        ),
+        models=[base, long, chat, ptq, int4, files / "model.gguf"],
+        corpus=corpus,
+    )
+    goal = Goal(text="four bits cost nothing", model="int4", compared_to="chat", at_least=-1.0, beside=("ptq",))
+    stages = [corpus, mix, wide, teacher, phase1, base, chosen, mid, long, *branches, merged, chat, ptq, int4, files]
+    return run(
+        report, ReportConfig(name="report", title="A tiny run", goals=(goal,)), stages=stages, evaluation=evaluation
+    )
