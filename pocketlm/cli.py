@@ -88,7 +88,7 @@ def run(
     pocketlm run recipes/pocket.py --dry-run
       [dim]which stages are done, and which are to do[/dim]
 
-    pocketlm run recipes/pocket.py --out runs/short --set base.num_steps=20
+    pocketlm run recipes/pocket.py --out runs/short --set base.optim.num_steps=20
       [dim]elsewhere, with one field of the stage "base" changed[/dim]
 
     pocketlm run recipes/pocket.py --only base
@@ -166,7 +166,7 @@ def chat(
     pocketlm chat runs/pocket/chat
       [dim]a checkpoint folder[/dim]
 
-    pocketlm chat runs/pocket/gguf/model.gguf --temperature 0.7
+    pocketlm chat runs/pocket/files/model.gguf --temperature 0.7
       [dim]the exported file itself, with answers that vary[/dim]
 
     echo "What is 12 + 30?" | pocketlm chat runs/pocket/chat
@@ -204,7 +204,7 @@ def evaluate_models(
     pocketlm eval runs/pocket/chat --suite pocket
       [dim]a checkpoint[/dim]
 
-    pocketlm eval runs/pocket/chat runs/pocket/gguf/model.gguf --suite pocket
+    pocketlm eval runs/pocket/chat runs/pocket/files/model.gguf --suite pocket
       [dim]a checkpoint beside the file that ships[/dim]
 
     pocketlm eval runs/pocket/chat --suite questions.jsonl --out results

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 BAD_INPUT = 2
+MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)  # the last: a training that diverged
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -30,7 +31,7 @@ def plain_errors(log_folder: Path | None = None) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         full = _disk_full(error)
-        if os.environ.get("POCKETLM_TRACEBACK") or not (full or isinstance(error, (ValueError, OSError, ImportError))):
+        if os.environ.get("POCKETLM_TRACEBACK") or not (full or isinstance(error, MENDABLE)):
             raise
         message = _disk_message(error, log_folder) if full else _message(error)
         if log_folder is not None and log_folder.is_dir():

@@ -171,12 +171,12 @@ def recipe(run, *, effort: float = 1.0):
     # The teacher: a larger network by the same recipe in short, then trained on long rows, as Pro's teacher was.
     wide = run(
         pretrain,
-        replace(PHASE, name="teacher-short", model=TEACHER, optim=steps(900, FADE, 2e-2)),
+        replace(PHASE, name="teacher-short", model=TEACHER, optim=steps(700, FADE, 2e-2)),
         corpus=corpus,
         mix=mix,
     )
     teacher = run(
-        extend_context, replace(EXTEND, name="teacher", optim=steps(60, ANNEAL, 4e-3)), corpus=corpus, model=wide
+        extend_context, replace(EXTEND, name="teacher", optim=steps(50, ANNEAL, 4e-3)), corpus=corpus, model=wide
     )
 
     # R1: pre-training in two phases, then two rounds of selecting what still helps and distilling on it.
@@ -190,7 +190,7 @@ def recipe(run, *, effort: float = 1.0):
         chosen = run(select, replace(SELECT, name=f"select{turn}", seed=12 + turn), corpus=corpus, model=trunk)
         trunk = run(
             pretrain,
-            replace(PHASE, name=f"mid{turn}", optim=steps(200, ANNEAL, 1e-2)),
+            replace(PHASE, name=f"mid{turn}", optim=steps(120, ANNEAL, 1e-2)),
             corpus=corpus,
             model=trunk,
             selection=chosen,
@@ -200,13 +200,13 @@ def recipe(run, *, effort: float = 1.0):
 
     # Pro: context extension by implicit positional distillation, specialists and their merge.
     long = run(
-        extend_context, replace(EXTEND, optim=steps(100, ANNEAL, 4e-3)), corpus=corpus, model=mid, teacher=teacher
+        extend_context, replace(EXTEND, optim=steps(80, ANNEAL, 4e-3)), corpus=corpus, model=mid, teacher=teacher
     )
     branches = {"maths": {"problems": 0.9, "notes": 0.1}, "code": {"code": 0.7, "problems": 0.2, "notes": 0.1}}
     specialists = [
         run(
             pretrain,
-            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(60, ANNEAL, 4e-3)),
+            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(50, ANNEAL, 4e-3)),
             corpus=corpus,
             model=long,
         )
@@ -220,9 +220,9 @@ def recipe(run, *, effort: float = 1.0):
     )
 
     # Conversations, four bits, and the files that ship.
-    chat = run(finetune, replace(CHAT, optim=steps(500, ANNEAL, 1e-2)), corpus=corpus, model=merged)
+    chat = run(finetune, replace(CHAT, optim=steps(400, ANNEAL, 1e-2)), corpus=corpus, model=merged)
     ptq = run(quantize, replace(INT4, name="ptq", optim=None), model=chat)
-    int4 = run(quantize, replace(INT4, optim=steps(150, ANNEAL, 1e-3)), model=chat, corpus=corpus)
+    int4 = run(quantize, replace(INT4, optim=steps(120, ANNEAL, 1e-3)), model=chat, corpus=corpus)
     files = run(export, ExportConfig(name="files"), model=int4)
     models = [base, mid, long, merged, chat, ptq, int4, files / "model.gguf", files / "model.pte"]
     evaluation = run(evaluate, EVALUATE, models=models, corpus=corpus)

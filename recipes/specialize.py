@@ -6,10 +6,11 @@ The base is a folder: one that pocketlm wrote, or a Hugging Face one of model_ty
 safetensors, tokenizer.json). Its tokenizer is kept. Chats are JSONL with "messages", or "prompt" and "response", on
 each line; text is a file or folder of .txt, .md, .py, .jsonl or .parquet. Give either or both: text is read first, as
 in pre-training, then the chats teach the answers. The four-bit model is then trained to answer as the full one does
-(Pro, section 7), and the very grid it was trained on goes into the files.
+(Pro, phase 4), and the very grid it was trained on goes into the files.
 """
 
 from pathlib import Path
+from typing import Any
 
 from pocketlm.corpus.sources import Source
 from pocketlm.stages.curate import CurateConfig, curate
@@ -57,8 +58,10 @@ def recipe(
     --suite: JSONL with "prompt" and "answer" on each line, to measure base, tuned and 4-bit model on
     """
     if chats is None and text is None:
-        raise ValueError('nothing to learn from: give --chats FILE.jsonl ("messages", or "prompt" and "response", on '
-                         "each line), --text FILE or FOLDER, or both")
+        raise ValueError(
+            'nothing to learn from: give --chats FILE.jsonl ("messages", or "prompt" and "response", on '
+            "each line), --text FILE or FOLDER, or both"
+        )
 
     def schedule(count: int) -> OptimConfig:
         return OptimConfig(
@@ -79,7 +82,7 @@ def recipe(
         ),
     )
     model = base
-    layout = {"seq_len": context, "rows_per_step": rows, "micro_batch_size": 1, "seed": 1}
+    layout: dict[str, Any] = {"seq_len": context, "rows_per_step": rows, "micro_batch_size": 1, "seed": 1}
     on_text = {"text": 1.0}
     if text is not None:
         config = PretrainConfig(name="adapted", optim=schedule(steps), shares=on_text, **layout)
@@ -87,7 +90,7 @@ def recipe(
     if chats is not None:
         config = FinetuneConfig(name="chat", optim=schedule(steps), sources=("chats",), **layout)
         model = run(finetune, config, corpus=corpus, model=model)
-    learnt = {"sources": ("chats",)} if chats is not None else {"shares": on_text}
+    learnt: dict[str, Any] = {"sources": ("chats",)} if chats is not None else {"shares": on_text}
     config = QuantizeConfig(name="int4", scheme=SCHEME, optim=schedule(int4_steps), **learnt, **layout)
     int4 = run(quantize, config, corpus=corpus, model=model)
     wanted = tuple(word.strip() for word in formats.split(",") if word.strip())

@@ -10,6 +10,7 @@ from pocketlm.corpus.problems import is_held_out
 
 NOTE = "Note: the code of {name} is {value}."
 RECALL_QUESTION = "What is the code of {name}?"
+RECALL_ANSWER = "The code of {name} is {value}."  # in the note's own words: what follows them is what to copy
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]  # a name is two: 4,900 names
 FILLER = (
     "The rain stopped before noon.",
@@ -24,7 +25,7 @@ FILLER = (
 
 
 def draw_notes(seed: int, held_out: bool = False) -> Iterator[dict[str, str]]:
-    """Endless facts to remember: dicts with note, question, answer (4 digits).
+    """Endless facts to remember: dicts with note, question, response (a sentence) and answer (its 4 digits).
 
     A name's hash decides whether it is held out: no name is both trained on and asked in evaluation.
     """
@@ -36,6 +37,7 @@ def draw_notes(seed: int, held_out: bool = False) -> Iterator[dict[str, str]]:
             yield {
                 "note": NOTE.format(name=name, value=value),
                 "question": RECALL_QUESTION.format(name=name),
+                "response": RECALL_ANSWER.format(name=name, value=value),
                 "answer": value,
             }
 
@@ -60,11 +62,11 @@ def generate_notes(
             for sentence in (*rng.sample(filler, min(len(filler), rng.randint(0, 2))), note["note"])
         )
         asked = rng.sample(list(pairs.values()), min(len(pairs), rng.randint(1, 3)))
-        questions = "\n".join(f"Question: {note['question']}\nAnswer: {note['answer']}" for note in asked)
+        questions = "\n".join(f"Question: {note['question']}\nAnswer: {note['response']}" for note in asked)
         yield {
             "id": f"notes-{seed}-{number}",
             "text": f"{passage}\n{questions}",
             "prompt": f"{passage}\n{asked[0]['question']}",
-            "response": asked[0]["answer"],
+            "response": asked[0]["response"],
             "answer": asked[0]["answer"],
         }

@@ -22,13 +22,13 @@ HELD_OUT_SHARE = 16  # one question in 16 is never trained on
 SEED_STRIDE = 10_000_000  # stream `seed` reads reasoning-gym's items [seed * stride, (seed + 1) * stride)
 
 # family: reasoning-gym's options. Numbers stay below 100 and lists short: a response is 15 to 80 tokens, and
-# a family has more than 20,000 distinct questions, or 8,100 (triangles; tests/unit/test_problems.py samples them).
+# each family has thousands of distinct questions (tests/unit/test_problems.py samples them).
 CONFIGS = {
     "chain_sum": dict(min_terms=3, max_terms=3, min_digits=2, max_digits=2),
     "leg_counting": dict(min_animals=2, max_animals=3, min_instances=1, max_instances=5),
     "simple_equations": dict(min_terms=2, max_terms=2, max_value=12, operators_weights=[0.5, 0.5, 0.0]),
     "complex_arithmetic": dict(
-        min_real=0, max_real=12, min_imag=0, max_imag=12, operations=("+", "-"), operations_weights=[0.5, 0.5]
+        min_real=0, max_real=9, min_imag=0, max_imag=9, operations=("+", "-"), operations_weights=[0.5, 0.5]
     ),
     "number_sorting": dict(min_numbers=3, max_numbers=4, max_decimals=0, min_value=10, max_value=99),
     "number_filtering": dict(min_numbers=3, max_numbers=5, max_decimals=0, min_value=10, max_value=99),
@@ -240,12 +240,13 @@ def _number_sorting(entry: dict) -> Worked | None:
 def _number_filtering(entry: dict) -> Worked | None:
     limit = int(entry["metadata"]["filter_value"])
     verb, side = entry["metadata"]["operation"].split("_")
+    if verb != "keep":
+        return None  # one wording: what to do with a number follows from one comparison
     numbers = [int(number) for number in entry["metadata"]["original_numbers"]]
     steps, kept = [], []
     for number in numbers:
         relation = "<" if number < limit else ">" if number > limit else "="
-        named = relation == (">" if side == "larger" else "<")
-        stays = named == (verb == "keep")
+        stays = relation == (">" if side == "larger" else "<")
         steps.append(f"{number}{relation}{limit} {'keep' if stays else 'drop'}")
         kept += [number] if stays else []
     prompt = f"{verb.capitalize()} numbers {side} than {limit}: {_spaced(numbers)}"

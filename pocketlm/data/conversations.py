@@ -7,6 +7,8 @@ from pathlib import Path
 from pocketlm.data.batches import ConversationRows
 from pocketlm.model.tokenizer import Message, Tokenizer
 
+NO_CONVERSATION = 'no row is a conversation ("messages", or "prompt" and "response")'
+
 
 def read_conversations(file: Path) -> Iterator[tuple[int, list[Message]]]:
     """(line number, messages) of each row of a JSON-lines file that has "messages" or "prompt" and "response"."""
@@ -49,9 +51,8 @@ def encode_conversations(
                 kept.append((ids, mask))
     if not kept:
         names = ", ".join(str(file) for file in files) or "the corpus"
-        raise ValueError(
-            f"{names}: no conversation of at most {seq_len} tokens ({too_long} are longer); nothing to train on"
-        )
+        why = f"no conversation of at most {seq_len} tokens ({too_long} are longer)"
+        raise ValueError(f"{names}: {why if too_long else NO_CONVERSATION}; nothing to train on")
     return kept, too_long
 
 

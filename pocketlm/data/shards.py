@@ -48,7 +48,7 @@ def write_shard(folder: Path, split: str, documents: Iterable[Sequence[int]], *,
                 raise ValueError(f"document {number} of split {split!r} has no tokens, not even bos")
             if min(ids) < 0 or max(ids) >= vocab_size:
                 raise ValueError(f"document {number} of split {split!r} has ids outside 0..{vocab_size - 1}")
-            np.asarray(ids, dtype=dtype).tofile(raw)
+            raw.write(np.asarray(ids, dtype=dtype).tobytes())  # tofile loses what a full disk refuses
             offsets.append(offsets[-1] + len(ids))
     # the .npy header states the length, which is only known now
     with open(tokens_file, "wb") as file, open(raw_file, "rb") as raw:

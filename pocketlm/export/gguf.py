@@ -280,12 +280,20 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
     if content["model"]["type"] == "BPE" and normalizer in (None, "NFC") and len(steps) == 2:
         first, last = steps
         byte_level = last.get("type") == "ByteLevel" and not last["add_prefix_space"]
-        if byte_level and last["use_regex"] and normalizer is None and first["type"] == "Digits" and first["individual_digits"]:
+        if (
+            byte_level
+            and last["use_regex"]
+            and normalizer is None
+            and first["type"] == "Digits"
+            and first["individual_digits"]
+        ):
             return DIGITS
         if byte_level and not last["use_regex"] and first["type"] == "Split" and first["behavior"] == "Isolated":
             for name, pattern in SPLITS.items():
                 # Qwen's NFC is left to whoever writes the text: llama.cpp knows no normalizer, and converts Qwen alike
-                if first["pattern"].get("Regex") == pattern and normalizer in ((None, "NFC") if name == "qwen2" else (None,)):
+                if first["pattern"].get("Regex") == pattern and normalizer in (
+                    (None, "NFC") if name == "qwen2" else (None,)
+                ):
                     return name
     raise ValueError(
         f"this tokenizer splits text in none of the ways known here ({DIGITS}, {', '.join(SPLITS)}), so "

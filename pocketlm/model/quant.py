@@ -151,6 +151,9 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
                 f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of {scheme.group_size}"
             )
     for module in layers.values():
-        module.__class__ = FakeQuantLinear if isinstance(module, nn.Linear) else FakeQuantEmbedding
+        if isinstance(module, nn.Linear):
+            module.__class__ = FakeQuantLinear
+        else:
+            module.__class__ = FakeQuantEmbedding
         module.scheme = scheme  # type: ignore[assignment]
     return model

@@ -103,7 +103,7 @@ class Tokenizer:
             raise ValueError("this tokenizer has no chat template: it belongs to a base model; fine-tune it first")
         for message in messages:
             for token in self._special_tokens:
-                if token in message["content"]:
+                if token in message["content"] or token in message["role"]:
                     raise ValueError(f"a message contains the special token {token!r}; remove it from the text")
         return self._compiled(self.chat_template).render(
             messages=list(messages),

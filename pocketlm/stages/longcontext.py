@@ -71,21 +71,21 @@ def extend_context(
         seed=config.seed,
     )
     batches = make_batches(sources, shares, layout, separate_documents=False)
-    loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config)
+    loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config.seq_len, config.optim)
     train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
     save_checkpoint(out, student, tokenizer)
     return out
 
 
-def long_teacher(teacher: Path, tokenizer: Tokenizer, config: ExtendConfig) -> LossFn:
+def long_teacher(teacher: Path, tokenizer: Tokenizer, seq_len: int, optim: OptimConfig) -> LossFn:
     """Forward KL from the checkpoint `teacher`, which must know these tokens and read that far."""
     network, own = load_checkpoint(teacher)
     check_teacher(tokenizer, own)
-    if network.config.max_position_embeddings < config.seq_len:
+    if network.config.max_position_embeddings < seq_len:
         raise ValueError(
-            f"the teacher {teacher} reads {network.config.max_position_embeddings} tokens, not the {config.seq_len} asked for"
+            f"the teacher {teacher} reads {network.config.max_position_embeddings} tokens, not the {seq_len} asked for"
         )
-    return distillation_loss(live_teacher(network, config.optim))
+    return distillation_loss(live_teacher(network, optim))
 
 
 def widened(model: Transformer, positions: int, theta_factor: float) -> Transformer:

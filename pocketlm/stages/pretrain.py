@@ -39,7 +39,8 @@ class PretrainConfig:
 
     def summary(self) -> str:
         steps, rows = self.optim.num_steps, self.rows_per_step
-        told = f"{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x {self.seq_len:,}, "
+        shape = f"{self.model.num_hidden_layers} layers of {self.model.hidden_size:,}; " if self.model else ""
+        told = f"{shape}{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x {self.seq_len:,}, "
         return told + self.optim.summary() + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 

@@ -46,7 +46,7 @@ class QuantizeConfig:
 def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
     """A checkpoint in `out` whose latent weights were trained for `scheme`: min-max ranges each step, straight-through.
 
-    Self-distillation (Pro, section 7): forward KL from the frozen full-precision model on the corpus's conversations,
+    Self-distillation (Pro, phase 4): forward KL from the frozen full-precision model on the corpus's conversations,
     or on its text.
     """
     own_scheme = scheme(config.scheme)
@@ -82,4 +82,6 @@ def training_rows(config: QuantizeConfig, corpus: Path, tokenizer: Tokenizer) ->
     if config.shares is not None:
         shares = chosen_shares(config.shares, corpus, config.name, None)
         return dict(text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)), shares
-    return {"conversations": conversation_rows(corpus, config.sources, tokenizer, config.seq_len)}, {"conversations": 1.0}
+    return {"conversations": conversation_rows(corpus, config.sources, tokenizer, config.seq_len)}, {
+        "conversations": 1.0
+    }

@@ -29,9 +29,7 @@ class OptimConfig:
     grad_clip: float = 1.0  # not stated in R1; the default of the trainer its scripts use
 
     def summary(self) -> str:
-        return (
-            f"lr {self.lr:g} ({self.optimizer}, {self.schedule} to {self.final_lr_share:g}x, warm-up {self.warmup_steps:,})"
-        )
+        return f"lr {self.lr:g} ({self.optimizer}, {self.schedule} to {self.final_lr_share:g}x, warm-up {self.warmup_steps:,})"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:

@@ -65,10 +65,10 @@ def test_banded_attention_is_full_attention_under_the_window_mask(window):
 
 
 def test_banded_attention_has_the_gradients_of_the_masked_one():
-    inputs = [drawn(1, heads, 16, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)]
+    q, k, v = inputs = [drawn(1, heads, 16, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)]
     weight = drawn(1, 4, 16, 8, seed=9).double()
-    own = torch.autograd.grad((banded_attention(*inputs, window=4) * weight).sum(), inputs)
-    expected = torch.autograd.grad((masked_attention(*inputs, within(16, 4)) * weight).sum(), inputs)
+    own = torch.autograd.grad((banded_attention(q, k, v, window=4) * weight).sum(), inputs)
+    expected = torch.autograd.grad((masked_attention(q, k, v, within(16, 4)) * weight).sum(), inputs)
     for mine, theirs in zip(own, expected, strict=True):
         assert (mine - theirs).abs().max() <= 1e-14
 
@@ -94,9 +94,11 @@ def test_a_local_layer_does_not_see_past_its_window(model):
         ids = token_ids(1, 32)
         other = ids.clone()
         other[0, 10] += 1 if ids[0, 10] < CONFIG.vocab_size - 1 else -1
-        model(ids), model(other)
+        model(ids)
+        model(other)
     finally:
-        handle.remove(), skip.remove()
+        handle.remove()
+        skip.remove()
     changed = (seen[0] - seen[1]).abs().amax((0, 2)) > 0
     assert changed.nonzero().flatten().tolist() == list(range(10, 10 + WINDOW))
 

@@ -62,7 +62,8 @@ def network(config: ModelConfig) -> Transformer:
 
 def open_theirs(folder: Path) -> Any:
     """The folder as transformers opens it; not one tensor may be missing, left over or newly made up."""
-    model, told = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, told = opened
     assert not any(told.values()), told
     return model.eval()
 
@@ -103,7 +104,14 @@ def test_transformers_stops_where_our_stop_ids_stop(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["the quick brown fox", "I'll add 12 to 3456, that's it.", " leading  and   inner spaces \n\n", "été 日本語 🙂\t", "", "٣ ½ x²"],
+    [
+        "the quick brown fox",
+        "I'll add 12 to 3456, that's it.",
+        " leading  and   inner spaces \n\n",
+        "été 日本語 🙂\t",
+        "",
+        "٣ ½ x²",
+    ],
 )
 def test_auto_tokenizer_gives_the_same_ids_and_text(text, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
@@ -129,7 +137,9 @@ def test_auto_tokenizer_applies_the_same_chat_template(tokenizer, tmp_path):
     assert theirs.eos_token_id == chat.end_of_turn_id and theirs.bos_token_id == chat.bos_id
 
 
-@pytest.mark.parametrize(("shard_size", "dtype"), [("5GB", torch.float32), ("100KB", torch.float32), ("5GB", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("shard_size", "dtype"), [("5GB", torch.float32), ("100KB", torch.float32), ("5GB", torch.bfloat16)]
+)
 def test_a_llama_checkpoint_that_transformers_saved_gives_the_same_logits(shard_size, dtype, tokenizer, tmp_path):
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -153,7 +163,9 @@ def test_a_llama_checkpoint_that_transformers_saved_gives_the_same_logits(shard_
     assert len(list(tmp_path.glob("*.safetensors"))) == (1 if shard_size == "5GB" else 3)
     ours, own_tokenizer = load_checkpoint(tmp_path)
     assert not ours.config.use_qk_norm and ours.config.rope_theta == 20000.0
-    assert difference(ours.eval(), open_theirs(tmp_path)) <= TOLERANCE  # opened anew: in bfloat16 it rounded its RoPE too
+    assert (
+        difference(ours.eval(), open_theirs(tmp_path)) <= TOLERANCE
+    )  # opened anew: in bfloat16 it rounded its RoPE too
     text = "I'll add 12 and 345"
     assert own_tokenizer.encode(text) == tokenizer.encode(text)
     assert own_tokenizer.stop_ids == tokenizer.stop_ids

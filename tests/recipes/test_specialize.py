@@ -61,7 +61,7 @@ def test_text_alone_adapts_the_base_and_is_what_four_bits_are_trained_on(base: P
 
 
 def test_with_neither_chats_nor_text_the_recipe_says_what_to_give(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--chats FILE.jsonl.*--text"):
+    with pytest.raises(ValueError, match=r"--chats FILE\.jsonl.*--text"):
         plan(load_recipe(RECIPE), tmp_path, base=base)
 
 
@@ -69,7 +69,7 @@ def test_with_neither_chats_nor_text_the_recipe_says_what_to_give(base: Path, tm
     ("row", "message"),
     [
         ({"question": "2+2?", "reply": "4"}, r'chats.jsonl:1: no field "text".*"prompt" with "response"'),
-        ({"text": "no chat at all"}, r"--text|no conversation"),
+        ({"text": "no chat at all"}, "no row is a conversation"),
     ],
 )
 def test_a_file_of_other_rows_is_no_chats_file(base: Path, tmp_path: Path, row: dict, message: str) -> None:

@@ -5,6 +5,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pocketlm.corpus.sources import Source
 from pocketlm.model.transformer import ModelConfig
@@ -24,7 +25,7 @@ from pocketlm.train.optim import OptimConfig
 
 WINDOW, LONG_WINDOW = 64, 256
 STEPS = OptimConfig(lr=4e-3, num_steps=4, warmup_steps=1, final_lr_share=0.1, optimizer="muon")
-ROWS = {"rows_per_step": 4, "micro_batch_size": 2}
+ROWS: dict[str, Any] = {"rows_per_step": 4, "micro_batch_size": 2}
 SHAPE = ModelConfig(
     vocab_size=512,
     hidden_size=64,
@@ -93,7 +94,8 @@ def recipe(run, folder: Path, *, short: bool = False):
 def interrupted(run, corpus: Path) -> Path:
     """From nothing to four bits, by way of a selection and a merge."""
     uniform = dict.fromkeys(("problems", "notes", "recall", "texts"), 0.25)
-    base = run(pretrain, replace(PHASE, name="base", model=SHAPE, shares=uniform), corpus=corpus)
+    shape = replace(SHAPE, max_position_embeddings=CHAT.seq_len)
+    base = run(pretrain, replace(PHASE, name="base", model=shape, shares=uniform), corpus=corpus)
     chosen = run(select, SELECT, corpus=corpus, model=base)
     mid = run(pretrain, replace(PHASE, name="mid"), corpus=corpus, model=base, selection=chosen, teacher=base)
     merged = run(
@@ -102,8 +104,8 @@ def interrupted(run, corpus: Path) -> Path:
         corpus=corpus,
         models=[base, mid],
     )
-    chat = run(finetune, replace(CHAT, seq_len=WINDOW), corpus=corpus, model=merged)
-    return run(quantize, replace(INT4, seq_len=WINDOW), corpus=corpus, model=chat)
+    chat = run(finetune, CHAT, corpus=corpus, model=merged)
+    return run(quantize, INT4, corpus=corpus, model=chat)
 
 
 def every_stage(run, folder: Path, corpus: Path) -> Path:
@@ -155,6 +157,7 @@ def every_stage(run, folder: Path, corpus: Path) -> Path:
             max_new_tokens=8,
             bits_tokens=300,
             bits_window=WINDOW,
+            haystack=("texts",),
             needle_tokens=(LONG_WINDOW,),
             needle_trials=2,
             speed_tokens=4,

@@ -73,12 +73,15 @@ class Reader:
         self.tokenizer, self.sees = tokenizer, sees
 
     def generate(self, prompts, *, max_new_tokens, stop_ids):
-        text = self.tokenizer.decode(prompts[0])
+        return [self.answer(prompt)[:max_new_tokens] for prompt in prompts]
+
+    def answer(self, prompt):
+        text = self.tokenizer.decode(prompt)
         place = text.index("Note: ")
         name, value = text[place:].split(".")[0].split(" is ")
         assert text.rindex(f"What is {name.removeprefix('Note: ')}?") > place
         answer = f" {value}" if self.sees(text, place) else " 0000"
-        return [self.tokenizer.encode(answer)[:max_new_tokens]]
+        return self.tokenizer.encode(answer)
 
 
 @pytest.mark.parametrize("template", [None, CHATML])

@@ -54,11 +54,11 @@ def test_every_equation_in_a_chain_holds(family):
 def test_a_family_has_thousands_of_questions(family):
     """Of n draws from m equally likely questions n(n-1)/2m pairs agree, and more where some are likelier.
 
-    So m of 10,000 is a floor for all; the least varied, letter_counting, gave 33,000 in 60,000 draws.
+    So m of 2,000 is a floor for all; the least varied are herds of two animals and triangles.
     """
     prompts = [problem["prompt"] for _, problem in islice(draw(family, seed=8), 1000)]
     pairs = sum(times * (times - 1) / 2 for times in Counter(prompts).values())
-    assert pairs < 1000 * 999 / 2 / 10_000
+    assert pairs < 1000 * 999 / 2 / 2_000
 
 
 @pytest.mark.parametrize("family", EVERY)

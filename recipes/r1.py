@@ -1,0 +1,325 @@
+"""MobileLLM-R1 140M, 360M and 950M as published: arXiv 2509.24945 and the README of its repository.
+
+Every figure below carries its table. Where the paper is silent, "not found" says so and what was chosen. The recipe
+is a reference that can be read, printed (`--dry-run`) and cut down with `--set`; as it stands it asks for 4.4 trillion
+tokens and a cluster (table 2: 16 x 8 GPUs for about two weeks). Two things keep it from being run unchanged: the
+teacher's RoPE scaling (rope_type "llama3") is refused by this network, and some hub datasets are gated or hold no text.
+Dataset ids are the README's; their configs, splits and fields were written down without opening each on the hub.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from pocketlm.corpus.sources import Source
+from pocketlm.model.transformer import ModelConfig
+from pocketlm.stages.curate import CurateConfig, curate
+from pocketlm.stages.export import ExportConfig, export
+from pocketlm.stages.finetune import FinetuneConfig, finetune
+from pocketlm.stages.longcontext import ExtendConfig, extend_context
+from pocketlm.stages.pretrain import PretrainConfig, pretrain
+from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.select import SelectConfig, select
+from pocketlm.train.optim import OptimConfig
+
+SMALL = ModelConfig(
+    vocab_size=128_256,  # R1, section 3.1: the Llama 3.2 tokenizer
+    hidden_size=576,  # R1, table 1
+    intermediate_size=2048,  # R1, table 1
+    num_hidden_layers=15,  # R1, table 1
+    num_attention_heads=9,  # R1, table 1
+    num_key_value_heads=3,  # R1, table 1
+    head_dim=64,  # width / heads, in all three sizes
+    max_position_embeddings=4096,  # README: base models read 4k
+    rope_theta=1_000_000.0,  # not found; the final 8,000,000 divided by the 8 of the repository's sft/README
+    use_qk_norm=True,  # R1, section 3.1; without weights, as the published parameter count shows
+)
+SHAPES = {  # R1, table 1
+    "140m": SMALL,
+    "360m": replace(SMALL, hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_key_value_heads=4),
+    "950m": replace(
+        SMALL,
+        hidden_size=1536,
+        intermediate_size=6144,
+        num_hidden_layers=22,
+        num_attention_heads=24,
+        num_key_value_heads=6,
+    ),
+}
+
+# ---- data ----
+
+# Public sets as they are: filters or deduplication of the raw data are not found.
+CODE = Source(name="starcoder", domain="code", kind="hub", dataset="bigcode/starcoderdata", split="train")
+AS_IT_IS = replace(CODE, filters=(), near_dedup=False)
+
+
+def hub(name: str, domain: str, dataset: str, **how) -> Source:
+    """A row of a Hugging Face dataset, unfiltered."""
+    return replace(AS_IT_IS, name=name, domain=domain, dataset=dataset, **how)
+
+
+STARCODER = replace(AS_IT_IS, text_field="content")
+DOLMINO = "allenai/dolmino-mix-1124"
+POST_TRAINING = "nvidia/Llama-Nemotron-Post-Training-Dataset"
+CHAT_ROWS = {"prompt_field": "input.0.content", "response_field": "output"}  # how they were rendered: not found
+NATURAL_ROWS = {"prompt_field": "question", "response_field": "responses.0.response"}  # likewise
+COSMOPEDIA_ROWS = {  # its eight parts; together the 31,064,744 rows of R1, table 3
+    "auto_math_text": 1_949_895,
+    "khanacademy": 24_123,
+    "openstax": 126_332,
+    "stanford": 1_020_024,
+    "stories": 4_992_964,
+    "web_samples_v1": 12_426_348,
+    "web_samples_v2": 10_345_867,
+    "wikihow": 179_191,
+}
+RED_PAJAMA = "togethercomputer/RedPajama-Data-1T"
+# Three sets come with loading scripts, which `datasets` no longer runs: this revision is the hub's own parquet copy of
+# them. It may be partial; kind="local" with a path reads the full files once fetched.
+PARQUET = {"revision": "refs/convert/parquet", "text_field": "text"}
+PRETRAINING = (  # R1, table 3
+    STARCODER,
+    hub("openwebmath", "maths", "open-web-math/open-web-math", text_field="text"),
+    hub("fineweb-edu", "knowledge", "HuggingFaceFW/fineweb-edu", text_field="text"),
+    hub("wiki", "knowledge", DOLMINO, config="wiki", text_field="text"),
+    hub("arxiv", "knowledge", RED_PAJAMA, config="arxiv", **PARQUET),
+    hub("stackexchange", "code", RED_PAJAMA, config="stackexchange", **PARQUET),
+    hub("algebraic-stack", "maths", "EleutherAI/proof-pile-2", config="algebraic-stack", **PARQUET),
+    # R1 names the files science.jsonl, code_v1.1.jsonl and math_v1.1.jsonl of these splits
+    hub("nemotron-science", "knowledge", POST_TRAINING, config="SFT", split="science", **CHAT_ROWS),
+    hub("nemotron-code", "code", POST_TRAINING, config="SFT", split="code", **CHAT_ROWS),
+    hub("nemotron-math", "maths", POST_TRAINING, config="SFT", split="math", **CHAT_ROWS),
+    *(
+        hub(f"cosmopedia-{part}", "knowledge", "HuggingFaceTB/cosmopedia", config=part, text_field="text")
+        for part in COSMOPEDIA_ROWS
+    ),
+    hub("natural-reasoning", "knowledge", "facebook/natural_reasoning", **NATURAL_ROWS),
+    hub("finemath", "maths", "HuggingFaceTB/finemath", config="finemath-3plus", text_field="text"),
+    hub("pes2o", "knowledge", DOLMINO, config="pes2o", text_field="text"),  # the same 38.8M rows as allenai/peS2o
+)
+PHASE1 = {  # R1, table 3: percent
+    "starcoder": 10.66,
+    "openwebmath": 6.93,
+    "fineweb-edu": 63.75,
+    "wiki": 5.03,
+    "arxiv": 6.36,
+    "stackexchange": 5.03,
+    "algebraic-stack": 2.25,
+}
+COSMOPEDIA = 2.70  # R1, table 3: percent; shared out by the rows of its parts
+PHASE2 = {  # R1, table 3: percent
+    "starcoder": 0.52,
+    "openwebmath": 23.33,
+    "fineweb-edu": 54.83,
+    "wiki": 0.14,
+    "arxiv": 1.32,
+    "stackexchange": 0.86,
+    "algebraic-stack": 1.26,
+    "nemotron-science": 0.03,
+    "nemotron-code": 0.72,
+    "nemotron-math": 3.01,
+    "natural-reasoning": 3.18,
+    "finemath": 8.01,
+    "pes2o": 0.08,
+    **{
+        f"cosmopedia-{part}": COSMOPEDIA * rows / sum(COSMOPEDIA_ROWS.values())
+        for part, rows in COSMOPEDIA_ROWS.items()
+    },
+}
+
+# Train splits of benchmarks, 0.97 % of the second mid-training mix: scores on these benchmarks are in-domain scores.
+# Of the eight (TriviaQA, OBQA, NQ, PIQA, GSM8K, BoolQ, ARC-e, ARC-c) only these three are questions with a written
+# answer; how the multiple-choice ones were put into words is not found, so they are left out.
+ASKED = {"prompt_field": "question"}
+BENCHMARKS = (
+    hub("triviaqa", "knowledge", "mandarjoshi/trivia_qa", config="rc", response_field="answer.value", **ASKED),
+    hub("nq-open", "knowledge", "google-research-datasets/nq_open", response_field="answer.0", **ASKED),
+    hub("gsm8k", "maths", "openai/gsm8k", config="main", response_field="answer", **ASKED),
+)
+MIDTRAINING = (  # R1, table 4
+    hub("dclm", "knowledge", DOLMINO, config="dclm", text_field="text"),
+    hub("flan", "knowledge", DOLMINO, config="flan", text_field="text"),
+    hub("pes2o", "knowledge", DOLMINO, config="pes2o", text_field="text"),
+    hub("wiki", "knowledge", DOLMINO, config="wiki", text_field="text"),
+    hub("stackexchange", "code", DOLMINO, config="stackexchange", text_field="text"),
+    hub("math", "maths", DOLMINO, config="math", text_field="text"),
+    # Most rows of this set are addresses of GitHub files without their text; the part with text is the synthetic one.
+    hub("nemotron-code", "code", "nvidia/Nemotron-Pretraining-Code-v1", config="Synthetic-Code", text_field="text"),
+    # The paper's 144M rows are more than this part, the best-scored; which parts were taken is not found.
+    hub("nemotron-cc-math", "maths", "nvidia/Nemotron-CC-Math-v1", config="4plus", text_field="text"),
+    STARCODER,
+    *BENCHMARKS,
+)
+MID1 = {  # R1, table 4: percent, after sub-sampling
+    "dclm": 37.03,
+    "flan": 4.10,
+    "pes2o": 11.41,
+    "wiki": 2.66,
+    "stackexchange": 2.12,
+    "math": 11.63,
+    "nemotron-code": 20.69,
+    "nemotron-cc-math": 3.45,
+    "starcoder": 6.90,
+}
+MID2 = {  # R1, table 4
+    "dclm": 6.51,
+    "flan": 0.72,
+    "pes2o": 2.01,
+    "wiki": 0.47,
+    "stackexchange": 2.00,
+    "math": 29.10,
+    "nemotron-code": 29.10,
+    "nemotron-cc-math": 19.40,
+    "starcoder": 9.70,
+    **{source.name: 0.97 / len(BENCHMARKS) for source in BENCHMARKS},  # shares inside the 0.97 %: not found
+}
+
+GENERAL = (hub("tulu3", "knowledge", "allenai/tulu-3-sft-olmo-2-mixture-0225"),)  # R1, table 5
+SOLUTIONS = {"split": "cot", "prompt_field": "problem", "response_field": "generated_solution"}
+PROGRAMS = {"prompt_field": "question", "response_field": "r1_generation"}
+REASONING = (  # R1, table 5; the script asks its user to make chats of the rows
+    hub("openmath", "maths", "nvidia/OpenMathReasoning", **SOLUTIONS),
+    hub("openscience", "knowledge", "nvidia/OpenScienceReasoning-2", prompt_field="input", response_field="output"),
+    # Its questions must be joined from other sets by id (the card shows how): many rows hold "-" in their place.
+    hub("opencode-python", "code", "nvidia/OpenCodeReasoning-2", split="python", **PROGRAMS),
+    hub("opencode-cpp", "code", "nvidia/OpenCodeReasoning-2", split="cpp", **PROGRAMS),
+)
+
+# ---- training ----
+
+GPUS = 128  # R1, table 2: 16 x 8; batch sizes there are for each GPU
+
+PRETRAIN = PretrainConfig(
+    name="pretrain",
+    optim=OptimConfig(  # R1, section 3.2: Adam 0.9, 0.95, 1e-8, weight decay 0.1
+        lr=4.0e-3,  # R1, table 2, for every size
+        num_steps=500_000,  # R1, table 2
+        warmup_steps=2_000,  # R1, section 3.2; that phase 2 warms up again is our reading: not found
+        final_lr_share=0.1,  # R1, section 3.2: linear to 10 % of the peak
+    ),
+    seq_len=2048,  # R1, table 2
+    rows_per_step=16 * GPUS,  # R1, table 2: 16 for each GPU
+    micro_batch_size=16,
+    seed=1,  # not found
+    separate_documents=False,  # the repository's loader masks nothing
+    save_every_steps=5_000,
+)
+MID = replace(
+    PRETRAIN,
+    name="mid",
+    optim=OptimConfig(
+        lr=3.6e-4,  # R1, table 2
+        num_steps=50_000,  # R1, table 2
+        warmup_steps=500,  # not found; short, because the optimizer's state starts anew
+        final_lr_share=0.0,  # R1, section 3.2
+    ),
+    seq_len=4096,  # R1, table 2
+    rows_per_step=4 * GPUS,  # R1, table 2
+    micro_batch_size=4,
+    label_share=0.0,  # R1, section 3.2: KL to the teacher alone; direction and temperature not found (forward, 1)
+)
+SELECT = SelectConfig(  # R1, section 6: keep the samples of positive influence on the current model
+    name="select",
+    seq_len=4096,
+    candidate_tokens=20_000_000_000,  # how much was scored: not found
+    probe_rows=10_000,  # R1, section 5.1: about 10,000 examples of each corpus
+    batch_rows=4,
+    budget_tokens=104_857_600_000,  # 50,000 steps x 512 rows x 4,096
+    max_epochs=50.0,  # not discussed; the published mixes repeat OpenWebMath about 50 times
+    seed=2,
+)
+GENERAL_SFT = FinetuneConfig(
+    name="general",
+    optim=OptimConfig(
+        lr=5.0e-6,  # R1, table 2
+        num_steps=2 * 866_000 // (4 * GPUS),  # R1, table 2: 2 epochs of 866K samples
+        warmup_steps=round(0.03 * (2 * 866_000 // (4 * GPUS))),  # R1, section 3.2
+        final_lr_share=0.0,  # R1, section 3.2
+        weight_decay=0.0,  # R1, section 3.2
+    ),
+    seq_len=4096,  # R1, table 2
+    rows_per_step=4 * GPUS,  # R1, table 2
+    micro_batch_size=4,
+    seed=3,
+    packed=False,  # the script leaves packing off; it also counts prompt tokens in the loss, which we do not
+    save_every_steps=500,
+)
+LONG = ExtendConfig(  # the repository's sft/README: 32k positions and rope_theta x 8, nothing trained
+    name="base-32k", optim=None, seq_len=32_768, rows_per_step=1, micro_batch_size=1, seed=4, rope_theta_factor=8.0
+)
+REASONING_SAMPLES = 3_200_000 + 803_000 + 2_160_000  # R1, table 5: "6.2M"
+REASONING_SFT = replace(
+    GENERAL_SFT,
+    name="reasoning",
+    optim=OptimConfig(
+        lr=8.0e-5,  # R1, table 2
+        num_steps=4 * REASONING_SAMPLES // (8 * GPUS),  # R1, table 2: 4 epochs
+        warmup_steps=round(0.1 * (4 * REASONING_SAMPLES // (8 * GPUS))),  # R1, section 3.2
+        final_lr_share=0.0,
+        weight_decay=0.0,
+    ),
+    seq_len=32_768,  # R1, table 2
+    rows_per_step=8 * GPUS,  # R1, table 2
+    micro_batch_size=8,
+    seed=5,
+)
+# R1, table 10 rounds to int4 in groups of 128 (32 for the 140M), int8 activations; groups are of 32 here for all
+INT4 = QuantizeConfig(name="int4", scheme="int4_group32", optim=None)
+
+
+def recipe(
+    run,
+    *,
+    size: str = "140m",
+    tokenizer: Path = Path("Llama-3.2-1B"),
+    teacher: Path = Path("Llama-3.1-8B-Instruct"),
+):
+    """MobileLLM-R1 as published: two phases of pre-training, two of mid-training, two of fine-tuning.
+
+    --size: 140m, 360m or 950m
+
+    --tokenizer: a folder with the Llama 3.2 tokenizer (tokenizer.json, 128,256 tokens), under Meta's licence
+
+    --teacher: a folder with Llama-3.1-8B-Instruct, the teacher of both mid-training phases
+    """
+    if size not in SHAPES:
+        raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
+
+    def collect(name: str, sources: tuple[Source, ...], held_out: float) -> Path:
+        """held_out: of each source, for probes; R1 picks probes by a classifier and a language model (section 5.1)."""
+        return run(
+            curate,
+            CurateConfig(
+                name=name, sources=sources, tokenizer=str(tokenizer), validation_share=held_out, probe_share=held_out
+            ),
+        )
+
+    texts = collect("corpus-pretrain", PRETRAINING, 1e-5)
+    phase1 = run(pretrain, replace(PRETRAIN, name="phase1", model=SHAPES[size], shares=shares(PHASE1)), corpus=texts)
+    trunk = run(pretrain, replace(PRETRAIN, name="phase2", shares=shares(PHASE2)), corpus=texts, model=phase1)
+
+    # Two rounds of: score with the current model, keep what helps, distil on it in the published shares (section 6).
+    texts = collect("corpus-midtrain", MIDTRAINING, 1e-4)
+    for turn, mix in ((1, MID1), (2, MID2)):
+        chosen = run(select, replace(SELECT, name=f"select{turn}"), corpus=texts, model=trunk)
+        trunk = run(
+            pretrain,
+            replace(MID, name=f"mid{turn}", shares=shares(mix)),
+            corpus=texts,
+            model=trunk,
+            selection=chosen,
+            teacher=teacher,
+        )
+
+    chats = collect("corpus-general", GENERAL, 0.0)
+    general = run(finetune, GENERAL_SFT, corpus=chats, model=trunk)
+    thoughts = collect("corpus-reasoning", REASONING, 0.0)
+    longer = run(extend_context, LONG, corpus=thoughts, model=general)
+    reasoning = run(finetune, REASONING_SFT, corpus=thoughts, model=longer)
+    int4 = run(quantize, INT4, model=reasoning)
+    return run(export, ExportConfig(name="files"), model=int4)
+
+
+def shares(percent: dict[str, float]) -> dict[str, float]:
+    """Published percentages as shares; rounded in print, they sum to 1 within 2e-4, and stages make that 1."""
+    return {name: value / 100 for name, value in percent.items()}

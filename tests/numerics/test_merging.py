@@ -1,0 +1,100 @@
+"""Merging: weighted sums of state dicts, and the grid of weights that is searched."""
+
+from dataclasses import replace
+from math import comb
+
+import pytest
+import torch
+
+from pocketlm.model.batch import Batch
+from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.stages.merge import average, check_mergeable, domain_losses, weight_grid
+
+CONFIG = ModelConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=64,
+    rope_theta=10000.0,
+)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [(0.5, 0.5), (1.0, 0.0), (0.1, 0.9), (0.3, 0.7), (1 / 3, 1 / 3, 1 / 3), (0.1,) * 10, (0.2, 0.3, 0.1, 0.4)],
+)
+def test_merging_a_model_with_itself_gives_the_same_bits(weights):
+    state = Transformer(CONFIG).state_dict()
+    merged = average([state] * len(weights), weights)
+    assert list(merged) == list(state)
+    for name, tensor in merged.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor.view(torch.int32), state[name].view(torch.int32)), name
+
+
+def test_every_weight_of_the_search_keeps_a_model_merged_with_itself():
+    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-20, 5).repeat(40)
+    for weights in weight_grid(3, 10):
+        assert torch.equal(average([{"w": weight}] * 3, weights)["w"], weight)
+
+
+def test_the_average_of_two_is_the_one_worked_out_by_hand():
+    first, second = {"w": torch.tensor([[1.0, 2.0], [-3.0, 0.5]])}, {"w": torch.tensor([[3.0, -2.0], [1.0, 0.0]])}
+    assert average([first, second], (0.5, 0.5))["w"].tolist() == [[2.0, 0.0], [-1.0, 0.25]]
+    assert average([first, second], (0.25, 0.75))["w"].tolist() == [[2.5, -1.0], [0.0, 0.125]]
+
+
+def test_a_merge_of_networks_is_the_sum_in_float64_rounded_once():
+    states = [Transformer(CONFIG, seed=seed).state_dict() for seed in range(3)]
+    merged = average(states, (0.2, 0.5, 0.3))
+    for name, tensor in merged.items():
+        expected = 0.2 * states[0][name].double() + 0.5 * states[1][name].double() + 0.3 * states[2][name].double()
+        assert torch.equal(tensor, expected.float())
+    Transformer(CONFIG).load_state_dict(merged)
+
+
+def test_all_weight_on_one_branch_is_that_branch():
+    states = [Transformer(CONFIG, seed=seed).state_dict() for seed in range(2)]
+    for name, tensor in average(states, (0.0, 1.0)).items():
+        assert torch.equal(tensor, states[1][name])
+
+
+@pytest.mark.parametrize(("branches", "resolution"), [(2, 1), (2, 10), (3, 4), (4, 5), (5, 3)])
+def test_the_grid_holds_every_split_of_the_parts_once_and_each_sums_to_1(branches, resolution):
+    grid = weight_grid(branches, resolution)
+    assert len(grid) == len(set(grid)) == comb(resolution + branches - 1, branches - 1)
+    for weights in grid:
+        assert len(weights) == branches and sum(weights) == pytest.approx(1) and min(weights) >= 0
+        assert all(w * resolution == pytest.approx(round(w * resolution)) for w in weights)
+    for one in range(branches):
+        assert tuple(float(i == one) for i in range(branches)) in grid  # each specialist alone
+
+
+def test_a_grid_too_large_to_search_is_refused():
+    with pytest.raises(ValueError, match="6 branches at resolution 20 are 53130 merges to try; lower resolution"):
+        weight_grid(6, 20)
+
+
+def test_only_branches_of_one_shape_are_merged():
+    one, other = Transformer(CONFIG), Transformer(replace(CONFIG, intermediate_size=96))
+    with pytest.raises(ValueError, match="at least two"):
+        check_mergeable([one], ["maths"])
+    with pytest.raises(ValueError, match="code and maths have different shapes"):
+        check_mergeable([one, other], ["maths", "code"])
+
+
+def test_domain_weights_weigh_the_mean_and_must_be_known():
+    ids = torch.randint(300, (2, 17), generator=torch.Generator().manual_seed(0))
+    rows = [Batch(input_ids=ids[i : i + 1, :-1], labels=ids[i : i + 1, 1:]) for i in range(2)]
+    validation = {"code": rows[0], "maths": rows[1]}
+    model = Transformer(CONFIG)
+    plain = domain_losses(model, validation, None)
+    assert plain["mean"] == pytest.approx((plain["code"] + plain["maths"]) / 2)
+    weighted = domain_losses(model, validation, {"code": 3.0, "maths": 1.0})
+    assert weighted["mean"] == pytest.approx((3 * plain["code"] + plain["maths"]) / 4)
+    with pytest.raises(ValueError, match="domain_weights names poetry; the corpus has code, maths"):
+        domain_losses(model, validation, {"poetry": 1.0})

@@ -1,0 +1,312 @@
+"""The table of test_every_field.py: a config of each class, and for each of its fields another value.
+
+A new field needs a row in FIELDS, and, where the class's usual values would hide its effect, one in BASE_CHANGES.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from pocketlm.corpus.dedup import MinHash
+from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.sources import Source
+from pocketlm.model.transformer import ModelConfig
+from pocketlm.report.goals import Goal
+from pocketlm.serve.chat import ChatConfig
+from pocketlm.stages.curate import CurateConfig
+from pocketlm.stages.evaluate import EvaluateConfig
+from pocketlm.stages.export import ExportConfig
+from pocketlm.stages.finetune import FinetuneConfig
+from pocketlm.stages.longcontext import ExtendConfig
+from pocketlm.stages.merge import MergeConfig
+from pocketlm.stages.mix import MixConfig
+from pocketlm.stages.pretrain import PretrainConfig
+from pocketlm.stages.quantize import QuantizeConfig
+from pocketlm.stages.report import ReportConfig
+from pocketlm.stages.select import SelectConfig
+from pocketlm.train.optim import OptimConfig
+
+Changes = dict[str, Any]
+STEPS = OptimConfig(lr=1e-2, num_steps=3, warmup_steps=0, final_lr_share=0.1, compute_dtype="float32")
+FASTER = replace(STEPS, lr=2e-2)
+SHAPE = ModelConfig(
+    vocab_size=320,
+    hidden_size=32,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=96,
+    rope_theta=10_000.0,
+    layer_types=("full_attention", "sliding_attention"),
+    sliding_window=8,
+    initializer_range=0.1,
+)
+ROWS: Changes = {"rows_per_step": 4, "micro_batch_size": 2, "seed": 1}
+TRAINING = {"rows_per_step": 2, "micro_batch_size": 4, "seed": 2, "optim": FASTER, "save_every_steps": 2}
+SHARES = {"problems": 0.5, "notes": 0.5}
+FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when tests run
+
+BASES: dict[type, Any] = {
+    OptimConfig: STEPS,
+    ModelConfig: SHAPE,
+    Source: Source(name="own", domain="knowledge", kind="local", path=f"{FOLDER}/texts"),
+    Thresholds: Thresholds(),
+    MinHash: MinHash(),
+    Goal: Goal(text="it solves all", model="int4", at_least=0.5),
+    ChatConfig: ChatConfig(temperature=1.0, top_p=0.9, max_new_tokens=8, seed=1),
+    CurateConfig: CurateConfig(
+        name="corpus",
+        sources=(Source(name="own", domain="knowledge", kind="local", path=f"{FOLDER}/texts"),),
+        vocab_size=320,
+        suites=(f"{FOLDER}/exam.jsonl",),
+        validation_share=0.1,
+        probe_share=0.1,
+    ),
+    MixConfig: MixConfig(
+        name="mix",
+        proxy=SHAPE,
+        optim=STEPS,
+        seq_len=32,
+        rows_per_step=4,
+        looks=1,
+        temperature=1.0,
+        budget_tokens=8000,
+        max_epochs=4.0,
+        seed=1,
+        validation_tokens=100,
+    ),
+    PretrainConfig: PretrainConfig(
+        name="base", model=SHAPE, optim=STEPS, seq_len=32, **ROWS, shares=SHARES, save_every_steps=3
+    ),
+    SelectConfig: SelectConfig(
+        name="select",
+        seq_len=32,
+        candidate_tokens=600,
+        probe_rows=3,
+        batch_rows=4,
+        budget_tokens=2000,
+        max_epochs=4.0,
+        seed=1,
+    ),
+    ExtendConfig: ExtendConfig(
+        name="long", optim=STEPS, seq_len=128, **ROWS, rope_theta_factor=4.0, shares=SHARES, save_every_steps=3
+    ),
+    MergeConfig: MergeConfig(name="merged", resolution=2, seq_len=32, validation_rows=2),
+    FinetuneConfig: FinetuneConfig(name="chat", optim=STEPS, seq_len=96, **ROWS, save_every_steps=3),
+    QuantizeConfig: QuantizeConfig(
+        name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save_every_steps=3
+    ),
+    ExportConfig: ExportConfig(name="files", formats=("gguf",)),
+    EvaluateConfig: EvaluateConfig(
+        name="evaluation",
+        suite=f"{FOLDER}/exam.jsonl",
+        max_new_tokens=3,
+        bits_tokens=60,
+        bits_window=32,
+        needle_tokens=(90,),
+        needle_trials=1,
+        haystack=("notes",),
+        speed_tokens=4,
+    ),
+    ReportConfig: ReportConfig(name="report", title="A run"),
+}
+
+FIELDS: dict[type, dict[str, Any]] = {
+    OptimConfig: {
+        "lr": 2e-2,
+        "num_steps": 2,
+        "warmup_steps": 2,
+        "optimizer": "muon",
+        "compute_dtype": "bfloat16",
+        "schedule": "cosine",
+        "final_lr_share": 0.5,
+        "beta1": 0.5,
+        "beta2": 0.5,
+        "eps": 1e-2,
+        "weight_decay": 5.0,
+        "grad_clip": 1e-3,
+    },
+    ModelConfig: {
+        "vocab_size": 352,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 64,
+        "rope_theta": 100.0,
+        "rms_norm_eps": 0.1,
+        "tie_word_embeddings": False,
+        "use_qk_norm": False,
+        "qk_norm_weight": True,
+        "layer_types": ("sliding_attention", "full_attention"),
+        "sliding_window": 4,
+        "initializer_range": 0.2,
+    },
+    Source: {
+        "name": "mine",
+        "domain": "code",
+        "kind": "recall",
+        "path": f"{FOLDER}/rows.jsonl",
+        "text_field": "other",
+        "prompt_field": "other",
+        "response_field": "title",
+        "dataset": "them/other",
+        "config": "second",
+        "split": "test",
+        "revision": "v2",
+        "families": ("leg_counting",),
+        "count": 30,
+        "seed": 2,
+        "pairs_range": (3, 4),
+        "max_bytes": 4000,
+        "split_code": True,
+        "filters": (),
+        "near_dedup": False,
+    },
+    Thresholds: {
+        "min_chars": 150,
+        "script": "Cyrillic",
+        "min_script_share": 0.3,
+        "min_letter_share": 0.6,
+        "repetition_scale": 3.0,
+        "max_repeated_line_share": 0.9,
+        "min_prose_words": 40,
+        "max_symbol_word_ratio": 0.5,
+    },
+    MinHash: {"num_buckets": 2, "hashes_per_bucket": 3, "shingle_words": 2, "seed": 2},
+    Goal: {
+        "text": "it solves some",
+        "model": "chat",
+        "at_least": -0.5,
+        "measure": "needle 256",
+        "compared_to": "chat",
+        "beside": ("chat", "ptq"),
+    },
+    ChatConfig: {"temperature": 0.0, "top_p": 0.1, "max_new_tokens": 4, "seed": 2, "system": "Be brief."},
+    CurateConfig: {
+        "name": "other",
+        "sources": (Source(name="own", domain="knowledge", kind="notes", count=30, pairs_range=(1, 2)),),
+        "vocab_size": 300,
+        "tokenizer": f"{FOLDER}/tokenizer",
+        "tokenizer_sample_bytes": 2000,
+        "max_chars": 150,
+        "thresholds": Thresholds(min_chars=200),
+        "minhash": MinHash(num_buckets=1, hashes_per_bucket=64),
+        "suites": (),
+        "ngram": 40,
+        "validation_share": 0.3,
+        "probe_share": 0.3,
+        "seed": 1,
+    },
+    MixConfig: {
+        "name": "other",
+        "proxy": replace(SHAPE, intermediate_size=64),
+        "optim": FASTER,
+        "seq_len": 16,
+        "rows_per_step": 2,
+        "looks": 3,
+        "temperature": 0.5,
+        "budget_tokens": 50_000,
+        "max_epochs": 0.6,
+        "seed": 2,
+        "prior": "proportional",
+        "probe_weights": {"maths": 1.0},
+        "validation_tokens": 200,
+    },
+    PretrainConfig: {
+        "name": "other",
+        **TRAINING,
+        "seq_len": 16,
+        "model": replace(SHAPE, intermediate_size=64),
+        "shares": {"texts": 1.0},
+        "separate_documents": True,
+        "label_share": 0.5,
+    },
+    SelectConfig: {
+        "name": "other",
+        "seq_len": 16,
+        "candidate_tokens": 300,
+        "probe_rows": 2,
+        "batch_rows": 2,
+        "budget_tokens": 9000,
+        "max_epochs": 0.9,
+        "seed": 2,
+    },
+    ExtendConfig: {"name": "other", **TRAINING, "seq_len": 112, "rope_theta_factor": 1.0, "shares": {"texts": 1.0}},
+    MergeConfig: {
+        "name": "other",
+        "resolution": 3,
+        "seq_len": 16,
+        "validation_rows": 1,
+        "domain_weights": {"maths": 1.0, "knowledge": 0.1},
+    },
+    FinetuneConfig: {"name": "other", **TRAINING, "seq_len": 80, "sources": ("notes-asked",), "packed": False},
+    QuantizeConfig: {
+        "name": "other",
+        **TRAINING,
+        "scheme": "int4_group32_weight_only",
+        "seq_len": 80,
+        "sources": ("notes-asked",),
+        "shares": SHARES,
+    },
+    ExportConfig: {"name": "other", "formats": ("hf",), "gguf_dtype": "f32", "context_length": 64},
+    EvaluateConfig: {
+        "name": "other",
+        "suite": f"{FOLDER}/other.jsonl",
+        "labels": ("mine",),
+        "max_new_tokens": 5,
+        "batch_size": 2,
+        "bits_tokens": 90,
+        "bits_window": 8,
+        "needle_tokens": (96,),
+        "needle_trials": 2,
+        "haystack": ("texts",),
+        "speed_tokens": 6,
+    },
+    ReportConfig: {
+        "name": "other",
+        "title": "Another",
+        "goals": (Goal(text="x", model="int4", at_least=0.0),),
+        "examples": 0,
+    },
+}
+
+HUB = {"path": None, "kind": "hub", "dataset": "them/texts", "split": "train", "filters": ()}
+NOTES = {"path": None, "kind": "notes", "count": 40, "pairs_range": (1, 2), "seed": 1}
+PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field": "other"}
+
+BASE_CHANGES: dict[tuple[type, str], Changes] = {  # what both runs of a field have, where it would not show otherwise
+    (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
+    (Source, "kind"): NOTES,
+    (Source, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},
+    (Source, "prompt_field"): {**PAIR, "prompt_field": "text"},
+    (Source, "response_field"): {**PAIR, "response_field": "text"},
+    **{(Source, name): HUB for name in ("dataset", "config", "split", "revision")},
+    (Source, "families"): {
+        "path": None,
+        "kind": "problems",
+        "domain": "maths",
+        "families": ("chain_sum",),
+        "count": 40,
+    },
+    **{(Source, name): NOTES for name in ("count", "seed", "pairs_range")},
+    (Source, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
+    (CurateConfig, "tokenizer"): {"vocab_size": 320},
+    (ExportConfig, "context_length"): {"formats": ("pte",)},
+}
+TOGETHER: dict[tuple[type, str], Changes] = {  # what must change with a field for the config to be a valid one
+    (CurateConfig, "tokenizer"): {"vocab_size": None},
+}
+FILTERED = {  # the filter that reads each threshold
+    "min_chars": "length",
+    "script": "script",
+    "min_script_share": "script",
+    "min_letter_share": "script",
+    "repetition_scale": "repetition",
+    "max_repeated_line_share": "repeated_lines",
+    "min_prose_words": "prose",
+    "max_symbol_word_ratio": "prose",
+}

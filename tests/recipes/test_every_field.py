@@ -1,0 +1,358 @@
+"""Every field of every config changes something: each is set to another value, and what the stage leaves must differ."""
+
+import builtins
+import importlib
+import io
+import json
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from every_field import BASE_CHANGES, BASES, FIELDS, FILTERED, FOLDER, SHAPE, TOGETHER
+from rich.console import Console
+
+import pocketlm.stages
+from pocketlm.corpus.dedup import MinHash
+from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.sources import Source
+from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.generate import LanguageModel
+from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
+from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.report.goals import Goal
+from pocketlm.run import Plan
+from pocketlm.serve.chat import ChatConfig, chat
+from pocketlm.stages.curate import CurateConfig, curate
+from pocketlm.stages.evaluate import EvaluateConfig, evaluate
+from pocketlm.stages.export import ExportConfig, export
+from pocketlm.stages.finetune import FinetuneConfig, finetune
+from pocketlm.stages.longcontext import ExtendConfig, extend_context
+from pocketlm.stages.merge import MergeConfig, merge
+from pocketlm.stages.mix import MixConfig, find_mix
+from pocketlm.stages.pretrain import PretrainConfig, pretrain
+from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.report import ReportConfig, report
+from pocketlm.stages.select import SelectConfig, select
+from pocketlm.train import loop
+from pocketlm.train.optim import OptimConfig
+
+CASES = [(config, name) for config, names in FIELDS.items() for name in names]
+
+
+# ---- what the stages are given ----
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts near every threshold, rows with three fields, code, two suites, a corpus, and models of random weights."""
+    folder = tmp_path_factory.mktemp("fields")
+    words = Random(1)
+    plain = [
+        "the",
+        "of",
+        "to",
+        "and",
+        "a",
+        "in",
+        "that",
+        "it",
+        "with",
+        "is",
+        "was",
+        "for",
+        "on",
+        "are",
+        "by",
+        "this",
+        "from",
+        "water",
+        "stone",
+        "river",
+        "light",
+        "house",
+        "tree",
+    ]
+
+    def story(length: int = 40) -> str:
+        return " ".join(words.choice(plain) for _ in range(length)).capitalize() + "."
+
+    def changed(text: str, every: int) -> str:
+        return " ".join(word if n % every else word[::-1] for n, word in enumerate(text.split(), start=1))
+
+    stories = [story() for _ in range(40)]
+    edges = [
+        story(24),  # about 100 characters
+        story(30) + " " + "вода камень река свет дом дерево " * 4,  # six letters of ten are Latin
+        "Вода и камень, река и свет, дом и дерево. " * 3,
+        f"{story(30)} {' '.join(str(n) for n in range(100, 120))}",  # half of it is letters
+        "\n".join([story(8)] * 4 + [story(9) for _ in range(2)]),  # half of it is one line again
+        " ".join(f"# {word}" if n % 4 == 0 else word for n, word in enumerate(story(60).split())),
+        f"{story(12)} What does the tree in the light by the river say to the stone of the house? {story(12)}",
+    ]
+    near = [changed(text, every) for text, every in zip(stories, [5, 8, 11, 14, 20] * 8, strict=True)]
+    texts = folder / "texts"
+    texts.mkdir()
+    for number, text in enumerate([*stories, *edges, *near]):
+        (texts / f"{number:03}.txt").write_text(text)
+    rows = [{"text": story(), "other": story(), "title": story(20)} for _ in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "code").mkdir()
+    for number in range(8):
+        code = "\n\n".join(f'def f{number}_{n}(x):\n    """{story(20)}"""\n    return x + {n}\n' for n in range(3))
+        (folder / "code" / f"{number}.py").write_text(code)
+    exam = [{"prompt": "What does the tree in the light by the river say to the stone of the house?", "answer": "no"}]
+    exam += [{"prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(3)]
+    for name, problems in (("exam", exam), ("other", exam[1:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    (folder / "tokenizer").mkdir()
+    train_tokenizer([story(400)], 290).save(folder / "tokenizer")
+    make_corpus(folder)
+    make_models(folder)
+    return folder
+
+
+def make_corpus(folder: Path) -> None:
+    sources = (
+        Source(name="problems", domain="maths", kind="problems", families=("chain_sum",), count=90),
+        Source(name="notes", domain="knowledge", kind="notes", count=90, pairs_range=(1, 2)),
+        Source(name="notes-asked", domain="knowledge", kind="recall", count=40, seed=3, pairs_range=(1, 1)),
+        Source(name="texts", domain="knowledge", kind="local", path=str(folder / "rows.jsonl")),
+    )
+    (folder / "corpus").mkdir()
+    config = CurateConfig(name="corpus", sources=sources, vocab_size=320, validation_share=0.1, probe_share=0.1)
+    curate(config, folder / "corpus")
+
+
+def make_models(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder / "corpus" / "tokenizer")
+    for name, seed in (("model", 1), ("sibling", 2), ("chat", 3)):
+        tokenizer.chat_template = CHATML if name == "chat" else None
+        (folder / name).mkdir()
+        save_checkpoint(folder / name, Transformer(SHAPE, seed=seed), tokenizer)
+    long = replace(SHAPE, max_position_embeddings=128)
+    (folder / "long").mkdir()
+    save_checkpoint(folder / "long", Transformer(long, seed=4), tokenizer)
+
+
+# ---- what a config leaves: for each class a function of (config, folder of inputs, empty folder, monkeypatch) ----
+
+
+def files_of(out: Path) -> dict[str, Any]:
+    """All that a stage left and that does not tell the time. config.json repeats the config, so it proves nothing."""
+    skipped = {"metrics.jsonl", "config.json"}
+    found = (file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in skipped)
+    return {str(f.relative_to(out)): f.read_bytes() for f in found if not {"tensorboard", "resume"} & set(f.parts)}
+
+
+def after_curate(config: CurateConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    import datasets
+
+    def load(dataset: str, config: str | None, *, split: str, revision: str | None, streaming: bool) -> Iterator[dict]:
+        assert streaming
+        asked = f"{dataset} {config} {split} {revision}"
+        return iter([{"text": f"Row {n} of {asked}: {asked * 3}"} for n in range(20)])
+
+    patch.setattr(datasets, "load_dataset", load)
+    curate(placed(config, folder), out)
+    return files_of(out)
+
+
+def placed(value: Any, folder: Path) -> Any:
+    """A config with FOLDER replaced by the folder, however deep it stands."""
+    if isinstance(value, str):
+        return value.replace(FOLDER, str(folder))
+    if isinstance(value, tuple):
+        return tuple(placed(item, folder) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: placed(getattr(value, f.name), folder) for f in fields(value)})
+    return value
+
+
+def with_source(source: Source, thresholds: Thresholds | None = None, minhash: MinHash | None = None) -> CurateConfig:
+    parts = {"thresholds": thresholds or Thresholds(), "minhash": minhash or MinHash()}
+    return CurateConfig(name="corpus", sources=(source,), vocab_size=259, ngram=5, **parts)
+
+
+def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., Any]:
+    def run(config: Any, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+        """What the stage left, the micro-batches of each step, and the steps after which it saved."""
+        seen: list[Any] = []
+        step, save = loop.train_step, loop.save_state
+
+        def watched_step(model: Any, optimizers: Any, micro_batches: list, *rest: Any) -> Any:
+            seen.append([tuple(batch.input_ids.shape) for batch in micro_batches])
+            return step(model, optimizers, micro_batches, *rest)
+
+        def watched_save(model: Any, optimizers: Any, done: int, out: Path) -> None:
+            seen.append(f"saved after {done}")
+            save(model, optimizers, done, out)
+
+        patch.setattr(loop, "train_step", watched_step)
+        patch.setattr(loop, "save_state", watched_save)
+        stage(config, out, corpus=folder / "corpus", **{name: folder / place for name, place in inputs.items()})
+        return files_of(out), seen
+
+    return run
+
+
+def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    pretrain(replace(BASES[PretrainConfig], optim=config), out, corpus=folder / "corpus")
+    return files_of(out)
+
+
+def after_model(config: ModelConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    model = Transformer(config)
+    limit = LanguageModel(model, Tokenizer.load(folder / "corpus" / "tokenizer")).max_length
+    with torch.no_grad():
+        logits = model(torch.arange(24)[None] * 7)
+    return limit, logits.tolist(), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def after_evaluate(config: EvaluateConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What was written, the needle prompts, the sizes of batches, and what speed was measured with."""
+    stage = importlib.import_module("pocketlm.stages.evaluate")
+    seen: list[Any] = []
+    find, generate = stage.find_needles, LanguageModel.generate
+
+    def watched_find(model: Any, trials: Any) -> Any:
+        seen.append(trials)
+        return find(model, trials)
+
+    def watched_generate(self: LanguageModel, prompts: Any, **options: Any) -> Any:
+        seen.append(len(prompts))
+        return generate(self, prompts, **options)
+
+    def speed(model: Any, *tokens: int, repeats: int) -> dict[str, float]:
+        seen.append(tokens)
+        return {"decode_tokens_per_second": 1.0}
+
+    patch.setattr(stage, "find_needles", watched_find)
+    patch.setattr(LanguageModel, "generate", watched_generate)
+    patch.setattr(stage, "measure_speed", speed)
+    evaluate(placed(config, folder), out, models=[folder / "long"], corpus=folder / "corpus")
+    return files_of(out), seen
+
+
+def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    def write(model: Any, tokenizer: Any, path: Path, **options: Any) -> Path:  # lowering takes ten seconds
+        path.write_text(repr(options))
+        return path
+
+    patch.setattr("pocketlm.export.executorch.write_pte", write)
+    return files_of(export(config, out, model=folder / "model"))
+
+
+def after_chat(config: ChatConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    lines = iter(["What is 1 plus 1?", "And 2 plus 2?"])
+
+    def ask(prompt: object = "") -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    patch.setattr(builtins, "input", ask)
+    return chat(LanguageModel.open(folder / "chat"), config, Console(file=io.StringIO()))
+
+
+def after_report(config: ReportConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    finished = folder / "finished"
+    stages = [finished / name for name in ("corpus", "mix", "base", "merged", "chat", "int4")]
+    return files_of(report(config, out, stages=stages, evaluation=finished / "evaluation"))
+
+
+AFTER: dict[type, Callable[..., Any]] = {
+    OptimConfig: after_optim,
+    ModelConfig: after_model,
+    Source: lambda config, *rest: after_curate(with_source(config), *rest),
+    Goal: lambda config, *rest: after_report(replace(BASES[ReportConfig], goals=(config,)), *rest),
+    MinHash: lambda config, *rest: after_curate(with_source(BASES[Source], minhash=config), *rest),
+    ChatConfig: after_chat,
+    CurateConfig: after_curate,
+    MixConfig: lambda config, folder, out, patch: files_of(find_mix(config, out, corpus=folder / "corpus")),
+    PretrainConfig: after_training(pretrain, teacher="sibling"),
+    SelectConfig: lambda config, folder, out, patch: files_of(
+        select(config, out, corpus=folder / "corpus", model=folder / "model")
+    ),
+    ExtendConfig: after_training(extend_context, model="model", teacher="long"),
+    MergeConfig: lambda config, folder, out, patch: files_of(
+        merge(config, out, corpus=folder / "corpus", models=[folder / "model", folder / "sibling"])
+    ),
+    FinetuneConfig: after_training(finetune, model="model"),
+    QuantizeConfig: after_training(quantize, model="chat"),
+    ExportConfig: after_export,
+    EvaluateConfig: after_evaluate,
+    ReportConfig: after_report,
+}
+STAGES = {
+    **{CurateConfig: curate, MixConfig: find_mix, PretrainConfig: pretrain, SelectConfig: select, MergeConfig: merge},
+    **{ExtendConfig: extend_context, FinetuneConfig: finetune, QuantizeConfig: quantize, ExportConfig: export},
+    **{EvaluateConfig: evaluate, ReportConfig: report},
+}
+
+
+class Seen:
+    """What each config leaves, worked out once."""
+
+    def __init__(self, folder: Path, out: Path) -> None:
+        self.folder, self.out, self.found = folder, out, {}
+
+    def __call__(self, config: Any, name: str) -> Any:
+        kind = type(config)
+        key = repr((config, FILTERED.get(name) if kind is Thresholds else None))
+        if key not in self.found:
+            out = self.out / str(len(list(self.out.iterdir())))
+            out.mkdir()
+            with pytest.MonkeyPatch.context() as patch:
+                if kind is Thresholds:
+                    source = replace(BASES[Source], filters=(FILTERED[name],), near_dedup=False)
+                    self.found[key] = after_curate(with_source(source, thresholds=config), self.folder, out, patch)
+                else:
+                    self.found[key] = AFTER[kind](config, self.folder, out, patch)
+        return self.found[key]
+
+
+@pytest.fixture(scope="module")
+def left_by(folder: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    (folder / "finished").symlink_to(finished)
+    torch.set_num_threads(1)
+    return Seen(folder, tmp_path_factory.mktemp("left"))
+
+
+def test_every_field_of_every_config_is_in_the_table() -> None:
+    for config, table in FIELDS.items():
+        assert list(table.keys() ^ {field.name for field in fields(config)}) == [], config.__name__
+    modules = [
+        importlib.import_module(f"pocketlm.stages.{found.name}")
+        for found in pkgutil.iter_modules(pocketlm.stages.__path__)
+    ]
+    configs = {value for module in modules for name, value in vars(module).items() if name.endswith("Config")}
+    assert configs <= FIELDS.keys()
+    assert set(FILTERED) == set(FIELDS[Thresholds])
+
+
+@pytest.mark.parametrize("config", [config for config in FIELDS if config is not Thresholds])
+def test_the_same_config_leaves_the_same(config: type, left_by: Seen, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        again = AFTER[config](BASES[config], left_by.folder, tmp_path, patch)
+    assert again == left_by(BASES[config], "")
+
+
+@pytest.mark.parametrize(("config", "name"), [case for case in CASES if case[1] != "name" or case[0] is Source])
+def test_every_field_changes_what_is_left(config: type, name: str, left_by: Seen) -> None:
+    base = replace(BASES[config], **BASE_CHANGES.get((config, name), {}))
+    other = replace(base, **{name: FIELDS[config][name]}, **TOGETHER.get((config, name), {}))
+    assert other != base
+    assert left_by(other, name) != left_by(base, name)
+
+
+@pytest.mark.parametrize("config", STAGES)
+def test_the_name_of_a_config_is_its_folder(config: type, tmp_path: Path) -> None:
+    for name in (BASES[config].name, FIELDS[config]["name"]):
+        plan = Plan(tmp_path, missing_ok=True)
+        assert plan(STAGES[config], replace(BASES[config], name=name)) == tmp_path / name

@@ -1,0 +1,90 @@
+"""The recipes of the two papers: the networks have the published number of weights, and a dry pass needs no data."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketlm.data.batches import ConversationRows
+from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.recipe import load_recipe
+from pocketlm.run import Plan, key_figures, plan
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+R1 = load_recipe(RECIPES / "r1.py")
+PRO = load_recipe(RECIPES / "pro.py")
+
+
+def parameters(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Transformer(config).parameters())
+
+
+@pytest.mark.parametrize(("size", "count"), [("140m", 140_248_512), ("360m", 359_431_168), ("950m", 949_685_760)])
+def test_r1_has_the_published_number_of_parameters(size: str, count: int) -> None:
+    assert parameters(sys.modules["recipe_r1"].SHAPES[size]) == count
+
+
+def test_pro_has_the_published_number_of_parameters_and_of_global_layers() -> None:
+    shape = sys.modules["recipe_pro"].PRO
+    assert parameters(shape) == 1_084_453_120
+    assert [i for i in range(30) if shape.window(i) is None] == [0, 4, 8, 12, 16, 20, 24, 28, 29]
+
+
+@pytest.fixture
+def dry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.chdir(tmp_path)  # where no tokenizer and no teacher lies
+    recipe, flags = request.param
+    return plan(recipe, tmp_path / "run", missing_ok=True, **flags)
+
+
+@pytest.mark.parametrize("dry", [(R1, {"size": "950m"}), (PRO, {})], indirect=True, ids=["r1", "pro"])
+def test_a_dry_pass_without_data_prints_every_stage_and_what_it_needs(dry: Plan) -> None:
+    states = {call.name: call.state() for call in dry.calls}
+    assert set(states.values()) >= {"to do"} and states["phase1"].startswith(("to do", "needs teacher"))
+    assert states[dry.calls[0].name].startswith("needs Llama-")
+    assert all(key_figures(call.config) for call in dry.calls)
+
+
+@pytest.mark.parametrize("dry", [(R1, {"size": "950m"})], indirect=True, ids=["r1"])
+def test_r1_prints_the_figures_of_its_tables(dry: Plan) -> None:
+    told = {call.name: key_figures(call.config) for call in dry.calls}
+    assert "500,000 steps x 2,048 rows x 2,048" in told["phase1"] and "fineweb-edu 63.75 %" in told["phase1"]
+    assert "openwebmath 23.33 %" in told["phase2"] and "lr 0.004" in told["phase2"]
+    assert "50,000 steps x 512 rows x 4,096" in told["mid1"] and "dclm 37.03 %" in told["mid1"]
+    assert "512 samples x 4,096" in told["general"] and "1,024 samples x 32,768" in told["reasoning"]
+    assert "needs Llama-3.1-8B-Instruct" in [call.state() for call in dry.calls]
+
+
+@pytest.mark.parametrize("dry", [(R1, {}), (PRO, {})], indirect=True, ids=["r1", "pro"])
+def test_shares_name_sources_of_their_corpus_and_sum_to_one(dry: Plan) -> None:
+    sources: dict[object, set[str]] = {}
+    for call in dry.calls:
+        if call.record["stage"] == "curate":
+            sources[call.folder] = {source.name for source in call.config.sources}
+        shares = getattr(call.config, "shares", None)
+        if shares:
+            assert set(shares) <= sources[call.inputs["corpus"]]
+            assert sum(shares.values()) == pytest.approx(1, abs=1e-3)  # as check_shares asks
+
+
+def test_an_unknown_size_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="140m, 360m, 950m"):
+        plan(R1, tmp_path, size="1b")
+
+
+def test_without_the_tokenizer_a_real_run_stops_at_once_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Llama-3\.2-1B does not exist"):
+        plan(R1, tmp_path / "run")
+
+
+def test_unpacked_each_conversation_has_a_row_of_its_own() -> None:
+    conversations = [([1, 2, 3], [False, True, True])] * 4
+    packed, alone = (ConversationRows(conversations, 8, 0, packed=value) for value in (True, False))
+    assert list(itertools.chain(*packed.rows)) == list(itertools.chain(*alone.rows)) == [0, 1, 2, 3]
+    assert len(packed) == 2 and len(alone) == 4

@@ -1,0 +1,166 @@
+"""Generation: the cached, batched, streamed loop gives what a full forward pass for each token gives."""
+
+import numpy as np
+import pytest
+import torch
+
+from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.generate import LanguageModel, sample
+from pocketlm.model.quant import SCHEMES, prepare
+from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+
+CONFIG = ModelConfig(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=64,
+    rope_theta=10000.0,
+    initializer_range=0.2,
+    layer_types=(LOCAL, GLOBAL, LOCAL),
+    sliding_window=8,
+)
+PROMPTS = [torch.randint(300, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (20, 1, 7, 13)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["the quick brown fox jumps over the lazy dog"] * 4, 280)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> LanguageModel:
+    return LanguageModel(Transformer(CONFIG), tokenizer)
+
+
+def greedy(model: LanguageModel, prompt: list[int], count: int) -> list[int]:
+    """The best next token by a full forward pass, `count` times."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model.logits(ids)[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=len)
+def test_greedy_tokens_are_the_best_of_a_full_pass_at_every_step(prompt, model):
+    (found,) = model.generate([prompt], max_new_tokens=30, stop_ids=set())
+    assert found == greedy(model, prompt, 30)
+    assert len(set(found)) > 5  # a loop of one token would prove little
+
+
+def test_prompts_of_unequal_lengths_together_are_answered_as_one_by_one(model):
+    together = model.generate(PROMPTS, max_new_tokens=30, stop_ids=set())
+    assert together == [model.generate([p], max_new_tokens=30, stop_ids=set())[0] for p in PROMPTS]
+
+
+def test_rows_that_end_early_leave_the_others_as_they_were(model):
+    """Each stop id ends rows at other steps; the rows that go on are moved up in the cache."""
+    free = model.generate(PROMPTS, max_new_tokens=30, stop_ids=set())
+    stops = {free[0][3], free[2][9]}
+    found = model.generate(PROMPTS, max_new_tokens=30, stop_ids=stops)
+    expected = [tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))] for tokens in free]
+    assert found == expected
+    assert len({len(tokens) for tokens in found}) > 2
+
+
+def test_a_stop_id_ends_the_answer_and_is_not_part_of_it(model):
+    free = greedy(model, PROMPTS[0], 10)
+    at = free.index(free[5])
+    assert model.generate([PROMPTS[0]], max_new_tokens=10, stop_ids={free[5]}) == [free[:at]]
+    assert model.generate([PROMPTS[0]], max_new_tokens=10, stop_ids={free[0]}) == [[]]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "top_p": 0.9, "seed": 3}])
+def test_streaming_gives_the_same_ids_one_at_a_time(options, model):
+    for prompt in PROMPTS:
+        (whole,) = model.generate([prompt], max_new_tokens=12, stop_ids={5}, **options)
+        assert list(model.stream(prompt, max_new_tokens=12, stop_ids={5}, **options)) == whole
+
+
+def test_a_stream_leaves_the_callers_gradients_alone(model):
+    """Between two ids the caller's code runs, and may be training something."""
+    first = model.stream(PROMPTS[0], max_new_tokens=5, stop_ids=set())
+    second = model.stream(PROMPTS[2], max_new_tokens=5, stop_ids=set())
+    for _ in range(2):
+        next(first)
+        next(second)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    del first
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert len(list(second)) == 3
+
+
+def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(model):
+    options = {"max_new_tokens": 20, "stop_ids": set[int](), "temperature": 2.0}
+    once = model.generate(PROMPTS, seed=1, **options)
+    torch.manual_seed(99)  # nothing comes from torch's global state
+    assert model.generate(PROMPTS, seed=1, **options) == once
+    assert model.generate(PROMPTS, seed=2, **options) != once
+
+
+def test_a_row_draws_from_its_own_seed_whoever_is_beside_it(model):
+    options = {"max_new_tokens": 20, "stop_ids": {4, 8, 15}, "temperature": 1.0}
+    together = model.generate(PROMPTS, seed=10, **options)
+    for row, prompt in enumerate(PROMPTS):
+        assert model.generate([prompt], seed=10 + row, **options)[0] == together[row]
+
+
+def test_a_tiny_top_p_and_a_tiny_temperature_are_greedy(model):
+    expected = model.generate(PROMPTS, max_new_tokens=15, stop_ids=set())
+    for options in ({"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-4}):
+        assert model.generate(PROMPTS, max_new_tokens=15, stop_ids=set(), **options) == expected
+
+
+def test_samples_follow_the_tempered_distribution_within_the_top_p_mass():
+    logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
+    generators = [torch.Generator().manual_seed(seed) for seed in range(20000)]
+    drawn = sample(logits.expand(20000, 5), 2.0, 0.9, generators)
+    expected = torch.softmax(logits / 2, -1)  # 0.42 0.25 0.20, 0.09 takes the mass past 0.9, 0.03 falls away
+    expected[4] = 0
+    counts = torch.bincount(drawn, minlength=5) / 20000
+    assert counts[4] == 0
+    assert (counts - expected / expected.sum()).abs().max() < 0.015
+
+
+def test_an_answer_ends_where_the_context_does_whoever_is_beside_it(model):
+    full = PROMPTS[0] * 3 + [1, 2, 3, 4]  # 64 tokens: no room at all
+    prompts = [PROMPTS[0] * 3, full, PROMPTS[1]]
+    found = model.generate(prompts, max_new_tokens=100, stop_ids=set())
+    assert [len(tokens) for tokens in found] == [4, 0, 63]
+    assert found == [model.generate([p], max_new_tokens=100, stop_ids=set())[0] for p in prompts]
+
+
+def test_asking_for_no_tokens_or_answering_no_prompts_gives_none(model):
+    assert model.generate(PROMPTS, max_new_tokens=0, stop_ids=set()) == [[], [], [], []]
+    assert model.generate([], max_new_tokens=5, stop_ids=set()) == []
+
+
+def test_a_prompt_longer_than_the_context_is_refused(model):
+    with pytest.raises(ValueError, match="65 tokens exceed max_position_embeddings 64"):
+        model.generate([[1] * 65], max_new_tokens=1, stop_ids=set())
+    with pytest.raises(ValueError, match="65 tokens exceed max_position_embeddings 64"):
+        model.logits([1] * 65)
+
+
+def test_an_empty_prompt_is_refused(model):
+    with pytest.raises(ValueError, match="an empty prompt"):
+        model.generate([[1], []], max_new_tokens=1, stop_ids=set())
+
+
+def test_logits_are_those_of_the_network(model):
+    logits = model.logits(PROMPTS[0])
+    assert isinstance(logits, np.ndarray) and logits.dtype == np.float32 and logits.shape == (20, 300)
+    assert torch.equal(torch.from_numpy(logits), model.model(torch.tensor([PROMPTS[0]]))[0])
+
+
+def test_an_opened_four_bit_checkpoint_generates_as_its_full_passes_do(tokenizer, tmp_path):
+    network = prepare(Transformer(CONFIG), SCHEMES["int4_group32"])
+    save_checkpoint(tmp_path, network, tokenizer, "int4_group32")
+    opened = LanguageModel.open(tmp_path)
+    assert opened.max_length == 64 and opened.tokenizer.vocab_size == 280
+    assert opened.generate([PROMPTS[2]], max_new_tokens=20, stop_ids=set()) == [greedy(opened, PROMPTS[2], 20)]
+    opened.close()

@@ -1,0 +1,148 @@
+"""Influence scores against the inner product of gradients that autograd holds explicitly, sample by sample."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pocketlm.data.influence import embedding_gradient, influence, probe_directions
+from pocketlm.model.batch import IGNORE_INDEX, Batch
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+
+# B samples, T tokens, V vocabulary, D hidden, C probes
+
+CONFIG = ModelConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=64,
+    rope_theta=10000.0,
+    initializer_range=0.1,
+    layer_types=(LOCAL, GLOBAL),
+    sliding_window=8,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return Transformer(CONFIG)
+
+
+def drawn_batch(rows: int, seed: int = 0, length: int = 20) -> Batch:
+    """Random samples of unequal numbers of labels; tokens repeat, so embedding rows get more than one gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(40, (rows, length + 1), generator=generator)
+    labels = ids[:, 1:].clone()
+    for row in range(rows):
+        labels[row, length - 3 * row :] = IGNORE_INDEX
+    return Batch(input_ids=ids[:, :-1], labels=labels)
+
+
+def one_sample(batch: Batch, row: int) -> Batch:
+    return Batch(input_ids=batch.input_ids[row : row + 1], labels=batch.labels[row : row + 1])
+
+
+def explicit_gradient(model: Transformer, batch: Batch) -> Tensor:
+    """[V, D]: the gradient of one sample's mean loss in the tied embedding, by autograd alone."""
+    logits = model(batch.input_ids)
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX)
+    return torch.autograd.grad(loss, model.model.embed_tokens.weight)[0]
+
+
+def test_the_embedding_gradient_is_autograds_summed_over_samples(model):
+    batch = drawn_batch(5)
+    expected = sum(explicit_gradient(model, one_sample(batch, row)) for row in range(5))
+    found = embedding_gradient(model, batch)
+    assert found.shape == (300, 32)
+    assert (found - expected).abs().max() <= 1e-6 * found.abs().max() + 1e-7
+    assert model.model.embed_tokens.weight.grad is None  # training's gradients stay untouched
+
+
+def test_influence_is_the_inner_product_of_each_samples_gradient_with_each_direction(model):
+    batch = drawn_batch(5)
+    directions = torch.randn(3, 300, 32, generator=torch.Generator().manual_seed(1))
+    found = influence(model, batch, directions)
+    assert found.shape == (5, 3)
+    for row in range(5):
+        gradient = explicit_gradient(model, one_sample(batch, row)).double()
+        for column, direction in enumerate(directions):
+            expected = float((gradient * direction.double()).sum())
+            assert float(found[row, column]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_a_samples_score_does_not_depend_on_its_neighbours(model):
+    batch = drawn_batch(5)
+    directions = torch.randn(2, 300, 32, generator=torch.Generator().manual_seed(1))
+    together = influence(model, batch, directions)
+    alone = torch.cat([influence(model, one_sample(batch, row), directions) for row in range(5)])
+    assert torch.allclose(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sample_that_is_the_probe_helps_it(model):
+    for seed in range(5):
+        probe = drawn_batch(1, seed)
+        directions = probe_directions(model, {"own": [probe], "other": [drawn_batch(1, seed + 50)]})
+        scores = influence(model, probe, directions)[0]
+        assert scores[0] > 0 and scores[0] > scores[1].abs()
+
+
+def test_positive_influence_means_that_learning_the_sample_lowers_the_probes_loss(model):
+    """Along the sample's gradient the probe's loss falls at the rate of the inner product (a central difference)."""
+    probe, samples = drawn_batch(1, 3), drawn_batch(4, 8)
+    direction = explicit_gradient(model, probe)
+    scores = influence(model, samples, direction[None])[:, 0]
+    weight = model.model.embed_tokens.weight
+    start = weight.detach().clone()
+
+    @torch.no_grad()
+    def probe_loss(embedding: Tensor) -> float:
+        weight.copy_(embedding)
+        logits = model(probe.input_ids).double()
+        weight.copy_(start)
+        return float(F.cross_entropy(logits.flatten(0, 1), probe.labels.flatten(), ignore_index=IGNORE_INDEX))
+
+    lr = 1e-3
+    for row in range(4):
+        gradient = explicit_gradient(model, one_sample(samples, row))
+        fall = (probe_loss(start + lr * gradient) - probe_loss(start - lr * gradient)) / (2 * lr)
+        assert fall == pytest.approx(float(scores[row]), rel=0.02, abs=1e-4)
+
+
+def test_probe_directions_are_of_unit_norm_and_one_for_each_probe(model):
+    probes = {"code": [drawn_batch(3, 1), drawn_batch(3, 2)], "maths": [drawn_batch(2, 3)]}
+    directions = probe_directions(model, probes)
+    assert directions.shape == (2, 300, 32)
+    assert directions.flatten(1).norm(dim=1).tolist() == pytest.approx([1, 1], rel=1e-5)
+
+
+def test_probe_directions_are_mean_gradients_over_root_mean_squares(model):
+    probes = {"code": [drawn_batch(3, 1), drawn_batch(3, 2)], "maths": [drawn_batch(2, 3)]}
+    each = {
+        name: [
+            sum(explicit_gradient(model, one_sample(b, row)) for row in range(len(b.labels))) / len(b.labels)
+            for b in batches
+        ]
+        for name, batches in probes.items()
+    }
+    flat = torch.stack([g for gradients in each.values() for g in gradients])  # type: ignore[arg-type]
+    root = flat.square().mean(0).sqrt() + 1e-8
+    for found, gradients in zip(probe_directions(model, probes), each.values(), strict=True):
+        expected = torch.stack(gradients).mean(0) / root  # type: ignore[arg-type]
+        assert F.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.9999
+
+
+def test_a_sample_without_labels_has_no_influence(model):
+    batch = drawn_batch(2)
+    batch.labels[1] = IGNORE_INDEX
+    directions = torch.randn(1, 300, 32, generator=torch.Generator().manual_seed(1))
+    scores = influence(model, batch, directions)[:, 0]
+    assert scores[0] != 0 and scores[1] == 0
+
+
+def test_an_empty_probe_set_is_refused(model):
+    with pytest.raises(ValueError, match="a probe set is empty; raise probe_share"):
+        probe_directions(model, {"code": []})

@@ -1,0 +1,348 @@
+"""The training loop: the same bits wherever it is interrupted, and nothing half-done on disk or in the weights."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pocketlm.model.batch import Batch
+from pocketlm.model.quant import SCHEMES, prepare
+from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.train import loop
+from pocketlm.train.loop import load_state, saved_states, train, train_step
+from pocketlm.train.losses import next_token_loss
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
+
+CONFIG = ModelConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=64,
+    rope_theta=10000.0,
+    qk_norm_weight=True,
+)
+OPTIM = OptimConfig(lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, compute_dtype="float32")
+
+
+class Stopped(Exception):
+    """What interrupts a training in these tests."""
+
+
+def batches(step: int) -> list[Batch]:
+    ids = torch.randint(300, (4, 17), generator=torch.Generator().manual_seed(step))
+    return [Batch(input_ids=ids[i : i + 2, :-1], labels=ids[i : i + 2, 1:]) for i in (0, 2)]
+
+
+def failing_at(stop: int) -> Callable[[int], list[Batch]]:
+    def draw(step: int) -> list[Batch]:
+        if step == stop:
+            raise Stopped
+        return batches(step)
+
+    return draw
+
+
+def run(out: Path, draw: Callable[[int], list[Batch]] = batches, optim: OptimConfig = OPTIM, **options: Any):
+    """A fresh network, as a new process would make it, trained in `out`."""
+    out.mkdir(exist_ok=True)
+    model = options.pop("model", None) or Transformer(CONFIG)
+    options = {"label": "test", "save_every_steps": 2} | options
+    return train(model, draw, options.pop("loss_fn", next_token_loss), optim, out, **options)
+
+
+def bits(model: Transformer) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone().view(torch.int32) for name, tensor in model.state_dict().items()}
+
+
+def same_bits(one: Transformer, other: Transformer) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(bits(one).values(), bits(other).values(), strict=True))
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def optim(request) -> OptimConfig:
+    return replace(OPTIM, optimizer=request.param)
+
+
+@pytest.fixture(scope="module")
+def unbroken(optim, tmp_path_factory) -> tuple[Transformer, list[dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("unbroken")
+    return run(out, optim=optim), logged(out)
+
+
+FIGURES = ("step", "loss", "lr", "grad_norm", "tokens")
+
+
+def figures(lines: list[dict[str, Any]]) -> list[list[float]]:
+    """What training alone decides of each line, and not the clock."""
+    return [[line[key] for key in FIGURES] for line in lines]
+
+
+@pytest.mark.parametrize("stop", range(6))
+@pytest.mark.parametrize("save_every", [1, 2, 4])
+def test_resuming_at_any_step_gives_the_same_weights(stop, save_every, optim, unbroken, tmp_path):
+    with pytest.raises(Stopped):
+        run(tmp_path, failing_at(stop), optim, save_every_steps=save_every)
+    drawn = []
+    model = run(tmp_path, lambda step: drawn.append(step) or batches(step), optim, save_every_steps=save_every)
+    whole, lines = unbroken
+    assert same_bits(model, whole)
+    assert drawn == list(range(stop - stop % save_every, 6))
+    assert figures(logged(tmp_path)) == figures(lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_kill_saves_the_step_it_is_in_and_resuming_gives_the_same_weights(number, optim, unbroken, tmp_path):
+    before = signal.getsignal(number)
+
+    def killed(step: int) -> list[Batch]:
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return batches(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, killed, optim, save_every_steps=100)
+    assert signal.getsignal(number) is before
+    assert [state.name for state in saved_states(tmp_path)] == ["step-00000003"]
+    assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2]
+    assert same_bits(run(tmp_path, optim=optim), unbroken[0])
+    assert [line["step"] for line in logged(tmp_path)] == list(range(6))
+
+
+def test_being_interrupted_at_every_step_gives_the_same_weights(optim, unbroken, tmp_path):
+    for stop in range(1, 6):
+        with pytest.raises(Stopped):
+            run(tmp_path, failing_at(stop), optim, save_every_steps=1)
+    assert same_bits(run(tmp_path, optim=optim), unbroken[0])
+    assert [line["step"] for line in logged(tmp_path)] == list(range(6))
+
+
+def test_a_four_bit_training_resumes_with_the_same_weights(tmp_path):
+    def student() -> Transformer:
+        return prepare(Transformer(CONFIG), SCHEMES["int4_group32"])
+
+    whole = run(tmp_path, model=student())
+    with pytest.raises(Stopped):
+        run(tmp_path / "broken", failing_at(3), model=student())
+    assert same_bits(run(tmp_path / "broken", model=student()), whole)
+
+
+def test_a_finished_training_called_again_does_nothing(optim, unbroken, tmp_path):
+    run(tmp_path, optim=optim)
+    assert same_bits(run(tmp_path, failing_at(0), optim), unbroken[0])
+    assert [line["step"] for line in logged(tmp_path)] == list(range(6))
+
+
+def test_only_the_newest_state_is_kept(tmp_path):
+    run(tmp_path, save_every_steps=2)
+    assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["step-00000006"]
+
+
+def test_a_state_torn_while_it_was_written_is_ignored(optim, unbroken, tmp_path, monkeypatch):
+    def torn(tensors, file):
+        if "optimizer" in file.name:
+            file.write_bytes(b"half of it")
+            raise Stopped
+        return whole(tensors, file)
+
+    with pytest.raises(Stopped):
+        run(tmp_path, failing_at(2), optim)  # step 2 is saved
+    whole = loop.save_file
+    monkeypatch.setattr(loop, "save_file", torn)
+    with pytest.raises(Stopped):
+        run(tmp_path, batches, optim)
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "resume").iterdir()) == ["partial", "step-00000002"]
+    assert same_bits(run(tmp_path, optim=optim), unbroken[0])
+    assert not (tmp_path / "resume" / "partial").exists()
+
+
+def test_an_older_state_left_beside_a_newer_one_is_not_read(optim, unbroken, tmp_path, monkeypatch):
+    """Killed after the new state got its name and before the old one was taken away."""
+    with pytest.raises(Stopped):
+        run(tmp_path, failing_at(2), optim)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Stopped):
+            run(tmp_path, failing_at(4), optim)
+    assert [p.name for p in saved_states(tmp_path)] == ["step-00000002", "step-00000004"]
+    drawn = []
+    model = run(tmp_path, lambda step: drawn.append(step) or batches(step), optim)
+    assert drawn == [4, 5] and same_bits(model, unbroken[0])
+
+
+def test_a_damaged_state_is_named_and_not_taken_for_a_new_start(tmp_path):
+    with pytest.raises(Stopped):
+        run(tmp_path, failing_at(2))
+    file = tmp_path / "resume" / "step-00000002" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"optimizer\.safetensors: damaged"):
+        run(tmp_path)
+
+
+def test_a_metrics_line_torn_by_a_crash_is_dropped(tmp_path):
+    with pytest.raises(Stopped):
+        run(tmp_path, failing_at(3))  # step 2 is logged but not in the saved state
+    assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2]
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    run(tmp_path)
+    assert [line["step"] for line in logged(tmp_path)] == list(range(6))
+
+
+def test_every_step_tells_its_figures(tmp_path):
+    run(tmp_path)
+    for step, line in enumerate(logged(tmp_path)):
+        assert set(line) == {*FIGURES, "tokens_per_second", "seconds"}
+        assert line["step"] == step and line["tokens"] == 64
+        assert line["lr"] == lr_at(OPTIM, step) and line["loss"] == pytest.approx(math.log(300), rel=0.05)
+        assert line["grad_norm"] > 0 and line["tokens_per_second"] > 0 and line["seconds"] >= 0
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(poison, tmp_path):
+    def poisoned(model: Transformer, batch: Batch) -> Tensor:
+        loss = next_token_loss(model, batch)
+        return loss * poison if torch.equal(batch.input_ids, batches(3)[1].input_ids) else loss
+
+    model = Transformer(CONFIG)
+    at_step_3: list[dict[str, Tensor]] = []
+
+    def watched(step: int) -> list[Batch]:
+        at_step_3[:] = [bits(model)]
+        return batches(step)
+
+    with pytest.raises(FloatingPointError, match=r"step 3: loss .* the weights are untouched"):
+        run(tmp_path, watched, loss_fn=poisoned, model=model)
+    assert all(torch.equal(a, b) for a, b in zip(bits(model).values(), at_step_3[0].values(), strict=True))
+    assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2]
+    assert [p.name for p in saved_states(tmp_path)] == ["step-00000002"]
+
+
+def test_a_gradient_that_is_not_finite_stops_too():
+    model = Transformer(CONFIG)
+    before = bits(model)
+
+    def steep(model: Transformer, batch: Batch) -> Tensor:
+        return (model.model.norm.weight - 1).abs().sqrt().sum()  # its value is 0, its slope infinite
+
+    with pytest.raises(FloatingPointError, match=r"step 7: loss 0\.0, gradient norm nan|gradient norm inf"):
+        train_step(model, make_optimizers(model, OPTIM), batches(0), steep, 1e-2, 1.0, 7)
+    assert all(torch.equal(a, b) for a, b in zip(bits(model).values(), before.values(), strict=True))
+
+
+def test_training_lowers_the_loss_of_what_it_repeats(optim, tmp_path):
+    run(tmp_path, lambda step: batches(0), replace(optim, num_steps=15))
+    lines = logged(tmp_path)
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+def schedule(**fields: Any) -> list[float]:
+    """The learning rate of each step, and of the one after the last."""
+    config = replace(OPTIM, **{"lr": 1.0, "num_steps": 14, "warmup_steps": 4, "final_lr_share": 0.1} | fields)
+    return [lr_at(config, step) for step in range(config.num_steps + 1)]
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_the_learning_rate_warms_up_peaks_and_ends_where_it_should(kind):
+    lr = schedule(schedule=kind)
+    assert lr[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])  # the first step already learns
+    assert lr[9] == pytest.approx(0.55)  # half way down both are half way
+    assert lr[14] == pytest.approx(0.1)
+    assert lr[4:] == sorted(lr[4:], reverse=True)
+
+
+def test_linear_falls_evenly_and_cosine_as_a_cosine():
+    falls = [a - b for a, b in zip(schedule()[4:], schedule()[5:], strict=False)]
+    assert falls == pytest.approx([0.09] * 10)
+    assert schedule(schedule="cosine")[6] == pytest.approx(0.1 + 0.9 * (1 + math.cos(0.2 * math.pi)) / 2)
+
+
+def test_a_schedule_without_warm_up_starts_at_the_peak_and_a_flat_one_stays():
+    assert schedule(warmup_steps=0)[0] == 1.0
+    assert schedule(warmup_steps=0, final_lr_share=1.0) == pytest.approx([1.0] * 15)
+    assert schedule(final_lr_share=0.0)[14] == 0.0 and schedule(final_lr_share=0.0)[13] > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_steps": 0}, "num_steps 0 must be at least 1"),
+        ({"warmup_steps": 6}, "warmup_steps 6 must be below num_steps 6"),
+        ({"schedule": "wsd"}, "schedule 'wsd' is unknown; known: linear, cosine"),
+        ({"optimizer": "sgd"}, "optimizer 'sgd' is unknown; known: adamw, muon"),
+        ({"lr": 0.0}, r"lr 0\.0 must be positive"),
+        ({"compute_dtype": "float16"}, "compute_dtype 'float16' is unknown"),
+    ],
+)
+def test_a_config_that_cannot_train_says_which_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        replace(OPTIM, **fields)
+
+
+def groups(model: Transformer, config: OptimConfig) -> dict[str, tuple[str, float]]:
+    """(optimizer, weight decay) of each parameter by name; each must be in exactly one group."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [
+        (names[id(p)], (type(optimizer).__name__, group["weight_decay"]))
+        for optimizer in make_optimizers(model, config)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
+    assert len(found) == len(dict(found)) == len(names)
+    return dict(found)
+
+
+def test_adamw_decays_matrices_and_not_norms():
+    for name, group in groups(Transformer(CONFIG), replace(OPTIM, weight_decay=0.3)).items():
+        assert group == ("AdamW", 0.0 if "norm" in name else 0.3), name
+
+
+def test_muon_moves_the_matrices_inside_the_blocks_and_adamw_the_rest():
+    model = Transformer(replace(CONFIG, tie_word_embeddings=False))
+    for name, group in groups(model, replace(OPTIM, optimizer="muon", weight_decay=0.3)).items():
+        if "norm" in name:
+            assert group == ("AdamW", 0.0), name
+        elif name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert group == ("AdamW", 0.3), name
+        else:
+            assert group == ("Muon", 0.3), name
+
+
+def test_frozen_parameters_have_no_optimizer():
+    model = Transformer(CONFIG)
+    model.model.embed_tokens.weight.requires_grad_(False)
+    held = {id(p) for o in make_optimizers(model, OPTIM) for group in o.param_groups for p in group["params"]}
+    assert id(model.model.embed_tokens.weight) not in held and len(held) == len(list(model.parameters())) - 1
+
+
+def test_an_empty_folder_starts_at_step_0(tmp_path):
+    model = Transformer(CONFIG)
+    before = bits(model)
+    assert load_state(model, make_optimizers(model, OPTIM), tmp_path) == 0
+    assert all(torch.equal(a, b) for a, b in zip(bits(model).values(), before.values(), strict=True))
+
+
+def test_matrix_products_are_back_in_float32_after_training_in_bfloat16(tmp_path):
+    model = run(tmp_path, optim=replace(OPTIM, compute_dtype="bfloat16", num_steps=3))
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    fresh = Transformer(CONFIG)
+    fresh.load_state_dict(model.state_dict())
+    ids = batches(0)[0].input_ids
+    assert torch.equal(model(ids), fresh(ids))
