@@ -237,7 +237,7 @@ def evaluation_table(report: dict[str, Any]) -> "Table":
     table = Table(title=f"solved on suite {report['suite']}, and needles found", title_justify="left")
     table.add_column("model", no_wrap=True)
     columns = [
-        "all",
+        "accuracy",
         *(family.replace("_", " ") for family in families),
         *(f"needle {n}" for n in needles),
         "MB",

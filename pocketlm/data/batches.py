@@ -7,6 +7,7 @@ Shapes: B rows of a micro-batch, T tokens
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from pocketlm.data.shards import Shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]  # input ids, labels, document ids, each [T]
-BLOCK = 256  # rows after which every source has had exactly its share
+BLOCK = 4096  # rows after which every source has had exactly its share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,16 +179,27 @@ def block_quotas(shares: Sequence[float]) -> list[int]:
     quotas = np.floor(exact).astype(int)
     for which in np.argsort(quotas - exact, kind="stable")[: BLOCK - quotas.sum()]:
         quotas[which] += 1
+    if not quotas.all():
+        raise ValueError(
+            f"a share of {min(shares):.1e} is below one row in {BLOCK}, so its source would never be read; use 0"
+        )
     return quotas.tolist()
 
 
 def draw_source(number: int, quotas: Sequence[int], seed: int) -> tuple[int, int]:
     """(source of row `number`, how many rows of that source came before it), without counting them."""
     block, place = divmod(number, BLOCK)
-    order = np.repeat(np.arange(len(quotas)), quotas)
-    np.random.default_rng((seed, block)).shuffle(order)
+    order = block_order(block, tuple(quotas), seed)
     which = int(order[place])
     return which, block * quotas[which] + int((order[:place] == which).sum())
+
+
+@lru_cache(maxsize=8)
+def block_order(block: int, quotas: tuple[int, ...], seed: int) -> np.ndarray:
+    """The source of each row of a block, shuffled by the seed and the block's number alone."""
+    order = np.repeat(np.arange(len(quotas)), quotas)
+    np.random.default_rng((seed, block)).shuffle(order)
+    return order
 
 
 def permuted(place: int, size: int, key: tuple[int, ...]) -> int:

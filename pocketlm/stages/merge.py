@@ -12,7 +12,7 @@ from torch import Tensor
 from pocketlm.data.batches import TextRows, collate
 from pocketlm.data.corpus import open_shards, source_domains
 from pocketlm.model.batch import Batch
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import write_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.losses import next_token_loss
@@ -42,8 +42,15 @@ def merge(config: MergeConfig, out: Path, *, corpus: Path, models: list[Path]) -
 
     The uniform average and each single specialist are scored beside it, on the same validation rows.
     """
-    loaded = [load_checkpoint(path) for path in models]
     names = [path.name for path in models]
+    if len(set(names)) != len(names):
+        raise ValueError(
+            f"the models' folders must have different names, for merge.json to tell them apart; got {names}"
+        )
+    for path in models:
+        if quantization_of(path):
+            raise ValueError(f"{path} is quantized ({quantization_of(path)}); merge its full-precision parent instead")
+    loaded = [load_checkpoint(path) for path in models]
     networks = [network for network, _ in loaded]
     check_mergeable(networks, names)
     states = [network.state_dict() for network in networks]

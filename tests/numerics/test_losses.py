@@ -178,7 +178,8 @@ def test_eight_micro_batches_of_one_row_update_as_one_of_eight(optimizer, kind):
     one, loss, norm = updated([whole], loss_fn, make)
     eight, split_loss, split_norm = updated(rows, loss_fn, make)
     assert split_loss == pytest.approx(loss, rel=1e-6) and split_norm == pytest.approx(norm, rel=1e-5)
-    limit = {"plain": 1e-7, "adamw": 1e-2 * 1e-2, "muon": 1e-2 * 1e-2}[optimizer]
+    # measured: 1.5e-8, 1.9e-6 (AdamW divides by the gradient's size), 7.8e-5 (Muon orthogonalises in bfloat16), lr 1e-2
+    limit = {"plain": 1e-7, "adamw": 2e-5, "muon": 5e-4}[optimizer]
     for (name, a), b in zip(one.named_parameters(), eight.parameters(), strict=True):
         assert (a - b).abs().max() <= limit, name
 

@@ -36,7 +36,7 @@ SHAPE = ModelConfig(
     num_attention_heads=2,
     num_key_value_heads=1,
     head_dim=16,
-    max_position_embeddings=96,
+    max_position_embeddings=160,
     rope_theta=10_000.0,
     layer_types=("full_attention", "sliding_attention"),
     sliding_window=8,
@@ -90,10 +90,10 @@ BASES: dict[type, Any] = {
         seed=1,
     ),
     ExtendConfig: ExtendConfig(
-        name="long", optim=STEPS, seq_len=128, **ROWS, rope_theta_factor=4.0, shares=SHARES, save_every_steps=3
+        name="long", optim=STEPS, seq_len=192, **ROWS, rope_theta_factor=4.0, shares=SHARES, save_every_steps=3
     ),
     MergeConfig: MergeConfig(name="merged", resolution=2, seq_len=32, validation_rows=2),
-    FinetuneConfig: FinetuneConfig(name="chat", optim=STEPS, seq_len=96, **ROWS, save_every_steps=3),
+    FinetuneConfig: FinetuneConfig(name="chat", optim=STEPS, seq_len=160, **ROWS, save_every_steps=3),
     QuantizeConfig: QuantizeConfig(
         name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save_every_steps=3
     ),
@@ -104,7 +104,7 @@ BASES: dict[type, Any] = {
         max_new_tokens=3,
         bits_tokens=60,
         bits_window=32,
-        needle_tokens=(90,),
+        needle_tokens=(180,),
         needle_trials=1,
         haystack=("notes",),
         speed_tokens=4,
@@ -235,7 +235,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "max_epochs": 0.9,
         "seed": 2,
     },
-    ExtendConfig: {"name": "other", **TRAINING, "seq_len": 112, "rope_theta_factor": 1.0, "shares": {"texts": 1.0}},
+    ExtendConfig: {"name": "other", **TRAINING, "seq_len": 176, "rope_theta_factor": 1.0, "shares": {"texts": 1.0}},
     MergeConfig: {
         "name": "other",
         "resolution": 3,
@@ -261,7 +261,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "batch_size": 2,
         "bits_tokens": 90,
         "bits_window": 8,
-        "needle_tokens": (96,),
+        "needle_tokens": (150,),
         "needle_trials": 2,
         "haystack": ("texts",),
         "speed_tokens": 6,

@@ -134,7 +134,7 @@ def make_models(folder: Path) -> None:
         tokenizer.chat_template = CHATML if name == "chat" else None
         (folder / name).mkdir()
         save_checkpoint(folder / name, Transformer(SHAPE, seed=seed), tokenizer)
-    long = replace(SHAPE, max_position_embeddings=128)
+    long = replace(SHAPE, max_position_embeddings=192)
     (folder / "long").mkdir()
     save_checkpoint(folder / "long", Transformer(long, seed=4), tokenizer)
 

@@ -198,8 +198,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
 @pytest.mark.parametrize(
     ("stage", "begun", "hook"),
     [
-        ("mid", "mid/resume", ("slow", "pocketlm.train.loop:train_step", 250)),
-        ("corpus", "corpus/documents", ("slow", "pocketlm.corpus.clean:document_json", 3)),
+        ("mid", "mid/resume/step-*", ("slow", "pocketlm.train.loop:train_step", 250)),
+        ("corpus", "corpus/documents/*", ("slow", "pocketlm.corpus.clean:document_json", 3)),
     ],
 )
 def test_a_run_asked_to_stop_says_so_and_goes_on_later(
@@ -220,18 +220,22 @@ def test_a_run_asked_to_stop_says_so_and_goes_on_later(
 
 def test_a_stage_asked_to_stop_saves_the_step_it_is_at(runner: Runner, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert stopped(runner, out, ("slow", "pocketlm.train.loop:train_step", 500), "base/resume", signal.SIGTERM) == 130
+    assert (
+        stopped(runner, out, ("slow", "pocketlm.train.loop:train_step", 500), "base/resume/step-*", signal.SIGTERM)
+        == 130
+    )
     (state,) = (out / "base" / "resume").glob("step-*")
     assert json.loads((state / "state.json").read_text()) == {"step": 3}  # saves are due at 2 and 4
     assert len((out / "base" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def stopped(runner: Runner, out: Path, hook: Hook, begun: str, number: signal.Signals) -> int | None:
-    """Exit status of a run that gets a signal as soon as the folder `begun` is there."""
+    """Exit status of a run that gets a signal soon after something matches `begun`."""
     process = runner.start(out, hook)
     deadline = time.monotonic() + 60
-    while not list((out / begun).glob("*")) and time.monotonic() < deadline:
+    while not list(out.glob(begun)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.pid
+    time.sleep(0.1)  # into the next step
     os.kill(process.pid, number)
     return runner.status(process)

@@ -27,10 +27,10 @@ OTHERS = ("corpus", "mix", "select", "files", "evaluation", "report")
 SOURCES = ("problems", "notes", "recall", "texts")
 DOMAINS = {"maths", "knowledge", "code"}
 
-# |bits per byte of the file - of its checkpoint|. Same integers and scales in both; activations are int8 a token in ours
-# and ExecuTorch's, int8 a block of 32 in llama.cpp's. Measured: 0.0005 (.gguf).
-GGUF_TOLERANCE = 0.02
-PTE_TOLERANCE = 0.02
+# |bits per byte of the file - of its checkpoint|. The integers and scales are the same; activations are int8 a token in ours
+# and ExecuTorch's, int8 a block of 32 in llama.cpp's. Measured: 0.0006 (.gguf), 0.0001 (.pte), of 2 to 4 bits.
+GGUF_TOLERANCE = 0.005
+PTE_TOLERANCE = 0.001
 
 
 @pytest.fixture
