@@ -139,7 +139,7 @@ def show_results(folders: list[Path]) -> None:
     console = Console()
     for folder in folders:
         if (folder / "evaluation.json").is_file():
-            console.print(evaluation_table(read_json(folder / "evaluation.json")))
+            console.print(evaluation_table(read_json(folder / "evaluation.json"), console.width))
     for page in (folder / "report.html" for folder in folders if (folder / "report.html").is_file()):
         console.print(f"report: {page.absolute()}", soft_wrap=True)
     chats = [folder for folder in folders if (folder / "chat_template.jinja").is_file()][-1:]
@@ -224,38 +224,36 @@ def evaluate_models(
             if len(set(labels)) < len(models):
                 labels = tuple(str(model).strip("/").replace("/", "-") for model in models)
             evaluate(EvaluateConfig(name="evaluation", suite=suite, labels=labels), folder, models=models)
-            Console().print(evaluation_table(read_json(folder / "evaluation.json")))
+            console = Console()
+            console.print(evaluation_table(read_json(folder / "evaluation.json"), console.width))
 
 
-def evaluation_table(report: dict[str, Any]) -> "Table":
-    """What an evaluation found: a row for each model, the shares solved and the needles found in columns."""
+def evaluation_table(report: dict[str, Any], width: int) -> "Table":
+    """What an evaluation found: a row for each model; the families of problems have columns where `width` allows."""
     from rich.table import Table
 
     models = report["models"]
     first = next(iter(models.values()))
-    families, needles = list(first["problems"]), list(first.get("needle", {}))
-    table = Table(title=f"solved on suite {report['suite']}, and needles found", title_justify="left")
+    needles = list(first.get("needle", {}))
+    families = list(first["problems"]) if width >= 70 + 11 * len(first["problems"]) else []
+    table = Table(
+        title=f"solved on suite {report['suite']}" + ", and needles found" * bool(needles), title_justify="left"
+    )
     table.add_column("model", no_wrap=True)
-    columns = [
-        "accuracy",
-        *(family.replace("_", " ") for family in families),
-        *(f"needle {n}" for n in needles),
-        "MB",
-        "tokens/s",
-    ]
-    for name in columns:
-        table.add_column(name, justify="right")
+    needle_columns = [f"needle {tokens}" for tokens in needles]
+    for name in ["accuracy", *(family.replace("_", " ") for family in families), *needle_columns, "MB", "tokens/s"]:
+        table.add_column(name, justify="right", no_wrap=name in ("accuracy", "MB", "tokens/s"))
     for label, figures in models.items():
         solved = [figures["problems"][family] for family in families]
-        found = [figures["needle"][n] for n in needles]
+        found = [figures["needle"][tokens] for tokens in needles]
         cells = [f"{figures['accuracy']:.1%}", *(f"{s['solved'] / s['total']:.0%}" for s in solved)]
         cells += [f"{f['found']}/{f['of']}" for f in found]
         table.add_row(label, *cells, f"{figures['bytes'] / 1e6:,.2f}", f"{figures['tokens_per_second']:,.0f}")
     table.add_section()
-    constant = [first["constant_answer"][family] for family in families]
-    table.add_row(
-        "[dim]best constant answer[/dim]", f"{sum(constant) / len(constant):.0%}", *(f"{c:.0%}" for c in constant)
-    )
+    constant = first["constant_answer"]
+    total = sum(constant[f] * first["problems"][f]["total"] for f in constant)
+    rate = total / sum(problems["total"] for problems in first["problems"].values())
+    table.add_row("[dim]best constant answer[/dim]", f"{rate:.1%}", *(f"{constant[f]:.0%}" for f in families))
     return table
 
 

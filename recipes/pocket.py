@@ -30,7 +30,6 @@ FAMILIES = (
     "leg_counting",
     "simple_equations",
     "complex_arithmetic",
-    "number_filtering",
     "simple_geometry",
 )
 
@@ -38,8 +37,8 @@ CORPUS = CurateConfig(
     name="corpus",
     sources=(
         Source(name="problems", domain="maths", kind="problems", families=FAMILIES, count=30_000, seed=1),
-        Source(name="notes", domain="knowledge", kind="notes", count=5_000, seed=2, pairs_range=(1, 8)),
-        Source(name="recall", domain="knowledge", kind="recall", count=2_000, seed=3, pairs_range=(1, 8)),
+        Source(name="notes", domain="knowledge", kind="notes", count=5_000, seed=2, pairs_range=(1, 3)),
+        Source(name="recall", domain="knowledge", kind="recall", count=2_000, seed=3, pairs_range=(1, 3)),
         Source(name="reference", domain="knowledge", kind="language_reference"),
         Source(name="docstrings", domain="knowledge", kind="stdlib_docstrings", max_bytes=1_000_000),
         Source(name="code", domain="code", kind="stdlib_code", max_bytes=2_000_000, split_code=True),
@@ -79,7 +78,7 @@ PHASE = PretrainConfig(name="phase", optim=FADE, seq_len=WINDOW, rows_per_step=8
 MIX = MixConfig(
     name="mix",
     proxy=PROXY,
-    optim=replace(FADE, num_steps=100, warmup_steps=10),
+    optim=replace(FADE, num_steps=80, warmup_steps=8),
     seq_len=WINDOW,
     rows_per_step=8,
     looks=20,
@@ -92,7 +91,7 @@ MIX = MixConfig(
 SELECT = SelectConfig(
     name="select",
     seq_len=WINDOW,
-    candidate_tokens=40_000,
+    candidate_tokens=20_000,
     probe_rows=24,
     batch_rows=12,
     budget_tokens=200_000,
@@ -171,7 +170,7 @@ def recipe(run, *, effort: float = 1.0):
     # The teacher: a larger network by the same recipe in short, then trained on long rows, as Pro's teacher was.
     wide = run(
         pretrain,
-        replace(PHASE, name="teacher-short", model=TEACHER, optim=steps(700, FADE, 2e-2)),
+        replace(PHASE, name="teacher-short", model=TEACHER, optim=steps(350, FADE, 2e-2)),
         corpus=corpus,
         mix=mix,
     )
@@ -181,16 +180,16 @@ def recipe(run, *, effort: float = 1.0):
 
     # R1: pre-training in two phases, then two rounds of selecting what still helps and distilling on it.
     phase1 = run(
-        pretrain, replace(PHASE, name="phase1", model=STUDENT, optim=steps(300, FADE, 2e-2)), corpus=corpus, mix=mix
+        pretrain, replace(PHASE, name="phase1", model=STUDENT, optim=steps(200, FADE, 2e-2)), corpus=corpus, mix=mix
     )
     base = trunk = run(
-        pretrain, replace(PHASE, name="base", optim=steps(300, FADE, 2e-2)), corpus=corpus, mix=mix, model=phase1
+        pretrain, replace(PHASE, name="base", optim=steps(200, FADE, 2e-2)), corpus=corpus, mix=mix, model=phase1
     )
     for turn in (1, 2):
         chosen = run(select, replace(SELECT, name=f"select{turn}", seed=12 + turn), corpus=corpus, model=trunk)
         trunk = run(
             pretrain,
-            replace(PHASE, name=f"mid{turn}", optim=steps(120, ANNEAL, 1e-2)),
+            replace(PHASE, name=f"mid{turn}", optim=steps(60, ANNEAL, 1e-2)),
             corpus=corpus,
             model=trunk,
             selection=chosen,
@@ -200,13 +199,13 @@ def recipe(run, *, effort: float = 1.0):
 
     # Pro: context extension by implicit positional distillation, specialists and their merge.
     long = run(
-        extend_context, replace(EXTEND, optim=steps(80, ANNEAL, 4e-3)), corpus=corpus, model=mid, teacher=teacher
+        extend_context, replace(EXTEND, optim=steps(60, ANNEAL, 4e-3)), corpus=corpus, model=mid, teacher=teacher
     )
     branches = {"maths": {"problems": 0.9, "notes": 0.1}, "code": {"code": 0.7, "problems": 0.2, "notes": 0.1}}
     specialists = [
         run(
             pretrain,
-            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(50, ANNEAL, 4e-3)),
+            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(40, ANNEAL, 4e-3)),
             corpus=corpus,
             model=long,
         )
@@ -220,9 +219,9 @@ def recipe(run, *, effort: float = 1.0):
     )
 
     # Conversations, four bits, and the files that ship.
-    chat = run(finetune, replace(CHAT, optim=steps(400, ANNEAL, 1e-2)), corpus=corpus, model=merged)
+    chat = run(finetune, replace(CHAT, optim=steps(800, ANNEAL, 1e-2)), corpus=corpus, model=merged)
     ptq = run(quantize, replace(INT4, name="ptq", optim=None), model=chat)
-    int4 = run(quantize, replace(INT4, optim=steps(120, ANNEAL, 1e-3)), model=chat, corpus=corpus)
+    int4 = run(quantize, replace(INT4, optim=steps(100, ANNEAL, 1e-3)), model=chat, corpus=corpus)
     files = run(export, ExportConfig(name="files"), model=int4)
     models = [base, mid, long, merged, chat, ptq, int4, files / "model.gguf", files / "model.pte"]
     evaluation = run(evaluate, EVALUATE, models=models, corpus=corpus)

@@ -17,21 +17,8 @@ from functools import cache
 from itertools import count as count_from
 
 ANSWER_MARK = "#### "  # GSM8K's convention: the last line of a response is the mark and the answer
-SHORT_NAMES = [
-    "chicken",
-    "bird",
-    "duck",
-    "dog",
-    "cat",
-    "cow",
-    "horse",
-    "lion",
-    "tiger",
-    "ant",
-    "bee",
-    "spider",
-    "crab",
-]  # of leg_counting's animals
+# of leg_counting's animals: names of a token or two, so that copying one is no task of its own
+SHORT_NAMES = ("chicken", "bird", "duck", "dog", "cat", "cow", "horse", "lion", "tiger", "ant", "bee", "spider", "crab")
 HELD_OUT_SHARE = 16  # one question in 16 is never trained on
 SEED_STRIDE = 10_000_000  # stream `seed` reads reasoning-gym's items [seed * stride, (seed + 1) * stride)
 

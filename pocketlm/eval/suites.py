@@ -33,13 +33,12 @@ POCKET_FAMILIES = (
     "leg_counting",
     "simple_equations",
     "complex_arithmetic",
-    "number_filtering",
     "simple_geometry",
 )
 
 SUITES = {
     # 360 problems: one percentage point is between three and four of them
-    "pocket": GeneratedSuite(families=POCKET_FAMILIES, per_family=60, seed=1_000_000),
+    "pocket": GeneratedSuite(families=POCKET_FAMILIES, per_family=72, seed=1_000_000),
 }
 
 

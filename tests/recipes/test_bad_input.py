@@ -12,7 +12,6 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import pytest
-from conftest import TINY, environment
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
@@ -20,6 +19,7 @@ from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import Transformer
 
+TINY = Path(__file__).with_name("tiny.py")
 LONGEST_MESSAGE = 25  # lines: one screen
 
 
@@ -300,14 +300,16 @@ def test_a_config_that_is_no_checkpoints_is_named(finished: Path, documents: Pat
 # ---- the machine ----
 
 
-def on_a_small_disk(out: Path, kilobytes: int, command: list[str]) -> subprocess.CompletedProcess[str]:
+def on_a_small_disk(
+    out: Path, kilobytes: int, command: list[str], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
     """A command that runs while `out` is a disk of its own of this size; what it left is copied to `out`-left."""
     if not shutil.which("unshare"):
         pytest.skip("needs unshare, of Linux")
     script = f"mount -t tmpfs -o size={kilobytes}k tmpfs {out} || exit 77; cp -a {out}-before/. {out}; {{ "
     script += f'"$@"; }}; status=$?; cp -a {out} {out}-left; exit $status'
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, "sh", *command], capture_output=True, text=True, env=environment()
+        ["unshare", "-rm", "sh", "-c", script, "sh", *command], capture_output=True, text=True, env=environment
     )
     if done.returncode == 77 or "unshare" in done.stderr[:40]:
         pytest.skip(f"no disk of our own can be mounted here: {done.stderr.strip()}")
@@ -315,14 +317,16 @@ def on_a_small_disk(out: Path, kilobytes: int, command: list[str]) -> subprocess
 
 
 @pytest.mark.parametrize("room", [20, 900])
-def test_a_full_disk_is_told_and_what_was_finished_stays(documents: Path, begun: Path, room: int) -> None:
+def test_a_full_disk_is_told_and_what_was_finished_stays(
+    documents: Path, begun: Path, environment: dict[str, str], room: int
+) -> None:
     shutil.rmtree(begun / "base")
     before = contents(begun)
     begun.rename(begun.with_name("run-before"))
     begun.mkdir()
     size = sum((len(content) + 4095) // 4096 * 4 for content in before.values()) + room
     command = [sys.executable, "-m", "pocketlm.cli", "run", str(TINY), str(documents), "--out", str(begun)]
-    done = on_a_small_disk(begun, size, command)
+    done = on_a_small_disk(begun, size, command, environment)
     assert done.returncode == 2, done.stderr
     assert_plain(done.stderr, "the disk is full", "MB are free at", "make room, then run the same command again")
     left = begun.with_name("run-left")
@@ -332,13 +336,15 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(documents: Path, begun:
     assert status == 0, shown  # with room again, it goes on
 
 
-def test_a_full_disk_while_documents_are_written_is_told(documents: Path, tmp_path: Path) -> None:
+def test_a_full_disk_while_documents_are_written_is_told(
+    documents: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (tmp_path / "run-before").mkdir()
     command = [sys.executable, "-m", "pocketlm.cli", "run", str(TINY), str(documents), "--short", "--out", str(out)]
     for kilobytes in (60, 200):
-        done = on_a_small_disk(out, kilobytes, command)
+        done = on_a_small_disk(out, kilobytes, command, environment)
         assert done.returncode == 2, done.stderr
         assert_plain(done.stderr, "the disk is full", "MB are free at")
         shutil.rmtree(tmp_path / "run-left")
