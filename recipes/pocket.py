@@ -185,6 +185,7 @@ def recipe(run, *, effort: float = 1.0):
     base = trunk = run(
         pretrain, replace(PHASE, name="base", optim=steps(200, FADE, 2e-2)), corpus=corpus, mix=mix, model=phase1
     )
+    rounds = []
     for turn in (1, 2):
         chosen = run(select, replace(SELECT, name=f"select{turn}", seed=12 + turn), corpus=corpus, model=trunk)
         trunk = run(
@@ -195,6 +196,7 @@ def recipe(run, *, effort: float = 1.0):
             selection=chosen,
             teacher=wide,
         )
+        rounds += [chosen, trunk]
     mid = trunk
 
     # Pro: context extension by implicit positional distillation, specialists and their merge.
@@ -225,7 +227,7 @@ def recipe(run, *, effort: float = 1.0):
     files = run(export, ExportConfig(name="files"), model=int4)
     models = [base, mid, long, merged, chat, ptq, int4, files / "model.gguf", files / "model.pte"]
     evaluation = run(evaluate, EVALUATE, models=models, corpus=corpus)
-    everything = [corpus, mix, wide, teacher, phase1, base, mid, long, *specialists, merged, chat, ptq, int4, files]
+    everything = [corpus, mix, wide, teacher, phase1, base, *rounds, long, *specialists, merged, chat, ptq, int4, files]
     return run(
         report,
         ReportConfig(name="report", title="pocketlm: from raw text to a 4-bit model that reasons", goals=GOALS),
