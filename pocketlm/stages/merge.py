@@ -54,7 +54,10 @@ def merge(config: MergeConfig, out: Path, *, corpus: Path, models: list[Path]) -
     networks = [network for network, _ in loaded]
     check_mergeable(networks, names)
     states = [network.state_dict() for network in networks]
-    target, tokenizer = networks[0], loaded[0][1]
+    target, tokenizer = (
+        Transformer(networks[0].config),
+        loaded[0][1],
+    )  # of its own: a state dict shares its model's memory
     validation = _validation(config, corpus, tokenizer.eos_id)
     grid = weight_grid(len(models), config.resolution)
     uniform = tuple(1 / len(models) for _ in models)

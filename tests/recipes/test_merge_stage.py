@@ -1,0 +1,84 @@
+"""The merge stage: what it reports of a branch is that branch's own loss, and what it writes is the best it saw."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketlm.data.shards import write_shard
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.files import read_json, write_json
+from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.stages.merge import MergeConfig, _validation, average, domain_losses, merge
+
+SHAPE = ModelConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=64,
+    rope_theta=1e4,
+    initializer_range=0.2,
+)
+CONFIG = MergeConfig(name="merged", resolution=4, seq_len=32, validation_rows=4)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """(corpus, branch a, branch b)"""
+    root = tmp_path_factory.mktemp("merge")
+    tokenizer = train_tokenizer(
+        ["the quick brown fox jumps over the lazy dog while rain falls on the plain " * 40], 300
+    )
+    corpus = root / "corpus"
+    for number, name in enumerate(("sums", "prose")):
+        folder = corpus / "shards" / name
+        folder.mkdir(parents=True)
+        ids = torch.randint(3, 300, (6, 40), generator=torch.Generator().manual_seed(number)).tolist()
+        write_shard(folder, "validation", [[0, *row] for row in ids], vocab_size=300)
+    write_json(corpus / "curation.json", {"sources": {"sums": {"domain": "maths"}, "prose": {"domain": "knowledge"}}})
+    for seed, name in ((1, "a"), (2, "b")):
+        (root / name).mkdir()
+        save_checkpoint(root / name, Transformer(replace(SHAPE), seed=seed), tokenizer)
+    return corpus, root / "a", root / "b"
+
+
+def test_the_search_scores_each_weighted_average_as_it_is(folders, tmp_path):
+    corpus, a, b = folders
+    merge(CONFIG, tmp_path, corpus=corpus, models=[a, b])
+    report = read_json(tmp_path / "merge.json")
+    validation = _validation(CONFIG, Path(corpus), eos_id=0)
+    states = [load_checkpoint(path)[0].state_dict() for path in (a, b)]
+    for row in report["search"]:
+        model = Transformer(SHAPE)
+        model.load_state_dict(average(states, (row["weights"]["a"], row["weights"]["b"])))
+        assert row["loss"] == pytest.approx(domain_losses(model, validation, None), rel=1e-6)
+    assert len({round(row["loss"]["mean"], 6) for row in report["search"]}) == len(report["search"])
+    for name, path in (("a", a), ("b", b)):
+        own = domain_losses(load_checkpoint(path)[0], validation, None)
+        assert report["single"][name] == pytest.approx(own, rel=1e-6)
+
+
+def test_the_best_of_the_search_is_what_is_written(folders, tmp_path):
+    corpus, a, b = folders
+    merge(CONFIG, tmp_path, corpus=corpus, models=[a, b])
+    report = read_json(tmp_path / "merge.json")
+    written = domain_losses(load_checkpoint(tmp_path)[0], _validation(CONFIG, Path(corpus), eos_id=0), None)
+    assert written == pytest.approx(report["best"], rel=1e-6)
+    assert written["mean"] == pytest.approx(min(row["loss"]["mean"] for row in report["search"]), rel=1e-6)
+
+
+def test_two_folders_of_one_name_and_quantized_models_are_refused(folders, tmp_path):
+    corpus, a, _ = folders
+    with pytest.raises(ValueError, match="different names"):
+        merge(CONFIG, tmp_path, corpus=corpus, models=[a, a])
+    quantized = tmp_path / "int4"
+    quantized.mkdir()
+    save_checkpoint(quantized, *load_checkpoint(a), quantization="int4_group32")
+    with pytest.raises(ValueError, match="is quantized"):
+        merge(CONFIG, tmp_path, corpus=corpus, models=[a, quantized])
