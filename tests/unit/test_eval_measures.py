@@ -9,7 +9,7 @@ import pytest
 from pocketlm.corpus.notes import FILLER, draw_notes
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
-from pocketlm.eval.retrieval import find_needles, needle_trials
+from pocketlm.eval.retrieval import ANSWER_TOKENS, find_needles, needle_trials
 from pocketlm.model.tokenizer import CHATML, train_tokenizer
 
 TEXT = "the cat sat on the mat. the dog sat on the cat. "
@@ -92,7 +92,8 @@ def test_needle_prompts_fill_the_context_and_never_exceed_it(tokenizer, template
     assert len(trials) == 9
     longest = max(len(tokenizer.encode(" " + sentence)) for sentence in FILLER)
     for ids, answer in trials:
-        total = len(ids) + len(tokenizer.encode(" " + answer)) + 1
+        assert len(tokenizer.encode(f"The code of a name is {answer}.")) <= ANSWER_TOKENS
+        total = len(ids) + ANSWER_TOKENS
         assert context - longest - 1 <= total <= context
     assert find_needles(Reader(tokenizer), trials) == {"found": 9, "of": 9}
 

@@ -121,13 +121,16 @@ def test_an_unknown_family_and_a_negative_seed_are_refused():
 def test_notes_ask_only_what_their_passage_says():
     for document in generate_notes(50, seed=1, pairs_range=(1, 5)):
         passage, _, questions = document["text"].partition("\nQuestion: ")
-        asked = re.findall(r"code of (\w+)\?\nAnswer: (\d{4})", "Question: " + questions)
+        asked = re.findall(
+            r"What is the code of (\w+)\?\nAnswer: The code of \1 is (\d{4})\.", "Question: " + questions
+        )
         assert 1 <= len(asked) <= 3
         assert 1 <= passage.count("Note:") <= 5
         for name, value in asked:
             assert f"Note: the code of {name} is {value}." in passage
         assert document["prompt"].startswith(passage)
-        assert document["response"] == asked[0][1]
+        assert document["response"] == "The code of {} is {}.".format(*asked[0])
+        assert document["answer"] == asked[0][1]
 
 
 def test_no_name_is_both_trained_on_and_held_out():
