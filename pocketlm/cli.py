@@ -1,4 +1,4 @@
-"""The command line: `pocketlm run | chat | eval | export`.
+"""The command line: `pocketlm run | chat | eval | import | export`.
 
 Thin: it reads arguments, calls one function, and turns a user's mistake into one message. Everything slow is
 imported inside the command that needs it, so that --help is at once.
@@ -180,7 +180,7 @@ def chat(
 
         config = ChatConfig(temperature=temperature, top_p=top_p, max_new_tokens=max_tokens, seed=seed, system=system)
         check_model(model)
-        from pocketlm.stages.evaluate import open_model
+        from pocketlm.export.runtimes import open_model
 
         with contextlib.closing(open_model(model)) as speaker:
             converse(speaker, config, Console())
@@ -257,6 +257,57 @@ def evaluation_table(report: dict[str, Any], width: int) -> "Table":
     return table
 
 
+@app.command(name="import")
+def import_a_model(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", show_default=False, help="A checkpoint folder, a .gguf file, or a hub id: owner/name."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: models/<last part of SOURCE>.", show_default=False)
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Branch, tag or commit of the hub repository.")
+    ] = None,
+) -> None:
+    """Bring in a model from elsewhere, as a folder that every command here takes.
+
+    Read are Llama (SmolLM2, Llama 3.2), Qwen3, MobileLLM-R1 and MobileLLM-Pro in
+    Meta's layouts, MobileLLM 2024 with and without shared layers, and .gguf files
+    of the architectures llama, qwen3 and step35. What this network would compute
+    otherwise than the original is refused, with the field or tensor named.
+
+    [bold]Examples[/bold]
+
+    pocketlm import facebook/MobileLLM-R1-140M
+      [dim]from the Hugging Face hub, into models/MobileLLM-R1-140M[/dim]
+
+    pocketlm import smollm2.gguf --out models/smollm2
+      [dim]a file for llama.cpp; its blocks become the values they stand for[/dim]
+    """
+    with plain_errors():
+        from pocketlm.model.files import read_json
+        from pocketlm.stages.importing import ImportConfig, import_model
+
+        config = ImportConfig(name="import", source=source, revision=revision)
+        target = out or Path("models") / Path(source.rstrip("/")).name.removesuffix(".gguf")
+        there = target.exists()
+        folder = new_folder(target)
+        try:
+            import_model(config, folder)
+        except BaseException:
+            if not there and not any(folder.iterdir()):
+                folder.rmdir()  # nothing was written; leave nothing
+            raise
+        told = read_json(folder / "import.json")
+        typer.echo(f"{told['was']} -> {told['layout']}, {told['parameters']:,} parameters")
+        if "licence" in told:
+            typer.echo(told["licence"])
+        typer.echo(folder)
+
+
 class Target(StrEnum):
     """What a checkpoint can be exported to."""
 
@@ -275,8 +326,31 @@ def export_model(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: MODEL-gguf and so on, beside MODEL.")
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the hf folder: llama, qwen3, cwm, llama4_text (as MobileLLM-R1 is published) or mobilellm.",
+            show_default="what stock transformers opens",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the .gguf: f32, f16, q8_0 or q4_0.",
+            show_default="q4_0 for a four-bit model, else f16",
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float,
+        typer.Option(help="The least share of real tokens at which the file's likeliest next token is the model's."),
+    ] = 0.985,
 ) -> None:
     """Write a checkpoint as a file that another runtime opens.
+
+    A .gguf or .pte runs on real text before it counts as written, and is removed
+    if it does not say what the model says.
 
     [bold]Examples[/bold]
 
@@ -288,10 +362,20 @@ def export_model(
     """
     with plain_errors(out):
         check_model(model)
+        from pocketlm.eval.agreement import GREEDY_TOKENS
+        from pocketlm.model.files import read_json
         from pocketlm.stages.export import ExportConfig, export
 
         folder = new_folder(out or model.with_name(f"{model.name}-{to}"))
-        export(ExportConfig(name="export", formats=(to.value,)), folder, model=model)
+        config = ExportConfig(
+            name="export", formats=(to.value,), layout=layout, gguf_dtype=dtype, min_agreement=min_agreement
+        )
+        export(config, folder, model=model)
+        for name, found in read_json(folder / "export.json")["agreement"].items():
+            typer.echo(
+                f"{name} against the model, {found['tokens']:,} tokens: {found['top_token']:.2%} of top tokens equal, "
+                f"KL {found['kl']:.2g} nats, greedy answers equal for {found['greedy']:.0%} of {GREEDY_TOKENS} tokens"
+            )
         typer.echo(folder / ("hf" if to is Target.hf else f"model.{to}"))
 
 

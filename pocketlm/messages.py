@@ -78,7 +78,7 @@ def _message(error: Exception) -> str:
 
 def _disk_full(error: Exception) -> bool:
     """Whether a disk ran full, in whichever library's words."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
 def _disk_message(error: Exception, folder: Path | None) -> str:

@@ -224,7 +224,7 @@ def recipe(run, *, effort: float = 1.0):
     chat = run(finetune, replace(CHAT, optim=steps(800, ANNEAL, 1e-2)), corpus=corpus, model=merged)
     ptq = run(quantize, replace(INT4, name="ptq", optim=None), model=chat)
     int4 = run(quantize, replace(INT4, optim=steps(100, ANNEAL, 1e-3)), model=chat, corpus=corpus)
-    files = run(export, ExportConfig(name="files"), model=int4)
+    files = run(export, ExportConfig(name="files"), model=int4, corpus=corpus)
     models = [base, mid, long, merged, chat, ptq, int4, files / "model.gguf", files / "model.pte"]
     evaluation = run(evaluate, EVALUATE, models=models, corpus=corpus)
     everything = [corpus, mix, wide, teacher, phase1, base, *rounds, long, *specialists, merged, chat, ptq, int4, files]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketlm.corpus.sources import Source
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.presets import PRO
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.finetune import FinetuneConfig, finetune
@@ -21,22 +21,7 @@ from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.train.optim import OptimConfig
 
 LONG_WINDOW = 131_072  # Pro, section 5; config.json: max_position_embeddings
-WINDOW = 2048  # phase 1: not found; R1, of the same group, trains on 2k
-
-PRO = ModelConfig(
-    vocab_size=202_048,  # config.json: the Llama 4 tokenizer
-    hidden_size=1280,  # Pro, architecture
-    intermediate_size=6144,  # Pro, architecture
-    num_hidden_layers=30,  # Pro, architecture
-    num_attention_heads=20,  # Pro, architecture
-    num_key_value_heads=4,  # Pro, architecture
-    head_dim=64,  # config.json
-    max_position_embeddings=WINDOW,
-    rope_theta=500_000.0,  # not found
-    use_qk_norm=True,  # not found: the parameter count leaves room for none with weights; R1's has no weights either
-    layer_types=ModelConfig.local_global(30),  # config.json: global at 0, 4, ..., 28 and 29; 9 of 30
-    sliding_window=512,  # Pro, architecture
-)
+WINDOW = PRO.max_position_embeddings
 
 # ---- data ----
 

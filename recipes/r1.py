@@ -2,8 +2,7 @@
 
 Every figure below carries its table. Where the paper is silent, "not found" says so and what was chosen. The recipe
 is a reference that can be read, printed (`--dry-run`) and cut down with `--set`; as it stands it asks for 4.4 trillion
-tokens and a cluster (table 2: 16 x 8 GPUs for about two weeks). Two things keep it from being run unchanged: the
-teacher's RoPE scaling (rope_type "llama3") is refused by this network, and some hub datasets are gated or hold no text.
+tokens and a cluster (table 2: 16 x 8 GPUs for about two weeks). Some hub datasets are gated or hold no text.
 Dataset ids are the README's; their configs, splits and fields were written down without opening each on the hub.
 """
 
@@ -11,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketlm.corpus.sources import Source
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.presets import PRESETS
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.finetune import FinetuneConfig, finetune
@@ -21,30 +20,7 @@ from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.train.optim import OptimConfig
 
-SMALL = ModelConfig(
-    vocab_size=128_256,  # R1, section 3.1: the Llama 3.2 tokenizer
-    hidden_size=576,  # R1, table 1
-    intermediate_size=2048,  # R1, table 1
-    num_hidden_layers=15,  # R1, table 1
-    num_attention_heads=9,  # R1, table 1
-    num_key_value_heads=3,  # R1, table 1
-    head_dim=64,  # width / heads, in all three sizes
-    max_position_embeddings=4096,  # README: base models read 4k
-    rope_theta=1_000_000.0,  # not found; the final 8,000,000 divided by the 8 of the repository's sft/README
-    use_qk_norm=True,  # R1, section 3.1; without weights, as the published parameter count shows
-)
-SHAPES = {  # R1, table 1
-    "140m": SMALL,
-    "360m": replace(SMALL, hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_key_value_heads=4),
-    "950m": replace(
-        SMALL,
-        hidden_size=1536,
-        intermediate_size=6144,
-        num_hidden_layers=22,
-        num_attention_heads=24,
-        num_key_value_heads=6,
-    ),
-}
+SHAPES = {size: PRESETS[f"r1-{size}"] for size in ("140m", "360m", "950m")}
 
 # ---- data ----
 

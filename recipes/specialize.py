@@ -94,7 +94,7 @@ def recipe(
     config = QuantizeConfig(name="int4", scheme=SCHEME, optim=schedule(int4_steps), **learnt, **layout)
     int4 = run(quantize, config, corpus=corpus, model=model)
     wanted = tuple(word.strip() for word in formats.split(",") if word.strip())
-    files = run(export, ExportConfig(name="files", formats=wanted, context_length=context), model=int4)
+    files = run(export, ExportConfig(name="files", formats=wanted, context_length=context), model=int4, corpus=corpus)
     if suite is not None:
         ours = {model.name: model, "int4": int4} | ({"model.gguf": files / "model.gguf"} if "gguf" in wanted else {})
         config = EvaluateConfig(name="evaluation", suite=str(suite), labels=("base", *ours))

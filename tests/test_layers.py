@@ -70,11 +70,13 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
 
 
 def wrong_in_recipe(module: str, name: str | None) -> str | None:
-    """A recipe imports stages, config dataclasses and the standard library."""
+    """A recipe imports stages, config dataclasses, the published shapes and the standard library."""
     top = module.split(".")[0]
     if top in sys.stdlib_module_names:
         return None
-    if top == "pocketlm" and (module.startswith("pocketlm.stages.") or is_dataclass(module, name)):
+    if module.startswith("pocketlm.stages.") or module == "pocketlm.model.presets":
+        return None
+    if top == "pocketlm" and is_dataclass(module, name):
         return None
     what = f"{module}.{name}" if name else module
     return f"a recipe imports {what}, which is neither a stage nor a config dataclass"

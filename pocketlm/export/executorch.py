@@ -86,7 +86,7 @@ def facts(model: Transformer, tokenizer: Tokenizer, network: PteNetwork) -> dict
         "get_max_seq_len": network.chunk,
         "get_max_context_len": network.context_length,
         "get_vocab_size": model.config.vocab_size,
-        "get_n_layers": model.config.num_hidden_layers,
+        "get_n_layers": model.config.applications,
         "get_bos_id": tokenizer.bos_id,
         "get_eos_ids": sorted(tokenizer.stop_ids),
         "use_kv_cache": True,

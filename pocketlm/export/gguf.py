@@ -9,6 +9,7 @@ Shapes: O outputs (rows), I inputs, G = I / 32 blocks of a row, E head width
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from pocketlm.model.quant import SCHEMES, FakeQuantEmbedding, FakeQuantLinear, quantize_weight
 from pocketlm.model.tokenizer import Tokenizer, vocabulary
-from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer, rope_frequencies
 
 BLOCK = 32  # weights that share one scale, in Q4_0 and in Q8_0
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}  # dtype -> llama.cpp's number for `general.file_type`
@@ -103,6 +104,17 @@ def architecture(config: ModelConfig) -> str:
     return "qwen3" if config.use_qk_norm else "llama"
 
 
+def rope_divisors(config: ModelConfig) -> Tensor:
+    """What llama.cpp divides each frequency of the plain RoPE by, float32 [E / 2]: Llama 3's scaling, as a tensor.
+
+    Only its `llama` graph reads that tensor; `qwen3` and `step35` would compute without, so they are refused.
+    """
+    kind = architecture(config)
+    if kind != "llama":
+        raise ValueError(f"llama.cpp's {kind!r} has no Llama 3 rope_scaling, and would silently leave it out")
+    return rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)
+
+
 def pack_q4_0(qweight: Tensor, scale: Tensor) -> np.ndarray:
     """Q4_0 blocks uint8 [O, G * 18] of integers [O, I] in -8..7 and their scales [O, G]; nothing is rounded.
 
@@ -144,7 +156,8 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
     if kind == "llama":
         turned = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     yield _Entry("token_embd.weight", model.model.embed_tokens)
-    for i, block in enumerate(model.model.layers):
+    for i in range(config.applications):  # a shared block is written once for each application: llama.cpp shares none
+        block = model.model.layers[i // config.layer_repeats]
         for ours, theirs in LAYER_TENSORS.items():
             yield _Entry(f"blk.{i}.{theirs}.weight", block.get_submodule(ours), turned.get(theirs, 0))
         if config.use_qk_norm:
@@ -152,6 +165,8 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
                 learned = getattr(block.self_attn, f"{which}_norm")
                 norm = torch.ones(config.head_dim) if learned is None else learned
                 yield _Entry(f"blk.{i}.attn_{which}_norm.weight", norm)
+    if config.rope_scaling is not None:
+        yield _Entry("rope_freqs.weight", rope_divisors(config))
     yield _Entry("output_norm.weight", model.model.norm)
     if model.lm_head is not None:
         yield _Entry("output.weight", model.lm_head)
@@ -222,7 +237,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     kind = architecture(config)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
+    writer.add_block_count(config.applications)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
@@ -239,7 +254,10 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_uint32("step35.rope.dimension_count_swa", config.head_dim)
     writer.add_float32("step35.rope.freq_base_swa", config.rope_theta)
     writer.add_sliding_window(config.sliding_window)
-    writer.add_array("step35.attention.sliding_window_pattern", [t == LOCAL for t in config.layer_types])
+    writer.add_array(
+        "step35.attention.sliding_window_pattern",
+        [t == LOCAL for t in config.layer_types for _ in range(config.layer_repeats)],
+    )
     writer.add_expert_feed_forward_length(0)  # the key must exist; no expert count, no experts
 
 

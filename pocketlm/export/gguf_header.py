@@ -37,11 +37,12 @@ IGNORES_MERGES = ("llama-bpe",)  # llama.cpp takes a whole word that is a token 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufHeader:
-    """All of a file but its numbers. `tensors`: name -> shape, outputs first."""
+    """All of a file but its numbers. `tensors`: name -> shape, outputs first; `places`: name -> ggml's type and the byte."""
 
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, tuple[int, ...]]
+    places: dict[str, tuple[int, int]]
 
     def __getitem__(self, key: str) -> Any:
         """The value of a key, `{arch}` standing for the architecture; a missing key is a ValueError."""
@@ -96,7 +97,8 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
     for special, number in ((True, CONTROL), (False, USER_DEFINED)):
         chosen = [t for t, kind in zip(tokens, token_types, strict=True) if kind == number]
         backend.add_tokens([AddedToken(t, special=special, normalized=False) for t in chosen])
-    bos, eos, turn_end = (header[f"tokenizer.ggml.{which}_token_id"] for which in ("bos", "eos", "eot"))
+    bos, eos = (header[f"tokenizer.ggml.{which}_token_id"] for which in ("bos", "eos"))
+    turn_end = header.metadata.get("tokenizer.ggml.eot_token_id", eos)
     if max(bos, eos, turn_end) >= len(tokens):
         raise ValueError(f"{path}: a special token's id is beyond the vocabulary of {len(tokens)}")
     return Tokenizer(
@@ -121,13 +123,13 @@ def _check(header: GgufHeader) -> None:
     path, kind = header.path, header["general.architecture"]
     if kind not in ARCHITECTURES:
         raise ValueError(f"{path} is a {kind!r} model; only what pocketlm writes is opened: {', '.join(ARCHITECTURES)}")
-    width = header["{arch}.attention.key_length"]
-    turned = header["{arch}.rope.dimension_count"] // (2 if kind == "step35" else 1)
-    if width != header["{arch}.attention.value_length"] or turned != width:
-        raise ValueError(f"{path}: key, value and rotary widths differ; no model of ours has that")
     heads, kv_heads = header["{arch}.attention.head_count"], header["{arch}.attention.head_count_kv"]
     if not isinstance(heads, int) or not isinstance(kv_heads, int) or not kv_heads or heads % kv_heads:
         raise ValueError(f"{path}: {heads} heads do not share {kv_heads} key-value heads")
+    width = header.metadata.get(f"{kind}.attention.key_length", header["{arch}.embedding_length"] // heads)
+    turned = header.metadata.get(f"{kind}.rope.dimension_count", width) // (2 if kind == "step35" else 1)
+    if width != header.metadata.get(f"{kind}.attention.value_length", width) or turned != width:
+        raise ValueError(f"{path}: key, value and rotary widths differ; no model of ours has that")
     if "token_embd.weight" not in header.tensors:
         raise ValueError(f"{path}: the tensor token_embd.weight is missing; the file is not a language model of ours")
 
@@ -181,11 +183,12 @@ def _parse(path: Path, content: mmap.mmap) -> GgufHeader:
     for _ in range(num_keys):
         key = reader.string()
         metadata[key] = reader.value(reader.number("I"))
-    tensors = {}
+    tensors, places = {}, {}
     for _ in range(num_tensors):
         name = reader.string()
-        shape = reader.array(10, reader.number("I"))
-        for code in ("I", "Q"):  # the type and the offset, which llama.cpp checks against the file's size
-            reader.number(code)
-        tensors[name] = tuple(reversed(shape))
-    return GgufHeader(path=path, metadata=metadata, tensors=tensors)
+        tensors[name] = tuple(reversed(reader.array(10, reader.number("I"))))
+        places[name] = reader.number("I"), reader.number("Q")
+    alignment = metadata.get("general.alignment", 32)
+    start = -(-reader.at // alignment) * alignment
+    places = {name: (kind, start + offset) for name, (kind, offset) in places.items()}
+    return GgufHeader(path=path, metadata=metadata, tensors=tensors, places=places)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketlm.model.quant import Scheme, quantize_weight
-from pocketlm.model.transformer import Block, RMSNorm, Transformer
+from pocketlm.model.transformer import Block, RMSNorm, Transformer, rope_frequencies
 
 LOGITS_BYTES = 2**26  # the program keeps room for the logits of one call
 CHUNK_TOKENS = 128  # at most so many tokens a call, ExecuTorch's own default
@@ -39,7 +39,7 @@ class PteNetwork(nn.Module):
         config = model.config
         self.context_length = context_length
         self.chunk = chunk_tokens(config.vocab_size, context_length)
-        windows = [config.window(i) for i in range(config.num_hidden_layers)]
+        windows = [config.window(i // config.layer_repeats) for i in range(config.applications)]
         windows = [w if w is not None and w < context_length else None for w in windows]
         self.window = next((w for w in windows if w is not None), 0)  # 0: every layer is global
         # a call must not overwrite what its first token still sees: itself and window - 1 tokens before it
@@ -47,14 +47,14 @@ class PteNetwork(nn.Module):
         table = model.model.embed_tokens.weight
         self.embed_tokens = Int4Table(table, scheme) if scheme else FloatTable(table)
         self.layers = nn.ModuleList()
-        for block, window in zip(model.model.layers, windows, strict=True):
+        for i, window in enumerate(windows):
+            block = model.model.layers[i // config.layer_repeats]
             assert isinstance(block, Block)
             self.layers.append(PteBlock(block, self.ring if window else context_length, bool(window), scheme))
         self.norm = Norm(model.model.norm)
         self.int8 = Int8Tokens() if scheme else nn.Identity()
         self.head = linear(model.lm_head.weight if model.lm_head is not None else table, scheme)
-        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
-        frequency = config.rope_theta ** (-pairs / config.head_dim)
+        frequency = rope_frequencies(config)
         self.register_buffer("frequency", torch.cat([frequency, frequency]))
         self.register_buffer("half_turn", half_turn(config.head_dim))
         self.register_buffer("slots", torch.arange(self.ring))

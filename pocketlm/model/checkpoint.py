@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pocketlm.model.files import read_json, write_json
+from pocketlm.model.layouts import LAYOUTS, Layout, layout_of, native_layout
 from pocketlm.model.quant import prepare, scheme
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -17,18 +18,30 @@ from pocketlm.model.transformer import ModelConfig, Transformer
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, quantization: str | None = None) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    quantization: str | None = None,
+    *,
+    layout: str | None = None,
+) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into an existing folder.
 
     With `quantization` the weights are the latent ones of that scheme: they become four-bit when pocketlm loads them.
+    layout: a name of LAYOUTS; None takes the network's own. ValueError where that layout cannot hold it.
     """
-    write_json(folder / "config.json", hugging_face_config(model.config, tokenizer, quantization))
+    chosen = LAYOUTS[layout] if layout else native_layout(model.config)
+    write_json(folder / "config.json", hugging_face_config(model.config, tokenizer, quantization, chosen))
     write_json(
         folder / "generation_config.json",
         {"eos_token_id": sorted(tokenizer.stop_ids), "bos_token_id": tokenizer.bos_id},
     )
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.use_qk_norm and not model.config.qk_norm_weight:
+    tensors = {
+        chosen.name_out(name): chosen.rows_out(name, tensor.detach(), model.config).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    if chosen.name == "qwen3" and not model.config.qk_norm_weight:
         ones = torch.ones(model.config.head_dim)
         for i in range(model.config.num_hidden_layers):
             for norm in ("q_norm", "k_norm"):
@@ -39,26 +52,24 @@ def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, quan
     tokenizer.save(folder)
 
 
-def hugging_face_config(config: ModelConfig, tokenizer: Tokenizer, quantization: str | None) -> dict[str, Any]:
-    """config.json: model_type `qwen3` where q and k are normed (weightless norm = weight one), else `llama`."""
-    if not config.use_qk_norm and config.layer_types:
-        raise ValueError("Hugging Face has no dense class with local layers and no QK-norm in the layouts written here")
-    model_type, name = ("qwen3", "Qwen3ForCausalLM") if config.use_qk_norm else ("llama", "LlamaForCausalLM")
+def hugging_face_config(
+    config: ModelConfig, tokenizer: Tokenizer, quantization: str | None, layout: Layout
+) -> dict[str, Any]:
+    """config.json in that layout."""
+    if layout.write is None:
+        raise ValueError(f"the layout {layout.name} is only read: nothing but its authors' own code opens it")
     fields = asdict(config)
     own = {"qk_norm_weight": fields.pop("qk_norm_weight"), "quantization": quantization}
-    fields.pop("use_qk_norm")
-    layer_types = list(fields.pop("layer_types"))
-    if model_type == "qwen3":
-        fields["layer_types"] = layer_types or ["full_attention"] * config.num_hidden_layers
-        fields["use_sliding_window"] = bool(config.sliding_window)
-        fields["max_window_layers"] = config.num_hidden_layers
-    else:
-        fields.pop("sliding_window")
+    for ours in ("use_qk_norm", "layer_types", "sliding_window", "rope_scaling", "layer_repeats"):
+        fields.pop(ours)
+    scaling = config.rope_scaling
+    rope = {"rope_type": "llama3", **asdict(scaling)} if scaling else {"rope_type": "default"}
     return {
-        "architectures": [name],
-        "model_type": model_type,
+        "architectures": [layout.architecture],
         **fields,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **layout.write(config),
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+        **({"rope_scaling": rope} if scaling else {}),  # the name before transformers 5
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
@@ -71,7 +82,7 @@ def hugging_face_config(config: ModelConfig, tokenizer: Tokenizer, quantization:
 
 
 def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
-    """(model in float32, tokenizer) of a checkpoint folder, ours or a Hugging Face `llama` or `qwen3` one.
+    """(model in float32, tokenizer) of a checkpoint folder in any of the LAYOUTS.
 
     A missing file, a field this network cannot honour, and missing, unexpected or misshaped tensors are ValueErrors
     that list the names. A checkpoint trained for four bits comes back computing in four bits.
@@ -83,7 +94,8 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     if not config_file.is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no config.json")
     raw = read_json(config_file)
-    config = model_config(raw, config_file)
+    layout = layout_of(raw, config_file)
+    config = layout.read(raw, config_file)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -91,7 +103,10 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
             "this tokenizer belongs to another checkpoint"
         )
     model = Transformer(config)
-    load_tensors(model, read_tensors(folder), str(folder))
+    tensors = {layout.name_in(name): tensor for name, tensor in read_tensors(folder).items()}
+    load_tensors(model, tensors, str(folder))
+    if layout.interleaved:  # after load_tensors, which names what is misshaped
+        model.load_state_dict({n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()})
     quantization = raw.get("pocketlm", {}).get("quantization")
     return (prepare(model, scheme(quantization)) if quantization else model), tokenizer
 
@@ -99,48 +114,6 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
 def quantization_of(folder: Path) -> str | None:
     """The scheme a checkpoint was trained for, or None for full precision."""
     return read_json(folder / "config.json").get("pocketlm", {}).get("quantization")
-
-
-def model_config(raw: dict[str, Any], file: Path) -> ModelConfig:
-    """The ModelConfig of a Hugging Face config.json; a field that would change the numbers and is not honoured stops."""
-    model_type = raw.get("model_type")
-    if model_type not in ("llama", "qwen3"):
-        raise ValueError(f"{file}: model_type {model_type!r} is not read here; known: llama, qwen3")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    refused = {
-        "rope type": rope.get("rope_type", rope.get("type", "default")) not in ("default", None),
-        "attention_bias": raw.get("attention_bias", False),
-        "mlp_bias": raw.get("mlp_bias", False),
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "use_sliding_window without layer_types": raw.get("use_sliding_window", False) and not raw.get("layer_types"),
-        "quantization_config": raw.get("quantization_config") is not None,
-    }
-    if any(refused.values()):
-        fields = ", ".join(name for name, is_set in refused.items() if is_set)
-        raise ValueError(f"{file}: this network cannot honour {fields} as set there")
-    layer_types = tuple(raw.get("layer_types") or ())
-    windowed = "sliding_attention" in layer_types
-    try:
-        return ModelConfig(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_hidden_layers=raw["num_hidden_layers"],
-            num_attention_heads=raw["num_attention_heads"],
-            num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-            max_position_embeddings=raw["max_position_embeddings"],
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-            rms_norm_eps=raw["rms_norm_eps"],
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-            use_qk_norm=model_type == "qwen3",
-            qk_norm_weight=model_type == "qwen3" and raw.get("pocketlm", {}).get("qk_norm_weight", True),
-            layer_types=layer_types if windowed else (),
-            sliding_window=raw.get("sliding_window") if windowed else None,
-            initializer_range=raw.get("initializer_range", 0.02),
-        )
-    except KeyError as error:
-        raise ValueError(f"{file}: field {error.args[0]} is missing") from None
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -151,7 +124,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     for name in names:
         file = folder / name
         if not file.is_file():
-            raise FileNotFoundError(f"{folder} lacks the weights file {name}")
+            pickles = sorted(found.name for found in folder.glob("*.bin"))
+            hint = "".join(
+                f"; {found} is a pickle, which may run code: save it as safetensors first" for found in pickles[:1]
+            )
+            raise FileNotFoundError(f"{folder} lacks the weights file {name}{hint}")
         tensors.update(read_safetensors(file))
     return {name: tensor.float() for name, tensor in tensors.items()}
 
@@ -169,6 +146,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 def load_tensors(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
     """Fill the model, exactly: every tensor used, every parameter filled, every shape equal."""
     expected = dict(model.state_dict())
+    for name in [n for n in tensors if n.endswith("rotary_emb.inv_freq")]:
+        tensors.pop(name)  # older Hugging Face code saved what follows from config.json
     if model.config.use_qk_norm and not model.config.qk_norm_weight:
         for name in [n for n in tensors if n.endswith(("q_norm.weight", "k_norm.weight"))]:
             if not bool((tensors[name] == 1).all()):

@@ -22,8 +22,8 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, batch: int, capacity: int) -> None:
         shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = [torch.zeros(shape) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape) for _ in range(config.num_hidden_layers)]
+        self.keys = [torch.zeros(shape) for _ in range(config.applications)]
+        self.values = [torch.zeros(shape) for _ in range(config.applications)]
         self.positions = torch.full((batch, capacity), PAD_POSITION)
         self.start = self.end = 0
 

@@ -27,6 +27,12 @@ LLAMA3 = (
     " + message['content'] + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
+LLAMA4_HEADER = "<|header_start|>"
+LLAMA4 = (
+    LLAMA3.replace("<|start_header_id|>", LLAMA4_HEADER)
+    .replace("<|end_header_id|>", "<|header_end|>")
+    .replace("<|eot_id|>", "<|eot|>")
+)
 
 
 class Tokenizer:
@@ -214,18 +220,20 @@ def _name(token: object) -> str | None:
 
 
 def plain_chat_template(tokenizer: Tokenizer) -> str:
-    """The template a base model is taught: ChatML, or Llama 3's where the tokenizer has its header token.
+    """The template a base model is taught: ChatML, or Llama 3's or 4's where the tokenizer has its header token.
 
     A tokenizer with neither gets ChatML whose turns end in its own end-of-turn token, so that answers end.
     """
     if tokenizer.backend.token_to_id(LLAMA3_HEADER) is not None:
         return LLAMA3
+    if tokenizer.backend.token_to_id(LLAMA4_HEADER) is not None:
+        return LLAMA4
     return CHATML.replace(TURN_END, tokenizer.end_of_turn_token)
 
 
 def _turn_end(backend: tokenizers.Tokenizer, eos: str) -> str:
-    """The token that ends an assistant's turn: ChatML's or Llama 3's when there, else the end of text."""
-    return next((t for t in (TURN_END, "<|eot_id|>") if backend.token_to_id(t) is not None), eos)
+    """The token that ends an assistant's turn: ChatML's or Llama 3's or 4's when there, else the end of text."""
+    return next((t for t in (TURN_END, "<|eot_id|>", "<|eot|>") if backend.token_to_id(t) is not None), eos)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

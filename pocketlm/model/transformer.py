@@ -1,11 +1,13 @@
 """The network: a decoder with grouped-query attention, local and global layers, QK-norm and tied embeddings.
 
-One page covers MobileLLM-R1 (every layer global, weightless QK-norm), MobileLLM-Pro (three local layers to one global)
-and the small Llama and Qwen3 shapes. Parameter names are Hugging Face's for `qwen3`, so a checkpoint opens there unchanged.
+One page covers MobileLLM-R1 (every layer global, weightless QK-norm), MobileLLM-Pro (three local layers to one global),
+MobileLLM 2024 with and without shared blocks, and the small Llama and Qwen3 shapes. Parameter names are Hugging Face's
+for `qwen3`; `model/layouts.py` knows the others.
 
 Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, E head width, F feed-forward, V vocabulary
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +20,28 @@ LOCAL = "sliding_attention"
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama 3's slower rotation of the slow channels (`rope_type` "llama3"): how it reads further than it was trained."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"rope_scaling: high_freq_factor {self.high_freq_factor} must exceed low_freq_factor {self.low_freq_factor}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of the network, in Hugging Face's field names. `layer_types` empty means every layer is global."""
+    """Shape of the network, in Hugging Face's field names. `layer_types` empty means every layer is global.
+
+    layer_repeats: how often each block is applied, in a row (MobileLLM-LS 2024, section 2.4: 2). The weights are
+    shared, the keys and values are not: each application has a KV slot of its own.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -37,6 +59,8 @@ class ModelConfig:
     layer_types: tuple[str, ...] = ()
     sliding_window: int | None = None  # keys a local layer sees, itself included
     initializer_range: float = 0.02
+    rope_scaling: RopeScaling | None = None
+    layer_repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -55,6 +79,13 @@ class ModelConfig:
                 raise ValueError(f"layer_types holds {kind!r}; known are {GLOBAL!r} and {LOCAL!r}")
         if LOCAL in self.layer_types and not self.sliding_window:
             raise ValueError("layer_types has sliding_attention layers, so sliding_window must be set")
+        if self.layer_repeats < 1:
+            raise ValueError(f"layer_repeats {self.layer_repeats} must be at least 1")
+
+    @property
+    def applications(self) -> int:
+        """Blocks that a token passes, shared ones counted each time: the layers of its KV cache."""
+        return self.num_hidden_layers * self.layer_repeats
 
     def window(self, layer: int) -> int | None:
         """Keys layer number `layer` attends to, or None for all."""
@@ -68,7 +99,10 @@ class ModelConfig:
 
 
 class Cache(Protocol):
-    """What attention needs of a KV cache: hand in the new keys and values of a layer, get back all it may look at."""
+    """What attention needs of a KV cache: hand in the new keys and values of a layer, get back all it may look at.
+
+    `layer` counts applications of blocks: a block applied twice has two.
+    """
 
     def begin(self, positions: Tensor) -> None: ...
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -97,7 +131,6 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.window = config.window(layer)
         self.eps = config.rms_norm_eps
@@ -112,7 +145,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: "Mask", cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: "Mask", cache: Cache | None, layer: int) -> Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, E]
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, E]
@@ -121,8 +154,8 @@ class Attention(nn.Module):
             q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
         q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        out = mask.attend(q, k, v, self.layer, self.window)
+            k, v = cache.update(layer, k, v)
+        out = mask.attend(q, k, v, layer, self.window)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
 
     def _normalise(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
@@ -148,8 +181,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: "Mask", cache: Cache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: "Mask", cache: Cache | None, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -221,11 +254,11 @@ class Transformer(nn.Module):
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         if cache is not None:
             cache.begin(positions)
-        rope = rope_angles(positions.clamp(min=0), self.config.head_dim, self.config.rope_theta)
+        rope = rope_angles(positions.clamp(min=0), rope_frequencies(self.config, positions.device))
         mask = Mask(positions, cache, doc_ids, plain)
         x = self.model.embed_tokens(input_ids)
-        for block in self.model.layers:
-            x = block(x, rope, mask, cache)
+        for layer in range(self.config.applications):
+            x = self.model.layers[layer // self.config.layer_repeats](x, rope, mask, cache, layer)
         return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -289,10 +322,26 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out.view(B, H, T, E)
 
 
-def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
+    """Radians a position, float32 [E / 2], of each pair of channels: theta ** (-2i / E), scaled as config asks.
+
+    Llama 3's scaling divides the frequency of a channel that turns fewer than low_freq_factor times in the original
+    window by `factor`, leaves one alone that turns more than high_freq_factor times, and goes over smoothly between.
+    """
+    exponent = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    frequency = config.rope_theta**-exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0.0, 1.0)
+    return frequency * kept + frequency / scaling.factor * (1 - kept)
+
+
+def rope_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [B, 1, T, E] of the rotary angles, in float32, in the half-split layout of Hugging Face's Llama."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angle = positions[:, None, :, None].float() * frequency
+    angle = positions[:, None, :, None].float() * frequencies
     angle = torch.cat([angle, angle], -1)
     return angle.cos(), angle.sin()
 

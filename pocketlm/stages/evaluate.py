@@ -1,7 +1,5 @@
 """Evaluate: models, and the exported files themselves, on problems, held-out text and needles, in one table."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites import Suite, load_suite
+from pocketlm.export.runtimes import opened
 from pocketlm.model.files import read_json, write_json, write_text
 from pocketlm.model.generate import LanguageModel
 
@@ -145,27 +144,3 @@ def label_of(path: Path) -> str:
 def size_of(path: Path) -> int:
     """Bytes of an exported file, or of a folder's weights."""
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.safetensors"))
-
-
-def open_model(path: Path) -> Any:
-    """The model at `path`, ready for `logits` and `generate`: a checkpoint folder, a .gguf or a .pte, by its name."""
-    path = Path(path)
-    if path.is_dir():
-        return LanguageModel.open(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model at {path}; give a checkpoint folder, a .gguf or a .pte")
-    if path.suffix == ".gguf":
-        from pocketlm.export.llamacpp import GgufModel
-
-        return GgufModel(path)
-    if path.suffix == ".pte":
-        from pocketlm.export.executorch import PteModel
-
-        return PteModel(path)
-    raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf or .pte file")
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    with closing(open_model(path)) as model:
-        yield model

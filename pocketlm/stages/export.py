@@ -1,14 +1,35 @@
-"""Export: one checkpoint to the files other runtimes run: a Hugging Face folder, a .gguf, a .pte."""
+"""Export: one checkpoint to the files other runtimes run, each opened there and compared before it counts as written."""
 
-from dataclasses import dataclass
+import copy
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 
+import torch
+
+from pocketlm.corpus.stdlib import read_language_reference
+from pocketlm.data.conversations import read_conversations
+from pocketlm.data.corpus import open_shards
+from pocketlm.data.shards import list_sources
+from pocketlm.eval.agreement import Agreement, Passage, agreement
+from pocketlm.export.runtimes import opened
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import write_folder, write_json
-from pocketlm.model.quant import dequantize_weight, quantize_weight, scheme
+from pocketlm.model.generate import LanguageModel
+from pocketlm.model.layouts import LAYOUTS
+from pocketlm.model.quant import FakeQuantEmbedding, FakeQuantLinear, prepare, scheme
+from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
 FORMATS = ("hf", "gguf", "pte")
+GGUF_SCHEME = "int4_group32"  # what Q4_0 is to a model that was not trained for four bits
+SPLITS = ("validation", "train")
+PASSAGES = 50  # the most documents that a source lends; this and the next three are our choice
+COMPARED_TOKENS = 1000  # one disagreement is a tenth of a point
+PASSAGE_TOKENS, PASSAGE_PROMPT = 144, 16
+EXACT_GREEDY = 1.0  # of a float32 file: every greedy token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,27 +37,38 @@ class ExportConfig:
     """formats: of hf, gguf, pte. gguf_dtype: f32, f16, q8_0, q4_0; None takes q4_0 for a four-bit model, else f16.
 
     context_length: what the .pte's cache holds; None takes the model's positions.
+    layout: of the Hugging Face folder, a name of LAYOUTS; None takes the one that stock transformers opens.
+    min_agreement: the least share of positions at which a file's likeliest token must be the model's.
     """
 
     name: str
     formats: tuple[str, ...] = FORMATS
     gguf_dtype: str | None = None
     context_length: int | None = None
+    layout: str | None = None
+    min_agreement: float = 0.985
 
     def __post_init__(self) -> None:
         for name in self.formats:
             if name not in FORMATS:
                 raise ValueError(f"formats names {name!r}; known: {', '.join(FORMATS)}")
+        if self.layout is not None and self.layout not in LAYOUTS:
+            raise ValueError(f"layout {self.layout!r} is unknown; known: {', '.join(LAYOUTS)}")
+        if not 0 <= self.min_agreement <= 1:
+            raise ValueError(f"min_agreement {self.min_agreement} must be between 0 and 1")
 
     def summary(self) -> str:
         return ", ".join(self.formats)
 
 
-def export(config: ExportConfig, out: Path, *, model: Path) -> Path:
-    """`out`, with hf/, model.gguf and model.pte as asked, and export.json with their sizes.
+def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
+    """`out`, with hf/, model.gguf and model.pte as asked, and export.json with their sizes and how they agree.
 
     A four-bit model keeps the grid it was trained on in all of them: Q4_0 blocks and XNNPACK take its integers and
     scales as they are, and the Hugging Face folder holds their values in float32.
+
+    Each file runs in its own runtime, on the `corpus` if there is one, and is compared with the model in memory.
+    ValueError, and no file, where they agree less than config.min_agreement, or a float32 file answers otherwise.
     """
     network, tokenizer = load_checkpoint(model)
     network.eval()
@@ -47,36 +79,163 @@ def export(config: ExportConfig, out: Path, *, model: Path) -> Path:
             f"{config.name}.context_length {context_length} exceeds the model's {network.config.max_position_embeddings} positions"
         )
     sizes: dict[str, int] = {}
+    agreements: dict[str, Agreement] = {}
+    passages = real_passages(tokenizer, context_length, corpus)
     if "gguf" in config.formats:
         from pocketlm.export.gguf import write_gguf
 
         dtype = config.gguf_dtype or ("q4_0" if quantization else "f16")
-        sizes["model.gguf"] = write_gguf(network, tokenizer, out / "model.gguf", dtype).stat().st_size
+        file = write_gguf(network, tokenizer, out / "model.gguf", dtype)
+        reference = as_stored(network, quantization, dtype)
+        agreements[file.name] = check_file(file, reference, tokenizer, passages, config, exact=dtype == "f32")
+        sizes[file.name] = file.stat().st_size
     if "pte" in config.formats:
         from pocketlm.export.executorch import write_pte
 
         file = write_pte(
             network, tokenizer, out / "model.pte", context_length=context_length, quantization=quantization
         )
-        sizes["model.pte"] = file.stat().st_size
+        agreements[file.name] = check_file(file, network, tokenizer, passages, config, exact=quantization is None)
+        sizes[file.name] = file.stat().st_size
     if "hf" in config.formats:
         with write_folder(out / "hf") as folder:
-            save_checkpoint(folder, on_grid(network, quantization), tokenizer)
+            plain = on_grid(network)
+            save_checkpoint(
+                folder, unrolled(plain) if config.layout is None else plain, tokenizer, layout=config.layout
+            )
         sizes["hf"] = sum(file.stat().st_size for file in (out / "hf").iterdir())
-    write_json(out / "export.json", {"model": model.name, "quantization": quantization, "bytes": sizes})
+    told = {name: asdict(found) for name, found in agreements.items()}
+    write_json(
+        out / "export.json", {"model": model.name, "quantization": quantization, "bytes": sizes, "agreement": told}
+    )
     return out
 
 
-def on_grid(model: Transformer, quantization: str | None) -> Transformer:
-    """A plain network whose weights are the four-bit grid's values, for runtimes that know no scheme of ours."""
-    if quantization is None:
-        return model
-    chosen = scheme(quantization)
-    plain = Transformer(model.config)
-    plain.load_state_dict(
-        {
-            name: dequantize_weight(*quantize_weight(tensor, chosen)) if tensor.dim() == 2 else tensor
-            for name, tensor in model.state_dict().items()
-        }
+def real_passages(tokenizer: Tokenizer, context_length: int, corpus: Path | None) -> list[Passage]:
+    """Real text to compare on, about COMPARED_TOKENS of it: the corpus's, or else Python's language reference.
+
+    A model that chats is asked the corpus's conversations and compared on the assistant's words: what it was never
+    taught to predict tells little, for there its likeliest tokens are near ties.
+    """
+    sources = (held_conversations if tokenizer.chat_template else held_documents, reference_pages)
+    for source in sources[corpus is None :]:
+        passages: list[Passage] = []
+        tokens = 0
+        for passage in source(tokenizer, min(PASSAGE_TOKENS, context_length), corpus):
+            passages.append(passage)
+            tokens += len(passage.ids) - passage.prompt
+            if tokens >= COMPARED_TOKENS:
+                break
+        if passages:
+            return passages
+    raise ValueError(
+        f"no text is as long as the {PASSAGE_PROMPT} tokens that a file is compared on; raise context_length"
     )
-    return plain
+
+
+def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path | None) -> Iterator[Passage]:
+    """The first answer of each of the corpus's conversations, held-out ones first, one source after the other."""
+    assert corpus is not None
+    files = [corpus / "documents" / name / f"{split}.jsonl" for split in SPLITS for name in list_sources(corpus)]
+    readers = [read_conversations(file) for file in files if file.is_file()]
+    for round_of_rows in zip_longest(*(islice(reader, PASSAGES) for reader in readers)):
+        rows = [row[1] for row in round_of_rows if row is not None]
+        for ids, mask in tokenizer.encode_conversations(rows):
+            if True in mask and mask.index(True) < length - 1:
+                first = mask.index(True)
+                last = next((i for i in range(first, len(mask)) if not mask[i]), len(mask))
+                yield Passage(ids=ids[: min(last, length)], prompt=first)
+
+
+def held_documents(tokenizer: Tokenizer, length: int, corpus: Path | None) -> Iterator[Passage]:
+    """The beginnings of the corpus's documents, held-out ones first, one source after the other."""
+    assert corpus is not None
+    for split in SPLITS:
+        shards = list(open_shards(corpus, split).values())
+        for number in range(PASSAGES):
+            for shard in shards:
+                ids = shard.document(number)[:length].tolist() if number < len(shard) else []
+                if len(ids) > PASSAGE_PROMPT:
+                    yield Passage(ids=ids, prompt=PASSAGE_PROMPT)
+
+
+def reference_pages(tokenizer: Tokenizer, length: int, corpus: Path | None) -> Iterator[Passage]:
+    """The beginnings of the pages of Python's language reference: text that every machine has."""
+    for page in read_language_reference():
+        ids = [tokenizer.bos_id, *tokenizer.encode(page.text)][:length]
+        if len(ids) > PASSAGE_PROMPT:
+            yield Passage(ids=ids, prompt=PASSAGE_PROMPT)
+
+
+def as_stored(network: Transformer, quantization: str | None, dtype: str) -> Transformer:
+    """The model in memory that a .gguf of this dtype holds: Q4_0 quantizes activations too, float files do not."""
+    if dtype == "q4_0":
+        return network if quantization else prepare(copy.deepcopy(network), scheme(GGUF_SCHEME)).eval()
+    return on_grid(network)
+
+
+def check_file(
+    file: Path,
+    network: Transformer,
+    tokenizer: Tokenizer,
+    passages: list[Passage],
+    config: ExportConfig,
+    *,
+    exact: bool,
+) -> Agreement:
+    """How the file agrees with the network. A file that agrees too little is removed, and a ValueError says how little."""
+    with opened(file, exact=exact) as runtime:
+        found = agreement(LanguageModel(network, tokenizer), runtime, passages)
+    if found.top_token >= config.min_agreement and (not exact or found.greedy == EXACT_GREEDY):
+        return found
+    worst = most_different_tensor(file, network) if file.suffix == ".gguf" else ""
+    file.unlink()
+    shutil.rmtree(file.with_name(f"{file.stem}.tokenizer"), ignore_errors=True)  # what goes with a .pte
+    raise ValueError(
+        f"{file.name} does not say what the model says: of {found.tokens} tokens {found.top_token:.2%} agree "
+        f"({config.min_agreement:.1%} asked), KL {found.kl:.3g} nats, greedy answers equal for {found.greedy:.0%}"
+        f"{' (a float32 file must equal all)' if exact else ''}{worst}. The file was removed. A lower min_agreement lets "
+        "it pass; a model that is unsure of every token agrees less, for its likeliest tokens are near ties"
+    )
+
+
+def most_different_tensor(file: Path, network: Transformer) -> str:
+    """The tensor of a .gguf whose values are farthest from the network's, in words."""
+    from pocketlm.export.gguf_read import stored_tensors
+
+    expected = unrolled(on_grid(network)).state_dict()
+    stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}
+    gaps = {n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in stored}
+    name = max(gaps, key=lambda found: gaps[found])
+    if gaps[name] < 0.01:
+        return "; every tensor in it is the model's to 1 %, so the difference is in how the runtime computes"
+    return f"; the tensor that differs most is {name}, by {gaps[name]:.0%}"
+
+
+def on_grid(model: Transformer) -> Transformer:
+    """A plain network of the same values: a four-bit model's grid, for runtimes that know no scheme of ours."""
+    plain = Transformer(model.config)
+    tensors = model.state_dict()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, FakeQuantLinear | FakeQuantEmbedding):
+                tensors[f"{name}.weight"] = module.grid_weight()
+    plain.load_state_dict(tensors)
+    return plain.eval()
+
+
+def unrolled(model: Transformer) -> Transformer:
+    """The same network with each application of a shared block as a block of its own: for who knows no sharing."""
+    repeats = model.config.layer_repeats
+    if repeats == 1:
+        return model
+    kinds = tuple(kind for kind in model.config.layer_types for _ in range(repeats))
+    deeper = Transformer(
+        replace(model.config, num_hidden_layers=model.config.applications, layer_repeats=1, layer_types=kinds)
+    )
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in name}
+    for i, block in enumerate(model.model.layers):
+        for name, tensor in block.state_dict().items():
+            tensors |= {f"model.layers.{i * repeats + k}.{name}": tensor for k in range(repeats)}
+    deeper.load_state_dict(tensors)
+    return deeper.eval()

@@ -19,7 +19,7 @@ from pocketlm.export.llamacpp import SLOTS, GgufModel
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 
@@ -35,6 +35,7 @@ QWEN3 = ModelConfig(
     rope_theta=10000.0,
     initializer_range=0.1,
 )
+SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=256)
 WINDOWED = replace(QWEN3, layer_types=ModelConfig.local_global(5), sliding_window=16)
 CONFIGS = {
     "qwen3": QWEN3,
@@ -42,6 +43,9 @@ CONFIGS = {
     "llama": replace(QWEN3, use_qk_norm=False),
     "step35": WINDOWED,
     "step35 without QK-norm": replace(WINDOWED, use_qk_norm=False),
+    "llama with Llama 3's scaled RoPE": replace(QWEN3, use_qk_norm=False, rope_scaling=SCALING),
+    "llama with shared blocks": replace(QWEN3, use_qk_norm=False, num_hidden_layers=3, layer_repeats=2),
+    "step35 with shared blocks": replace(WINDOWED, layer_repeats=2),
 }
 IDS = torch.randint(3, 320, (600,), generator=torch.Generator().manual_seed(1)).tolist()
 

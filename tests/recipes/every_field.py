@@ -9,13 +9,14 @@ from typing import Any
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
 from pocketlm.serve.chat import ChatConfig
 from pocketlm.stages.curate import CurateConfig
 from pocketlm.stages.evaluate import EvaluateConfig
 from pocketlm.stages.export import ExportConfig
 from pocketlm.stages.finetune import FinetuneConfig
+from pocketlm.stages.importing import ImportConfig
 from pocketlm.stages.longcontext import ExtendConfig
 from pocketlm.stages.merge import MergeConfig
 from pocketlm.stages.mix import MixConfig
@@ -42,6 +43,7 @@ SHAPE = ModelConfig(
     sliding_window=8,
     initializer_range=0.1,
 )
+SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=24)
 ROWS: Changes = {"rows_per_step": 4, "micro_batch_size": 2, "seed": 1}
 TRAINING = {"rows_per_step": 2, "micro_batch_size": 4, "seed": 2, "optim": FASTER, "save_every_steps": 2}
 SHARES = {"problems": 0.5, "notes": 0.5}
@@ -50,6 +52,7 @@ FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when
 BASES: dict[type, Any] = {
     OptimConfig: STEPS,
     ModelConfig: SHAPE,
+    RopeScaling: SCALING,
     Source: Source(name="own", domain="knowledge", kind="local", path=f"{FOLDER}/texts"),
     Thresholds: Thresholds(),
     MinHash: MinHash(),
@@ -97,6 +100,7 @@ BASES: dict[type, Any] = {
     QuantizeConfig: QuantizeConfig(
         name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save_every_steps=3
     ),
+    ImportConfig: ImportConfig(name="imported", source="them/model"),
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
     EvaluateConfig: EvaluateConfig(
         name="evaluation",
@@ -144,6 +148,14 @@ FIELDS: dict[type, dict[str, Any]] = {
         "layer_types": ("sliding_attention", "full_attention"),
         "sliding_window": 4,
         "initializer_range": 0.2,
+        "rope_scaling": SCALING,
+        "layer_repeats": 2,
+    },
+    RopeScaling: {
+        "factor": 2.0,
+        "low_freq_factor": 2.0,
+        "high_freq_factor": 8.0,
+        "original_max_position_embeddings": 32,
     },
     Source: {
         "name": "mine",
@@ -252,7 +264,15 @@ FIELDS: dict[type, dict[str, Any]] = {
         "sources": ("notes-asked",),
         "shares": SHARES,
     },
-    ExportConfig: {"name": "other", "formats": ("hf",), "gguf_dtype": "f32", "context_length": 64},
+    ImportConfig: {"name": "other", "source": "them/sibling", "revision": "v2"},
+    ExportConfig: {
+        "name": "other",
+        "formats": ("hf",),
+        "gguf_dtype": "f32",
+        "context_length": 64,
+        "layout": "qwen3",
+        "min_agreement": 1.0,
+    },
     EvaluateConfig: {
         "name": "other",
         "suite": f"{FOLDER}/other.jsonl",
@@ -296,6 +316,8 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {  # what both runs of a field h
     (Source, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
     (CurateConfig, "tokenizer"): {"vocab_size": 320},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
+    (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},
+    (ExportConfig, "min_agreement"): {"gguf_dtype": "q4_0", "min_agreement": 0.0},  # random weights agree little
 }
 TOGETHER: dict[tuple[type, str], Changes] = {  # what must change with a field for the config to be a valid one
     (CurateConfig, "tokenizer"): {"vocab_size": None},

@@ -17,13 +17,15 @@ from every_field import BASE_CHANGES, BASES, FIELDS, FILTERED, FOLDER, SHAPE, TO
 from rich.console import Console
 
 import pocketlm.stages
+import pocketlm.stages.export as export_stage
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
+from pocketlm.eval.agreement import Agreement
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 from pocketlm.report.goals import Goal
 from pocketlm.run import Plan
 from pocketlm.serve.chat import ChatConfig, chat
@@ -31,6 +33,7 @@ from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.finetune import FinetuneConfig, finetune
+from pocketlm.stages.importing import ImportConfig, import_model
 from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.mix import MixConfig, find_mix
@@ -243,8 +246,31 @@ def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.Mo
         path.write_text(repr(options))
         return path
 
+    check = export_stage.check_file
+
+    def check_gguf(file: Path, *rest: Any, **options: Any) -> Agreement:
+        if file.suffix == ".gguf":
+            return check(file, *rest, **options)
+        return Agreement(top_token=1.0, kl=0.0, greedy=1.0, tokens=1)
+
     patch.setattr("pocketlm.export.executorch.write_pte", write)
-    return files_of(export(config, out, model=folder / "model"))
+    patch.setattr(export_stage, "check_file", check_gguf)
+    try:
+        return files_of(export(config, out, model=folder / "model"))
+    except ValueError as refused:
+        assert config.min_agreement == 1.0 or config.layout == "llama4_text"  # which holds no local layers
+        return str(refused)
+
+
+def after_import(config: ImportConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    import huggingface_hub
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert not any("bin" in pattern or "py" in pattern for pattern in allow_patterns)
+        return str(folder / ("sibling" if revision == "v2" else name.removeprefix("them/")))
+
+    patch.setattr(huggingface_hub, "snapshot_download", download)
+    return files_of(import_model(config, out))
 
 
 def after_chat(config: ChatConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
@@ -286,13 +312,15 @@ AFTER: dict[type, Callable[..., Any]] = {
     FinetuneConfig: after_training(finetune, model="model"),
     QuantizeConfig: after_training(quantize, model="chat"),
     ExportConfig: after_export,
+    ImportConfig: after_import,
+    RopeScaling: lambda config, *rest: after_model(replace(SHAPE, rope_scaling=config), *rest),
     EvaluateConfig: after_evaluate,
     ReportConfig: after_report,
 }
 STAGES = {
     **{CurateConfig: curate, MixConfig: find_mix, PretrainConfig: pretrain, SelectConfig: select, MergeConfig: merge},
     **{ExtendConfig: extend_context, FinetuneConfig: finetune, QuantizeConfig: quantize, ExportConfig: export},
-    **{EvaluateConfig: evaluate, ReportConfig: report},
+    **{EvaluateConfig: evaluate, ReportConfig: report, ImportConfig: import_model},
 }
 
 

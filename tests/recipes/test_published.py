@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pocketlm.data.batches import ConversationRows
+from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.recipe import load_recipe
 from pocketlm.run import Plan, key_figures, plan
@@ -22,15 +23,34 @@ def parameters(config: ModelConfig) -> int:
         return sum(parameter.numel() for parameter in Transformer(config).parameters())
 
 
-@pytest.mark.parametrize(("size", "count"), [("140m", 140_248_512), ("360m", 359_431_168), ("950m", 949_685_760)])
-def test_r1_has_the_published_number_of_parameters(size: str, count: int) -> None:
-    assert parameters(sys.modules["recipe_r1"].SHAPES[size]) == count
+PUBLISHED = {  # R1, table 1 and README; Pro: the model card; MobileLLM 2024: README of its repository
+    "r1-140m": 140_248_512,
+    "r1-360m": 359_431_168,
+    "r1-950m": 949_685_760,
+    "pro": 1_084_453_120,
+    "mobilellm-125m": 124_635_456,
+    "mobilellm-350m": 345_355_200,
+    "mobilellm-600m": 603_188_352,
+    "mobilellm-1b": 1_005_461_760,
+    "mobilellm-1.5b": 1_511_188_800,
+    "mobilellm-ls-125m": 124_635_456,  # shared blocks count once
+    "mobilellm-ls-350m": 345_355_200,
+}
 
 
-def test_pro_has_the_published_number_of_parameters_and_of_global_layers() -> None:
-    shape = sys.modules["recipe_pro"].PRO
-    assert parameters(shape) == 1_084_453_120
-    assert [i for i in range(30) if shape.window(i) is None] == [0, 4, 8, 12, 16, 20, 24, 28, 29]
+def test_every_preset_has_the_published_number_of_parameters() -> None:
+    assert {name: parameters(config) for name, config in PRESETS.items()} == PUBLISHED
+
+
+def test_the_recipes_train_the_published_networks() -> None:
+    assert set(sys.modules["recipe_r1"].SHAPES) == {"140m", "360m", "950m"}
+    assert sys.modules["recipe_pro"].PHASE1.model == PRESETS["pro"]
+
+
+def test_pro_has_the_published_global_layers_and_ls_a_cache_slot_for_each_application() -> None:
+    assert [i for i in range(30) if PRESETS["pro"].window(i) is None] == [0, 4, 8, 12, 16, 20, 24, 28, 29]
+    assert PRESETS["mobilellm-ls-125m"].applications == 60
+    assert PRESETS["mobilellm-ls-350m"].applications == 64
 
 
 @pytest.fixture

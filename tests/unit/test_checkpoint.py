@@ -194,13 +194,16 @@ def test_a_learned_qk_norm_is_not_taken_for_a_weightless_one(folder):
     [
         ({"model_type": "gemma3"}, "model_type 'gemma3' is not read here; known: llama, qwen3"),
         ({"model_type": None}, "model_type None is not read here"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "cannot honour rope type"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "cannot honour rope type"),
-        ({"rope_parameters": None, "rope_scaling": {"rope_type": "llama3"}}, "cannot honour rope type"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' cannot be honoured"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope type 'linear' cannot be honoured",
+        ),
+        ({"rope_parameters": None, "rope_scaling": {"rope_type": "llama3"}}, "llama3 lacks factor"),
         ({"attention_bias": True, "mlp_bias": True}, "cannot honour attention_bias, mlp_bias"),
         ({"hidden_act": "gelu"}, "cannot honour hidden_act"),
         ({"quantization_config": {"bits": 4}}, "cannot honour quantization_config"),
-        ({"use_sliding_window": True, "layer_types": None}, "cannot honour use_sliding_window without layer_types"),
+        ({"use_sliding_window": True, "sliding_window": 0, "layer_types": [LOCAL] * 2}, "sliding_window must be set"),
         ({"intermediate_size": None}, "field intermediate_size is missing"),
         ({"num_key_value_heads": 3}, "num_attention_heads 2 is not a multiple"),
         ({"layer_types": [LOCAL, "chunked_attention"], "sliding_window": 8}, "'chunked_attention'; known are"),
@@ -214,15 +217,23 @@ def test_a_config_this_network_cannot_honour_is_refused_by_field(fields, message
 
 
 def test_older_configs_that_spell_theta_and_heads_apart_are_read(folder):
-    edit(folder, rope_parameters=None, rope_theta=777.0, head_dim=None, initializer_range=None)
-    config = load_checkpoint(folder)[0].config
-    assert config.rope_theta == 777.0 and config.head_dim == 16
+    edit(folder, rope_parameters=None, rope_theta=777.0, head_dim=16, initializer_range=None)
+    assert load_checkpoint(folder)[0].config.rope_theta == 777.0
 
 
-def test_local_layers_without_qk_norm_have_no_class_to_open_them(tokenizer, tmp_path):
-    model = Transformer(replace(CONFIGS["windows"], use_qk_norm=False))
-    with pytest.raises(ValueError, match="no dense class with local layers and no QK-norm"):
-        save_checkpoint(tmp_path, model, tokenizer)
+def test_a_head_dim_left_out_is_what_the_class_takes_for_it(tokenizer, tmp_path):
+    save_checkpoint(tmp_path, Transformer(CONFIGS["llama"]), tokenizer)
+    edit(tmp_path, head_dim=None)
+    assert load_checkpoint(tmp_path)[0].config.head_dim == 16  # hidden_size / heads
+    save_checkpoint(tmp_path, Transformer(replace(QWEN3, head_dim=128)), tokenizer)
+    edit(tmp_path, head_dim=None)
+    assert load_checkpoint(tmp_path)[0].config.head_dim == 128  # Qwen3's own default
+
+
+def test_a_pickle_in_place_of_the_weights_is_not_opened(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin is a pickle, which may run code"):
+        load_checkpoint(folder)
 
 
 def test_weights_that_could_not_be_written_leave_the_old_ones_whole(folder, tokenizer, monkeypatch):

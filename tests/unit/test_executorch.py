@@ -18,7 +18,7 @@ from pocketlm.export.pte_network import PteNetwork
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare, quantize_weight
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
 
 pytest.importorskip("executorch")
 from pocketlm.export.executorch import PteModel, load_kernels, write_pte
@@ -26,6 +26,7 @@ from pocketlm.export.executorch import PteModel, load_kernels, write_pte
 VOCABULARY = 264
 CONTEXT = 96  # four times the ring of a local layer, twelve windows
 CHUNK = 16
+SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 INT4 = SCHEMES["int4_group32"]
 
 
@@ -103,6 +104,8 @@ def opened(float_file: Path) -> Iterator[PteModel]:
         {"layer_types": (), "sliding_window": None},
         {"sliding_window": CONTEXT},
         {"sliding_window": CONTEXT - 4},
+        {"layer_repeats": 2},
+        {"rope_scaling": SCALING},
     ],
     ids=lambda fields: ",".join(f"{k}={v}" for k, v in fields.items()) or "as exported",
 )

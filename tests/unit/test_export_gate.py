@@ -1,0 +1,159 @@
+"""An exported file that does not say what the model says does not come out, and the tensor at fault is named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketlm.corpus.sources import Source
+from pocketlm.export import gguf as gguf_file
+from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
+from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.stages.curate import CurateConfig, curate
+from pocketlm.stages.export import COMPARED_TOKENS, ExportConfig, export, real_passages
+
+pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
+
+SHAPE = ModelConfig(
+    vocab_size=320,
+    hidden_size=96,
+    intermediate_size=160,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    num_key_value_heads=3,
+    head_dim=32,
+    max_position_embeddings=256,
+    rope_theta=10000.0,
+    use_qk_norm=False,
+    initializer_range=0.1,
+)
+TEXTS = ["the quick brown fox", "What is 12 and 345? It is 357.", "a table of (values)\n\treturn x"] * 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXTS, 300)
+
+
+def checkpoint(folder: Path, tokenizer: Tokenizer, quantization: str | None = None, **fields) -> Path:
+    folder.mkdir()
+    save_checkpoint(folder, Transformer(replace(SHAPE, **fields), seed=2), tokenizer, quantization)
+    return folder
+
+
+def test_a_float32_file_agrees_entirely_and_the_figures_are_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m", tokenizer)
+    (tmp_path / "out").mkdir()
+    export(ExportConfig(name="files", formats=("gguf",), gguf_dtype="f32"), tmp_path / "out", model=model)
+    found = json.loads((tmp_path / "out" / "export.json").read_text())["agreement"]["model.gguf"]
+    assert found["top_token"] == found["greedy"] == 1.0 and found["kl"] < 1e-9
+    assert COMPARED_TOKENS <= found["tokens"] <= COMPARED_TOKENS + 128
+
+
+def test_one_wrong_scale_trips_the_gate_and_names_its_tensor(tokenizer, tmp_path, monkeypatch) -> None:
+    model = checkpoint(tmp_path / "m", tokenizer, "int4_group32_weight_only")
+    pack, wrong = gguf_file.pack_q4_0, []
+
+    def pack_with_a_slip(qweight: torch.Tensor, scale: torch.Tensor):
+        wrong.append(qweight.shape)
+        slip = len(wrong) == 9  # the table, then seven matrices a layer: the first of the second layer
+        return pack(qweight, scale * 2 if slip else scale)
+
+    monkeypatch.setattr(gguf_file, "pack_q4_0", pack_with_a_slip)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"differs most is model\.layers\.1\.self_attn\.q_proj\.weight, by 100%"):
+        export(ExportConfig(name="files", formats=("gguf",)), tmp_path / "out", model=model)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_swapped_rope_layout_trips_the_gate(tokenizer, tmp_path, monkeypatch) -> None:
+    model = checkpoint(tmp_path / "m", tokenizer)
+    monkeypatch.setattr(gguf_file, "_interleave", lambda rows, heads: rows)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"model\.gguf does not say what the model says.*(q_proj|k_proj)\.weight"):
+        export(ExportConfig(name="files", formats=("gguf",)), tmp_path / "out", model=model)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_runtime_that_computes_otherwise_is_told_from_a_wrong_tensor(tokenizer, tmp_path, monkeypatch) -> None:
+    model = checkpoint(tmp_path / "m", tokenizer)
+    shape = gguf_file._add_shape
+    monkeypatch.setattr(gguf_file, "_add_shape", lambda writer, config: shape(writer, replace(config, rope_theta=50.0)))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="every tensor in it is the model's to 1 %"):
+        export(ExportConfig(name="files", formats=("gguf",)), tmp_path / "out", model=model)
+
+
+def test_a_pte_that_says_something_else_is_removed_too(tokenizer, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("executorch")
+    from pocketlm.export import executorch
+
+    model, other = checkpoint(tmp_path / "m", tokenizer), Transformer(SHAPE, seed=9)
+    write = executorch.write_pte
+    monkeypatch.setattr(executorch, "write_pte", lambda network, *rest, **options: write(other, *rest, **options))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"model\.pte does not say what the model says"):
+        export(ExportConfig(name="files", formats=("pte",), context_length=128), tmp_path / "out", model=model)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_lower_bar_lets_a_file_pass(tokenizer, tmp_path) -> None:
+    model = checkpoint(tmp_path / "m", tokenizer)
+    for name, bar in (("strict", 1.0), ("lenient", 0.3)):
+        config = ExportConfig(name="files", formats=("gguf",), gguf_dtype="q4_0", min_agreement=bar)
+        (tmp_path / name).mkdir()
+        if bar == 1.0:
+            with pytest.raises(ValueError, match=r"100\.0% asked"):
+                export(config, tmp_path / name, model=model)
+        else:
+            export(config, tmp_path / name, model=model)
+            assert (tmp_path / name / "model.gguf").is_file()
+
+
+def test_a_model_with_shared_blocks_leaves_in_every_format(tokenizer, tmp_path) -> None:
+    model = checkpoint(tmp_path / "m", tokenizer, layer_repeats=2)
+    (tmp_path / "out").mkdir()
+    export(ExportConfig(name="files", formats=("gguf", "hf"), gguf_dtype="f32"), tmp_path / "out", model=model)
+    assert json.loads((tmp_path / "out" / "hf" / "config.json").read_text())["num_hidden_layers"] == 6
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    sources = (
+        Source(name="problems", domain="maths", kind="problems", families=("chain_sum",), count=60),
+        Source(name="notes", domain="knowledge", kind="notes", count=60, pairs_range=(1, 2)),
+    )
+    return curate(
+        CurateConfig(name="corpus", sources=sources, vocab_size=300, validation_share=0.2, probe_share=0.0), folder
+    )
+
+
+def test_a_chat_model_is_compared_on_the_answers_of_the_corpus(corpus: Path) -> None:
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    tokenizer.chat_template = CHATML
+    passages = real_passages(tokenizer, 256, corpus)
+    held_out = [json.loads(line) for line in (corpus / "documents/problems/validation.jsonl").open()]
+    first = passages[0]
+    assert tokenizer.decode(first.ids[: first.prompt], keep_special=True).endswith("<|im_start|>assistant\n")
+    answer = tokenizer.decode(first.ids[first.prompt :], keep_special=True)
+    assert answer == held_out[0]["messages"][1]["content"] + "<|im_end|>"
+    assert sum(len(p.ids) - p.prompt for p in passages) >= COMPARED_TOKENS
+
+
+def test_a_base_model_is_compared_on_all_sources_in_turn(corpus: Path) -> None:
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    passages = real_passages(tokenizer, 256, corpus)
+    texts = [tokenizer.decode(p.ids) for p in passages[:4]]
+    assert [text.startswith("Question") for text in texts].count(True) == 2
+    assert all(len(p.ids) <= 256 for p in passages)
+
+
+def test_without_a_corpus_the_language_reference_is_read(tokenizer: Tokenizer) -> None:
+    passages = real_passages(tokenizer, 256, None)
+    assert 'The "assert" statement' in tokenizer.decode(passages[0].ids)
+    with pytest.raises(ValueError, match="raise context_length"):
+        real_passages(tokenizer, 16, None)

@@ -1,0 +1,132 @@
+"""pocketlm import: folders, .gguf files and hub ids become checkpoints of ours; what fails leaves nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pocketlm.cli import app
+from pocketlm.export.gguf import write_gguf
+from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
+from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
+from pocketlm.model.transformer import ModelConfig, Transformer
+
+SHAPE = ModelConfig(
+    vocab_size=288,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+    max_position_embeddings=64,
+    rope_theta=1e6,
+)
+IDS = torch.arange(3, 40)[None]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["the quick brown fox jumps over the lazy dog", "12 + 30 = 42"] * 4, 280)
+
+
+def pocketlm(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def r1(here: Path, tokenizer: Tokenizer) -> Transformer:
+    """A checkpoint in Meta's layout of R1, in the folder `r1`."""
+    model = Transformer(SHAPE, seed=4)
+    (here / "r1").mkdir()
+    save_checkpoint(here / "r1", model, tokenizer, layout="llama4_text")
+    return model
+
+
+def test_metas_layout_comes_in_as_one_that_stock_runtimes_know(r1: Transformer) -> None:
+    status, shown = pocketlm("import", "r1")
+    assert status == 0, shown
+    assert "llama4_text -> qwen3" in shown and "FAIR Noncommercial" in shown and "models/r1" in shown
+    model, _ = load_checkpoint(Path("models/r1"))
+    assert torch.equal(model(IDS), r1(IDS))
+    told = json.loads(Path("models/r1/import.json").read_text())
+    assert told["parameters"] == sum(p.numel() for p in r1.parameters())
+    status, shown = pocketlm("export", "models/r1", "--to", "hf", "--layout", "llama4_text", "--out", "back")
+    assert status == 0, shown
+    assert json.loads(Path("back/hf/config.json").read_text())["model_type"] == "llama4_text"
+    assert torch.equal(load_checkpoint(Path("back/hf"))[0](IDS), r1(IDS))
+
+
+def test_a_gguf_comes_in(here: Path, tokenizer: Tokenizer) -> None:
+    model = Transformer(replace(SHAPE, qk_norm_weight=True), seed=5)
+    write_gguf(model, tokenizer, here / "small.gguf", "f32")
+    status, shown = pocketlm("import", "small.gguf", "--out", "small")
+    assert status == 0, shown
+    assert "gguf -> qwen3" in shown and "FAIR" not in shown
+    assert torch.equal(load_checkpoint(Path("small"))[0](IDS), model(IDS))
+
+
+def test_a_four_bit_checkpoint_stays_one(here: Path, tokenizer: Tokenizer) -> None:
+    (here / "int4").mkdir()
+    save_checkpoint(here / "int4", Transformer(SHAPE), tokenizer, "int4_group32")
+    assert pocketlm("import", "int4")[0] == 0
+    assert quantization_of(Path("models/int4")) == "int4_group32"
+
+
+def test_a_hub_id_is_fetched_without_pickles_or_code(here: Path, r1: Transformer, monkeypatch) -> None:
+    asked = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        return str(here / "r1")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    status, shown = pocketlm("import", "facebook/MobileLLM-R1-140M", "--revision", "main")
+    assert status == 0, shown
+    assert (here / "models" / "MobileLLM-R1-140M" / "model.safetensors").is_file()
+    assert asked == [("facebook/MobileLLM-R1-140M", "main", ["*.json", "*.safetensors", "*.jinja", "LICENSE*"])]
+
+
+def test_a_hub_that_does_not_answer_is_one_message(monkeypatch) -> None:
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    status, shown = pocketlm("import", "them/model")
+    assert status == 2 and "them/model: there is no such file or folder here" in " ".join(shown.split())
+    assert not Path("models/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("nowhere", [], "no checkpoint folder at nowhere"),
+        ("nowhere.gguf", [], "no .gguf file at nowhere.gguf"),
+        ("r1", ["--revision", "v2"], "revision is for models of the hub"),
+        ("broken", [], "model_type 'gpt2' is not read here; known: llama, qwen3, cwm, llama4_text"),
+    ],
+)
+def test_what_cannot_come_in_leaves_nothing(source: str, options: list[str], message: str, r1: Transformer) -> None:
+    Path("broken").mkdir()
+    Path("broken/config.json").write_text('{"model_type": "gpt2"}')
+    status, shown = pocketlm("import", source, *options, "--out", "target")
+    assert status == 2 and message in " ".join(shown.split()), shown
+    assert "Traceback" not in shown and not Path("target").exists()
+
+
+def test_a_folder_with_something_in_it_is_not_written_over(r1: Transformer) -> None:
+    Path("target").mkdir()
+    Path("target/mine.txt").write_text("mine")
+    status, shown = pocketlm("import", "r1", "--out", "target")
+    assert status == 2 and "not empty" in shown and [p.name for p in Path("target").iterdir()] == ["mine.txt"]
