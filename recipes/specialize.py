@@ -1,9 +1,10 @@
 """Your own model: a checkpoint that is there already, and your chats or text, to a 4-bit file for a phone.
 
-    pocketlm run recipes/specialize.py SmolLM2-135M --chats chats.jsonl --out runs/mine
+    pocketlm import HuggingFaceTB/SmolLM2-135M
+    pocketlm run recipes/specialize.py models/SmolLM2-135M --chats chats.jsonl --out runs/mine
 
-The base is a folder: one that pocketlm wrote, or a Hugging Face one of model_type llama or qwen3 (config.json,
-safetensors, tokenizer.json). Its tokenizer is kept. Chats are JSONL with "messages", or "prompt" and "response", on
+The base is a folder: one that pocketlm wrote or imported, or a Hugging Face one that `pocketlm import` would read
+(config.json, safetensors, tokenizer.json). Its tokenizer is kept. Chats are JSONL with "messages", or "prompt" and "response", on
 each line; text is a file or folder of .txt, .md, .py, .jsonl or .parquet. Give either or both: text is read first, as
 in pre-training, then the chats teach the answers. The four-bit model is then trained to answer as the full one does
 (Pro, phase 4), and the very grid it was trained on goes into the files.
@@ -41,7 +42,7 @@ def recipe(
 ):
     """A base model, and your own chats or text, to a fine-tuned 4-bit model and its files.
 
-    BASE is a checkpoint folder: one of pocketlm's, or a Hugging Face one of model_type llama or qwen3.
+    BASE is a checkpoint folder; `pocketlm import` makes one of a hub id or a .gguf.
 
     --chats: JSONL, each line {"messages": [...]} or {"prompt": ..., "response": ...}
 

@@ -18,14 +18,32 @@ PAD_POSITION = -1
 
 
 class KVCache:
-    """Keys and values of all layers for `capacity` tokens a row, and the position each slot holds (-1: nothing)."""
+    """Keys and values of all layers for up to `capacity` tokens a row, and the position of each.
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int) -> None:
-        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = [torch.zeros(shape) for _ in range(config.applications)]
-        self.values = [torch.zeros(shape) for _ in range(config.applications)]
+    A global layer has a slot for each token. A local layer has a ring of `sliding_window` slots, in which a token takes
+    the place of the one that left the window: its memory does not grow with the text.
+
+    int8: keys and values as int8 with one range for each token (Pro, table 3: dynamic, asymmetric), a quarter of the
+    bytes; attention then sees the rounded ones only, so that it does not matter in which pieces a text came.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, capacity: int, *, int8: bool = False) -> None:
+        windows = [config.window(i // config.layer_repeats) for i in range(config.applications)]
+        self.rings = [w if w is not None and w < capacity else None for w in windows]  # slots of the local layers
+        shapes = [(batch, config.num_key_value_heads, ring or capacity, config.head_dim) for ring in self.rings]
+        store = Int8Slots if int8 else FloatSlots
+        self.keys, self.values = [store(shape) for shape in shapes], [store(shape) for shape in shapes]
         self.positions = torch.full((batch, capacity), PAD_POSITION)
         self.start = self.end = 0
+
+    @property
+    def empty(self) -> bool:
+        return self.end == 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values; an int8 cache has 16 bytes a token and layer more, for their ranges."""
+        return sum(slots.content.numel() * slots.content.element_size() for slots in (*self.keys, *self.values))
 
     def begin(self, positions: Tensor) -> None:
         """Make room for tokens at these positions [B, T]; each layer's `update` then fills it."""
@@ -35,26 +53,107 @@ class KVCache:
         self.positions[:, self.start : self.end] = positions
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v [B, K, T, E] of a layer; return all it holds so far [B, K, S, E]."""
-        self.keys[layer][:, :, self.start : self.end] = k
-        self.values[layer][:, :, self.start : self.end] = v
-        return self.keys[layer][:, :, : self.end], self.values[layer][:, :, : self.end]
+        """Store k, v [B, K, T, E] of a layer; return what its queries may look at [B, K, S, E]."""
+        return self._update(self.keys[layer], k, self.rings[layer]), self._update(
+            self.values[layer], v, self.rings[layer]
+        )
+
+    def _update(self, slots: "FloatSlots", new: Tensor, ring: int | None) -> Tensor:
+        if ring is None or self.end <= ring:  # nothing was overwritten yet: slots are in the text's order
+            slots.write(slice(self.start, self.end), new)
+            return slots.read(self.end)
+        if self.end - self.start == 1:
+            slots.write(slice(self.start % ring, self.start % ring + 1), new)
+            return slots.read(ring)
+        newest = torch.arange(max(self.start, self.end - ring), self.end)
+        seen = torch.cat([slots.read(min(self.start, ring)), slots.rounded(new)], 2)  # the first query's window, and on
+        slots.write(newest % ring, new[:, :, -len(newest) :])
+        return seen
 
     def key_positions(self, layer: int) -> Tensor:
-        return self.positions[:, : self.end]
+        """Positions [B, S] of the keys that `update` of this layer returned."""
+        ring = self.rings[layer]
+        if ring is None or self.end <= ring:
+            return self.positions[:, : self.end]
+        if self.end - self.start == 1:
+            return self.positions[:, self._held(ring, self.end)]
+        return torch.cat([self.positions[:, self._held(ring, self.start)], self.positions[:, self.start : self.end]], 1)
+
+    def _held(self, ring: int, end: int) -> Tensor:
+        """For each filled slot of a ring the newest of the first `end` tokens that lies there: token t is in slot t mod ring."""
+        slot = torch.arange(min(end, ring))
+        return end - 1 - (end - 1 - slot) % ring
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows of the batch but these: finished answers cost nothing."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
+        for slots in (*self.keys, *self.values):
+            slots.keep_rows(rows)
         self.positions = self.positions[rows]
 
 
-class LanguageModel:
-    """A loaded checkpoint that answers the two questions every runtime here answers: `logits` and `generate`."""
+class FloatSlots:
+    """A layer's keys or values [B, K, S, E] in float32."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.content = torch.zeros(shape)
+
+    def write(self, places: Tensor | slice, new: Tensor) -> None:
+        """Put new [B, K, T, E] into T slots."""
+        self.content[:, :, places] = new
+
+    def read(self, count: int) -> Tensor:
+        """The first `count` slots."""
+        return self.content[:, :, :count]
+
+    def rounded(self, new: Tensor) -> Tensor:
+        """What reading would give of these."""
+        return new
+
+    def keep_rows(self, rows: Tensor) -> None:
+        self.content = self.content[rows]
+
+
+class Int8Slots(FloatSlots):
+    """The same as int8, with a scale and a zero point for each token, over all its heads."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.content = torch.zeros(shape, dtype=torch.int8)
+        self.scale = torch.ones(shape[0], 1, shape[2], 1)
+        self.zero = torch.zeros_like(self.scale)
+
+    def write(self, places: Tensor | slice, new: Tensor) -> None:
+        levels, scale, zero = int8_levels(new)
+        self.content[:, :, places], self.scale[:, :, places], self.zero[:, :, places] = levels, scale, zero
+
+    def read(self, count: int) -> Tensor:
+        scale, zero = self.scale[:, :, :count], self.zero[:, :, :count]
+        return (self.content[:, :, :count].float() - zero) * scale
+
+    def rounded(self, new: Tensor) -> Tensor:
+        levels, scale, zero = int8_levels(new)
+        return (levels.float() - zero) * scale
+
+    def keep_rows(self, rows: Tensor) -> None:
+        super().keep_rows(rows)
+        self.scale, self.zero = self.scale[rows], self.zero[rows]
+
+
+def int8_levels(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(int8 [B, K, T, E], scale and zero point [B, 1, T, 1]) of keys or values: one asymmetric range for each token."""
+    low, high = x.amin((1, 3), keepdim=True).clamp(max=0), x.amax((1, 3), keepdim=True).clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)
+    zero = (-128 - (low / scale).round()).clamp(-128, 127)
+    return ((x / scale).round() + zero).clamp(-128, 127).to(torch.int8), scale, zero
+
+
+class LanguageModel:
+    """A loaded checkpoint that answers the two questions every runtime here answers: `logits` and `generate`.
+
+    int8_cache: keys and values in a quarter of the bytes, rounded (see KVCache).
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, int8_cache: bool = False) -> None:
+        self.model, self.tokenizer, self.int8_cache = model.eval(), tokenizer, int8_cache
         self.max_length = model.config.max_position_embeddings
 
     @classmethod
@@ -124,10 +223,12 @@ class LanguageModel:
         room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]  # each row's own, whoever is beside it
         generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
         ids, positions = left_padded(prompts)
-        cache = KVCache(self.model.config, len(prompts), longest + max(room))
+        cache = KVCache(self.model.config, len(prompts), longest + max(room), int8=self.int8_cache)
+        padded = bool((positions < 0).any())
         rows = torch.arange(len(prompts))
         for made in range(max(room)):
-            hidden = self.model.hidden(ids, positions, cache)[:, -1]
+            first = made == 0 and not padded  # positions 0, 1, ...: attention needs no written-out mask
+            hidden = self.model.hidden(ids, None if first else positions, cache)[:, -1]
             tokens = sample(self.model.head(hidden), temperature, top_p, [generators[r] for r in rows.tolist()])
             going_on = [
                 i for i, token in enumerate(tokens.tolist()) if token not in stop_ids and made < room[int(rows[i])]

@@ -104,6 +104,8 @@ class Cache(Protocol):
     `layer` counts applications of blocks: a block applied twice has two.
     """
 
+    @property
+    def empty(self) -> bool: ...
     def begin(self, positions: Tensor) -> None: ...
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
     def key_positions(self, layer: int) -> Tensor: ...
@@ -239,7 +241,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits [B, T, V], float32, of the token after each of input_ids [B, T].
 
-        positions [B, T]: of each token, for RoPE and the windows; 0..T-1 if absent. Negative marks padding.
+        positions [B, T]: of each token, for RoPE and the windows; 0..T-1 if absent, as the first tokens are. Negative
+        marks padding.
         cache: keys and values of earlier tokens; the new ones are added to it.
         doc_ids [B, T]: tokens see only tokens of the same id (packed rows); absent means the whole row.
         """
@@ -249,7 +252,7 @@ class Transformer(nn.Module):
         self, input_ids: Tensor, positions: Tensor | None, cache: Cache | None = None, doc_ids: Tensor | None = None
     ) -> Tensor:
         """The last normed hidden states [B, T, D], before the head."""
-        plain = positions is None and doc_ids is None and cache is None
+        plain = positions is None and doc_ids is None and (cache is None or cache.empty)
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         if cache is not None:
@@ -281,7 +284,7 @@ class Mask:
         grouped = q.shape[1] != k.shape[1]
         if self.plain and (window is None or window >= T):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        if self.plain and window is not None and T % window == 0:
+        if self.plain and window is not None:
             return banded_attention(q, k, v, window)
         mask = self.allowed(layer, window, k.shape[2])
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
@@ -307,7 +310,9 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     FlexAttention has no backward pass on the CPU (torch 2.13); this has, and costs T x 2W instead of T x T.
     """
     B, H, T, E = q.shape
-    N, W = T // window, window
+    W = window
+    N = -(-T // W)
+    q, k, v = (F.pad(x, (0, 0, 0, N * W - T)) for x in (q, k, v))  # after the end: no query of the text looks there
     repeat = H // k.shape[1]
     k, v = (x.repeat_interleave(repeat, 1).view(B, H, N, W, E) for x in (k, v))
     k, v = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], 3) for x in (k, v))  # [B, H, N, 2W, E]
@@ -319,7 +324,7 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     out = F.scaled_dot_product_attention(
         q.reshape(B * H, N, W, E), k.reshape(B * H, N, 2 * W, E), v.reshape(B * H, N, 2 * W, E), attn_mask=allowed
     )
-    return out.view(B, H, T, E)
+    return out.view(B, H, N * W, E)[:, :, :T]
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:

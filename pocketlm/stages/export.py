@@ -29,6 +29,7 @@ SPLITS = ("validation", "train")
 PASSAGES = 50  # the most documents that a source lends; this and the next three are our choice
 COMPARED_TOKENS = 1000  # one disagreement is a tenth of a point
 PASSAGE_TOKENS, PASSAGE_PROMPT = 144, 16
+QUESTION = "What is this text about?\n\n"
 EXACT_GREEDY = 1.0  # of a float32 file: every greedy token
 
 
@@ -80,7 +81,7 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         )
     sizes: dict[str, int] = {}
     agreements: dict[str, Agreement] = {}
-    passages = real_passages(tokenizer, context_length, corpus)
+    passages = real_passages(LanguageModel(network, tokenizer), context_length, corpus)
     if "gguf" in config.formats:
         from pocketlm.export.gguf import write_gguf
 
@@ -111,17 +112,22 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
     return out
 
 
-def real_passages(tokenizer: Tokenizer, context_length: int, corpus: Path | None) -> list[Passage]:
+def real_passages(model: LanguageModel, context_length: int, corpus: Path | None) -> list[Passage]:
     """Real text to compare on, about COMPARED_TOKENS of it: the corpus's, or else Python's language reference.
 
-    A model that chats is asked the corpus's conversations and compared on the assistant's words: what it was never
-    taught to predict tells little, for there its likeliest tokens are near ties.
+    A model that chats is compared on answers: the assistant's in the corpus's conversations, or its own to questions
+    about the reference. What it was never taught to predict tells little: there its likeliest tokens are near ties.
     """
-    sources = (held_conversations if tokenizer.chat_template else held_documents, reference_pages)
-    for source in sources[corpus is None :]:
+    length = min(PASSAGE_TOKENS, context_length)
+    tokenizer = model.tokenizer
+    sources = [own_answers(model, length) if tokenizer.chat_template else reference_pages(tokenizer, length)]
+    if corpus is not None:
+        held_out = held_conversations if tokenizer.chat_template else held_documents
+        sources.insert(0, held_out(tokenizer, length, corpus))
+    for source in sources:
         passages: list[Passage] = []
         tokens = 0
-        for passage in source(tokenizer, min(PASSAGE_TOKENS, context_length), corpus):
+        for passage in source:
             passages.append(passage)
             tokens += len(passage.ids) - passage.prompt
             if tokens >= COMPARED_TOKENS:
@@ -133,9 +139,22 @@ def real_passages(tokenizer: Tokenizer, context_length: int, corpus: Path | None
     )
 
 
-def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path | None) -> Iterator[Passage]:
+def own_answers(model: LanguageModel, length: int) -> Iterator[Passage]:
+    """What the model itself answers, greedily, to questions about the pages of the language reference."""
+    tokenizer = model.tokenizer
+    reference = read_language_reference()
+    while pages := list(islice(reference, 8)):
+        excerpts = [tokenizer.decode(tokenizer.encode(page.text)[: length // 4]) for page in pages]
+        prompts = [tokenizer.encode_chat([{"role": "user", "content": QUESTION + text}]) for text in excerpts]
+        prompts = [prompt for prompt in prompts if len(prompt) < length - 1]
+        room = length - max(map(len, prompts), default=length)
+        answers = model.generate(prompts, max_new_tokens=room, stop_ids=tokenizer.stop_ids)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            yield Passage(ids=[*prompt, *answer, tokenizer.end_of_turn_id][:length], prompt=len(prompt))
+
+
+def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path) -> Iterator[Passage]:
     """The first answer of each of the corpus's conversations, held-out ones first, one source after the other."""
-    assert corpus is not None
     files = [corpus / "documents" / name / f"{split}.jsonl" for split in SPLITS for name in list_sources(corpus)]
     readers = [read_conversations(file) for file in files if file.is_file()]
     for round_of_rows in zip_longest(*(islice(reader, PASSAGES) for reader in readers)):
@@ -147,9 +166,8 @@ def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path | None) -
                 yield Passage(ids=ids[: min(last, length)], prompt=first)
 
 
-def held_documents(tokenizer: Tokenizer, length: int, corpus: Path | None) -> Iterator[Passage]:
+def held_documents(tokenizer: Tokenizer, length: int, corpus: Path) -> Iterator[Passage]:
     """The beginnings of the corpus's documents, held-out ones first, one source after the other."""
-    assert corpus is not None
     for split in SPLITS:
         shards = list(open_shards(corpus, split).values())
         for number in range(PASSAGES):
@@ -159,7 +177,7 @@ def held_documents(tokenizer: Tokenizer, length: int, corpus: Path | None) -> It
                     yield Passage(ids=ids, prompt=PASSAGE_PROMPT)
 
 
-def reference_pages(tokenizer: Tokenizer, length: int, corpus: Path | None) -> Iterator[Passage]:
+def reference_pages(tokenizer: Tokenizer, length: int) -> Iterator[Passage]:
     """The beginnings of the pages of Python's language reference: text that every machine has."""
     for page in read_language_reference():
         ids = [tokenizer.bos_id, *tokenizer.encode(page.text)][:length]
@@ -168,9 +186,13 @@ def reference_pages(tokenizer: Tokenizer, length: int, corpus: Path | None) -> I
 
 
 def as_stored(network: Transformer, quantization: str | None, dtype: str) -> Transformer:
-    """The model in memory that a .gguf of this dtype holds: Q4_0 quantizes activations too, float files do not."""
-    if dtype == "q4_0":
-        return network if quantization else prepare(copy.deepcopy(network), scheme(GGUF_SCHEME)).eval()
+    """What a .gguf of this dtype holds: the weights' values, on their grid if they have one, and float activations.
+
+    llama.cpp rounds activations to int8 for every 32 of them, which is much finer than the rounding for each token
+    that a model is trained with (and that a .pte computes with); so this is the network that it comes closest to.
+    """
+    if dtype == "q4_0" and quantization is None:
+        network = prepare(copy.deepcopy(network), scheme(GGUF_SCHEME))
     return on_grid(network)
 
 

@@ -1,12 +1,14 @@
 """Windows, caches, padding and packed documents: every path of attention against one written-out mask in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from pocketlm.model.generate import KVCache, left_padded
+from pocketlm.model.generate import KVCache, int8_levels, left_padded
+from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer, banded_attention
 
 # B batch, T tokens, S keys, H heads, K kv heads, E head width
@@ -55,7 +57,7 @@ def model() -> Transformer:
     return Transformer(CONFIG).eval()
 
 
-@pytest.mark.parametrize("window", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 8, 11, 16, 31, 32])
 def test_banded_attention_is_full_attention_under_the_window_mask(window):
     q, k, v = drawn(2, 4, 32, 16, seed=1) * 2, drawn(2, 2, 32, 16, seed=2) * 2, drawn(2, 2, 32, 16, seed=3)
     expected = masked_attention(q, k, v, within(32, window))
@@ -146,6 +148,54 @@ def test_rows_kept_in_a_cache_go_on_as_if_the_others_had_never_been(model):
     logits = model(following, torch.full((2, 1), 12), cache)[:, 0]
     alone = model(torch.cat([ids[[2, 0]], following], 1))[:, -1]
     assert (logits - alone).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("repeats", [1, 2])
+@torch.no_grad()
+def test_a_ring_that_has_wrapped_many_times_holds_what_the_window_needs(repeats, int8):
+    """Ten windows, in pieces shorter, as long and longer than one."""
+    config = replace(CONFIG, layer_repeats=repeats)
+    network = Transformer(config).eval()
+    ids = token_ids(2, 80)
+
+    def read(*chunks: int, padding: int = 0) -> Tensor:
+        cache, parts, at = KVCache(config, 2, 80 + padding, int8=int8), [], 0
+        if padding:
+            network(ids[:, :padding], torch.full((2, padding), -1), cache)
+        for size in chunks:
+            positions = None if at == 0 and not padding else torch.arange(at, at + size).expand(2, size)
+            parts.append(network(ids[:, at : at + size], positions, cache))
+            at += size
+        assert at == 80
+        return torch.cat(parts, 1)
+
+    whole = read(80)
+    error = (whole - network(ids)).abs().max()
+    assert 1e-3 < error < 0.1 if int8 else error <= TOLERANCE
+    noise = error / 2 if int8 else TOLERANCE  # the last bit of a float turns an int8 level now and then
+    for chunks in ((1,) * 80, (7, 8, 9, 1, 1, 30, 24), (50, *(1,) * 30)):
+        assert (read(*chunks) - whole).abs().max() <= noise
+    assert (read(33, *(1,) * 47, padding=5) - whole).abs().max() <= noise
+
+
+def test_the_bytes_of_pros_cache_are_the_published_ones():
+    """Pro: 14, 23 and 40 MiB at 2k, 4k and 8k tokens, and 117 with every layer global."""
+    for tokens, mib in ((2000, 14.04), (4000, 22.83), (8000, 40.41)):
+        assert KVCache(PRESETS["pro"], 1, tokens, int8=True).num_bytes / 2**20 == pytest.approx(mib, abs=0.005)
+    everywhere = replace(PRESETS["pro"], layer_types=())
+    assert KVCache(everywhere, 1, 8000, int8=True).num_bytes / 2**20 == pytest.approx(117.19, abs=0.005)
+    assert KVCache(PRESETS["pro"], 1, 2000).num_bytes == 4 * KVCache(PRESETS["pro"], 1, 2000, int8=True).num_bytes
+
+
+def test_an_int8_token_is_its_own_within_half_a_step():
+    x = drawn(2, 3, 5, 8, seed=6) * torch.tensor([1e-4, 1.0, 50.0, 1.0, 0.0])[:, None]
+    levels, scale, zero = int8_levels(x)
+    assert scale.shape == zero.shape == (2, 1, 5, 1)
+    step = (x.amax((1, 3)).clamp(min=0) - x.amin((1, 3)).clamp(max=0)) / 255
+    error = ((levels.float() - zero) * scale - x).abs().amax((1, 3))
+    assert (error <= 1.01 * step + 1e-6).all()  # half a step for the value, half for the zero point
+    assert ((levels.float() - zero) * scale)[:, :, 4].abs().max() == 0
 
 
 def test_a_full_cache_says_so(model):

@@ -10,6 +10,7 @@ import torch
 from pocketlm.corpus.sources import Source
 from pocketlm.export import gguf as gguf_file
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.generate import LanguageModel
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.curate import CurateConfig, curate
@@ -120,6 +121,10 @@ def test_a_model_with_shared_blocks_leaves_in_every_format(tokenizer, tmp_path) 
     assert json.loads((tmp_path / "out" / "hf" / "config.json").read_text())["num_hidden_layers"] == 6
 
 
+def model_of(tokenizer: Tokenizer) -> LanguageModel:
+    return LanguageModel(Transformer(SHAPE, seed=1), tokenizer)
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
@@ -135,7 +140,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_chat_model_is_compared_on_the_answers_of_the_corpus(corpus: Path) -> None:
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     tokenizer.chat_template = CHATML
-    passages = real_passages(tokenizer, 256, corpus)
+    passages = real_passages(model_of(tokenizer), 256, corpus)
     held_out = [json.loads(line) for line in (corpus / "documents/problems/validation.jsonl").open()]
     first = passages[0]
     assert tokenizer.decode(first.ids[: first.prompt], keep_special=True).endswith("<|im_start|>assistant\n")
@@ -146,14 +151,29 @@ def test_a_chat_model_is_compared_on_the_answers_of_the_corpus(corpus: Path) -> 
 
 def test_a_base_model_is_compared_on_all_sources_in_turn(corpus: Path) -> None:
     tokenizer = Tokenizer.load(corpus / "tokenizer")
-    passages = real_passages(tokenizer, 256, corpus)
+    passages = real_passages(model_of(tokenizer), 256, corpus)
     texts = [tokenizer.decode(p.ids) for p in passages[:4]]
     assert [text.startswith("Question") for text in texts].count(True) == 2
     assert all(len(p.ids) <= 256 for p in passages)
 
 
 def test_without_a_corpus_the_language_reference_is_read(tokenizer: Tokenizer) -> None:
-    passages = real_passages(tokenizer, 256, None)
+    passages = real_passages(model_of(tokenizer), 256, None)
     assert 'The "assert" statement' in tokenizer.decode(passages[0].ids)
     with pytest.raises(ValueError, match="raise context_length"):
-        real_passages(tokenizer, 16, None)
+        real_passages(model_of(tokenizer), 16, None)
+
+
+def test_a_chat_model_without_a_corpus_is_compared_on_its_own_answers(tokenizer: Tokenizer) -> None:
+    chat = Tokenizer(tokenizer.backend, chat_template=CHATML)
+    model = model_of(chat)
+    passages = real_passages(model, 256, None)
+    first = passages[0]
+    question = chat.decode(first.ids[: first.prompt], keep_special=True)
+    assert 'The "assert" statement' in question and question.endswith("<|im_start|>assistant\n")
+    answer = model.generate([first.ids[: first.prompt]], max_new_tokens=200, stop_ids=chat.stop_ids)[0]
+    made = first.ids[first.prompt :]
+    assert made[:-1] == answer[: len(made) - 1] and made[-1] in (chat.end_of_turn_id, answer[len(made) - 1])
+    assert sum(len(p.ids) - p.prompt for p in passages) >= COMPARED_TOKENS
+    with pytest.raises(ValueError, match="raise context_length"):
+        real_passages(model, 16, None)

@@ -164,3 +164,15 @@ def test_an_opened_four_bit_checkpoint_generates_as_its_full_passes_do(tokenizer
     assert opened.max_length == 64 and opened.tokenizer.vocab_size == 280
     assert opened.generate([PROMPTS[2]], max_new_tokens=20, stop_ids=set()) == [greedy(opened, PROMPTS[2], 20)]
     opened.close()
+
+
+def test_an_int8_cache_answers_nearly_as_the_float_one_and_alike_in_any_company(model, tokenizer):
+    rounded = LanguageModel(model.model, tokenizer, int8_cache=True)
+    together = rounded.generate(PROMPTS, max_new_tokens=30, stop_ids=set())
+    assert together == [rounded.generate([p], max_new_tokens=30, stop_ids=set())[0] for p in PROMPTS]
+    exact = model.generate(PROMPTS, max_new_tokens=30, stop_ids=set())
+    same = [a == b for ours, theirs in zip(together, exact, strict=True) for a, b in zip(ours, theirs, strict=True)]
+    assert sum(same) / len(same) > 0.3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pocketlm.model.generate.Int8Slots.read", lambda self, count: self.content[:, :, :count].float())
+        assert rounded.generate(PROMPTS, max_new_tokens=30, stop_ids=set()) != together  # the rounded ones are read
