@@ -288,24 +288,19 @@ def import_a_model(
       [dim]a file for llama.cpp; its blocks become the values they stand for[/dim]
     """
     with plain_errors():
-        from pocketlm.model.files import read_json
+        from pocketlm.model.files import read_json, write_folder
         from pocketlm.stages.importing import ImportConfig, import_model
 
         config = ImportConfig(name="import", source=source, revision=revision)
         target = out or Path("models") / Path(source.rstrip("/")).name.removesuffix(".gguf")
-        there = target.exists()
-        folder = new_folder(target)
-        try:
+        refuse_full(target)
+        with write_folder(target) as folder:
             import_model(config, folder)
-        except BaseException:
-            if not there and not any(folder.iterdir()):
-                folder.rmdir()  # nothing was written; leave nothing
-            raise
-        told = read_json(folder / "import.json")
+        told = read_json(target / "import.json")
         typer.echo(f"{told['was']} -> {told['layout']}, {told['parameters']:,} parameters")
         if "licence" in told:
             typer.echo(told["licence"])
-        typer.echo(folder)
+        typer.echo(target)
 
 
 class Target(StrEnum):
@@ -374,17 +369,22 @@ def export_model(
         for name, found in read_json(folder / "export.json")["agreement"].items():
             typer.echo(
                 f"{name} against the model, {found['tokens']:,} tokens: {found['top_token']:.2%} of top tokens equal, "
-                f"KL {found['kl']:.2g} nats, greedy answers equal for {found['greedy']:.0%} of {GREEDY_TOKENS} tokens"
+                f"KL {found['kl']:.2g} nats, greedy answers of up to {GREEDY_TOKENS} tokens equal for {found['greedy']:.0%}"
             )
         typer.echo(folder / ("hf" if to is Target.hf else f"model.{to}"))
 
 
 def new_folder(path: Path) -> Path:
     """The folder, made now; ValueError if something is in it already."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} is there already, and not empty; choose another --out, or delete it")
+    refuse_full(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def refuse_full(path: Path) -> None:
+    """Nothing, or a ValueError where something is in the folder already, or it is a file."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is there already, and not empty; choose another --out, or delete it")
 
 
 def check_model(path: Path) -> None:

@@ -83,6 +83,6 @@ PRESETS = {
     "mobilellm-600m": _mobilellm(40, 18, 6, 3072),
     "mobilellm-1b": _mobilellm(54, 20, 5, 3584),
     "mobilellm-1.5b": _mobilellm(54, 25, 5, 4352),
-    "mobilellm-ls-125m": replace(MOBILELLM_125M, layer_repeats=2),  # MobileLLM 2024, section 2.4: immediate sharing
+    "mobilellm-ls-125m": replace(MOBILELLM_125M, layer_repeats=2),  # MobileLLM 2024: immediate block-wise sharing
     "mobilellm-ls-350m": replace(MOBILELLM_350M, layer_repeats=2),
 }

@@ -39,7 +39,7 @@ class RopeScaling:
 class ModelConfig:
     """Shape of the network, in Hugging Face's field names. `layer_types` empty means every layer is global.
 
-    layer_repeats: how often each block is applied, in a row (MobileLLM-LS 2024, section 2.4: 2). The weights are
+    layer_repeats: how often each block is applied, in a row (MobileLLM-LS 2024: 2). The weights are
     shared, the keys and values are not: each application has a KV slot of its own.
     """
 

@@ -206,19 +206,28 @@ def check_file(
     exact: bool,
 ) -> Agreement:
     """How the file agrees with the network. A file that agrees too little is removed, and a ValueError says how little."""
-    with opened(file, exact=exact) as runtime:
-        found = agreement(LanguageModel(network, tokenizer), runtime, passages)
+    try:
+        with opened(file, exact=exact) as runtime:
+            found = agreement(LanguageModel(network, tokenizer), runtime, passages)
+    except BaseException:  # refused by its runtime, or interrupted: an unchecked file must not look like a checked one
+        discard(file)
+        raise
     if found.top_token >= config.min_agreement and (not exact or found.greedy == EXACT_GREEDY):
         return found
     worst = most_different_tensor(file, network) if file.suffix == ".gguf" else ""
-    file.unlink()
-    shutil.rmtree(file.with_name(f"{file.stem}.tokenizer"), ignore_errors=True)  # what goes with a .pte
+    discard(file)
     raise ValueError(
         f"{file.name} does not say what the model says: of {found.tokens} tokens {found.top_token:.2%} agree "
         f"({config.min_agreement:.1%} asked), KL {found.kl:.3g} nats, greedy answers equal for {found.greedy:.0%}"
         f"{' (a float32 file must equal all)' if exact else ''}{worst}. The file was removed. A lower min_agreement lets "
         "it pass; a model that is unsure of every token agrees less, for its likeliest tokens are near ties"
     )
+
+
+def discard(file: Path) -> None:
+    """Remove an exported file, and the tokenizer that goes with a .pte."""
+    file.unlink(missing_ok=True)
+    shutil.rmtree(file.with_name(f"{file.stem}.tokenizer"), ignore_errors=True)
 
 
 def most_different_tensor(file: Path, network: Transformer) -> str:

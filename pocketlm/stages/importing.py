@@ -7,7 +7,7 @@ from pathlib import Path
 from pocketlm.export.gguf_read import read_gguf
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import read_json, write_json
-from pocketlm.model.layouts import native_layout
+from pocketlm.model.layouts import layout_of, native_layout
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -66,9 +66,9 @@ def read_source(config: ImportConfig) -> tuple[Transformer, Tokenizer, dict]:
     elif config.revision is not None:
         raise ValueError(f"{config.name}.revision is for models of the hub; {config.source} is on this machine")
     model, tokenizer = load_checkpoint(path)
-    raw = read_json(path / "config.json")
-    came = {"from": config.source, "was": raw.get("model_type"), "quantization": quantization_of(path)}
-    return model, tokenizer, came | ({"licence": META_LICENCE} if raw.get("model_type") in META_LAYOUTS else {})
+    layout = layout_of(read_json(path / "config.json"), path).name
+    came = {"from": config.source, "was": layout, "quantization": quantization_of(path)}
+    return model, tokenizer, came | ({"licence": META_LICENCE} if layout in META_LAYOUTS else {})
 
 
 def download(name: str, revision: str | None) -> Path:
