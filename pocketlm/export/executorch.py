@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from pocketlm.export.pte_network import PteNetwork
 from pocketlm.model.files import write_folder
-from pocketlm.model.generate import sample
 from pocketlm.model.quant import Scheme, scheme
+from pocketlm.model.sampling import GREEDY, Sampling, sample
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -180,15 +181,13 @@ class PteModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Temperature 0 is greedy. One prompt at a time."""
+        """New ids for each prompt, the stop id left out. One prompt at a time."""
         for prompt in prompts:
             self._check(prompt)
         return [
-            list(self._decode(prompt, max_new_tokens, stop_ids, temperature, top_p, seed + row))
+            list(self._decode(prompt, max_new_tokens, stop_ids, replace(sampling, seed=sampling.seed + row)))
             for row, prompt in enumerate(prompts)
         ]
 
@@ -198,13 +197,11 @@ class PteModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
         """The same ids, one at a time, as they are made."""
         self._check(prompt)
-        yield from self._decode(prompt, max_new_tokens, stop_ids, temperature, top_p, seed)
+        yield from self._decode(prompt, max_new_tokens, stop_ids, sampling)
 
     def close(self) -> None:
         """Free the program and its cache; the model is of no use afterwards."""
@@ -215,13 +212,11 @@ class PteModel:
         prompt: Sequence[int],
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float,
-        top_p: float,
-        seed: int,
+        sampling: Sampling,
     ) -> Iterator[int]:
         ids = list(prompt)
         owner = object()
-        generators = [torch.Generator().manual_seed(seed)]
+        generators = sampling.generators(1)
         for _ in range(min(max_new_tokens, self.max_length - len(ids))):
             with self._lock:
                 start = len(ids) - 1 if self._owner is owner else 0
@@ -229,7 +224,7 @@ class PteModel:
                 for rows in self._read(ids[start:], start):
                     last = rows[-1:]
                 self._owner = owner
-            token = int(sample(last, temperature, top_p, generators))
+            token = int(sample(last, sampling, generators, [ids]))
             if token in stop_ids:
                 return
             yield token

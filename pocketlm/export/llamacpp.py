@@ -14,7 +14,7 @@ import torch
 
 from pocketlm.export.gguf_header import read_header, tokenizer_of
 from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel
-from pocketlm.model.generate import sample
+from pocketlm.model.sampling import GREEDY, Sampling, sample
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
 LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once
@@ -67,13 +67,11 @@ class GgufModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Temperature 0 is greedy; lengths may differ."""
+        """New ids for each prompt, the stop id left out. Lengths may differ."""
         answers: list[list[int]] = [[] for _ in prompts]
-        for row, token in self._decode(prompts, max_new_tokens, stop_ids, temperature, top_p, seed):
+        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling):
             answers[row].append(token)
         return answers
 
@@ -83,12 +81,10 @@ class GgufModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
         """The same ids, one at a time, as they are made."""
-        for _, token in self._decode([prompt], max_new_tokens, stop_ids, temperature, top_p, seed):
+        for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
     def close(self) -> None:
@@ -100,9 +96,7 @@ class GgufModel:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float,
-        top_p: float,
-        seed: int,
+        sampling: Sampling,
     ) -> Iterator[tuple[int, int]]:
         """(row, new id) pairs. A slot whose answer has ended takes the next prompt, so all stay busy."""
         for prompt in prompts:
@@ -111,7 +105,8 @@ class GgufModel:
             return
         longest = min(max(len(p) for p in prompts) + max_new_tokens, self.max_length)
         context = self._borrow(min(len(prompts), SLOTS), longest)
-        generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+        generators = sampling.generators(len(prompts))
+        texts = [list(prompt) for prompt in prompts]  # and what was made
         lengths = [len(p) for p in prompts]
         waiting = [row for row in reversed(range(len(prompts))) if lengths[row] < self.max_length]
         running: dict[int, tuple[int, int]] = {}  # slot -> (row, its newest id)
@@ -129,12 +124,13 @@ class GgufModel:
                         slots.append(slot)
                         rows.append(waiting.pop())
                         logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
-                randoms = [generators[row] for row in rows]
-                chosen = sample(torch.from_numpy(np.concatenate(logits)), temperature, top_p, randoms)
+                found = torch.from_numpy(np.concatenate(logits))
+                chosen = sample(found, sampling, [generators[row] for row in rows], [texts[row] for row in rows])
                 running = {}
                 for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):
                     if token in stop_ids:
                         continue
+                    texts[row].append(token)
                     yield row, token
                     lengths[row] += 1
                     if lengths[row] < min(len(prompts[row]) + max_new_tokens, self.max_length):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pocketlm.model.checkpoint import load_checkpoint
+from pocketlm.model.sampling import GREEDY, Sampling, sample
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -172,13 +173,11 @@ class LanguageModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Temperature 0 is greedy. Prompts of any lengths go together."""
+        """New ids for each prompt, the stop id left out. Prompts of any lengths go together."""
         answers: list[list[int]] = [[] for _ in prompts]
-        for row, token in self._decode(prompts, max_new_tokens, stop_ids, temperature, top_p, seed):
+        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling):
             answers[row].append(token)
         return answers
 
@@ -188,12 +187,10 @@ class LanguageModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
         """The same ids, one at a time, as they are made."""
-        for _, token in self._decode([prompt], max_new_tokens, stop_ids, temperature, top_p, seed):
+        for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
     def close(self) -> None:
@@ -211,9 +208,7 @@ class LanguageModel:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float,
-        top_p: float,
-        seed: int,
+        sampling: Sampling,
     ) -> Iterator[tuple[int, int]]:
         """(row, new id) pairs. Prompts are padded on the left; finished rows leave the batch."""
         if not prompts:
@@ -221,7 +216,8 @@ class LanguageModel:
         longest = max(len(p) for p in prompts)
         self._check(longest)
         room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]  # each row's own, whoever is beside it
-        generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+        generators = sampling.generators(len(prompts))
+        texts = [list(prompt) for prompt in prompts]  # and what was made
         ids, positions = left_padded(prompts)
         cache = KVCache(self.model.config, len(prompts), longest + max(room), int8=self.int8_cache)
         padded = bool((positions < 0).any())
@@ -229,12 +225,14 @@ class LanguageModel:
         for made in range(max(room)):
             first = made == 0 and not padded  # positions 0, 1, ...: attention needs no written-out mask
             hidden = self.model.hidden(ids, None if first else positions, cache)[:, -1]
-            tokens = sample(self.model.head(hidden), temperature, top_p, [generators[r] for r in rows.tolist()])
+            left = rows.tolist()
+            tokens = sample(self.model.head(hidden), sampling, [generators[r] for r in left], [texts[r] for r in left])
             going_on = [
                 i for i, token in enumerate(tokens.tolist()) if token not in stop_ids and made < room[int(rows[i])]
             ]
             for i in going_on:
-                yield int(rows[i]), int(tokens[i])
+                texts[left[i]].append(int(tokens[i]))
+                yield left[i], int(tokens[i])
             if not going_on:
                 return
             if len(going_on) < len(rows):
@@ -255,14 +253,3 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
         positions[row, longest - len(prompt) :] = torch.arange(len(prompt))
     return ids, positions
-
-
-def sample(logits: Tensor, temperature: float, top_p: float, generators: list[torch.Generator]) -> Tensor:
-    """Next ids [B] from logits [B, V]: the best at temperature 0, else drawn from the top_p mass of softmax(logits/T)."""
-    if temperature == 0.0:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits / temperature, -1)
-    ordered, order = probabilities.sort(-1, descending=True)
-    ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(ordered, generators, strict=True)]
-    return order.gather(-1, torch.stack(drawn))[:, 0]

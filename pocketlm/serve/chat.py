@@ -1,23 +1,35 @@
 """A conversation in the terminal, with a checkpoint, a .gguf or a .pte alike."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rich.console import Console
 
+from pocketlm.model.sampling import GREEDY, Sampling
 from pocketlm.model.tokenizer import Message, Tokenizer
 
 HELP = """\
 /reset            forget the conversation
 /system TEXT      begin again, with these instructions for the model
 /temperature X    0 is the likeliest answer; 0.7 varies
+/top_k N          draw from the N likeliest words alone; 0 from all
 /top_p X          draw from the likeliest words that together have this probability
+/min_p X          draw from words at least this share as likely as the likeliest
+/penalty X        make words that were there before less likely; 1 does not
 /max_tokens N     the longest answer
 /quit             leave (so do Ctrl-D, and Ctrl-C at the prompt; Ctrl-C in an answer stops the answer)"""
 
 
+DRAWN: dict[str, tuple[str, Callable[[str], float]]] = {  # command -> the field of Sampling it sets
+    "/temperature": ("temperature", float),
+    "/top_k": ("top_k", int),
+    "/top_p": ("top_p", float),
+    "/min_p": ("min_p", float),
+    "/penalty": ("repetition_penalty", float),
+}
+TALK = Sampling(top_p=0.95)
 RUN_ON = "\nQuestion:"  # a base model goes on to the next problem: not part of its answer
 
 
@@ -33,9 +45,7 @@ class ChatModel(Protocol):
         *,
         max_new_tokens: int,
         stop_ids: set[int],
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
     ) -> Iterator[int]: ...
 
 
@@ -43,17 +53,11 @@ class ChatModel(Protocol):
 class ChatConfig:
     """How answers are drawn, and the instructions they follow."""
 
-    temperature: float = 0.0
-    top_p: float = 0.95
+    sampling: Sampling = TALK
     max_new_tokens: int = 512
-    seed: int = 0
     system: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature {self.temperature} is below 0; 0 gives the likeliest answer, 0.7 varies")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} is not between 0 and 1; 1 draws from every word")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; choose 1 or more")
 
@@ -83,7 +87,8 @@ def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message
             _note(console, str(error))
             continue
         turn += 1
-        answer = _answer(model, prompt, replace(config, seed=config.seed + turn), console)
+        drawn = replace(config.sampling, seed=config.sampling.seed + turn)
+        answer = _answer(model, prompt, replace(config, sampling=drawn), console)
         if remembers:
             messages = [*asked, {"role": "assistant", "content": answer}]
     return messages
@@ -112,10 +117,9 @@ def _command(
             config = replace(config, system=rest or None)
             _note(console, "begun again with these instructions" if rest else "begun again without instructions")
             return config, _opening(config)
-        if word == "/temperature":
-            return replace(config, temperature=float(rest)), messages
-        if word == "/top_p":
-            return replace(config, top_p=float(rest)), messages
+        if word in DRAWN:
+            field, kind = DRAWN[word]
+            return replace(config, sampling=replace(config.sampling, **{field: kind(rest)})), messages
         if word == "/max_tokens":
             return replace(config, max_new_tokens=int(rest)), messages
     except ValueError as error:
@@ -166,9 +170,7 @@ def _answer(model: ChatModel, prompt: list[int], config: ChatConfig, console: Co
             prompt,
             max_new_tokens=min(config.max_new_tokens, model.max_length - len(prompt)),
             stop_ids=tokenizer.stop_ids,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=config.seed,
+            sampling=config.sampling,
         ):
             ids.append(token)
             text = _certain(tokenizer.decode(ids))

@@ -18,6 +18,7 @@ from pocketlm.export.gguf import write_gguf
 from pocketlm.export.llamacpp import SLOTS, GgufModel
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare
+from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 
@@ -140,11 +141,12 @@ def test_many_prompts_answer_as_each_alone(windowed: tuple, tokenizer: Tokenizer
 
 def test_samples_are_those_of_the_checkpoint_with_the_same_seed(windowed: tuple, tokenizer: Tokenizer) -> None:
     model, file = windowed
-    options = {"max_new_tokens": 20, "stop_ids": set(), "temperature": 0.8, "top_p": 0.9}
+    options = {"max_new_tokens": 20, "stop_ids": set()}
+    drawn = Sampling(temperature=0.8, top_k=90, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=3)
     prompts = [IDS[:9], IDS[9:30]]
-    found = file.generate(prompts, **options, seed=3)
-    assert found == LanguageModel(model, tokenizer).generate(prompts, **options, seed=3)
-    assert found != file.generate(prompts, **options, seed=4)
+    found = file.generate(prompts, **options, sampling=drawn)
+    assert found == LanguageModel(model, tokenizer).generate(prompts, **options, sampling=drawn)
+    assert found != file.generate(prompts, **options, sampling=replace(drawn, seed=4))
 
 
 def test_an_answer_ends_where_the_context_does(windowed: tuple, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
+from pocketlm.model.sampling import Sampling
 from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
 from pocketlm.serve.chat import ChatConfig
@@ -44,6 +45,7 @@ SHAPE = ModelConfig(
     initializer_range=0.1,
 )
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=24)
+DRAWN = Sampling(temperature=1.0, top_p=0.9, seed=1)
 ROWS: Changes = {"rows_per_step": 4, "micro_batch_size": 2, "seed": 1}
 TRAINING = {"rows_per_step": 2, "micro_batch_size": 4, "seed": 2, "optim": FASTER, "save_every_steps": 2}
 SHARES = {"problems": 0.5, "notes": 0.5}
@@ -57,7 +59,8 @@ BASES: dict[type, Any] = {
     Thresholds: Thresholds(),
     MinHash: MinHash(),
     Goal: Goal(text="it solves all", model="int4", at_least=0.5),
-    ChatConfig: ChatConfig(temperature=1.0, top_p=0.9, max_new_tokens=8, seed=1),
+    Sampling: DRAWN,
+    ChatConfig: ChatConfig(sampling=DRAWN, max_new_tokens=8),
     CurateConfig: CurateConfig(
         name="corpus",
         sources=(Source(name="own", domain="knowledge", kind="local", path=f"{FOLDER}/texts"),),
@@ -197,7 +200,15 @@ FIELDS: dict[type, dict[str, Any]] = {
         "compared_to": "chat",
         "beside": ("chat", "ptq"),
     },
-    ChatConfig: {"temperature": 0.0, "top_p": 0.1, "max_new_tokens": 4, "seed": 2, "system": "Be brief."},
+    Sampling: {
+        "temperature": 0.0,
+        "top_k": 1,
+        "top_p": 0.1,
+        "min_p": 0.9,
+        "repetition_penalty": 5.0,
+        "seed": 2,
+    },
+    ChatConfig: {"sampling": replace(DRAWN, seed=9), "max_new_tokens": 4, "system": "Be brief."},
     CurateConfig: {
         "name": "other",
         "sources": (Source(name="own", domain="knowledge", kind="notes", count=30, pairs_range=(1, 2)),),

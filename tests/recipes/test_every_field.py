@@ -24,6 +24,7 @@ from pocketlm.corpus.sources import Source
 from pocketlm.eval.agreement import Agreement
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.generate import LanguageModel
+from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 from pocketlm.report.goals import Goal
@@ -299,6 +300,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     Goal: lambda config, *rest: after_report(replace(BASES[ReportConfig], goals=(config,)), *rest),
     MinHash: lambda config, *rest: after_curate(with_source(BASES[Source], minhash=config), *rest),
     ChatConfig: after_chat,
+    Sampling: lambda config, *rest: after_chat(replace(BASES[ChatConfig], sampling=config), *rest),
     CurateConfig: after_curate,
     MixConfig: lambda config, folder, out, patch: files_of(find_mix(config, out, corpus=folder / "corpus")),
     PretrainConfig: after_training(pretrain, teacher="sibling"),

@@ -17,6 +17,7 @@ from pocketlm.export import pte_network
 from pocketlm.export.pte_network import PteNetwork
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare, quantize_weight
+from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
 
@@ -139,7 +140,8 @@ def test_a_float_file_generates_what_the_network_generates(
         expected = LanguageModel(model, tokenizer).generate([prompt], **options)
         assert len(expected[0]) == min(50, CONTEXT - len(prompt))
         assert opened.generate([prompt], **options) == expected
-    drawn = {**options, "temperature": 0.8, "top_p": 0.9, "seed": 7, "max_new_tokens": 6}
+    sampling = Sampling(temperature=0.8, top_k=90, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=7)
+    drawn = {**options, "sampling": sampling, "max_new_tokens": 6}
     assert opened.generate(prompts, **drawn) == LanguageModel(model, tokenizer).generate(prompts, **drawn)
 
 

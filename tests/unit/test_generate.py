@@ -1,12 +1,16 @@
 """Generation: the cached, batched, streamed loop gives what a full forward pass for each token gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import LanguageModel, sample
+from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare
+from pocketlm.model.sampling import Sampling, penalised, restricted, sample
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
@@ -74,7 +78,9 @@ def test_a_stop_id_ends_the_answer_and_is_not_part_of_it(model):
     assert model.generate([PROMPTS[0]], max_new_tokens=10, stop_ids={free[0]}) == [[]]
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.5, "top_p": 0.9, "seed": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"sampling": Sampling(temperature=1.5, top_p=0.9, repetition_penalty=1.3, seed=3)}]
+)
 def test_streaming_gives_the_same_ids_one_at_a_time(options, model):
     for prompt in PROMPTS:
         (whole,) = model.generate([prompt], max_new_tokens=12, stop_ids={5}, **options)
@@ -95,30 +101,36 @@ def test_a_stream_leaves_the_callers_gradients_alone(model):
 
 
 def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(model):
-    options = {"max_new_tokens": 20, "stop_ids": set[int](), "temperature": 2.0}
-    once = model.generate(PROMPTS, seed=1, **options)
+    def answers(seed: int) -> list[list[int]]:
+        sampling = Sampling(temperature=2.0, seed=seed)
+        return model.generate(PROMPTS, max_new_tokens=20, stop_ids=set(), sampling=sampling)
+
+    once = answers(1)
     torch.manual_seed(99)  # nothing comes from torch's global state
-    assert model.generate(PROMPTS, seed=1, **options) == once
-    assert model.generate(PROMPTS, seed=2, **options) != once
+    assert answers(1) == once
+    assert answers(2) != once
 
 
 def test_a_row_draws_from_its_own_seed_whoever_is_beside_it(model):
-    options = {"max_new_tokens": 20, "stop_ids": {4, 8, 15}, "temperature": 1.0}
-    together = model.generate(PROMPTS, seed=10, **options)
+    options = {"max_new_tokens": 20, "stop_ids": {4, 8, 15}}
+    drawn = Sampling(temperature=1.0, repetition_penalty=1.2, seed=10)
+    together = model.generate(PROMPTS, sampling=drawn, **options)
     for row, prompt in enumerate(PROMPTS):
-        assert model.generate([prompt], seed=10 + row, **options)[0] == together[row]
+        assert model.generate([prompt], sampling=replace(drawn, seed=10 + row), **options)[0] == together[row]
 
 
 def test_a_tiny_top_p_and_a_tiny_temperature_are_greedy(model):
     expected = model.generate(PROMPTS, max_new_tokens=15, stop_ids=set())
-    for options in ({"temperature": 1.0, "top_p": 1e-6}, {"temperature": 1e-4}):
-        assert model.generate(PROMPTS, max_new_tokens=15, stop_ids=set(), **options) == expected
+    drawn = Sampling(temperature=1.0)
+    cold = Sampling(temperature=1e-4)
+    for sampling in (replace(drawn, top_p=1e-6), replace(drawn, top_k=1), replace(drawn, min_p=1.0), cold):
+        assert model.generate(PROMPTS, max_new_tokens=15, stop_ids=set(), sampling=sampling) == expected
 
 
 def test_samples_follow_the_tempered_distribution_within_the_top_p_mass():
     logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
-    generators = [torch.Generator().manual_seed(seed) for seed in range(20000)]
-    drawn = sample(logits.expand(20000, 5), 2.0, 0.9, generators)
+    sampling = Sampling(temperature=2.0, top_p=0.9)
+    drawn = sample(logits.expand(20000, 5), sampling, sampling.generators(20000), [[]] * 20000)
     expected = torch.softmax(logits / 2, -1)  # 0.42 0.25 0.20, 0.09 takes the mass past 0.9, 0.03 falls away
     expected[4] = 0
     counts = torch.bincount(drawn, minlength=5) / 20000
@@ -176,3 +188,58 @@ def test_an_int8_cache_answers_nearly_as_the_float_one_and_alike_in_any_company(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pocketlm.model.generate.Int8Slots.read", lambda self, count: self.content[:, :, :count].float())
         assert rounded.generate(PROMPTS, max_new_tokens=30, stop_ids=set()) != together  # the rounded ones are read
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.7},
+        {"top_k": 7},
+        {"top_p": 0.6},
+        {"min_p": 0.1},
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.5},
+        {"temperature": 1.8, "top_k": 40, "top_p": 0.8, "min_p": 0.02, "repetition_penalty": 1.3},
+        {"top_k": 1000},
+    ],
+    ids=str,
+)
+def test_what_is_drawn_from_is_what_transformers_draws_from(options):
+    """Each restriction, and all together in transformers' order, on the same logits and earlier tokens."""
+    sampling = Sampling(**{"temperature": 1.0, **options})
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(2)) * 3
+    earlier = torch.randint(300, (4, 30), generator=torch.Generator().manual_seed(3))
+    theirs = transformers.LogitsProcessorList(
+        [transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
+    )
+    theirs.append(transformers.TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        theirs.append(transformers.TopKLogitsWarper(sampling.top_k))
+    theirs.append(transformers.TopPLogitsWarper(sampling.top_p))
+    theirs.append(transformers.MinPLogitsWarper(sampling.min_p))
+    expected = theirs(earlier, logits.clone()).softmax(-1)  # type: ignore[arg-type]
+    weights, order = restricted(penalised(logits, earlier.tolist(), sampling.repetition_penalty), sampling)
+    found = torch.zeros_like(logits).scatter(-1, order, weights / weights.sum(-1, keepdim=True))
+    assert ((found > 0) == (expected > 0)).all() and (found - expected).abs().max() < 1e-6
+    assert (
+        "temperature" in options
+        or "repetition_penalty" in options
+        or options.get("top_k") == 1000
+        or (found == 0).any()
+    )
+
+
+def test_a_penalty_counts_the_prompt_and_the_answer(model):
+    free = model.generate([PROMPTS[0]], max_new_tokens=30, stop_ids=set())[0]
+    penalty = Sampling(repetition_penalty=1e6)
+    found = model.generate([PROMPTS[0]], max_new_tokens=30, stop_ids=set(), sampling=penalty)[0]
+    assert len(set(found)) == 30 and not set(found) & set(PROMPTS[0])
+    assert len(set(free)) < 30 or set(free) & set(PROMPTS[0])  # without it they do come again
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 1.5}, {"repetition_penalty": 0.0}]
+)
+def test_sampling_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Sampling(**wrong)
