@@ -199,6 +199,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "measure": "needle 256",
         "compared_to": "chat",
         "beside": ("chat", "ptq"),
+        "tried": "twice the steps",
     },
     Sampling: {
         "temperature": 0.0,
@@ -301,6 +302,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "name": "other",
         "title": "Another",
         "goals": (Goal(text="x", model="int4", at_least=0.0),),
+        "claims": (Goal(text="y", model="int4", at_least=0.0),),
         "examples": 0,
     },
 }
