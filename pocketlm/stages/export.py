@@ -19,12 +19,11 @@ from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_che
 from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.layouts import LAYOUTS
-from pocketlm.model.quant import FakeQuantEmbedding, FakeQuantLinear, prepare, scheme
+from pocketlm.model.quant import CPU, SCALE, OnGrid, prepare
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
 FORMATS = ("hf", "gguf", "pte")
-GGUF_SCHEME = "int4_group32"  # what Q4_0 is to a model that was not trained for four bits
 SPLITS = ("validation", "train")
 PASSAGES = 50  # the most documents that a source lends; this and the next three are our choice
 COMPARED_TOKENS = 1000  # one disagreement is a tenth of a point
@@ -192,7 +191,7 @@ def as_stored(network: Transformer, quantization: str | None, dtype: str) -> Tra
     that a model is trained with (and that a .pte computes with); so this is the network that it comes closest to.
     """
     if dtype == "q4_0" and quantization is None:
-        network = prepare(copy.deepcopy(network), scheme(GGUF_SCHEME))
+        network = prepare(copy.deepcopy(network), CPU)  # what Q4_0 is to it
     return on_grid(network)
 
 
@@ -246,10 +245,10 @@ def most_different_tensor(file: Path, network: Transformer) -> str:
 def on_grid(model: Transformer) -> Transformer:
     """A plain network of the same values: a four-bit model's grid, for runtimes that know no scheme of ours."""
     plain = Transformer(model.config)
-    tensors = model.state_dict()
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(SCALE)}
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, FakeQuantLinear | FakeQuantEmbedding):
+            if isinstance(module, OnGrid):
                 tensors[f"{name}.weight"] = module.grid_weight()
     plain.load_state_dict(tensors)
     return plain.eval()

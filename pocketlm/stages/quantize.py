@@ -35,6 +35,9 @@ class QuantizeConfig:
     shares: Shares | None = None
     save_every_steps: int = 25
 
+    def __post_init__(self) -> None:
+        scheme(self.scheme)
+
     def summary(self) -> str:
         if self.optim is None:
             return f"{self.scheme}, rounding alone"
@@ -44,7 +47,7 @@ class QuantizeConfig:
 
 
 def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
-    """A checkpoint in `out` whose latent weights were trained for `scheme`: min-max ranges each step, straight-through.
+    """A checkpoint in `out` whose latent weights were trained for `scheme`, straight-through: ranges learned, or min-max.
 
     Self-distillation (Pro, phase 4): forward KL from the frozen full-precision model on the corpus's conversations,
     or on its text.
