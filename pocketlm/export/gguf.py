@@ -134,6 +134,12 @@ def pack_q4_0(qweight: Tensor, scale: Tensor) -> np.ndarray:
     return np.concatenate([scales, nibbles], axis=-1).reshape(rows, -1)
 
 
+def rounded_q8_0(weight: Tensor) -> Tensor:
+    """The values that Q8_0 blocks would hold of a weight [O, I]."""
+    kind = gguf.GGMLQuantizationType.Q8_0
+    return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind))
+
+
 class _Entry(NamedTuple):
     """One tensor of the file: its name, what it comes from, and the heads whose rows are re-ordered, or 0."""
 

@@ -20,6 +20,7 @@ from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.layouts import LAYOUTS
 from pocketlm.model.quant import CPU, SCALE, OnGrid, prepare
+from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -85,6 +86,7 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         from pocketlm.export.gguf import write_gguf
 
         dtype = config.gguf_dtype or ("q4_0" if quantization else "f16")
+        refuse_lossy(network, quantization, dtype)
         file = write_gguf(network, tokenizer, out / "model.gguf", dtype)
         reference = as_stored(network, quantization, dtype)
         agreements[file.name] = check_file(file, reference, tokenizer, passages, config, exact=dtype == "f32")
@@ -193,6 +195,16 @@ def as_stored(network: Transformer, quantization: str | None, dtype: str) -> Tra
     if dtype == "q4_0" and quantization is None:
         network = prepare(copy.deepcopy(network), CPU)  # what Q4_0 is to it
     return on_grid(network)
+
+
+def refuse_lossy(network: Transformer, quantization: str | None, dtype: str) -> None:
+    """Nothing, or a ValueError where a .gguf of this dtype would round four-bit values once more, and otherwise."""
+    from pocketlm.export.gguf import rounded_q8_0
+
+    if dtype == "q4_0" and quantization is None:
+        refuse_rounding_again(network, on_grid_of(CPU), "q4_0")
+    if dtype == "q8_0":
+        refuse_rounding_again(on_grid(network), rounded_q8_0, "q8_0")
 
 
 def check_file(
