@@ -142,7 +142,7 @@ MERGE = MergeConfig(  # Pro, section 6: unequal weights; how they were searched 
 )
 QAT = QuantizeConfig(
     name="base-int4",
-    scheme="int4_group32",  # Pro, table 3, CPU; its accelerator scheme (per channel, learned ranges) is not built
+    scheme="int4_group32",  # Pro, table 3, CPU
     optim=replace(ADAM, lr=2e-5, num_steps=38_147, warmup_steps=0, weight_decay=0.0),  # not found; ParetoQ's values
     seq_len=WINDOW,  # not found
     rows_per_step=1024,  # 38,147 steps of 2M tokens: the 80B of Pro, phase 4
@@ -150,6 +150,9 @@ QAT = QuantizeConfig(
     seed=4,
     shares=SHARES,  # not found
     save_every_steps=1_000,
+)
+QAT_ACCELERATOR = replace(  # Pro, table 3, accelerator: per channel, learned ranges; a length of its own is not found
+    QAT, name="base-int4-accelerator", scheme="int4_channel"
 )
 INSTRUCT = FinetuneConfig(  # rows of table 6, lr, epochs and window are not found: R1's general SFT in their place
     name="instruct",
@@ -192,6 +195,9 @@ def recipe(run, *, tokenizer: Path = Path("Llama-4-tokenizer"), teacher: Path = 
     base = run(merge, MERGE, corpus=corpus, models=branches)
     int4 = run(quantize, QAT, model=base, corpus=corpus)  # the full-precision base is its own teacher: Pro, phase 4
     files = run(export, ExportConfig(name="files", context_length=8192), model=int4)  # table 10 measures up to 8k
+    # Its checkpoint names the scales as torchao and Meta's own do. No exporter to HTP or ANE here; llama.cpp has them all
+    accelerator = run(quantize, QAT_ACCELERATOR, model=base, corpus=corpus)
+    run(export, ExportConfig(name="files-accelerator", formats=("gguf", "hf")), model=accelerator)
 
     # Section 9. Its third stage, synthetic safety data by SFT and DPO, is not published and not built.
     chats = run(

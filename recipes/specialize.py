@@ -23,7 +23,7 @@ from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.train.optim import OptimConfig
 
 WARMUP = 0.05  # share of the steps: our choice; R1 takes 0.03 in general SFT and 0.1 in reasoning SFT
-SCHEME = "int4_group32"  # Pro, table 3, CPU
+SCHEME = "int4_group32"  # Pro, table 3, CPU; the only one with a .pte
 
 
 def recipe(
@@ -37,6 +37,7 @@ def recipe(
     rows: int = 8,
     lr: float = 2e-5,
     int4_steps: int = 150,
+    scheme: str = SCHEME,
     formats: str = "gguf,pte,hf",
     suite: Path | None = None,
 ):
@@ -54,6 +55,8 @@ def recipe(
 
     --rows: a step; lr: the peak, 2e-5 for a model of 1B, more for a smaller one (R1 takes 5e-6 to 8e-5)
 
+    --scheme: int4_group32, Pro's for CPUs, or int4_channel, its other one (then --formats without pte)
+
     --formats: of gguf, pte, hf, with commas
 
     --suite: JSONL with "prompt" and "answer" on each line, to measure base, tuned and 4-bit model on
@@ -63,6 +66,10 @@ def recipe(
             'nothing to learn from: give --chats FILE.jsonl ("messages", or "prompt" and "response", on '
             "each line), --text FILE or FOLDER, or both"
         )
+
+    wanted = tuple(word.strip() for word in formats.split(",") if word.strip())
+    if "pte" in wanted and scheme != SCHEME:
+        raise ValueError(f"--scheme {scheme} has no .pte, whose 4-bit kernels need {SCHEME}; give --formats gguf,hf")
 
     def schedule(count: int) -> OptimConfig:
         return OptimConfig(
@@ -92,9 +99,8 @@ def recipe(
         config = FinetuneConfig(name="chat", optim=schedule(steps), sources=("chats",), **layout)
         model = run(finetune, config, corpus=corpus, model=model)
     learnt: dict[str, Any] = {"sources": ("chats",)} if chats is not None else {"shares": on_text}
-    config = QuantizeConfig(name="int4", scheme=SCHEME, optim=schedule(int4_steps), **learnt, **layout)
+    config = QuantizeConfig(name="int4", scheme=scheme, optim=schedule(int4_steps), **learnt, **layout)
     int4 = run(quantize, config, corpus=corpus, model=model)
-    wanted = tuple(word.strip() for word in formats.split(",") if word.strip())
     files = run(export, ExportConfig(name="files", formats=wanted, context_length=context), model=int4, corpus=corpus)
     if suite is not None:
         ours = {model.name: model, "int4": int4} | ({"model.gguf": files / "model.gguf"} if "gguf" in wanted else {})

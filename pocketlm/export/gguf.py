@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pocketlm.model.quant import SCHEMES, FakeQuantEmbedding, FakeQuantLinear, quantize_weight
+from pocketlm.model.quant import CPU, OnGrid, quantize_weight
 from pocketlm.model.tokenizer import Tokenizer, vocabulary
 from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer, rope_frequencies
 
@@ -134,6 +134,12 @@ def pack_q4_0(qweight: Tensor, scale: Tensor) -> np.ndarray:
     return np.concatenate([scales, nibbles], axis=-1).reshape(rows, -1)
 
 
+def rounded_q8_0(weight: Tensor) -> Tensor:
+    """The values that Q8_0 blocks would hold of a weight [O, I]."""
+    kind = gguf.GGMLQuantizationType.Q8_0
+    return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind))
+
+
 class _Entry(NamedTuple):
     """One tensor of the file: its name, what it comes from, and the heads whose rows are re-ordered, or 0."""
 
@@ -189,14 +195,15 @@ def _encode(entry: _Entry, dtype: str) -> np.ndarray:
     """The bytes of one tensor: float32 or float16 [O, I], or blocks uint8 [O, bytes]."""
     if entry.weight.dim() == 1:
         return entry.weight.float().numpy()
-    trained = entry.source if isinstance(entry.source, FakeQuantLinear | FakeQuantEmbedding) else None
+    trained = entry.source if isinstance(entry.source, OnGrid) else None
     if dtype == "q4_0":
-        scheme = trained.scheme if trained is not None else SCHEMES["int4_group32"]
-        if (scheme.bits, scheme.group_size) != (4, BLOCK):
-            raise ValueError(f"Q4_0 is int4 in groups of {BLOCK}; this model was trained as {scheme.name}")
-        qweight, scale = (_interleave(x, entry.heads) for x in quantize_weight(entry.weight, scheme))
+        integers = trained.integers() if trained is not None else quantize_weight(entry.weight, CPU)
+        qweight, scale = (_interleave(x, entry.heads) for x in integers)
+        blocks, groups = qweight.shape[1] // BLOCK, scale.shape[1]
+        if (trained is not None and trained.scheme.bits != 4) or blocks % groups:
+            raise ValueError(f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained otherwise")
         try:
-            return pack_q4_0(qweight, scale)
+            return pack_q4_0(qweight, scale.repeat_interleave(blocks // groups, 1))  # a wider group's, in each block
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from None
     with torch.no_grad():

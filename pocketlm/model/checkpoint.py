@@ -1,5 +1,7 @@
 """A folder that Hugging Face opens, and a model again from such a folder. Only safetensors and JSON: never a pickle."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.layouts import LAYOUTS, Layout, layout_of, native_layout
-from pocketlm.model.quant import prepare, scheme
+from pocketlm.model.quant import ACCELERATOR, SCALE, prepare, scheme, scheme_of, snap
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -28,24 +30,45 @@ def save_checkpoint(
 ) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into an existing folder.
 
-    With `quantization` the weights are the latent ones of that scheme: they become four-bit when pocketlm loads them.
+    With `quantization`, or from a prepared model, the weights are the latent ones of that scheme: they become four-bit
+    when pocketlm loads them. Learned scales are stored as the grid has them, bfloat16 values, so that torchao, which
+    does not snap, computes the same grid from the same names.
     layout: a name of LAYOUTS; None takes the network's own. ValueError where that layout cannot hold it.
     """
     chosen = LAYOUTS[layout] if layout else native_layout(model.config)
-    write_json(folder / "config.json", hugging_face_config(model.config, tokenizer, quantization, chosen))
-    write_json(
-        folder / "generation_config.json",
-        {"eos_token_id": sorted(tokenizer.stop_ids), "bos_token_id": tokenizer.bos_id},
+    own = scheme_of(model)
+    quantization = quantization or (own.name if own else None)
+    write_files(
+        folder,
+        hugging_face_config(model.config, tokenizer, quantization, chosen),
+        stored_tensors(model, chosen),
+        tokenizer,
     )
+
+
+def stored_tensors(model: Transformer, chosen: Layout) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in that layout, by its names."""
     tensors = {
         chosen.name_out(name): chosen.rows_out(name, tensor.detach(), model.config).contiguous()
         for name, tensor in model.state_dict().items()
     }
+    for name in [name for name in tensors if name.endswith(SCALE)]:
+        tensors[name] = snap(tensors[name]).float()
     if chosen.name == "qwen3" and not model.config.qk_norm_weight:
         ones = torch.ones(model.config.head_dim)
         for i in range(model.config.num_hidden_layers):
             for norm in ("q_norm", "k_norm"):
                 tensors[f"model.layers.{i}.self_attn.{norm}.weight"] = ones.clone()
+    return tensors
+
+
+def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer) -> None:
+    """A folder as Hugging Face has it: config.json and generation_config.json, model.safetensors, the tokenizer's files."""
+    write_json(folder / "config.json", config)
+    write_json(
+        folder / "generation_config.json",
+        {"eos_token_id": sorted(tokenizer.stop_ids), "bos_token_id": tokenizer.bos_id},
+    )
     temporary = folder / f".{WEIGHTS}.partial"
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.rename(folder / WEIGHTS)
@@ -103,24 +126,43 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
             "this tokenizer belongs to another checkpoint"
         )
     model = Transformer(config)
+    quantization = quantization_of(folder)
+    if quantization:
+        prepare(model, scheme(quantization))
     tensors = {layout.name_in(name): tensor for name, tensor in read_tensors(folder).items()}
     load_tensors(model, tensors, str(folder))
     if layout.interleaved:  # after load_tensors, which names what is misshaped
         model.load_state_dict({n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()})
-    quantization = raw.get("pocketlm", {}).get("quantization")
-    return (prepare(model, scheme(quantization)) if quantization else model), tokenizer
+    return model, tokenizer
 
 
 def quantization_of(folder: Path) -> str | None:
-    """The scheme a checkpoint was trained for, or None for full precision."""
-    return read_json(folder / "config.json").get("pocketlm", {}).get("quantization")
+    """The scheme a checkpoint was trained for, or None for full precision.
+
+    A folder that is not ours says it with its tensors: torchao's learned scales, as in Meta's *-int4-accelerator. Their
+    names do not tell the bits; Meta published four.
+    """
+    raw = read_json(folder / "config.json")
+    if "pocketlm" in raw:
+        return raw["pocketlm"].get("quantization")
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(open_safetensors(file)) for file in weight_files(folder)]
+        learned = any(name.endswith(SCALE) for content in opened for name in content.keys())  # noqa: SIM118
+    return ACCELERATOR.name if learned else None
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors file or shards, by name, in float32."""
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        tensors.update(read_safetensors(file))
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; FileNotFoundError names the one that is missing."""
     index = folder / INDEX
     names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS]
-    tensors: dict[str, Tensor] = {}
     for name in names:
         file = folder / name
         if not file.is_file():
@@ -129,16 +171,22 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                 f"; {found} is a pickle, which may run code: save it as safetensors first" for found in pickles[:1]
             )
             raise FileNotFoundError(f"{folder} lacks the weights file {name}{hint}")
-        tensors.update(read_safetensors(file))
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    return [folder / name for name in names]
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file; a truncated or foreign file is a ValueError that names it."""
+    with open_safetensors(file) as content:
+        names = list(content.keys())  # safe_open is no mapping
+        return {name: content.get_tensor(name) for name in names}
+
+
+@contextlib.contextmanager
+def open_safetensors(file: Path) -> Iterator[Any]:
+    """A safetensors file, opened; a truncated or foreign one is a ValueError that names it."""
     try:
         with safe_open(file, framework="pt") as content:
-            names = list(content.keys())  # safe_open is no mapping
-            return {name: content.get_tensor(name) for name in names}
+            yield content
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged or not a safetensors file ({error}); fetch or save it again") from None
 
@@ -153,10 +201,13 @@ def load_tensors(model: Transformer, tensors: dict[str, Tensor], where: str) -> 
             if not bool((tensors[name] == 1).all()):
                 raise ValueError(f"{where}: {name} is not all ones, but config.json says QK-norm has no weights")
             tensors.pop(name)
-    if model.lm_head is None and "lm_head.weight" in tensors:
-        if not torch.equal(tensors["lm_head.weight"], tensors.get("model.embed_tokens.weight", torch.empty(0))):
-            raise ValueError(f"{where}: config.json ties the embeddings, but lm_head.weight differs from embed_tokens")
-        tensors.pop("lm_head.weight")
+    for name in ("weight", SCALE):
+        if model.lm_head is None and f"lm_head.{name}" in tensors:
+            if not torch.equal(tensors[f"lm_head.{name}"], tensors.get(f"model.embed_tokens.{name}", torch.empty(0))):
+                raise ValueError(
+                    f"{where}: config.json ties the embeddings, but lm_head.{name} differs from embed_tokens"
+                )
+            tensors.pop(f"lm_head.{name}")
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in expected]
     problems += [

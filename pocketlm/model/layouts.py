@@ -58,7 +58,7 @@ class Layout:
 
 
 def _is_turned(name: str) -> bool:
-    return re.search(r"self_attn\.[qk]_proj\.weight$", name) is not None
+    return re.search(r"self_attn\.[qk]_proj\.(weight|weight_fake_quantizer\.scale)$", name) is not None
 
 
 def half_split(rows: Tensor, head_dim: int) -> Tensor:

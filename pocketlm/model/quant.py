@@ -1,13 +1,14 @@
 """Four-bit schemes as data, and the one grid that training, checkpoints and every exported file share.
 
 The scale is snapped to bfloat16 while training, so each runtime's own container (GGUF Q4_0 holds float16, XNNPACK bfloat16)
-takes the same integers and scales without another rounding. A checkpoint keeps the latent float weights that were trained;
-the integers follow from them by `quantize_weight`.
+takes the same integers and scales without another rounding. A checkpoint keeps the latent float weights that were trained,
+and the scales where they were learned; the integers follow from them by `quantize_weight`.
 
 Shapes: O outputs (rows), I inputs, G groups of a row, T tokens
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +17,23 @@ from torch import Tensor, nn
 from pocketlm.model.transformer import Embedding, Transformer
 
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: a smaller scale would not survive in a Q4_0 block
+SCALE = "weight_fake_quantizer.scale"  # of a layer with a learned range, float32 [O, G]: torchao's name and shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """What is quantized how. Weights: symmetric integers along the input; activations: dynamic int8 for each token."""
+    """What is quantized how. Weights: symmetric integers along the input; activations: dynamic int8 for each token.
+
+    group_size: neighbours that share a scale; None for a whole row, which is an output channel.
+    learned_ranges: scales are parameters, trained by their gradients; else they follow from the weights at each step.
+    """
 
     name: str
     bits: int
-    group_size: int
+    group_size: int | None
     embedding: bool
     int8_activations: bool
+    learned_ranges: bool = False
 
     @property
     def lowest(self) -> int:
@@ -37,13 +44,23 @@ class Scheme:
         return 2 ** (self.bits - 1) - 1
 
 
+CPU = Scheme(name="int4_group32", bits=4, group_size=32, embedding=True, int8_activations=True)
+ACCELERATOR = Scheme(
+    name="int4_channel", bits=4, group_size=None, embedding=True, int8_activations=False, learned_ranges=True
+)
 SCHEMES = {
-    # Pro, table 3, CPU: weights and embedding int4 in groups of 32, activations int8, asymmetric, for each token
-    "int4_group32": Scheme(name="int4_group32", bits=4, group_size=32, embedding=True, int8_activations=True),
-    # the same weights with float activations: what is lost to the weights alone
-    "int4_group32_weight_only": Scheme(
-        name="int4_group32_weight_only", bits=4, group_size=32, embedding=True, int8_activations=False
-    ),
+    scheme.name: scheme
+    for scheme in (
+        # Pro, table 3, CPU: weights and embedding int4 in groups of 32, activations int8, asymmetric, for each token
+        CPU,
+        # the same weights with float activations: what is lost to the weights alone
+        replace(CPU, name="int4_group32_weight_only", int8_activations=False),
+        # Pro, table 3, accelerator: int4 for each output channel, ranges learned, activations not quantized. Its table
+        # and head are stored apart; whether they were trained apart is not found: here a tied model keeps one of both
+        ACCELERATOR,
+        # the same with the range of the weights at each step, which Pro's table 15 compares with the learned one
+        replace(ACCELERATOR, name="int4_channel_minmax", learned_ranges=False),
+    )
 }
 
 
@@ -54,22 +71,38 @@ def scheme(name: str) -> Scheme:
     return SCHEMES[name]
 
 
+def snap(scale: Tensor) -> Tensor:
+    """The bfloat16 scale that the grid has: the nearest, and never below float16's normal range."""
+    return scale.detach().float().clamp(min=SMALLEST_SCALE).to(torch.bfloat16)
+
+
 def group_scales(weight: Tensor, scheme: Scheme) -> Tensor:
     """Scales [O, G], bfloat16 values, the smallest that clip nothing: max(-min/8, max/7), never below float16's range."""
-    if weight.shape[-1] % scheme.group_size:
-        raise ValueError(f"rows of {weight.shape[-1]} weights do not split into groups of {scheme.group_size}")
-    groups = weight.detach().float().unflatten(-1, (-1, scheme.group_size))
+    group = scheme.group_size or weight.shape[-1]
+    if weight.shape[-1] % group:
+        raise ValueError(f"rows of {weight.shape[-1]} weights do not split into groups of {group}")
+    groups = weight.detach().float().unflatten(-1, (-1, group))
     low, high = groups.amin(-1), groups.amax(-1)
-    scale = torch.maximum(low / scheme.lowest, high / scheme.highest)
-    return scale.clamp(min=SMALLEST_SCALE).to(torch.bfloat16)
+    return snap(torch.maximum(low / scheme.lowest, high / scheme.highest))
 
 
-def quantize_weight(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """(qweight int8 [O, I] within the scheme's levels, scale bfloat16 [O, G]) of a weight [O, I]."""
-    scale = group_scales(weight, scheme)
-    groups = weight.detach().float().unflatten(-1, (-1, scheme.group_size))
-    levels = (groups / scale.float()[..., None]).round().clamp(scheme.lowest, scheme.highest)
-    return levels.to(torch.int8).flatten(-2), scale
+def quantize_weight(weight: Tensor, scheme: Scheme, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(qweight int8 [O, I] within the scheme's levels, scale bfloat16 [O, G]) of a weight [O, I].
+
+    scale: the learned one, [O, G]; None takes the range of the weights.
+    """
+    if scale is None:
+        snapped = group_scales(weight, scheme)
+        ratio = weight.detach().float().unflatten(-1, (snapped.shape[-1], -1)) / snapped.float()[..., None]
+    else:
+        snapped = snap(scale)
+        ratio = _learned_ratio(weight.detach(), snapped)
+    return ratio.round().clamp(scheme.lowest, scheme.highest).to(torch.int8).flatten(-2), snapped
+
+
+def _learned_ratio(weight: Tensor, snapped: Tensor) -> Tensor:
+    """Weight / scale [O, G, I / G], multiplied by the reciprocal as torchao does: ties of bfloat16 weights fall alike."""
+    return weight.float().unflatten(-1, (snapped.shape[-1], -1)) * (1.0 / snapped.float())[..., None]
 
 
 def dequantize_weight(qweight: Tensor, scale: Tensor) -> Tensor:
@@ -78,9 +111,38 @@ def dequantize_weight(qweight: Tensor, scale: Tensor) -> Tensor:
     return (groups * scale.float()[..., None]).flatten(-2)
 
 
-def fake_quantize_weight(weight: Tensor, scheme: Scheme) -> Tensor:
-    """The weight on its grid, float32 [O, I]; gradients pass straight through."""
+def fake_quantize_weight(weight: Tensor, scheme: Scheme, scale: Tensor | None = None) -> Tensor:
+    """The weight on its grid, float32 [O, I]; gradients pass straight through, or as _LearnedRange says with a scale."""
+    if scale is not None:
+        return _LearnedRange.apply(weight, scale, scheme)  # type: ignore[return-value]
     return weight + (dequantize_weight(*quantize_weight(weight, scheme)) - weight).detach()
+
+
+class _LearnedRange(torch.autograd.Function):
+    """A weight on the grid of a learned scale, with LSQ's gradients, which are those of torchao's range learning.
+
+    Within the levels a weight's gradient passes and the scale's is level - weight / scale; beyond them a weight has
+    none, and the scale's is the end level. Snapping passes all of it. LSQ's factor 1 / sqrt(I x 7) is left out, as
+    torchao leaves it out: AdamW divides by the gradient's size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
+        qweight, snapped = quantize_weight(weight, scheme, scale)
+        ctx.save_for_backward(weight, snapped)
+        ctx.scheme = scheme
+        return dequantize_weight(qweight, snapped)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        weight, snapped = ctx.saved_tensors
+        lowest, highest = ctx.scheme.lowest, ctx.scheme.highest
+        ratio = _learned_ratio(weight, snapped)
+        level = ratio.round()
+        within = (level >= lowest) & (level <= highest)
+        gradient = upstream[0].unflatten(-1, (snapped.shape[-1], -1))
+        of_scale = gradient * torch.where(within, level - ratio, level.clamp(lowest, highest))
+        return (gradient * within).flatten(-2), of_scale.sum(-1), None
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:
@@ -93,28 +155,54 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
     return x + ((levels - zero) * scale - value).to(x.dtype)
 
 
-class FakeQuantLinear(nn.Linear):
-    """A linear layer that computes as its four-bit self; its stored weight stays the latent one."""
+class LearnedRange(nn.Module):
+    """The scales of a layer whose range is learned; at first the range of its weights (our choice)."""
 
+    def __init__(self, weight: Tensor, scheme: Scheme) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(group_scales(weight, scheme).float())
+
+
+class OnGrid(nn.Module):
+    """What a prepared layer has beside its latent weight: its four-bit self."""
+
+    weight: nn.Parameter
     scheme: Scheme
-    _grid: tuple[tuple[int, int], Tensor] | None = None
+    weight_fake_quantizer: LearnedRange  # only where the scheme learns ranges
+    _grid: tuple[Any, Tensor] | None = None
+
+    def learned_scale(self) -> Tensor | None:
+        return self.weight_fake_quantizer.scale if self.scheme.learned_ranges else None
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """(qweight int8 [O, I], scale bfloat16 [O, G]): what every container holds."""
+        return quantize_weight(self.weight, self.scheme, self.learned_scale())
 
     def grid_weight(self) -> Tensor:
-        return _grid_weight(self)
+        """The weight on its grid; without gradients it is worked out once for each version of weight and scale.
+
+        A pass with gradients forgets the grid: torch's fused AdamW changes a weight and leaves its version as it was.
+        """
+        scale = self.learned_scale()
+        if torch.is_grad_enabled():
+            self._grid = None
+            return fake_quantize_weight(self.weight, self.scheme, scale)
+        version = [(x.data_ptr(), x._version) for x in (self.weight, scale) if x is not None]
+        if self._grid is None or self._grid[0] != version:
+            self._grid = (version, fake_quantize_weight(self.weight, self.scheme, scale))
+        return self._grid[1]
+
+
+class FakeQuantLinear(OnGrid, nn.Linear):
+    """A linear layer that computes as its four-bit self; its stored weight stays the latent one."""
 
     def forward(self, input: Tensor) -> Tensor:
         x = fake_quantize_tokens(input) if self.scheme.int8_activations else input
         return F.linear(x, self.grid_weight(), self.bias)
 
 
-class FakeQuantEmbedding(Embedding):
-    """The token table, and the tied head, as their four-bit selves."""
-
-    scheme: Scheme
-    _grid: tuple[tuple[int, int], Tensor] | None = None
-
-    def grid_weight(self) -> Tensor:
-        return _grid_weight(self)
+class FakeQuantEmbedding(OnGrid, Embedding):
+    """The token table, and the tied head, as their four-bit selves: one weight, and so one range."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.grid_weight())
@@ -124,29 +212,18 @@ class FakeQuantEmbedding(Embedding):
         return F.linear(x, self.grid_weight())
 
 
-def _grid_weight(layer: FakeQuantLinear | FakeQuantEmbedding) -> Tensor:
-    """The layer's weight on its grid; without gradients it is worked out once for each version of the weight.
-
-    A pass with gradients forgets the grid: torch's fused AdamW changes a weight and leaves its version as it was.
-    """
-    if torch.is_grad_enabled():
-        layer._grid = None
-        return fake_quantize_weight(layer.weight, layer.scheme)
-    version = (layer.weight.data_ptr(), layer.weight._version)
-    if layer._grid is None or layer._grid[0] != version:
-        layer._grid = (version, fake_quantize_weight(layer.weight, layer.scheme))
-    return layer._grid[1]
-
-
 def prepare(model: Transformer, scheme: Scheme) -> Transformer:
-    """The same model, computing in `scheme` from now on. Parameters, their names and the state dict stay as they are."""
+    """The same model, computing in `scheme` from now on. Weights, their names and the state dict stay as they are.
+
+    Learned ranges come in as parameters of their own, named as torchao names them: <layer>.weight_fake_quantizer.scale.
+    """
     layers = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) or (isinstance(module, Embedding) and scheme.embedding)
     }
     for name, module in layers.items():  # before any of them is changed
-        if module.weight.shape[1] % scheme.group_size:
+        if module.weight.shape[1] % (scheme.group_size or 1):
             raise ValueError(
                 f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of {scheme.group_size}"
             )
@@ -156,4 +233,11 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
         else:
             module.__class__ = FakeQuantEmbedding
         module.scheme = scheme  # type: ignore[assignment]
+        if scheme.learned_ranges:
+            module.weight_fake_quantizer = LearnedRange(module.weight, scheme)
     return model
+
+
+def scheme_of(model: Transformer) -> Scheme | None:
+    """The scheme a model computes in, or None for full precision."""
+    return next((module.scheme for module in model.modules() if isinstance(module, OnGrid)), None)

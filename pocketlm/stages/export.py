@@ -19,12 +19,12 @@ from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_che
 from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.layouts import LAYOUTS
-from pocketlm.model.quant import FakeQuantEmbedding, FakeQuantLinear, prepare, scheme
+from pocketlm.model.quant import CPU, SCALE, OnGrid, prepare
+from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
 FORMATS = ("hf", "gguf", "pte")
-GGUF_SCHEME = "int4_group32"  # what Q4_0 is to a model that was not trained for four bits
 SPLITS = ("validation", "train")
 PASSAGES = 50  # the most documents that a source lends; this and the next three are our choice
 COMPARED_TOKENS = 1000  # one disagreement is a tenth of a point
@@ -86,6 +86,7 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         from pocketlm.export.gguf import write_gguf
 
         dtype = config.gguf_dtype or ("q4_0" if quantization else "f16")
+        refuse_lossy(network, quantization, dtype)
         file = write_gguf(network, tokenizer, out / "model.gguf", dtype)
         reference = as_stored(network, quantization, dtype)
         agreements[file.name] = check_file(file, reference, tokenizer, passages, config, exact=dtype == "f32")
@@ -192,8 +193,18 @@ def as_stored(network: Transformer, quantization: str | None, dtype: str) -> Tra
     that a model is trained with (and that a .pte computes with); so this is the network that it comes closest to.
     """
     if dtype == "q4_0" and quantization is None:
-        network = prepare(copy.deepcopy(network), scheme(GGUF_SCHEME))
+        network = prepare(copy.deepcopy(network), CPU)  # what Q4_0 is to it
     return on_grid(network)
+
+
+def refuse_lossy(network: Transformer, quantization: str | None, dtype: str) -> None:
+    """Nothing, or a ValueError where a .gguf of this dtype would round four-bit values once more, and otherwise."""
+    from pocketlm.export.gguf import rounded_q8_0
+
+    if dtype == "q4_0" and quantization is None:
+        refuse_rounding_again(network, on_grid_of(CPU), "q4_0")
+    if dtype == "q8_0":
+        refuse_rounding_again(on_grid(network), rounded_q8_0, "q8_0")
 
 
 def check_file(
@@ -246,10 +257,10 @@ def most_different_tensor(file: Path, network: Transformer) -> str:
 def on_grid(model: Transformer) -> Transformer:
     """A plain network of the same values: a four-bit model's grid, for runtimes that know no scheme of ours."""
     plain = Transformer(model.config)
-    tensors = model.state_dict()
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(SCALE)}
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, FakeQuantLinear | FakeQuantEmbedding):
+            if isinstance(module, OnGrid):
                 tensors[f"{name}.weight"] = module.grid_weight()
     plain.load_state_dict(tensors)
     return plain.eval()

@@ -12,6 +12,7 @@ from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.quant import prepare, scheme_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train
@@ -92,5 +93,8 @@ def widened(model: Transformer, positions: int, theta_factor: float) -> Transfor
     """The same weights in a network that admits `positions` and turns its RoPE more slowly."""
     config = replace(model.config, max_position_embeddings=positions, rope_theta=model.config.rope_theta * theta_factor)
     longer = Transformer(config)
+    own = scheme_of(model)
+    if own is not None:
+        prepare(longer, own)
     longer.load_state_dict(model.state_dict())
     return longer

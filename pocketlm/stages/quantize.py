@@ -9,6 +9,7 @@ from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.quant import prepare, scheme
+from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import distillation_loss
@@ -35,6 +36,9 @@ class QuantizeConfig:
     shares: Shares | None = None
     save_every_steps: int = 25
 
+    def __post_init__(self) -> None:
+        scheme(self.scheme)
+
     def summary(self) -> str:
         if self.optim is None:
             return f"{self.scheme}, rounding alone"
@@ -44,10 +48,10 @@ class QuantizeConfig:
 
 
 def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
-    """A checkpoint in `out` whose latent weights were trained for `scheme`: min-max ranges each step, straight-through.
+    """A checkpoint in `out` whose latent weights were trained for `scheme`, straight-through: ranges learned, or min-max.
 
     Self-distillation (Pro, phase 4): forward KL from the frozen full-precision model on the corpus's conversations,
-    or on its text.
+    or on its text. ValueError where the weights were rounded to another 4-bit grid before.
     """
     own_scheme = scheme(config.scheme)
     if quantization_of(model):
@@ -55,6 +59,7 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
             f"{model} is quantized already ({quantization_of(model)}); start from its full-precision parent"
         )
     student, tokenizer = load_checkpoint(model)
+    refuse_rounding_again(student, on_grid_of(own_scheme), f"{config.name} ({config.scheme})")
     prepare(student, own_scheme)
     if config.optim is not None:
         if corpus is None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from pocketlm.model.quant import SCALE
 from pocketlm.model.transformer import Transformer
 
 MUON_MOMENTUM = 0.95  # torch.optim.Muon's own default
@@ -49,16 +50,19 @@ class OptimConfig:
 def make_optimizers(model: Transformer, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices inside the blocks and AdamW for the rest.
 
-    Weight decay falls on matrices alone: norms are scales, and pulling them to zero is no regularisation. Muon's update
-    is scaled to AdamW's usual size ("match_rms_adamw"), so one learning rate serves both.
+    Weight decay falls on matrices alone: norms and the scales of learned ranges are no matrices, and pulling them to
+    zero is no regularisation. Muon's update is scaled to AdamW's usual size ("match_rms_adamw"), so one learning rate
+    serves both; it serves learned scales too (our choice, as in ParetoQ's code).
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    inner = [p for name, p in named if p.dim() == 2 and "embed_tokens" not in name and "lm_head" not in name]
+    matrices = [(name, p) for name, p in named if p.dim() >= 2 and not name.endswith(SCALE)]
+    inner = [p for name, p in matrices if "embed_tokens" not in name and "lm_head" not in name]
     by_muon = {id(p) for p in inner} if config.optimizer == "muon" else set()
+    decayed = {id(p) for _, p in matrices}
     rest = [p for _, p in named if id(p) not in by_muon]
     groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if id(p) not in decayed], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if config.optimizer == "adamw":

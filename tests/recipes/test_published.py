@@ -78,6 +78,14 @@ def test_r1_prints_the_figures_of_its_tables(dry: Plan) -> None:
     assert "needs Llama-3.1-8B-Instruct" in [call.state() for call in dry.calls]
 
 
+@pytest.mark.parametrize("dry", [(PRO, {})], indirect=True, ids=["pro"])
+def test_pro_trains_the_four_bits_of_both_columns_of_its_table_from_one_base(dry: Plan, tmp_path: Path) -> None:
+    quantized = {call.config.scheme: call for call in dry.calls if call.record["stage"] == "quantize"}
+    assert list(quantized) == ["int4_group32", "int4_channel"]
+    assert [call.inputs["model"] for call in quantized.values()] == [tmp_path / "run" / "base"] * 2
+    assert "int4_channel, QAT of 80," in key_figures(quantized["int4_channel"].config)
+
+
 @pytest.mark.parametrize("dry", [(R1, {}), (PRO, {})], indirect=True, ids=["r1", "pro"])
 def test_shares_name_sources_of_their_corpus_and_sum_to_one(dry: Plan) -> None:
     sources: dict[object, set[str]] = {}

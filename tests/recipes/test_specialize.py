@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of
+from pocketlm.model.quant import SCALE, SCHEMES, prepare
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.recipe import load_recipe
 from pocketlm.run import Run, plan
@@ -60,6 +61,23 @@ def test_text_alone_adapts_the_base_and_is_what_four_bits_are_trained_on(base: P
     assert (files / "model.gguf").is_file() and not (tmp_path / "out" / "chat").exists()
     _, tokenizer = load_checkpoint(tmp_path / "out" / "int4")
     assert tokenizer.chat_template is None
+
+
+def test_the_accelerator_scheme_is_trained_and_leaves_without_a_pte(base: Path, chats: Path, tmp_path: Path) -> None:
+    files = specialized(base, tmp_path / "out", chats=chats, scheme="int4_channel", formats="gguf,hf", int4_steps=4)
+    assert quantization_of(tmp_path / "out" / "int4") == "int4_channel" and (files / "hf").is_dir()
+    start, _ = load_checkpoint(tmp_path / "out" / "chat")
+    scales = {
+        name: parameter
+        for name, parameter in load_checkpoint(tmp_path / "out" / "int4")[0].named_parameters()
+        if name.endswith(SCALE)
+    }
+    first = prepare(start, SCHEMES["int4_channel"]).state_dict()
+    assert scales and all(not scale.equal(first[name]) for name, scale in scales.items())
+    with pytest.raises(ValueError, match=r"--scheme int4_channel has no \.pte.*--formats gguf,hf"):
+        plan(load_recipe(RECIPE), tmp_path, base=base, chats=chats, scheme="int4_channel")
+    with pytest.raises(ValueError, match="unknown quantization scheme 'int3'; known: int4_group32, "):
+        plan(load_recipe(RECIPE), tmp_path, base=base, chats=chats, scheme="int3", formats="gguf")
 
 
 def test_with_neither_chats_nor_text_the_recipe_says_what_to_give(base: Path, tmp_path: Path) -> None:

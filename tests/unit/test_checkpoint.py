@@ -83,9 +83,9 @@ def test_saving_over_a_checkpoint_replaces_it(folder, tokenizer):
 @pytest.mark.parametrize("name", [None, *SCHEMES])
 def test_the_quantization_of_a_checkpoint_comes_back_with_it(name, tokenizer, tmp_path):
     model = Transformer(QWEN3)
-    latent = {key: value.clone() for key, value in model.state_dict().items()}
     if name:
         prepare(model, SCHEMES[name])
+    latent = {key: value.clone() for key, value in model.state_dict().items()}
     save_checkpoint(tmp_path, model, tokenizer, name)
     assert quantization_of(tmp_path) == name
     loaded, _ = load_checkpoint(tmp_path)

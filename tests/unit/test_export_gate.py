@@ -9,8 +9,9 @@ import torch
 
 from pocketlm.corpus.sources import Source
 from pocketlm.export import gguf as gguf_file
-from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.generate import LanguageModel
+from pocketlm.model.quant import SCALE, SCHEMES, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.curate import CurateConfig, curate
@@ -31,6 +32,7 @@ SHAPE = ModelConfig(
     use_qk_norm=False,
     initializer_range=0.1,
 )
+IDS = torch.arange(3, 60)[None]
 TEXTS = ["the quick brown fox", "What is 12 and 345? It is 357.", "a table of (values)\n\treturn x"] * 4
 
 
@@ -119,6 +121,25 @@ def test_a_model_with_shared_blocks_leaves_in_every_format(tokenizer, tmp_path) 
     (tmp_path / "out").mkdir()
     export(ExportConfig(name="files", formats=("gguf", "hf"), gguf_dtype="f32"), tmp_path / "out", model=model)
     assert json.loads((tmp_path / "out" / "hf" / "config.json").read_text())["num_hidden_layers"] == 6
+
+
+def test_a_model_with_learned_ranges_leaves_for_llamacpp_and_transformers_but_not_as_pte(tokenizer, tmp_path) -> None:
+    network = prepare(Transformer(SHAPE, seed=2), SCHEMES["int4_channel"])
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.mul_(0.7 if name.endswith(SCALE) else 1.0)
+    (tmp_path / "m").mkdir()
+    save_checkpoint(tmp_path / "m", network, tokenizer)
+    for name in ("out", "pte"):
+        (tmp_path / name).mkdir()
+    export(
+        ExportConfig(name="files", formats=("gguf", "hf"), min_agreement=0.9), tmp_path / "out", model=tmp_path / "m"
+    )
+    plain, _ = load_checkpoint(tmp_path / "out" / "hf")
+    assert torch.equal(plain(IDS), network(IDS))
+    with pytest.raises(ValueError, match=r"'int4_channel' has no XNNPACK kernel"):
+        export(ExportConfig(name="files", formats=("pte",)), tmp_path / "pte", model=tmp_path / "m")
+    assert not list((tmp_path / "pte").iterdir())
 
 
 def model_of(tokenizer: Tokenizer) -> LanguageModel:

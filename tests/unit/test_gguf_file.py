@@ -12,7 +12,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from pocketlm.export.gguf import SPLITS, architecture, write_gguf
 from pocketlm.export.gguf_header import read_header, tokenizer_of
-from pocketlm.model.quant import SCHEMES, dequantize_weight, prepare, quantize_weight
+from pocketlm.model.quant import SCALE, SCHEMES, dequantize_weight, prepare, quantize_weight
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -90,11 +90,17 @@ def test_a_base_model_s_text_starts_with_the_document_separator(tokenizer: Token
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "q4_0"])
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["int4_group32", "int4_channel"])
 def test_a_four_bit_model_is_written_as_its_grid_in_every_dtype(
-    dtype: str, tied: bool, tokenizer: Tokenizer, tmp_path: Path
+    name: str, dtype: str, tied: bool, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    scheme = SCHEMES["int4_group32"]
+    """A channel's one scale stands in each of its blocks; here it clips, as a learned one does."""
+    scheme = SCHEMES[name]
     model = prepare(Transformer(replace(GLOBAL, tie_word_embeddings=tied)), scheme)
+    with torch.no_grad():
+        for parameter in (p for n, p in model.named_parameters() if n.endswith(SCALE)):
+            parameter.mul_(0.6)
+    state = model.state_dict()
     stored = tensors(write_gguf(model, tokenizer, tmp_path / "m.gguf", dtype))
     for theirs, ours in {
         "token_embd.weight": "model.embed_tokens.weight",
@@ -102,7 +108,8 @@ def test_a_four_bit_model_is_written_as_its_grid_in_every_dtype(
         "blk.2.ffn_down.weight": "model.layers.2.mlp.down_proj.weight",
         **({} if tied else {"output.weight": "lm_head.weight"}),
     }.items():
-        grid = dequantize_weight(*quantize_weight(model.state_dict()[ours], scheme))
+        scale = state.get(f"{ours.removesuffix('weight')}{SCALE}")
+        grid = dequantize_weight(*quantize_weight(state[ours], scheme, scale))
         np.testing.assert_array_equal(stored[theirs], grid.numpy())
 
 

@@ -132,9 +132,10 @@ def test_being_interrupted_at_every_step_gives_the_same_weights(optim, unbroken,
     assert [line["step"] for line in logged(tmp_path)] == list(range(6))
 
 
-def test_a_four_bit_training_resumes_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_four_bit_training_resumes_with_the_same_weights(name, tmp_path):
     def student() -> Transformer:
-        return prepare(Transformer(CONFIG), SCHEMES["int4_group32"])
+        return prepare(Transformer(CONFIG), SCHEMES[name])
 
     whole = run(tmp_path, model=student())
     with pytest.raises(Stopped):
