@@ -228,7 +228,7 @@ def half_turn(size: int) -> Tensor:
     """The matrix [E, E] that turns (first, second) half into (-second, first): RoPE's half-split layout."""
     eye = torch.eye(size // 2)
     zero = torch.zeros_like(eye)
-    return torch.cat([torch.cat([zero, -eye], 1), torch.cat([eye, zero], 1)])
+    return torch.cat([torch.cat([zero, zero - eye], 1), torch.cat([eye, zero], 1)])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, turn: Tensor) -> Tensor:

@@ -222,8 +222,10 @@ def check_file(
         raise
     if found.top_token >= config.min_agreement and (not exact or found.greedy == EXACT_GREEDY):
         return found
-    worst = most_different_tensor(file, network) if file.suffix == ".gguf" else ""
-    discard(file)
+    try:
+        worst = most_different_tensor(file, network)
+    finally:
+        discard(file)
     raise ValueError(
         f"{file.name} does not say what the model says: of {found.tokens} tokens {found.top_token:.2%} agree "
         f"({config.min_agreement:.1%} asked), KL {found.kl:.3g} nats, greedy answers equal for {found.greedy:.0%}"
@@ -239,16 +241,26 @@ def discard(file: Path) -> None:
 
 
 def most_different_tensor(file: Path, network: Transformer) -> str:
-    """The tensor of a .gguf whose values are farthest from the network's, in words."""
+    """The tensor of a .gguf or .pte whose values are farthest from the network's, in words."""
+    if file.suffix == ".pte":
+        from pocketlm.export.pte_read import absent_tensors
+
+        gaps = absent_tensors(file, network)
+    else:
+        gaps = gguf_gaps(file, network)
+    name = max(gaps, key=lambda found: gaps[found], default="")
+    if not name or gaps[name] < 0.01:
+        return "; every tensor in it is the model's to 1 %, so the difference is in how the runtime computes"
+    return f"; the tensor that differs most is {name}, by {gaps[name]:.0%}"
+
+
+def gguf_gaps(file: Path, network: Transformer) -> dict[str, float]:
+    """The distance of each tensor of a .gguf from the network's, as a share of it."""
     from pocketlm.export.gguf_read import stored_tensors
 
     expected = unrolled(on_grid(network)).state_dict()
     stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}
-    gaps = {n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in stored}
-    name = max(gaps, key=lambda found: gaps[found])
-    if gaps[name] < 0.01:
-        return "; every tensor in it is the model's to 1 %, so the difference is in how the runtime computes"
-    return f"; the tensor that differs most is {name}, by {gaps[name]:.0%}"
+    return {n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in stored}
 
 
 def on_grid(model: Transformer) -> Transformer:

@@ -23,6 +23,7 @@ from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, 
 
 pytest.importorskip("executorch")
 from pocketlm.export.executorch import PteModel, load_kernels, write_pte
+from pocketlm.export.pte_read import absent_tensors
 
 VOCABULARY = 264
 CONTEXT = 96  # four times the ring of a local layer, twelve windows
@@ -183,6 +184,22 @@ def test_an_int4_file_holds_the_integers_and_scales_of_our_grid(int4_file: Path,
     levels = (table + 8).to(torch.uint8)
     assert (levels[:, 0::2] << 4 | levels[:, 1::2]).numpy().tobytes() in content
     assert scale.to(torch.float16).view(torch.uint8).numpy().tobytes() in content
+
+
+@torch.no_grad()
+def test_every_tensor_is_found_in_the_file_and_one_that_is_not_is_measured(
+    float_file: Path, int4_file: Path, model: Transformer
+) -> None:
+    for file, network in ((float_file, copy.deepcopy(model)), (int4_file, prepare(copy.deepcopy(model), INT4))):
+        assert absent_tensors(file, network) == {}
+        for name, parameter in network.named_parameters():
+            kept = parameter.clone()
+            parameter *= 2
+            head = {"the head of model.embed_tokens.weight"} if name == "model.embed_tokens.weight" else set()
+            found = absent_tensors(file, network)
+            assert found.keys() == {name} | head
+            assert all(gap == pytest.approx(0.5) for gap in found.values()), name
+            parameter.copy_(kept)
 
 
 @torch.no_grad()
