@@ -353,6 +353,14 @@ def export_model(
             show_default="q4_0 for a four-bit model, else f16",
         ),
     ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Of the .pte: how long a text it has room for.",
+            show_default="all the model's positions",
+        ),
+    ] = None,
     int8_cache: Annotated[
         bool, typer.Option("--int8-cache", help="Of the .pte: keys and values as int8, a quarter of their memory.")
     ] = False,
@@ -386,6 +394,7 @@ def export_model(
             formats=(to.value,),
             layout=layout,
             gguf_dtype=dtype,
+            context_length=context_length,
             int8_cache=int8_cache,
             min_agreement=min_agreement,
         )

@@ -63,12 +63,15 @@ def write_pte(
         network = PteNetwork(model, context_length, chosen, int8_cache=int8_cache).eval()
         program = lower(network, facts(model, tokenizer, network))
     path = Path(path)
-    with write_folder(tokenizer_folder(path)) as folder:
-        tokenizer.save(folder)
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        program.write_to_file(file)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            program.write_to_file(file)
+        with write_folder(tokenizer_folder(path)) as folder:
+            tokenizer.save(folder)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

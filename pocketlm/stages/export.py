@@ -55,6 +55,8 @@ class ExportConfig:
         for name in self.formats:
             if name not in FORMATS:
                 raise ValueError(f"formats names {name!r}; known: {', '.join(FORMATS)}")
+        if self.context_length is not None and self.context_length < 1:
+            raise ValueError(f"context_length {self.context_length} must be at least 1")
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout {self.layout!r} is unknown; known: {', '.join(LAYOUTS)}")
         if not 0 <= self.min_agreement <= 1:

@@ -292,6 +292,12 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     with pytest.raises(ValueError, match="rows of 48"):
         narrow = network(intermediate_size=48)
         write_pte(narrow, tokenizer, path, context_length=CONTEXT, quantization="int4_group32")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "save", lambda *_: "no disk"[99])
+        with pytest.raises(IndexError):
+            write_pte(
+                network(num_hidden_layers=1, layer_types=()), tokenizer, path, context_length=16, quantization=None
+            )
     monkeypatch.setitem(sys.modules, "executorch.kernels.quantized", None)
     with pytest.raises(ValueError, match=r"pip install 'pocketlm\[executorch\]'"):
         write_pte(model, tokenizer, path, context_length=CONTEXT, quantization=None)
