@@ -353,6 +353,17 @@ def export_model(
             show_default="q4_0 for a four-bit model, else f16",
         ),
     ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Of the .pte: how long a text it has room for.",
+            show_default="all the model's positions",
+        ),
+    ] = None,
+    int8_cache: Annotated[
+        bool, typer.Option("--int8-cache", help="Of the .pte: keys and values as int8, a quarter of their memory.")
+    ] = False,
     min_agreement: Annotated[
         float,
         typer.Option(help="The least share of real tokens at which the file's likeliest next token is the model's."),
@@ -379,7 +390,13 @@ def export_model(
 
         folder = new_folder(out or model.with_name(f"{model.name}-{to}"))
         config = ExportConfig(
-            name="export", formats=(to.value,), layout=layout, gguf_dtype=dtype, min_agreement=min_agreement
+            name="export",
+            formats=(to.value,),
+            layout=layout,
+            gguf_dtype=dtype,
+            context_length=context_length,
+            int8_cache=int8_cache,
+            min_agreement=min_agreement,
         )
         export(config, folder, model=model)
         for name, found in read_json(folder / "export.json")["agreement"].items():

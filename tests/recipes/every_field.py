@@ -282,6 +282,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "formats": ("hf",),
         "gguf_dtype": "f32",
         "context_length": 64,
+        "int8_cache": True,
         "layout": "qwen3",
         "min_agreement": 1.0,
     },
@@ -329,6 +330,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {  # what both runs of a field h
     (Source, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
     (CurateConfig, "tokenizer"): {"vocab_size": 320},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
+    (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},
     (ExportConfig, "min_agreement"): {"gguf_dtype": "q4_0", "min_agreement": 0.0},  # random weights agree little
 }
