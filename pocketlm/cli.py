@@ -325,6 +325,8 @@ class Target(StrEnum):
     gguf = "gguf"
     pte = "pte"
     hf = "hf"
+    mlx = "mlx"
+    compressed_tensors = "compressed-tensors"
 
 
 @app.command(name="export")
@@ -332,7 +334,10 @@ def export_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="A checkpoint folder.")],
     to: Annotated[
         Target,
-        typer.Option(help="gguf: llama.cpp. pte: ExecuTorch, on phones. hf: Hugging Face transformers."),
+        typer.Option(
+            help="gguf: llama.cpp. pte: ExecuTorch, on phones. hf: Hugging Face transformers. mlx: Apple's. "
+            "compressed-tensors: vLLM."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: MODEL-gguf and so on, beside MODEL.")
@@ -404,7 +409,7 @@ def export_model(
                 f"{name} against the model, {found['tokens']:,} tokens: {found['top_token']:.2%} of top tokens equal, "
                 f"KL {found['kl']:.2g} nats, greedy answers of up to {GREEDY_TOKENS} tokens equal for {found['greedy']:.0%}"
             )
-        typer.echo(folder / ("hf" if to is Target.hf else f"model.{to}"))
+        typer.echo(folder / (f"model.{to}" if to in (Target.gguf, Target.pte) else to))
 
 
 def new_folder(path: Path) -> Path:

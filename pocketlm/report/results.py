@@ -100,10 +100,11 @@ def _tile(label: str, model: dict[str, Any]) -> Element:
 
 
 def _plain_tile(name: str, num_bytes: int, report: dict[str, Any]) -> Element:
-    kind = "folder for Hugging Face transformers" if name == "hf" else "not evaluated"
+    folders = {"hf": "Hugging Face transformers", "mlx": "MLX", "compressed-tensors": "vLLM"}
+    kind = f"folder for {folders[name]}" if name in folders else "not evaluated"
     return node(
         "li",
-        node("span", f"{name}/" if name == "hf" else name, class_="file"),
+        node("span", f"{name}/" if name in folders else name, class_="file"),
         node("b", size(num_bytes)),
         node("span", kind),
         node("span", f"from {report['model']}, {report['quantization'] or 'full precision'}"),

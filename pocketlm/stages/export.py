@@ -19,12 +19,13 @@ from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_che
 from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.layouts import LAYOUTS
-from pocketlm.model.quant import CPU, SCALE, OnGrid, prepare
+from pocketlm.model.quant import CPU, SCALE, OnGrid, prepare, scheme_of
 from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
-FORMATS = ("hf", "gguf", "pte")
+REPACKED = ("mlx", "compressed-tensors")
+FORMATS = ("hf", "gguf", "pte", *REPACKED)
 SPLITS = ("validation", "train")
 PASSAGES = 50  # the most documents that a source lends; this and the next three are our choice
 COMPARED_TOKENS = 1000  # one disagreement is a tenth of a point
@@ -35,8 +36,9 @@ EXACT_GREEDY = 1.0  # of a float32 file: every greedy token
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """formats: of hf, gguf, pte. gguf_dtype: f32, f16, q8_0, q4_0; None takes q4_0 for a four-bit model, else f16.
+    """formats: of hf, gguf, pte, and for four-bit models mlx, compressed-tensors (vLLM).
 
+    gguf_dtype: f32, f16, q8_0, q4_0; None takes q4_0 for a four-bit model, else f16.
     context_length: what the .pte's cache holds; None takes the model's positions. int8_cache: it holds keys and values
     as int8, a quarter of the bytes; the .gguf's runtime chooses that when it opens the file.
     layout: of the Hugging Face folder, a name of LAYOUTS; None takes the one that stock transformers opens.
@@ -44,7 +46,7 @@ class ExportConfig:
     """
 
     name: str
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] = ("hf", "gguf", "pte")
     gguf_dtype: str | None = None
     context_length: int | None = None
     int8_cache: bool = False
@@ -67,13 +69,14 @@ class ExportConfig:
 
 
 def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
-    """`out`, with hf/, model.gguf and model.pte as asked, and export.json with their sizes and how they agree.
+    """`out`, with what was asked for, hf/ model.gguf model.pte and so on, and export.json with sizes and agreement.
 
-    A four-bit model keeps the grid it was trained on in all of them: Q4_0 blocks and XNNPACK take its integers and
-    scales as they are, and the Hugging Face folder holds their values in float32.
+    A four-bit model keeps the grid it was trained on in all of them: Q4_0 blocks, XNNPACK, MLX and compressed-tensors
+    take its integers and scales as they are, and the Hugging Face folder holds their values in float32.
 
-    Each file runs in its own runtime, on the `corpus` if there is one, and is compared with the model in memory.
-    ValueError, and no file, where they agree less than config.min_agreement, or a float32 file answers otherwise.
+    A .gguf or .pte runs in its own runtime, on the `corpus` if there is one, and is compared with the model in memory.
+    ValueError, and no file, where they agree less than config.min_agreement, or a float32 file answers otherwise. An
+    mlx or compressed-tensors folder is read back and compared to the bit.
     """
     network, tokenizer = load_checkpoint(model)
     network.eval()
@@ -85,7 +88,8 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         )
     sizes: dict[str, int] = {}
     agreements: dict[str, Agreement] = {}
-    passages = real_passages(LanguageModel(network, tokenizer), context_length, corpus)
+    run = {"gguf", "pte"} & set(config.formats)
+    passages = real_passages(LanguageModel(network, tokenizer), context_length, corpus) if run else []
     if "gguf" in config.formats:
         from pocketlm.export.gguf import write_gguf
 
@@ -115,12 +119,21 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
             save_checkpoint(
                 folder, unrolled(plain) if config.layout is None else plain, tokenizer, layout=config.layout
             )
-        sizes["hf"] = sum(file.stat().st_size for file in (out / "hf").iterdir())
+        sizes["hf"] = folder_bytes(out / "hf")
+    for container in (name for name in REPACKED if name in config.formats):
+        from pocketlm.export.repack import write_repacked
+
+        write_repacked(unrolled(network), tokenizer, out / container, container)
+        sizes[container] = folder_bytes(out / container)
     told = {name: asdict(found) for name, found in agreements.items()}
     write_json(
         out / "export.json", {"model": model.name, "quantization": quantization, "bytes": sizes, "agreement": told}
     )
     return out
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def real_passages(model: LanguageModel, context_length: int, corpus: Path | None) -> list[Passage]:
@@ -297,6 +310,9 @@ def unrolled(model: Transformer) -> Transformer:
     deeper = Transformer(
         replace(model.config, num_hidden_layers=model.config.applications, layer_repeats=1, layer_types=kinds)
     )
+    own = scheme_of(model)
+    if own is not None:
+        prepare(deeper, own)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in name}
     for i, block in enumerate(model.model.layers):
         for name, tensor in block.state_dict().items():
