@@ -185,7 +185,7 @@ def test_what_a_format_cannot_hold_is_told_and_nothing_is_written(options, messa
     save_checkpoint(Path("odd"), Transformer(replace(SHAPE, intermediate_size=80), seed=4), tokenizer)
     status, shown = pocketlm("export", "odd", *options, "--out", "target")
     assert status == 2 and message in " ".join(shown.split()), shown
-    assert "Traceback" not in shown and not [p for p in Path("target").rglob("*") if p.is_file()], shown
+    assert "Traceback" not in shown and not Path("target").exists(), shown
 
 
 def test_a_folder_with_something_in_it_is_not_written_over(r1: Transformer) -> None:
