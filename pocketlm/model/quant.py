@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketlm.model.transformer import Embedding, Linear, Transformer, product
+from pocketlm.model.transformer import Embedding, Linear, Transformer
 
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: a smaller scale would not survive in a Q4_0 block
 CACHED = 2**18  # weights put on the grid at a time: what is worked on stays in the processor's cache
@@ -228,18 +228,13 @@ class OnGrid(nn.Module):
             self._grid = (version, fake_quantize_weight(self.weight, self.scheme, scale, dtype))
         return self._grid[1]
 
-    def product(self, x: Tensor) -> Tensor:
-        """x [..., I] times the grid [O, I]."""
-        return product(
-            fake_quantize_tokens(x) if self.scheme.int8_activations else x, self.grid_weight(), self.compute_dtype
-        )
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x [..., I], rounded where the scheme says so, and the grid [O, I]) whose product the layer is."""
+        return fake_quantize_tokens(x) if self.scheme.int8_activations else x, self.grid_weight()
 
 
 class FakeQuantLinear(OnGrid, Linear):
     """A linear layer that computes as its four-bit self; its stored weight stays the latent one."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.product(input)
 
 
 class FakeQuantEmbedding(OnGrid, Embedding):
@@ -247,9 +242,6 @@ class FakeQuantEmbedding(OnGrid, Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.grid_weight()).to(self.weight.dtype)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.product(hidden)
 
 
 def prepare(model: Transformer, scheme: Scheme) -> Transformer:

@@ -126,8 +126,12 @@ class Linear(nn.Linear):
 
     compute_dtype: torch.dtype | None = None
 
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x [..., I], weight [O, I]) whose product the layer is."""
+        return x, self.weight
+
     def forward(self, input: Tensor) -> Tensor:
-        return product(input, self.weight, self.compute_dtype)
+        return product(*self.operands(input), self.compute_dtype)
 
 
 class Attention(nn.Module):
@@ -193,8 +197,12 @@ class Embedding(nn.Embedding):
 
     compute_dtype: torch.dtype | None = None
 
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x [..., D], table [V, D]) whose product the head is."""
+        return x, self.weight
+
     def head(self, hidden: Tensor) -> Tensor:
-        return product(hidden, self.weight, self.compute_dtype)
+        return product(*self.operands(hidden), self.compute_dtype)
 
 
 def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:

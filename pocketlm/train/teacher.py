@@ -1,26 +1,26 @@
-"""A teacher is a function from a batch to logits. It is frozen, has no optimizer and is never checkpointed."""
+"""A teacher is a function from a batch to scores of all words. It is frozen, has no optimizer and is never checkpointed."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer, set_compute_dtype
 from pocketlm.train.optim import OptimConfig, product_dtype
+from pocketlm.train.vocabulary import Scores, scores
 
-Teacher = Callable[[Batch], Tensor]
+Teacher = Callable[[Batch], Scores]
 
 
 def live_teacher(model: Transformer, optim: OptimConfig) -> Teacher:
-    """Logits [B, T, V] by running `model`, without gradients, on the student's very batch, in the student's compute dtype."""
+    """Scores [B x T, V] by running `model`, without gradients, on the student's very batch, in the student's compute dtype."""
     model = model.eval().requires_grad_(False)
     set_compute_dtype(model, product_dtype(optim, next(model.parameters()).device))
 
-    def teach(batch: Batch) -> Tensor:
+    def teach(batch: Batch) -> Scores:
         with torch.no_grad():
-            return model(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
+            return scores(model, model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids).flatten(0, 1))
 
     return teach
 
