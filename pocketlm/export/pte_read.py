@@ -40,8 +40,10 @@ def _stored(path: Path) -> tuple[list[bytes], list[bytes]]:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     file = deserialize_pte_binary(path.read_bytes())
-    constants = [bytes(buffer.storage) for buffer in file.program.constant_buffer]
-    return constants, [bytes(buffer) for buffer in file.named_data.buffers] if file.named_data else []
+    constants = [buffer.storage for buffer in file.program.constant_buffer]
+    weights = file.named_data.buffers if file.named_data else []
+    # read from a file they are bytes, all of them; other kinds are for writing
+    return [c for c in constants if isinstance(c, bytes)], [w for w in weights if isinstance(w, bytes)]
 
 
 def _constants(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
