@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pocketlm.export.executorch import stored_buffers
 from pocketlm.model.quant import FakeQuantEmbedding, FakeQuantLinear, Scheme, quantize_weight
 from pocketlm.model.transformer import Transformer, rope_frequencies, rotate
 
@@ -22,28 +23,17 @@ Form = tuple[str, Tensor]  # a tensor's name and what a file holds of it
 
 
 def absent_tensors(path: Path, network: Transformer) -> dict[str, float]:
-    """For each tensor that the file does not hold as it should: the distance of what it holds, as a share of the tensor.
+    """For each tensor that the file does not hold as it should: how far what it holds is, as a share of the tensor.
 
     Empty if all are there. Tensors that changed places are there: what a file does with them shows only when it runs.
     """
-    constants, weights = _stored(path)
+    constants, weights = stored_buffers(path)
     scheme = next((m.scheme for m in network.modules() if isinstance(m, FakeQuantLinear | FakeQuantEmbedding)), None)
     found: dict[str, float] = {}
     for forms, stored in ((_constants(network, scheme), constants), (_weights(network, scheme), weights)):
         for name, gap in _gaps(list(forms), stored).items():
             found[name] = max(gap, found.get(name, 0.0))
     return found
-
-
-def _stored(path: Path) -> tuple[list[bytes], list[bytes]]:
-    """(constants of the program, weights of XNNPACK), each in the order in which the program comes to them."""
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    file = deserialize_pte_binary(path.read_bytes())
-    constants = [buffer.storage for buffer in file.program.constant_buffer]
-    weights = file.named_data.buffers if file.named_data else []
-    # read from a file they are bytes, all of them; other kinds are for writing
-    return [c for c in constants if isinstance(c, bytes)], [w for w in weights if isinstance(w, bytes)]
 
 
 def _constants(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
@@ -53,7 +43,7 @@ def _constants(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
         yield "model.embed_tokens.weight", table
     else:
         qweight, scale = quantize_weight(table, scheme)
-        yield "model.embed_tokens.weight", _nibbles(qweight.flip(-1)).flip(-1)  # the even one is high
+        yield "model.embed_tokens.weight", _nibbles(qweight[:, 1::2], qweight[:, 0::2])
         yield "model.embed_tokens.weight", scale.to(torch.float16)
     for name, parameter in network.named_parameters():
         if parameter.dim() == 1 and not bool((parameter == 1).all()):
@@ -78,18 +68,17 @@ def _weights(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
             yield name, weight
         else:
             qweight, scale = quantize_weight(weight, scheme)
-            yield name, _nibbles(qweight)
+            yield name, _nibbles(qweight[:, 0::2], qweight[:, 1::2])
             yield name, scale
 
 
-def _nibbles(qweight: Tensor) -> Tensor:
-    """Two levels + 8 in a byte, the odd one high: [O, I / 2]."""
-    levels = (qweight + 8).to(torch.uint8)
-    return levels[:, 1::2] << 4 | levels[:, 0::2]
+def _nibbles(low: Tensor, high: Tensor) -> Tensor:
+    """Two levels + 8 in a byte: [O, I / 2]."""
+    return (high + 8).to(torch.uint8) << 4 | (low + 8).to(torch.uint8)
 
 
 def _gaps(forms: list[Form], stored: list[bytes]) -> dict[str, float]:
-    """For each name whose tensor is not among the stored ones, its distance from the one of its size that is nobody's."""
+    """For each name whose tensor is not stored, its distance from what is stored of its size and is nobody's."""
     expected = [_bytes(tensor) for _, tensor in forms]
     known = set(expected)
     unknown: dict[int, list[bytes]] = defaultdict(list)
