@@ -368,7 +368,10 @@ def export_model(
         ),
     ] = None,
     int8_cache: Annotated[
-        bool, typer.Option("--int8-cache", help="Of the .pte: keys and values as int8, a quarter of their memory.")
+        bool,
+        typer.Option(
+            "--int8-cache", help="Of the .pte: keys and values as int8, a quarter of their memory; slow but on ARM."
+        ),
     ] = False,
     min_agreement: Annotated[
         float,
