@@ -3,7 +3,8 @@
     python benchmarks/published_shapes.py r1-140m
     python benchmarks/published_shapes.py pro --formats gguf
 
-R1 comes in as `llama4_text`, as Meta publishes it; other shapes in our own layout. One JSON line for each file.
+R1 comes in as `llama4_text` and Pro in a layout of its own, as Meta publishes them; other shapes in ours. One JSON line for
+each file.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> None:
         folder = Path(scratch)
         for name in ("meta", "model"):
             (folder / name).mkdir()
-        layout = "llama4_text" if arguments.preset.startswith("r1") else None
+        layout = {"r1": "llama4_text", "pro": "mobilellm-pro"}.get(arguments.preset.split("-")[0])
         save_checkpoint(folder / "meta", Transformer(config, seed=1), tokenizer, layout=layout)
         model = import_model(ImportConfig(name="import", source=str(folder / "meta")), folder / "model")
         show(json.loads((model / "import.json").read_text()) | {"from": arguments.preset})

@@ -7,6 +7,7 @@ imported inside the command that needs it, so that --help is at once.
 import contextlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,7 +227,7 @@ def evaluate_models(
     pocketlm eval runs/pocket/chat --suite questions.jsonl --out results
       [dim]your own problems; every answer is kept[/dim]
     """
-    with plain_errors(out):
+    with plain_errors():
         for model in models:
             check_model(model)
         from rich.console import Console
@@ -235,7 +236,7 @@ def evaluate_models(
         from pocketlm.stages.evaluate import EvaluateConfig, evaluate, label_of
 
         with contextlib.ExitStack() as stack:
-            folder = new_folder(out) if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = Path(stack.enter_context(new_folder(out) if out else tempfile.TemporaryDirectory()))
             labels = tuple(label_of(model) for model in models)
             if len(set(labels)) < len(models):
                 labels = tuple(str(model).strip("/").replace("/", "-") for model in models)
@@ -358,6 +359,17 @@ def export_model(
             show_default="q4_0 for a four-bit model, else f16",
         ),
     ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Of the .pte: how long a text it has room for.",
+            show_default="all the model's positions",
+        ),
+    ] = None,
+    int8_cache: Annotated[
+        bool, typer.Option("--int8-cache", help="Of the .pte: keys and values as int8, a quarter of their memory.")
+    ] = False,
     min_agreement: Annotated[
         float,
         typer.Option(help="The least share of real tokens at which the file's likeliest next token is the model's."),
@@ -376,17 +388,23 @@ def export_model(
     pocketlm export runs/pocket/int4 --to pte --out phone
       [dim]one file for ExecuTorch, in the folder "phone"[/dim]
     """
-    with plain_errors(out):
+    with plain_errors():
         check_model(model)
         from pocketlm.eval.agreement import GREEDY_TOKENS
         from pocketlm.model.files import read_json
         from pocketlm.stages.export import ExportConfig, export
 
-        folder = new_folder(out or model.with_name(f"{model.name}-{to}"))
         config = ExportConfig(
-            name="export", formats=(to.value,), layout=layout, gguf_dtype=dtype, min_agreement=min_agreement
+            name="export",
+            formats=(to.value,),
+            layout=layout,
+            gguf_dtype=dtype,
+            context_length=context_length,
+            int8_cache=int8_cache,
+            min_agreement=min_agreement,
         )
-        export(config, folder, model=model)
+        with new_folder(out or model.with_name(f"{model.name}-{to}")) as folder:
+            export(config, folder, model=model)
         for name, found in read_json(folder / "export.json")["agreement"].items():
             typer.echo(
                 f"{name} against the model, {found['tokens']:,} tokens: {found['top_token']:.2%} of top tokens equal, "
@@ -395,11 +413,16 @@ def export_model(
         typer.echo(folder / (f"model.{to}" if to in (Target.gguf, Target.pte) else to))
 
 
-def new_folder(path: Path) -> Path:
-    """The folder, made now; ValueError if something is in it already."""
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """The folder, made now, and gone again if what is done with it fails and leaves nothing; ValueError if it is not empty."""
     refuse_full(path)
     path.mkdir(parents=True, exist_ok=True)
-    return path
+    try:
+        yield path
+    finally:
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def refuse_full(path: Path) -> None:

@@ -39,14 +39,20 @@ FACTS = {"get_max_context_len", "get_max_seq_len", "get_vocab_size"}  # constant
 
 
 def write_pte(
-    model: Transformer, tokenizer: Tokenizer, path: Path, *, context_length: int, quantization: str | None
+    model: Transformer,
+    tokenizer: Tokenizer,
+    path: Path,
+    *,
+    context_length: int,
+    quantization: str | None,
+    int8_cache: bool = False,
 ) -> Path:
     """The path, now holding the program; its tokenizer is in the folder `<stem>.tokenizer` beside it.
 
-    context_length: positions the cache has room for. quantization: a scheme of `model/quant.py` with int4
-    weights and int8 activations, or None for float32. A tied embedding is stored twice, as the table and as
-    the head, for XNNPACK keeps a layout of its own (4.5 bits a weight each). A linear layer that XNNPACK
-    refuses is an error.
+    context_length: positions the cache has room for. int8_cache: it holds keys and values as int8 (`Int8Cache`).
+    quantization: a scheme of `model/quant.py` with int4 weights and int8 activations, or None for float32. A tied
+    embedding is stored twice, as the table and as the head, for XNNPACK keeps a layout of its own (4.5 bits a
+    weight each). A linear layer that XNNPACK refuses is an error.
     """
     longest = model.config.max_position_embeddings
     if not 8 <= context_length <= longest:
@@ -54,15 +60,18 @@ def write_pte(
     chosen = _int8_scheme(quantization) if quantization else None
     load_kernels()
     with quiet(), torch.no_grad():
-        network = PteNetwork(model, context_length, chosen).eval()
+        network = PteNetwork(model, context_length, chosen, int8_cache=int8_cache).eval()
         program = lower(network, facts(model, tokenizer, network))
     path = Path(path)
-    with write_folder(tokenizer_folder(path)) as folder:
-        tokenizer.save(folder)
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        program.write_to_file(file)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            program.write_to_file(file)
+        with write_folder(tokenizer_folder(path)) as folder:
+            tokenizer.save(folder)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

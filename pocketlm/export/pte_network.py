@@ -34,9 +34,12 @@ class PteNetwork(nn.Module):
     half_turn: Tensor
     slots: Tensor
 
-    def __init__(self, model: Transformer, context_length: int, scheme: Scheme | None) -> None:
+    def __init__(
+        self, model: Transformer, context_length: int, scheme: Scheme | None, *, int8_cache: bool = False
+    ) -> None:
         super().__init__()
         config = model.config
+        store = Int8Cache if int8_cache else FloatCache
         self.context_length = context_length
         self.chunk = chunk_tokens(config.vocab_size, context_length)
         windows = [config.window(i // config.layer_repeats) for i in range(config.applications)]
@@ -50,7 +53,9 @@ class PteNetwork(nn.Module):
         for i, window in enumerate(windows):
             block = model.model.layers[i // config.layer_repeats]
             assert isinstance(block, Block)
-            self.layers.append(PteBlock(block, self.ring if window else context_length, bool(window), scheme))
+            slots = self.ring if window else context_length
+            cache = store(slots, config.num_key_value_heads, config.head_dim, local=bool(window))
+            self.layers.append(PteBlock(block, cache, scheme))
         self.norm = Norm(model.model.norm)
         self.int8 = Int8Tokens() if scheme else nn.Identity()
         self.head = linear(model.lm_head.weight if model.lm_head is not None else table, scheme)
@@ -91,15 +96,12 @@ def chunk_tokens(vocab_size: int, context_length: int) -> int:
 
 
 class PteBlock(nn.Module):
-    """One layer with its part of the cache: all positions if global, a ring of the newest if local."""
+    """One layer with its part of the cache."""
 
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, block: Block, slots: int, local: bool, scheme: Scheme | None) -> None:
+    def __init__(self, block: Block, cache: "FloatCache", scheme: Scheme | None) -> None:
         super().__init__()
         attention, mlp = block.self_attn, block.mlp
-        self.head_dim, self.local = attention.head_dim, local
+        self.head_dim = attention.head_dim
         self.input_layernorm = Norm(block.input_layernorm)
         self.post_attention_layernorm = Norm(block.post_attention_layernorm)
         self.int8 = Int8Tokens() if scheme else nn.Identity()
@@ -113,9 +115,7 @@ class PteBlock(nn.Module):
         ones = RMSNorm(attention.head_dim, attention.eps)
         self.q_norm = Norm(attention.q_norm or ones) if attention.use_qk_norm else nn.Identity()
         self.k_norm = Norm(attention.k_norm or ones) if attention.use_qk_norm else nn.Identity()
-        kv_heads = attention.k_proj.weight.shape[0] // attention.head_dim
-        self.register_buffer("keys", torch.zeros(1, slots, kv_heads, attention.head_dim))
-        self.register_buffer("values", torch.zeros(1, slots, kv_heads, attention.head_dim))
+        self.cache = cache
 
     def forward(self, x: Tensor, rope: tuple[Tensor, ...], start: Any, ring: Ring | None) -> Tensor:
         x = x + self.attention(self.int8(self.input_layernorm(x)), rope, start, ring)
@@ -128,17 +128,82 @@ class PteBlock(nn.Module):
         k = self.k_proj(x).view(1, T, -1, self.head_dim)  # [1, T, K, E]
         v = self.v_proj(x).view(1, T, -1, self.head_dim)
         q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
-        ops = torch.ops.llama
-        if self.local and ring is not None:
-            slots, mask = ring
-            ops.update_cache_with_indices(k, self.keys, start, slots)
-            ops.update_cache_with_indices(v, self.values, start, slots)
-            out = ops.custom_sdpa(q, self.keys, self.values, 0, mask, 0.0, False)
-        else:
-            ops.update_cache(k, self.keys, start)
-            ops.update_cache(v, self.values, start)
-            out = ops.custom_sdpa(q, self.keys, self.values, start, None, 0.0, True)
+        out = self.cache(q, k, v, start, ring)
         return self.o_proj(self.int8(out.reshape(1, T, -1)))
+
+
+class FloatCache(nn.Module):
+    """A layer's keys and values: of all positions if global, a ring of the newest if local.
+
+    forward(q [1, T, H, E], k and v [1, T, K, E], ...) stores k and v and is what the queries see [1, T, H, E].
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, slots: int, kv_heads: int, head_dim: int, *, local: bool) -> None:
+        super().__init__()
+        self.local = local
+        self.register_buffer("keys", self.room(slots, kv_heads, head_dim))
+        self.register_buffer("values", self.room(slots, kv_heads, head_dim))
+
+    def room(self, slots: int, kv_heads: int, head_dim: int) -> Tensor:
+        return torch.zeros(1, slots, kv_heads, head_dim)
+
+    def store(self, new: Tensor, buffer: Tensor, start: Any, ring: Ring | None) -> None:
+        if self.local and ring is not None:
+            torch.ops.llama.update_cache_with_indices(new, buffer, start, ring[0])
+        else:
+            torch.ops.llama.update_cache(new, buffer, start)
+
+    def seen(self, start: Any, ring: Ring | None) -> tuple[Any, Tensor | None, float, bool]:
+        """What tells an attention operator which slots a query sees: a mask of the ring's, else all up to its own."""
+        return (0, ring[1], 0.0, False) if self.local and ring is not None else (start, None, 0.0, True)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any, ring: Ring | None) -> Tensor:
+        self.store(k, self.keys, start, ring)
+        self.store(v, self.values, start, ring)
+        return torch.ops.llama.custom_sdpa(q, self.keys, self.values, *self.seen(start, ring))
+
+
+class Int8Cache(FloatCache):
+    """The same in int8, with one asymmetric range for each token AND head: so ExecuTorch's operator reads them.
+
+    `Int8Slots` of model/generate.py has one range for all heads of a token: this one is never coarser. The
+    operator multiplies integers, so queries are rounded in the same way.
+    """
+
+    key_scale: Tensor
+    key_zero: Tensor
+    value_scale: Tensor
+    value_zero: Tensor
+
+    def __init__(self, slots: int, kv_heads: int, head_dim: int, *, local: bool) -> None:
+        super().__init__(slots, kv_heads, head_dim, local=local)
+        for name in ("key", "value"):
+            self.register_buffer(f"{name}_scale", torch.zeros(1, slots, kv_heads, 1))
+            self.register_buffer(f"{name}_zero", torch.zeros(1, slots, kv_heads, 1, dtype=torch.int8))
+
+    def room(self, slots: int, kv_heads: int, head_dim: int) -> Tensor:
+        return torch.zeros(1, slots, kv_heads, head_dim, dtype=torch.int8)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any, ring: Ring | None) -> Tensor:
+        keys = (self.keys, self.key_zero, self.key_scale)
+        values = (self.values, self.value_zero, self.value_scale)
+        for new, buffers in ((k, keys), (v, values)):
+            for part, buffer in zip(int8_tokens(new), buffers, strict=True):
+                self.store(part, buffer, start, ring)
+        levels, *query_range = int8_tokens(q)
+        return torch.ops.llama.custom_quantized_sdpa(
+            levels, self.keys, self.values, *self.seen(start, ring), None, *query_range, *keys[1:], *values[1:]
+        )
+
+
+def int8_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(int8 levels, int8 zero point, float32 scale), one range for each token and head, of queries, keys or values."""
+    ops = torch.ops.quantized_decomposed
+    scale, zero = ops.choose_qparams_per_token_asymmetric(x, torch.int8)
+    return ops.quantize_per_token(x, scale, zero, -128, 127, torch.int8), zero.to(torch.int8), scale.float()
 
 
 class Norm(nn.Module):
@@ -163,7 +228,7 @@ def half_turn(size: int) -> Tensor:
     """The matrix [E, E] that turns (first, second) half into (-second, first): RoPE's half-split layout."""
     eye = torch.eye(size // 2)
     zero = torch.zeros_like(eye)
-    return torch.cat([torch.cat([zero, -eye], 1), torch.cat([eye, zero], 1)])
+    return torch.cat([torch.cat([zero, zero - eye], 1), torch.cat([eye, zero], 1)])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, turn: Tensor) -> Tensor:

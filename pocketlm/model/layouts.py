@@ -5,7 +5,7 @@
     cwm           ours for windows without QK-norm                           Meta's dense local-global class
     llama4_text   MobileLLM-R1 and R1.5 as Meta publishes them               weightless QK-norm, interleaved RoPE
     mobilellm     MobileLLM 2024 as published on the hub, LS with sharing    as llama
-    mobilellm-pro MobileLLM-Pro as Meta publishes it; read only              windows, interleaved RoPE
+    mobilellm-pro MobileLLM-Pro as Meta publishes it, from its fields alone  windows, interleaved RoPE
 
 Stock transformers opens all but the last two, which need code from the hub. Whatever the layout, the network and its
 names are those of `model/transformer.py`; here is all that knows about others.
@@ -28,15 +28,15 @@ CHUNKED = "chunked_attention"  # Llama 4's local layers
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """read: the ModelConfig of a config.json. write: what that config.json says beside the common fields, or None
-    where we only read. interleaved: RoPE turns channels 2i and 2i + 1 of a head, where ours turns i and i + E/2.
+    """read: the ModelConfig of a config.json. write: what that config.json says beside the common fields.
+    interleaved: RoPE turns channels 2i and 2i + 1 of a head, where ours turns i and i + E/2.
     mlp: the feed-forward's name in tensors.
     """
 
     name: str
     architecture: str
     read: Callable[[Raw, Path], ModelConfig]
-    write: Callable[[ModelConfig], Raw] | None
+    write: Callable[[ModelConfig], Raw]
     interleaved: bool = False
     mlp: str = "mlp"
 
@@ -337,6 +337,22 @@ def _write_llama4_text(config: ModelConfig) -> Raw:
     }
 
 
+def _write_pro(config: ModelConfig) -> Raw:
+    """The fields that `_read_pro` asks for. Meta's own class, code on the hub, has not been tried on them."""
+    _cannot("mobilellm-pro", holds=not config.qk_norm_weight, what="its QK-norm has weights")
+    _cannot("mobilellm-pro", holds=LOCAL in config.layer_types, what="it has no local layers")
+    _cannot("mobilellm-pro", holds=config.layer_repeats == 1, what="it applies blocks more than once")
+    return {
+        "model_type": "mobilellm_p1_text",
+        "intermediate_size_mlp": config.intermediate_size,
+        "use_qk_norm": config.use_qk_norm,
+        "layer_types": list(config.layer_types),
+        "sliding_window": config.sliding_window,
+        "no_rope_layers": [1] * config.num_hidden_layers,
+        "moe_layers": [],
+    }
+
+
 LAYOUTS = {
     layout.name: layout
     for layout in (
@@ -356,7 +372,7 @@ LAYOUTS = {
             name="mobilellm-pro",
             architecture=PRO_ARCHITECTURE,
             read=_read_pro,
-            write=None,
+            write=_write_pro,
             interleaved=True,
             mlp="feed_forward",
         ),

@@ -7,6 +7,7 @@ and the scales where they were learned; the integers follow from them by `quanti
 Shapes: O outputs (rows), I inputs, G groups of a row, T tokens
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketlm.model.transformer import Embedding, Transformer
+from pocketlm.model.transformer import Embedding, Linear, Transformer, product
 
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: a smaller scale would not survive in a Q4_0 block
+CACHED = 2**18  # weights put on the grid at a time: what is worked on stays in the processor's cache
 SCALE = "weight_fake_quantizer.scale"  # of a layer with a learned range, float32 [O, G]: torchao's name and shape
 
 
@@ -111,11 +113,40 @@ def dequantize_weight(qweight: Tensor, scale: Tensor) -> Tensor:
     return (groups * scale.float()[..., None]).flatten(-2)
 
 
-def fake_quantize_weight(weight: Tensor, scheme: Scheme, scale: Tensor | None = None) -> Tensor:
-    """The weight on its grid, float32 [O, I]; gradients pass straight through, or as _LearnedRange says with a scale."""
+def fake_quantize_weight(
+    weight: Tensor, scheme: Scheme, scale: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The weight on its grid, [O, I] in `dtype`; gradients pass straight through, or as _LearnedRange says with a scale.
+
+    Float32 holds the grid's values exactly. Bfloat16, for products of training that run in it, rounds them.
+    """
     if scale is not None:
-        return _LearnedRange.apply(weight, scale, scheme)  # type: ignore[return-value]
-    return weight + (dequantize_weight(*quantize_weight(weight, scheme)) - weight).detach()
+        return _LearnedRange.apply(weight, scale, scheme, dtype)  # type: ignore[return-value]
+    return _StraightThrough.apply(weight, lambda w: _rounded(w, scheme, dtype))  # type: ignore[return-value]
+
+
+def _rounded(weight: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
+    """What quantize and dequantize give, a few rows at a time and in place; adding 0 makes -0 the 0 that an integer is."""
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    size = max(1, CACHED // weight.shape[-1])
+    for some, place in zip(weight.split(size), out.split(size), strict=True):
+        scale = group_scales(some, scheme).float()[..., None]
+        levels = some.float().unflatten(-1, (scale.shape[-2], -1)) / scale
+        place.copy_(levels.round_().clamp_(scheme.lowest, scheme.highest).add_(0.0).mul_(scale).flatten(-2))
+    return out
+
+
+class _StraightThrough(torch.autograd.Function):
+    """A rounding [...] -> [...] that gradients pass as if it were not there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.dtype = x.dtype
+        return rounding(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0].to(ctx.dtype), None
 
 
 class _LearnedRange(torch.autograd.Function):
@@ -127,32 +158,36 @@ class _LearnedRange(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
         qweight, snapped = quantize_weight(weight, scheme, scale)
         ctx.save_for_backward(weight, snapped)
         ctx.scheme = scheme
-        return dequantize_weight(qweight, snapped)
+        return dequantize_weight(qweight, snapped).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, snapped = ctx.saved_tensors
         lowest, highest = ctx.scheme.lowest, ctx.scheme.highest
         ratio = _learned_ratio(weight, snapped)
         level = ratio.round()
         within = (level >= lowest) & (level <= highest)
-        gradient = upstream[0].unflatten(-1, (snapped.shape[-1], -1))
+        gradient = upstream[0].float().unflatten(-1, (snapped.shape[-1], -1))
         of_scale = gradient * torch.where(within, level - ratio, level.clamp(lowest, highest))
-        return (gradient * within).flatten(-2), of_scale.sum(-1), None
+        return (gradient * within).flatten(-2), of_scale.sum(-1), None, None
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:
     """Activations [..., I] on an int8 grid chosen for each token, asymmetric, zero kept exact (torchao's 8da4w)."""
-    value = x.detach().float()
+    return _StraightThrough.apply(x, _rounded_tokens)  # type: ignore[return-value]
+
+
+def _rounded_tokens(x: Tensor) -> Tensor:
+    value = x.float()
     low, high = value.amin(-1, keepdim=True).clamp(max=0), value.amax(-1, keepdim=True).clamp(min=0)
     scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)
     zero = (-128 - (low / scale).round()).clamp(-128, 127)
-    levels = ((value / scale).round() + zero).clamp(-128, 127)
-    return x + ((levels - zero) * scale - value).to(x.dtype)
+    levels = (value / scale).round_().add_(zero).clamp_(-128, 127)
+    return levels.sub_(zero).mul_(scale).to(x.dtype)
 
 
 class LearnedRange(nn.Module):
@@ -168,6 +203,7 @@ class OnGrid(nn.Module):
 
     weight: nn.Parameter
     scheme: Scheme
+    compute_dtype: torch.dtype | None
     weight_fake_quantizer: LearnedRange  # only where the scheme learns ranges
     _grid: tuple[Any, Tensor] | None = None
 
@@ -179,37 +215,41 @@ class OnGrid(nn.Module):
         return quantize_weight(self.weight, self.scheme, self.learned_scale())
 
     def grid_weight(self) -> Tensor:
-        """The weight on its grid; without gradients it is worked out once for each version of weight and scale.
+        """The weight on its grid, in the dtype of the products; without gradients once for each version of weight and scale.
 
         A pass with gradients forgets the grid: torch's fused AdamW changes a weight and leaves its version as it was.
         """
-        scale = self.learned_scale()
+        scale, dtype = self.learned_scale(), self.compute_dtype or torch.float32
         if torch.is_grad_enabled():
             self._grid = None
-            return fake_quantize_weight(self.weight, self.scheme, scale)
-        version = [(x.data_ptr(), x._version) for x in (self.weight, scale) if x is not None]
+            return fake_quantize_weight(self.weight, self.scheme, scale, dtype)
+        version = [dtype, *((x.data_ptr(), x._version) for x in (self.weight, scale) if x is not None)]
         if self._grid is None or self._grid[0] != version:
-            self._grid = (version, fake_quantize_weight(self.weight, self.scheme, scale))
+            self._grid = (version, fake_quantize_weight(self.weight, self.scheme, scale, dtype))
         return self._grid[1]
 
+    def product(self, x: Tensor) -> Tensor:
+        """x [..., I] times the grid [O, I]."""
+        return product(
+            fake_quantize_tokens(x) if self.scheme.int8_activations else x, self.grid_weight(), self.compute_dtype
+        )
 
-class FakeQuantLinear(OnGrid, nn.Linear):
+
+class FakeQuantLinear(OnGrid, Linear):
     """A linear layer that computes as its four-bit self; its stored weight stays the latent one."""
 
     def forward(self, input: Tensor) -> Tensor:
-        x = fake_quantize_tokens(input) if self.scheme.int8_activations else input
-        return F.linear(x, self.grid_weight(), self.bias)
+        return self.product(input)
 
 
 class FakeQuantEmbedding(OnGrid, Embedding):
     """The token table, and the tied head, as their four-bit selves: one weight, and so one range."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.embedding(input, self.grid_weight())
+        return F.embedding(input, self.grid_weight()).to(self.weight.dtype)
 
     def head(self, hidden: Tensor) -> Tensor:
-        x = fake_quantize_tokens(hidden) if self.scheme.int8_activations else hidden
-        return F.linear(x, self.grid_weight())
+        return self.product(hidden)
 
 
 def prepare(model: Transformer, scheme: Scheme) -> Transformer:
@@ -220,7 +260,7 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, Embedding) and scheme.embedding)
+        if isinstance(module, Linear) or (isinstance(module, Embedding) and scheme.embedding)
     }
     for name, module in layers.items():  # before any of them is changed
         if module.weight.shape[1] % (scheme.group_size or 1):
@@ -228,7 +268,7 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
                 f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of {scheme.group_size}"
             )
     for module in layers.values():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Linear):
             module.__class__ = FakeQuantLinear
         else:
             module.__class__ = FakeQuantEmbedding

@@ -14,7 +14,8 @@ class Goal:
 
     measure: "accuracy", or "needle 1024" for a context length of the evaluation. compared_to: another label;
     then the figure judged is the difference from it, and at_least -0.02 allows two points less. beside:
-    labels whose figures are shown with it and not judged: the model before, or a plainer method.
+    labels whose figures are shown with it and not judged: the model before, or a plainer method. tried: what
+    was done to reach it, shown where it is missed.
     """
 
     text: str
@@ -23,6 +24,7 @@ class Goal:
     measure: str = "accuracy"
     compared_to: str | None = None
     beside: tuple[str, ...] = ()
+    tried: str = ""
 
     def __post_init__(self) -> None:
         if not MEASURES.fullmatch(self.measure):

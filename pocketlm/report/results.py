@@ -16,6 +16,10 @@ SPEED = "tokens_per_second"
 LONGEST_ANSWER = 1200  # characters of a transcript that are shown
 
 Models = dict[str, Any]  # evaluation.json's "models": figures by label
+Words = dict[bool | None, tuple[str, str | None]]  # how a verdict reads, and its class
+
+GOAL_WORDS: Words = {True: ("✓ met", "met"), False: ("✗ missed", "missed"), None: ("not measured", None)}
+CLAIM_WORDS: Words = {True: ("✓ shown", "met"), False: ("✗ not shown", "missed"), None: ("not measured", None)}
 
 
 def shipped_labels(models: Models) -> list[str]:
@@ -25,9 +29,13 @@ def shipped_labels(models: Models) -> list[str]:
 
 
 def headline(
-    evaluation: dict[str, Any], exports: Sequence[dict[str, Any]], verdicts: Sequence[Verdict], seconds: float
+    evaluation: dict[str, Any],
+    exports: Sequence[dict[str, Any]],
+    verdicts: Sequence[Verdict],
+    claims: Sequence[Verdict],
+    seconds: float,
 ) -> Element:
-    """The files with their sizes and accuracy, one paragraph on them, and each goal with what was reached."""
+    """The files with their sizes and accuracy, one paragraph on them, and each goal and claim with what was reached."""
     models = evaluation["models"]
     shipped = shipped_labels(models)
     tiles = [_tile(label, models[label]) for label in shipped]
@@ -37,8 +45,24 @@ def headline(
             if (name, num_bytes) not in measured_files:
                 tiles.append(_plain_tile(name, num_bytes, report))
     lead = node("p", _sentence(evaluation, shipped, verdicts, seconds), class_="lead")
-    goals = _goals(verdicts) if verdicts else None
-    return section("short", "In short", lead, node("ul", *tiles, class_="tiles"), goals)
+    parts = [lead, node("ul", *tiles, class_="tiles")]
+    if verdicts:
+        parts.append(_judged("Goals, and what was reached", "goal", verdicts, GOAL_WORDS))
+        parts += [paragraph(_tried(verdict)) for verdict in verdicts if verdict.met is False and verdict.goal.tried]
+    if claims:
+        parts.append(node("h3", "What the papers claim, and what this run shows of it"))
+        parts.append(_judged("Claims of the papers, and what this run shows", "claim", claims, CLAIM_WORDS))
+        parts.append(
+            paragraph(
+                "One run, one seed, no controls: a claim not shown here is not refuted, nor one shown proved.",
+                quiet=True,
+            )
+        )
+    return section("short", "In short", *parts)
+
+
+def _tried(verdict: Verdict) -> str:
+    return f"Missed: {verdict.goal.text}. Tried: {verdict.goal.tried}"
 
 
 def _sentence(evaluation: dict[str, Any], shipped: Sequence[str], verdicts: Sequence[Verdict], seconds: float) -> str:
@@ -92,22 +116,24 @@ def _file(label: str, model: dict[str, Any]) -> str:
     return model["path"] if model["path"].endswith(SHIPPED) else label
 
 
-def _goals(verdicts: Sequence[Verdict]) -> Element:
+def _judged(label: str, kind_of: str, verdicts: Sequence[Verdict], words_for: Words) -> Element:
     rows = []
     for verdict in verdicts:
         goal, shown = verdict.goal, points if verdict.goal.compared_to else percent
         wanted = f"at least {shown(goal.at_least)}"
         against = f"against {goal.compared_to}" if goal.compared_to else ""
         beside = [f"{label}: {shown(figure)}" for label, figure in verdict.beside.items()]
-        words, kind = {True: ("✓ met", "met"), False: ("✗ missed", "missed"), None: ("not measured", None)}[verdict.met]
+        words, kind = words_for[verdict.met]
         reached = number(shown(verdict.figure), strong=True)
         what = node("td", f"{goal.measure} of {goal.model} {against}")
         limit, others = node("td", wanted), node("td", "; ".join(beside) or MISSING)
         for cell, heading in ((what, "figure"), (limit, "wanted"), (reached, "reached"), (others, "beside")):
             cell.set("data-heading", heading)
         rows.append([goal.text, what, limit, reached, node("td", words, class_=kind), others])
-    headings = ("goal", "figure", "wanted", "reached", "", "beside it")
-    return table("Goals, and what was reached", headings, rows, class_="full goals")
+    headings = [kind_of, "figure", "wanted", "reached", "", "beside it"]
+    if not any(verdict.goal.beside for verdict in verdicts):
+        headings, rows = headings[:-1], [row[:-1] for row in rows]
+    return table(label, headings, rows, class_="full goals")
 
 
 def evaluation_section(evaluation: dict[str, Any]) -> Element:

@@ -39,7 +39,8 @@ class ExportConfig:
     """formats: of hf, gguf, pte, and for four-bit models mlx, compressed-tensors (vLLM).
 
     gguf_dtype: f32, f16, q8_0, q4_0; None takes q4_0 for a four-bit model, else f16.
-    context_length: what the .pte's cache holds; None takes the model's positions.
+    context_length: what the .pte's cache holds; None takes the model's positions. int8_cache: it holds keys and values
+    as int8, a quarter of the bytes; the .gguf's runtime chooses that when it opens the file.
     layout: of the Hugging Face folder, a name of LAYOUTS; None takes the one that stock transformers opens.
     min_agreement: the least share of positions at which a file's likeliest token must be the model's.
     """
@@ -48,6 +49,7 @@ class ExportConfig:
     formats: tuple[str, ...] = ("hf", "gguf", "pte")
     gguf_dtype: str | None = None
     context_length: int | None = None
+    int8_cache: bool = False
     layout: str | None = None
     min_agreement: float = 0.985
 
@@ -55,6 +57,8 @@ class ExportConfig:
         for name in self.formats:
             if name not in FORMATS:
                 raise ValueError(f"formats names {name!r}; known: {', '.join(FORMATS)}")
+        if self.context_length is not None and self.context_length < 1:
+            raise ValueError(f"context_length {self.context_length} must be at least 1")
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ValueError(f"layout {self.layout!r} is unknown; known: {', '.join(LAYOUTS)}")
         if not 0 <= self.min_agreement <= 1:
@@ -99,9 +103,15 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         from pocketlm.export.executorch import write_pte
 
         file = write_pte(
-            network, tokenizer, out / "model.pte", context_length=context_length, quantization=quantization
+            network,
+            tokenizer,
+            out / "model.pte",
+            context_length=context_length,
+            quantization=quantization,
+            int8_cache=config.int8_cache,
         )
-        agreements[file.name] = check_file(file, network, tokenizer, passages, config, exact=quantization is None)
+        exact = quantization is None and not config.int8_cache
+        agreements[file.name] = check_file(file, network, tokenizer, passages, config, exact=exact)
         sizes[file.name] = file.stat().st_size
     if "hf" in config.formats:
         with write_folder(out / "hf") as folder:
@@ -238,8 +248,10 @@ def check_file(
         raise
     if found.top_token >= config.min_agreement and (not exact or found.greedy == EXACT_GREEDY):
         return found
-    worst = most_different_tensor(file, network) if file.suffix == ".gguf" else ""
-    discard(file)
+    try:
+        worst = most_different_tensor(file, network)
+    finally:
+        discard(file)
     raise ValueError(
         f"{file.name} does not say what the model says: of {found.tokens} tokens {found.top_token:.2%} agree "
         f"({config.min_agreement:.1%} asked), KL {found.kl:.3g} nats, greedy answers equal for {found.greedy:.0%}"
@@ -255,16 +267,26 @@ def discard(file: Path) -> None:
 
 
 def most_different_tensor(file: Path, network: Transformer) -> str:
-    """The tensor of a .gguf whose values are farthest from the network's, in words."""
+    """The tensor of a .gguf or .pte whose values are farthest from the network's, in words."""
+    if file.suffix == ".pte":
+        from pocketlm.export.pte_read import absent_tensors
+
+        gaps = absent_tensors(file, network)
+    else:
+        gaps = gguf_gaps(file, network)
+    name = max(gaps, key=lambda found: gaps[found], default="")
+    if not name or gaps[name] < 0.01:
+        return "; every tensor in it is the model's to 1 %, so the difference is in how the runtime computes"
+    return f"; the tensor that differs most is {name}, by {gaps[name]:.0%}"
+
+
+def gguf_gaps(file: Path, network: Transformer) -> dict[str, float]:
+    """The distance of each tensor of a .gguf from the network's, as a share of it."""
     from pocketlm.export.gguf_read import stored_tensors
 
     expected = unrolled(on_grid(network)).state_dict()
     stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}
-    gaps = {n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in stored}
-    name = max(gaps, key=lambda found: gaps[found])
-    if gaps[name] < 0.01:
-        return "; every tensor in it is the model's to 1 %, so the difference is in how the runtime computes"
-    return f"; the tensor that differs most is {name}, by {gaps[name]:.0%}"
+    return {n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in stored}
 
 
 def on_grid(model: Transformer) -> Transformer:

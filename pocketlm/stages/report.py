@@ -22,12 +22,14 @@ SHOWN_FILES = ("curation.json", "mix.json", "selection.json", "merge.json", "exp
 class ReportConfig:
     """title: of the page. goals: what the recipe promised, judged by the evaluation; none, no table.
 
+    claims: of the papers, judged alike and told apart: a recipe does not promise them.
     examples: how many right and how many wrong answers are shown, and texts that each filter dropped.
     """
 
     name: str
     title: str
     goals: tuple[Goal, ...] = ()
+    claims: tuple[Goal, ...] = ()
     examples: int = 4
 
     def __post_init__(self) -> None:
@@ -50,13 +52,14 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
     measured = read_evaluation(evaluation)
     models = measured["models"]
     verdicts = [judge(goal, models) for goal in config.goals]
+    claims = [judge(claim, models) for claim in config.claims]
     exports = [stage.files["export.json"] for stage in read if "export.json" in stage.files]
     seconds = sum(stage.seconds for stage in read)
     label = shipped_labels(models)[0]
     transcripts = evaluation / "transcripts" / f"{label}.jsonl"
     answers = read_lines(transcripts) if transcripts.is_file() else []
     sections = [
-        headline(measured, exports, verdicts, seconds),
+        headline(measured, exports, verdicts, claims, seconds),
         evaluation_section(measured),
         road_section(read),
         curves_section(read),

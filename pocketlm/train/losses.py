@@ -16,9 +16,10 @@ LossFn = Callable[[Transformer, Batch], Tensor]
 
 
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
-    """Cross-entropy with the labels, in nats."""
-    logits = model(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
-    return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    """Cross-entropy with the labels, in nats. Logits are worked out for the labels that count alone."""
+    counted = batch.labels != IGNORE_INDEX
+    hidden = model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
+    return F.cross_entropy(model.head(hidden[counted]), batch.labels[counted], reduction="sum")
 
 
 def distillation_loss(teacher: Teacher, *, label_share: float = 0.0) -> LossFn:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -228,9 +229,14 @@ def test_mobilellm_pro_is_read_in_metas_layout_and_comes_out_as_one_that_transfo
     write_as_pro(tmp_path, ours, tokenizer)
     again, _ = load_checkpoint(tmp_path)
     assert again.config == config and torch.equal(again.eval()(IDS), ours(IDS))
-    out = tmp_path / "out"
+    out, back = tmp_path / "out", tmp_path / "back"
     out.mkdir()
+    back.mkdir()
     save_checkpoint(out, again, tokenizer)
+    save_checkpoint(back, again, tokenizer, layout="mobilellm-pro")
+    assert (back / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
+    assert load_file(back / "model.safetensors").keys() == load_file(tmp_path / "model.safetensors").keys()
+    assert torch.equal(load_checkpoint(back)[0].eval()(IDS), ours(IDS))
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     assert theirs.config.model_type == ("qwen3" if qk_norm else "cwm")
     assert_the_same(again, theirs, tokenizer)
@@ -238,8 +244,6 @@ def test_mobilellm_pro_is_read_in_metas_layout_and_comes_out_as_one_that_transfo
 
 def write_as_pro(folder: Path, model: Transformer, tokenizer: Tokenizer, **changes: Any) -> None:
     """A folder as Meta's MobileLLM-Pro: Llama 4's names and RoPE, made from its dense text layout."""
-    from safetensors.torch import save_file
-
     llama4, config = LAYOUTS["llama4_text"], model.config
     save_file(
         {
@@ -316,7 +320,8 @@ def test_what_this_network_would_compute_otherwise_is_refused(changes, message, 
         (replace(SHAPE, use_qk_norm=False), "cwm", "it has no local layers"),
         (replace(SHAPE, use_qk_norm=False, layer_repeats=2), "llama", "it applies blocks more than once"),
         (replace(SHAPE, use_qk_norm=False, layer_repeats=3), "mobilellm", "it applies blocks 3 times"),
-        (SHAPE, "mobilellm-pro", "only read"),
+        (SHAPE, "mobilellm-pro", "it has no local layers"),
+        (replace(SHAPE, qk_norm_weight=True, **WINDOWS), "mobilellm-pro", "its QK-norm has weights"),
     ],
 )
 def test_a_layout_that_cannot_hold_a_network_says_why(config, layout, message, tokenizer, tmp_path) -> None:

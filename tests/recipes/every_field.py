@@ -199,6 +199,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "measure": "needle 256",
         "compared_to": "chat",
         "beside": ("chat", "ptq"),
+        "tried": "twice the steps",
     },
     Sampling: {
         "temperature": 0.0,
@@ -281,6 +282,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "formats": ("hf",),
         "gguf_dtype": "f32",
         "context_length": 64,
+        "int8_cache": True,
         "layout": "qwen3",
         "min_agreement": 1.0,
     },
@@ -301,6 +303,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "name": "other",
         "title": "Another",
         "goals": (Goal(text="x", model="int4", at_least=0.0),),
+        "claims": (Goal(text="y", model="int4", at_least=0.0),),
         "examples": 0,
     },
 }
@@ -327,6 +330,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {  # what both runs of a field h
     (Source, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
     (CurateConfig, "tokenizer"): {"vocab_size": 320},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
+    (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},
     (ExportConfig, "min_agreement"): {"gguf_dtype": "q4_0", "min_agreement": 0.0},  # random weights agree little
 }

@@ -278,6 +278,22 @@ def test_a_truncated_pte_is_named(pte: Path, documents: Path, tmp_path: Path, co
         assert_plain(shown, str(cut))
 
 
+def test_a_prompt_longer_than_a_pte_was_exported_for_is_told(pte: Path, documents: Path) -> None:
+    status, shown = pocketlm("eval", pte, "--suite", documents / "exam.jsonl")
+    assert status == 2
+    assert_plain(shown, "exam", "prompt tokens leave no room", "the model's 32")
+
+
+@pytest.mark.parametrize("length", ["0", "-5", "10", "9999999"])
+def test_a_context_length_that_no_pte_can_have_is_told_before_the_work(
+    finished: Path, tmp_path: Path, length: str
+) -> None:
+    out = tmp_path / "out"
+    status, shown = pocketlm("export", finished / "base", "--to", "pte", "--context-length", length, "--out", out)
+    assert status == 2 and not list(tmp_path.rglob("*.pte"))
+    assert_plain(shown, "context_length")
+
+
 def test_a_config_that_is_no_checkpoints_is_named(finished: Path, documents: Path, tmp_path: Path) -> None:
     model = shutil.copytree(finished / "base", tmp_path / "base")
     config = json.loads((model / "config.json").read_text())

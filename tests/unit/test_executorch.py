@@ -23,6 +23,7 @@ from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, 
 
 pytest.importorskip("executorch")
 from pocketlm.export.executorch import PteModel, load_kernels, write_pte
+from pocketlm.export.pte_read import absent_tensors
 
 VOCABULARY = 264
 CONTEXT = 96  # four times the ring of a local layer, twelve windows
@@ -186,6 +187,22 @@ def test_an_int4_file_holds_the_integers_and_scales_of_our_grid(int4_file: Path,
 
 
 @torch.no_grad()
+def test_every_tensor_is_found_in_the_file_and_one_that_is_not_is_measured(
+    float_file: Path, int4_file: Path, model: Transformer
+) -> None:
+    for file, network in ((float_file, copy.deepcopy(model)), (int4_file, prepare(copy.deepcopy(model), INT4))):
+        assert absent_tensors(file, network) == {}
+        for name, parameter in network.named_parameters():
+            kept = parameter.clone()
+            parameter *= 2
+            head = {"the head of model.embed_tokens.weight"} if name == "model.embed_tokens.weight" else set()
+            found = absent_tensors(file, network)
+            assert found.keys() == {name} | head
+            assert all(gap == pytest.approx(0.5) for gap in found.values()), name
+            parameter.copy_(kept)
+
+
+@torch.no_grad()
 def test_an_int4_file_computes_what_quantization_aware_training_computed(
     int4_file: Path, model: Transformer, tokenizer: Tokenizer
 ) -> None:
@@ -275,6 +292,12 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     with pytest.raises(ValueError, match="rows of 48"):
         narrow = network(intermediate_size=48)
         write_pte(narrow, tokenizer, path, context_length=CONTEXT, quantization="int4_group32")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "save", lambda *_: "no disk"[99])
+        with pytest.raises(IndexError):
+            write_pte(
+                network(num_hidden_layers=1, layer_types=()), tokenizer, path, context_length=16, quantization=None
+            )
     monkeypatch.setitem(sys.modules, "executorch.kernels.quantized", None)
     with pytest.raises(ValueError, match=r"pip install 'pocketlm\[executorch\]'"):
         write_pte(model, tokenizer, path, context_length=CONTEXT, quantization=None)

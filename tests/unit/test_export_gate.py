@@ -11,7 +11,7 @@ from pocketlm.corpus.sources import Source
 from pocketlm.export import gguf as gguf_file
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.generate import LanguageModel
-from pocketlm.model.quant import SCALE, SCHEMES, prepare
+from pocketlm.model.quant import SCALE, SCHEMES, Scheme, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.curate import CurateConfig, curate
@@ -90,16 +90,60 @@ def test_a_runtime_that_computes_otherwise_is_told_from_a_wrong_tensor(tokenizer
         export(ExportConfig(name="files", formats=("gguf",)), tmp_path / "out", model=model)
 
 
-def test_a_pte_that_says_something_else_is_removed_too(tokenizer, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("executorch")
-    from pocketlm.export import executorch
+PTE = ExportConfig(name="files", formats=("pte",), context_length=128)
 
-    model, other = checkpoint(tmp_path / "m", tokenizer), Transformer(SHAPE, seed=9)
-    write = executorch.write_pte
-    monkeypatch.setattr(executorch, "write_pte", lambda network, *rest, **options: write(other, *rest, **options))
+
+def test_one_wrong_scale_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("executorch")
+    from pocketlm.export import pte_network
+
+    model = checkpoint(tmp_path / "m", tokenizer, "int4_group32", num_hidden_layers=1)
+    quantize, packed = pte_network.quantize_weight, []
+
+    def quantize_with_a_slip(weight: torch.Tensor, scheme: Scheme):
+        qweight, scale = quantize(weight, scheme)
+        packed.append(weight.shape)
+        return qweight, scale * 2 if len(packed) == 3 else scale  # the table, q_proj, k_proj
+
+    monkeypatch.setattr(pte_network, "quantize_weight", quantize_with_a_slip)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"model\.pte does not say what the model says"):
-        export(ExportConfig(name="files", formats=("pte",), context_length=128), tmp_path / "out", model=model)
+    with pytest.raises(ValueError, match=r"differs most is model\.layers\.0\.self_attn\.k_proj\.weight, by 100%"):
+        export(PTE, tmp_path / "out", model=model)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_swapped_rope_layout_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("executorch")
+    from pocketlm.export import pte_network
+
+    model = checkpoint(tmp_path / "m", tokenizer, num_hidden_layers=1)
+    neighbours = torch.block_diag(*[torch.tensor([[0.0, -1.0], [1.0, 0.0]])] * (SHAPE.head_dim // 2))
+    monkeypatch.setattr(pte_network, "half_turn", lambda size: neighbours)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"model\.pte does not say .* differs most is RoPE's half turn, by 141%"):
+        export(PTE, tmp_path / "out", model=model)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_pte_of_another_model_is_removed_and_what_computes_otherwise_is_told_apart(
+    tokenizer, tmp_path, monkeypatch
+) -> None:
+    pytest.importorskip("executorch")
+    from pocketlm.export import executorch, pte_network
+
+    model = checkpoint(tmp_path / "m", tokenizer, num_hidden_layers=1)
+    (tmp_path / "out").mkdir()
+    other = Transformer(replace(SHAPE, num_hidden_layers=1), seed=9)
+    with monkeypatch.context() as patch:
+        write = executorch.write_pte
+        patch.setattr(executorch, "write_pte", lambda network, *rest, **options: write(other, *rest, **options))
+        with pytest.raises(ValueError, match=r"model\.pte does not say what .* differs most is .*proj\.weight, by 1"):
+            export(PTE, tmp_path / "out", model=model)
+        assert not list((tmp_path / "out").iterdir())
+    rotate = pte_network.rotate
+    monkeypatch.setattr(pte_network, "rotate", lambda x, cos, sin, turn: rotate(x, cos, -sin, turn))
+    with pytest.raises(ValueError, match="every tensor in it is the model's to 1 %"):
+        export(PTE, tmp_path / "out", model=model)
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -4,9 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
@@ -123,6 +126,66 @@ def test_what_cannot_come_in_leaves_nothing(source: str, options: list[str], mes
     status, shown = pocketlm("import", source, *options, "--out", "target")
     assert status == 2 and message in " ".join(shown.split()), shown
     assert "Traceback" not in shown and not Path("target").exists() and not Path(".target.partial").exists()
+
+
+def spoil_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"model.norm.weight": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def spoil_tokenizer(folder: Path) -> None:
+    train_tokenizer(["every good boy deserves favour, and then some more words"] * 4, 300).save(folder)
+
+
+def spoil_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.feed_forward.up_proj.weight"] = torch.zeros(96, 32)
+    save_file(tensors | {"model.layers.0.self_attn.sinks": torch.zeros(2)}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_shard, "model-00002-of-00002.safetensors"),
+        (spoil_tokenizer, "the tokenizer has 300 tokens, the embedding only 288 rows"),
+        (spoil_tensor, "unexpected model.layers.0.self_attn.sinks"),
+        (spoil_tensor, "model.layers.0.mlp.up_proj.weight"),
+    ],
+)
+def test_a_folder_that_does_not_hold_together_comes_not_in(spoil, message: str, r1: Transformer) -> None:
+    spoil(Path("r1"))
+    status, shown = pocketlm("import", "r1", "--out", "target")
+    assert status == 2 and message in " ".join(shown.split()), shown
+    assert "Traceback" not in shown and not Path("target").exists() and not Path(".target.partial").exists()
+
+
+def test_a_gguf_of_an_architecture_that_is_not_read_here_is_named() -> None:
+    writer = gguf.GGUFWriter("strange.gguf", "mamba2")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    status, shown = pocketlm("import", "strange.gguf", "--out", "target")
+    assert status == 2 and "mamba2" in shown and "qwen3" in shown and not Path("target").exists(), shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "gguf", "--dtype", "q4_0"], "rows of 80"),
+        (["--to", "gguf", "--dtype", "q3_k"], "q3_k"),
+        (["--to", "pte", "--context-length", "65"], "context_length 65 exceeds the model's 64 positions"),
+        (["--to", "hf", "--layout", "llama"], "it has QK-norm"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_told_and_nothing_is_written(options, message, tokenizer) -> None:
+    Path("odd").mkdir()
+    save_checkpoint(Path("odd"), Transformer(replace(SHAPE, intermediate_size=80), seed=4), tokenizer)
+    status, shown = pocketlm("export", "odd", *options, "--out", "target")
+    assert status == 2 and message in " ".join(shown.split()), shown
+    assert "Traceback" not in shown and not Path("target").exists(), shown
 
 
 def test_a_folder_with_something_in_it_is_not_written_over(r1: Transformer) -> None:

@@ -19,7 +19,7 @@ from pocketlm.model.quant import (
     quantize_weight,
     scheme,
 )
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, make_optimizers
@@ -147,7 +147,7 @@ def test_tokens_are_rounded_as_the_written_out_int8_grid_does(name):
     expected = torch.tensor([on_int8_grid(row) for row in tokens.tolist()])
     found = fake_quantize_tokens(tokens)
     assert found.dtype == torch.float32
-    assert (found - expected).abs().max() <= 1e-6 * tokens.abs().max()  # x + (grid - x) may round once more
+    assert (found - expected).abs().max() <= 1e-6 * tokens.abs().max()  # one rounding, in float32
     assert not fake_quantize_tokens(torch.zeros(3)).any()
 
 
@@ -268,6 +268,22 @@ def test_gradients_of_a_prepared_layer_are_those_of_the_grid_weight():
     (F.linear(x, weight) * upstream).sum().backward()
     assert layer.weight.grad is not None and weight.grad is not None
     assert torch.equal(layer.weight.grad, weight.grad)
+
+
+def test_products_of_a_prepared_model_run_in_bfloat16_where_training_asks_for_it():
+    """Else a step of training on the grid costs many times a plain one."""
+    model = prepare(Transformer(CONFIG, seed=1), INT4)
+    exact = model(IDS)
+    set_compute_dtype(model, torch.bfloat16)
+    layers = [module for module in model.modules() if isinstance(module, FakeQuantLinear)]
+    assert {layer(torch.ones(1, layer.in_features)).dtype for layer in layers} == {torch.bfloat16}
+    rounded = model(IDS)
+    assert rounded.dtype == torch.float32 and 0 < (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
+    rounded.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+    set_compute_dtype(model, None)
+    with torch.no_grad():
+        assert torch.equal(model(IDS), exact)
 
 
 def test_an_unknown_scheme_is_told_the_known_ones():

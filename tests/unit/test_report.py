@@ -140,10 +140,24 @@ def test_a_missed_goal_is_named_in_the_first_paragraph(run: dict[str, Path], tmp
     goals = (Goal(text="The .pte solves 90 %", model="pte", at_least=0.9), *CONFIG.goals)
     text = Reader(make_page(tmp_path, replace(CONFIG, goals=goals), [], run["evaluation"])).text
     assert "3 of 4 goals are met. Missed: The .pte solves 90 %." in text and "✗ missed" in text
+    assert "Tried" not in text
+
+
+def test_what_was_tried_stands_under_a_missed_goal_alone(run: dict[str, Path], tmp_path: Path) -> None:
+    missed = Goal(text="The .pte solves 90 %", model="pte", at_least=0.9, tried="twice the steps.")
+    met = replace(CONFIG.goals[0], tried="nothing, it was easy.")
+    text = Reader(make_page(tmp_path, replace(CONFIG, goals=(missed, met)), [], run["evaluation"])).text
+    assert "Missed: The .pte solves 90 %. Tried: twice the steps." in text and "it was easy" not in text
+
+
+def test_claims_of_the_papers_are_judged_apart_from_the_goals(run: dict[str, Path], tmp_path: Path) -> None:
+    claims = (Goal(text="The .pte solves 90 %", model="pte", at_least=0.9), CONFIG.goals[0])
+    text = Reader(make_page(tmp_path, replace(CONFIG, claims=claims), [], run["evaluation"])).text
+    assert "3 of 3 goals are met." in text and text.count("✗ not shown") == 1 and text.count("✓ shown") == 1
 
 
 def test_each_config_field_changes_something(run: dict[str, Path], tmp_path: Path, whole: str) -> None:
-    changes = {"title": "Another", "goals": CONFIG.goals[:1], "examples": 1}
+    changes = {"title": "Another", "goals": CONFIG.goals[:1], "claims": CONFIG.goals[:1], "examples": 1}
     for field, value in changes.items():
         page = make_page(tmp_path, replace(CONFIG, **{field: value}), list(run.values()), run["evaluation"])
         assert page != whole, field
