@@ -293,6 +293,15 @@ def _open(path: Path) -> tuple[Any, dict[str, int]]:
     return methods["forward"], {name: int(value[0]) for name, value in values.items()}
 
 
+def stored_buffers(path: Path) -> tuple[list[bytes], list[bytes]]:
+    """(constants of the program, weights of XNNPACK) in a .pte, each in the order in which the program comes to them."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    file: Any = deserialize_pte_binary(path.read_bytes())  # its buffers are bytes of two sorts
+    constants = [bytes(buffer.storage) for buffer in file.program.constant_buffer]
+    return constants, [bytes(buffer) for buffer in file.named_data.buffers] if file.named_data else []
+
+
 @contextmanager
 def silent_stderr() -> Iterator[None]:
     """Nothing on file descriptor 2 meanwhile: there the C++ runtime tells how it counts the processors."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pocketlm.model.quant import FakeQuantEmbedding, FakeQuantLinear, Scheme, quantize_weight
+from pocketlm.export.executorch import stored_buffers
+from pocketlm.model.quant import Scheme, quantize_weight, scheme_of
 from pocketlm.model.transformer import Transformer, rope_frequencies, rotate
 
 PADDING = 16  # bytes: constants are stored in multiples of so many
@@ -26,22 +27,13 @@ def absent_tensors(path: Path, network: Transformer) -> dict[str, float]:
 
     Empty if all are there. Tensors that changed places are there: what a file does with them shows only when it runs.
     """
-    constants, weights = _stored(path)
-    scheme = next((m.scheme for m in network.modules() if isinstance(m, FakeQuantLinear | FakeQuantEmbedding)), None)
+    constants, weights = stored_buffers(path)
+    scheme = scheme_of(network)
     found: dict[str, float] = {}
     for forms, stored in ((_constants(network, scheme), constants), (_weights(network, scheme), weights)):
         for name, gap in _gaps(list(forms), stored).items():
             found[name] = max(gap, found.get(name, 0.0))
     return found
-
-
-def _stored(path: Path) -> tuple[list[bytes], list[bytes]]:
-    """(constants of the program, weights of XNNPACK), each in the order in which the program comes to them."""
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    file = deserialize_pte_binary(path.read_bytes())
-    constants = [bytes(buffer.storage) for buffer in file.program.constant_buffer]
-    return constants, [bytes(buffer) for buffer in file.named_data.buffers] if file.named_data else []
 
 
 def _constants(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,49 +87,70 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         raise ValueError(
             f"{config.name}.context_length {context_length} exceeds the model's {network.config.max_position_embeddings} positions"
         )
-    sizes: dict[str, int] = {}
-    agreements: dict[str, Agreement] = {}
     run = {"gguf", "pte"} & set(config.formats)
     passages = real_passages(LanguageModel(network, tokenizer), context_length, corpus) if run else []
-    if "gguf" in config.formats:
-        from pocketlm.export.gguf import write_gguf
-
-        dtype = config.gguf_dtype or ("q4_0" if quantization else "f16")
-        refuse_lossy(network, quantization, dtype)
-        file = write_gguf(network, tokenizer, out / "model.gguf", dtype)
-        reference = as_stored(network, quantization, dtype)
-        agreements[file.name] = check_file(file, reference, tokenizer, passages, config, exact=dtype == "f32")
-        sizes[file.name] = file.stat().st_size
-    if "pte" in config.formats:
-        from pocketlm.export.executorch import write_pte
-
-        file = write_pte(
-            network,
-            tokenizer,
-            out / "model.pte",
-            context_length=context_length,
-            quantization=quantization,
-            int8_cache=config.int8_cache,
-        )
-        exact = quantization is None and not config.int8_cache
-        agreements[file.name] = check_file(file, network, tokenizer, passages, config, exact=exact)
-        sizes[file.name] = file.stat().st_size
-    if "hf" in config.formats:
-        with write_folder(out / "hf") as folder:
-            plain = on_grid(network)
-            save_checkpoint(
-                folder, unrolled(plain) if config.layout is None else plain, tokenizer, layout=config.layout
-            )
-        sizes["hf"] = folder_bytes(out / "hf")
-    for container in (name for name in REPACKED if name in config.formats):
-        from pocketlm.export.repack import write_repacked
-
-        write_repacked(unrolled(network), tokenizer, out / container, container)
-        sizes[container] = folder_bytes(out / container)
-    told = {name: asdict(found) for name, found in agreements.items()}
+    sizes: dict[str, int] = {}
+    told: dict[str, Any] = {}
+    for name in config.formats:
+        if name == "gguf":
+            file, agreed = export_gguf(config, out, network, tokenizer, quantization, passages)
+        elif name == "pte":
+            file, agreed = export_pte(config, out, network, tokenizer, quantization, passages, context_length)
+        else:
+            file, agreed = export_folder(config, out / name, network, tokenizer), None
+        sizes[file.name] = file.stat().st_size if file.is_file() else folder_bytes(file)
+        if agreed is not None:
+            told[file.name] = asdict(agreed)
     write_json(
         out / "export.json", {"model": model.name, "quantization": quantization, "bytes": sizes, "agreement": told}
     )
+    return out
+
+
+def export_gguf(
+    config: ExportConfig,
+    out: Path,
+    network: Transformer,
+    tokenizer: Tokenizer,
+    quantization: str | None,
+    passages: list[Passage],
+) -> tuple[Path, Agreement]:
+    from pocketlm.export.gguf import write_gguf
+
+    dtype = config.gguf_dtype or ("q4_0" if quantization else "f16")
+    refuse_lossy(network, quantization, dtype)
+    file = write_gguf(network, tokenizer, out / "model.gguf", dtype)
+    reference = as_stored(network, quantization, dtype)
+    return file, check_file(file, reference, tokenizer, passages, config, exact=dtype == "f32")
+
+
+def export_pte(
+    config: ExportConfig,
+    out: Path,
+    network: Transformer,
+    tokenizer: Tokenizer,
+    quantization: str | None,
+    passages: list[Passage],
+    context_length: int,
+) -> tuple[Path, Agreement]:
+    from pocketlm.export.executorch import write_pte
+
+    options: dict[str, Any] = {"quantization": quantization, "int8_cache": config.int8_cache}
+    file = write_pte(network, tokenizer, out / "model.pte", context_length=context_length, **options)
+    exact = quantization is None and not config.int8_cache
+    return file, check_file(file, network, tokenizer, passages, config, exact=exact)
+
+
+def export_folder(config: ExportConfig, out: Path, network: Transformer, tokenizer: Tokenizer) -> Path:
+    """A Hugging Face folder, or integers and scales in another runtime's container, by the name of `out`."""
+    if out.name in REPACKED:
+        from pocketlm.export.repack import write_repacked
+
+        write_repacked(unrolled(network), tokenizer, out, out.name)
+        return out
+    plain = on_grid(network)
+    with write_folder(out) as folder:
+        save_checkpoint(folder, unrolled(plain) if config.layout is None else plain, tokenizer, layout=config.layout)
     return out
 
 

@@ -125,7 +125,7 @@ class RoundedCache(FloatCache):
     """Attention in float32 on queries, keys and values that were rounded, each token and head by itself."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any, ring: Any) -> Tensor:
-        return super().forward(*map(rounded, (q, k, v)), start, ring)
+        return super().forward(rounded(q), rounded(k), rounded(v), start, ring)
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -280,7 +280,7 @@ def test_products_of_a_prepared_model_run_in_bfloat16_where_training_asks_for_it
     rounded = model(IDS)
     assert rounded.dtype == torch.float32 and 0 < (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
     rounded.sum().backward()
-    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
     set_compute_dtype(model, None)
     with torch.no_grad():
         assert torch.equal(model(IDS), exact)
