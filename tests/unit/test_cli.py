@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
-from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -216,6 +217,18 @@ def test_a_checkpoint_is_exported_beside_itself(checkpoint: Path) -> None:
     assert status == 0 and shown.strip().endswith("tiny-hf/hf") and Path("tiny-hf/hf/model.safetensors").is_file()
     status, shown = pocketlm("export", "tiny", "--to", "hf")
     assert status == 2 and "not empty" in shown
+
+
+@pytest.mark.parametrize("target", ["mlx", "compressed-tensors"])
+def test_a_four_bit_checkpoint_leaves_for_other_runtimes_and_is_not_read_back_as_floats(checkpoint, target) -> None:
+    status, shown = pocketlm("export", "tiny", "--to", target, "--out", "no")
+    assert status == 2 and f"{target} holds four-bit models; quantize this one first" in " ".join(shown.split())
+    model, tokenizer = load_checkpoint(checkpoint)
+    save_checkpoint(checkpoint, prepare(model, SCHEMES["int4_channel"]), tokenizer)
+    status, shown = pocketlm("export", "tiny", "--to", target)
+    assert status == 0 and shown.strip().endswith(f"tiny-{target}/{target}"), shown
+    status, shown = pocketlm("import", f"tiny-{target}/{target}")
+    assert status == 2 and "cannot honour quantization_config" in " ".join(shown.split())
 
 
 def test_a_checkpoint_answers_lines_from_a_pipe(checkpoint: Path) -> None:
