@@ -208,7 +208,10 @@ class Context:
     def run(
         self, ids: np.ndarray, positions: np.ndarray, slots: np.ndarray | int, wanted: np.ndarray | bool
     ) -> np.ndarray:
-        """Logits float32 [tokens wanted, V] of tokens [N] at these positions of these slots; N <= batch."""
+        """Logits float32 [tokens wanted, V] of tokens [N] at these positions of these slots; N <= batch.
+
+        They lie in llama.cpp's own memory, until the next call.
+        """
         if not self.handle:
             raise ValueError("this GgufModel was closed; open the file again")
         N = len(ids)
@@ -221,7 +224,7 @@ class Context:
         count = int(self.wanted[:N].sum())
         if not count:
             return np.zeros((0, self.vocab_size), np.float32)
-        return np.ctypeslib.as_array(self.lib.llama_get_logits(self.handle), (count, self.vocab_size)).copy()
+        return np.ctypeslib.as_array(self.lib.llama_get_logits(self.handle), (count, self.vocab_size))
 
     def close(self) -> None:
         if self.handle:

@@ -118,13 +118,14 @@ class GgufModel:
                 if running:
                     ids = np.array([token for _, token in running.values()])
                     positions = np.array([lengths[row] - 1 for row in rows])
-                    logits.append(context.run(ids, positions, np.array(slots), True))
+                    made = context.run(ids, positions, np.array(slots), True)
+                    logits.append(made.copy() if waiting else made)  # a prompt below would overwrite them
                 for slot in sorted(set(range(context.slots)) - running.keys()):
                     if waiting:
                         slots.append(slot)
                         rows.append(waiting.pop())
                         logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
-                found = torch.from_numpy(np.concatenate(logits))
+                found = torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits))
                 chosen = sample(found, sampling, [generators[row] for row in rows], [texts[row] for row in rows])
                 running = {}
                 for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):
@@ -148,7 +149,7 @@ class GgufModel:
             wanted[-1] |= start + len(piece) == len(ids)
             logits = context.run(piece, positions, slot, wanted)
             if len(logits):
-                yield logits
+                yield logits.copy()
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:
