@@ -171,6 +171,11 @@ class LoadedModel:
             self.handle = None
 
 
+def padded(cells: int) -> int:
+    """As many cells as llama.cpp takes for the cache of so many tokens."""
+    return -(-cells // 256) * 256
+
+
 class Context:
     """Keys and values of `slots` independent sequences of up to `length` tokens each."""
 
@@ -178,7 +183,7 @@ class Context:
         self, model: LoadedModel, *, slots: int, length: int, batch: int, threads: int, cache_type: str
     ) -> None:
         self.lib, self.vocab_size, self.slots, self.batch = model.lib, model.vocab_size, slots, batch
-        self.length = -(-length // 256) * 256  # llama.cpp pads it so
+        self.length = padded(length)
         params = self.lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = slots * self.length, slots
         params.n_batch = params.n_ubatch = params.n_outputs_max = params.n_outputs_max_per_seq = batch

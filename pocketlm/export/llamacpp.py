@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pocketlm.export.gguf_header import read_header, tokenizer_of
-from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel
+from pocketlm.export.gguf_header import head_width, read_header, tokenizer_of, weight_bytes, windows_of
+from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.model.sampling import GREEDY, Sampling, sample
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
@@ -45,6 +45,10 @@ class GgufModel:
         self.vocab_size = header.tensors["token_embd.weight"][0]
         self.threads = threads or max(1, (os.cpu_count() or 1) // 2)
         self.cache_type = cache_type
+        self.batch = max(SLOTS, min(BATCH_TOKENS, LOGITS_BYTES // (4 * self.vocab_size)))
+        self._windows, self._weight_bytes = windows_of(header), weight_bytes(header)
+        numbers = 2 * header["{arch}.attention.head_count_kv"] * head_width(header)
+        self._cell_bytes = numbers * (2 if cache_type == "f16" else 4)  # of one token's keys and values in one layer
         self._model = LoadedModel(Path(path))
         self._contexts: list[Context] = []
         self._idle: list[Context] = []  # not in use: a call borrows one, so calls never share a cache
@@ -86,6 +90,20 @@ class GgufModel:
         """The same ids, one at a time, as they are made."""
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
+
+    def kv_bytes(self, length: int) -> int:
+        """Bytes that llama.cpp takes for keys and values of one text of this length.
+
+        A local layer has cells for its window and one batch (`llama_kv_cache_iswa`).
+        """
+        cells = padded(length)
+        locals_ = (padded(window + self.batch) for window in self._windows if window is not None)
+        return self._cell_bytes * (cells * self._windows.count(None) + sum(min(cells, own) for own in locals_))
+
+    def step_bytes(self, length: int) -> int:
+        """Bytes that one more token must read after so many: every weight once, the keys and values it sees."""
+        seen = sum(length if window is None else min(length, window) for window in self._windows)
+        return self._weight_bytes + self._cell_bytes * seen
 
     def close(self) -> None:
         """Free the weights and caches; the model is of no use afterwards."""
@@ -172,12 +190,11 @@ class GgufModel:
                     return context
                 self._contexts.remove(context)
                 context.close()
-            batch = max(SLOTS, min(BATCH_TOKENS, LOGITS_BYTES // (4 * self.vocab_size)))
             context = Context(
                 self._model,
                 slots=slots,
                 length=length,
-                batch=batch,
+                batch=self.batch,
                 threads=self.threads,
                 cache_type=self.cache_type,
             )
