@@ -1,11 +1,11 @@
 """A .gguf in our runtime against llama.cpp's own llama-bench, on the same file, on one thread.
 
-    python benchmarks/llama_bench.py --llama-bench PATH
-    python benchmarks/llama_bench.py --llama-bench PATH --model model.gguf --contexts 128,4096
+    python benchmarks/random_files.py r1-140m files --formats gguf
+    python benchmarks/llama_bench.py files/model.gguf --llama-bench PATH
 
-Without --model: the shape of MobileLLM-R1-140M in Q4_0, random weights. The two take turns, so that a machine that slows
-down slows both; what counts is the median of the ratios of neighbours, and on a busy machine the ratio of the best of each.
-llama-bench decodes without choosing tokens, ours chooses them. One table, one JSON line.
+The two take turns, so that a machine that slows down slows both; what counts is the median of the ratios of neighbours, and
+on a busy machine the ratio of the best of each. llama-bench decodes without choosing tokens, ours chooses them. One table,
+one JSON line.
 
 Our llama.cpp is in the `xllamacpp` wheel, without llama-bench, whose source is in the package's sdist. Linked to the wheel's
 own library it runs the very same compiled code (a build of its own, by another compiler, differs by some per cent):
@@ -23,9 +23,7 @@ import argparse
 import importlib.metadata
 import json
 import subprocess
-import tempfile
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -33,44 +31,30 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pocketlm.corpus.stdlib import read_language_reference
 from pocketlm.eval.latency import measure_speed
-from pocketlm.export.gguf import write_gguf
 from pocketlm.export.llamacpp import GgufModel
-from pocketlm.model.presets import PRESETS
-from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import Transformer
 
 PHASES = ("prefill", "decode")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a .gguf")
     parser.add_argument("--llama-bench", type=Path, required=True, help="the binary")
-    parser.add_argument("--model", type=Path, help="a .gguf; a random one by default")
-    parser.add_argument("--preset", choices=PRESETS, default="r1-140m", help="the shape of the random one")
     parser.add_argument("--contexts", default="128,1024", help="full lengths, the new tokens included")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     contexts = [int(part) for part in arguments.contexts.split(",")]
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        file = arguments.model or random_file(arguments.preset, max(contexts), Path(scratch) / "model.gguf")
-        with closing(GgufModel(file, threads=1)) as model:
-            found = {
-                context: compare(arguments.llama_bench, file, model, context, arguments.new_tokens, arguments.rounds)
-                for context in contexts
-            }
-    told = {"file": file.name if arguments.model else arguments.preset, "rounds": arguments.rounds}
+    file = arguments.model
+    with closing(GgufModel(file, threads=1)) as model:
+        found = {
+            context: compare(arguments.llama_bench, file, model, context, arguments.new_tokens, arguments.rounds)
+            for context in contexts
+        }
+    told = {"file": file.name, "rounds": arguments.rounds}
     show({**told, "xllamacpp": importlib.metadata.version("xllamacpp"), "contexts": found})
-
-
-def random_file(preset: str, longest: int, path: Path) -> Path:
-    shape = PRESETS[preset]
-    config = replace(shape, max_position_embeddings=max(longest, shape.max_position_embeddings), initializer_range=0.05)
-    tokenizer = train_tokenizer([page.text for page in read_language_reference()], 2048)
-    return write_gguf(Transformer(config, seed=1), tokenizer, path, dtype="q4_0")
 
 
 def compare(binary: Path, file: Path, model: GgufModel, context: int, new_tokens: int, rounds: int) -> dict:

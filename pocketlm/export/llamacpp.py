@@ -134,12 +134,11 @@ class GgufModel:
                 rows = [row for row, _ in running.values()]
                 logits = []
                 if running:
-                    ids = np.array([token for _, token in running.values()])
-                    positions = np.array([lengths[row] - 1 for row in rows])
-                    made = context.run(ids, positions, np.array(slots), True)
+                    ids = [token for _, token in running.values()]
+                    made = context.run(ids, [lengths[row] - 1 for row in rows], slots, True)
                     logits.append(made.copy() if waiting else made)  # a prompt below would overwrite them
-                for slot in sorted(set(range(context.slots)) - running.keys()):
-                    if waiting:
+                for slot in range(context.slots):
+                    if waiting and slot not in running:
                         slots.append(slot)
                         rows.append(waiting.pop())
                         logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
