@@ -61,12 +61,15 @@ def compare(binary: Path, file: Path, model: GgufModel, context: int, new_tokens
     """Tokens a second of both (medians); ours over theirs: the median of the rounds, and the best of each."""
     prompt = context - new_tokens
     speeds: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number % 2:  # who goes first changes
+            ours = measure_speed(model, prompt, new_tokens, repeats=1)
         theirs = {
             "prefill": llama_bench(binary, file, ["-p", prompt, "-n", 0]),
             "decode": llama_bench(binary, file, ["-p", 0, "-n", new_tokens, "-d", prompt]),
         }
-        ours = measure_speed(model, prompt, new_tokens, repeats=1)
+        if not number % 2:
+            ours = measure_speed(model, prompt, new_tokens, repeats=1)
         for phase in PHASES:
             speeds[phase].append((ours[f"{phase}_tokens_per_second"], theirs[phase]))
     return {phase: summary(pairs) for phase, pairs in speeds.items()}

@@ -81,9 +81,20 @@ def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
                 )
                 write_json(done, figures)
             found[label] = read_json(done)
+    bandwidth = max(figures["bandwidth_bytes_per_second"] for figures in found.values())
+    for row in (row for figures in found.values() for row in figures["contexts"].values()):
+        row["share_of_limit"] = share_of_limit(row, bandwidth)
     settings = {"new_tokens": config.new_tokens, "repeats": config.repeats, "threads": threads}
-    write_json(out / "bench.json", {**settings, "models": found})
+    write_json(out / "bench.json", {**settings, "bandwidth_bytes_per_second": bandwidth, "models": found})
     return out
+
+
+def share_of_limit(row: dict[str, Any], bandwidth: float) -> float | None:
+    """Decode as a share of the tokens a second at which memory could be read; None where step_bytes is not known.
+
+    Above 1 where a model stays in the processor's caches. The bandwidth is the best after any of the run's models.
+    """
+    return None if row["step_bytes"] is None else row["decode_tokens_per_second"] * row["step_bytes"] / bandwidth
 
 
 def chosen_contexts(config: BenchConfig, path: Path, max_length: int) -> tuple[list[int], list[int]]:
@@ -105,7 +116,7 @@ def measure(config: BenchConfig, path: Path, threads: int, tell: Callable[[str],
     is read or laid out late; without the import of Python packages. peak_memory_bytes: the most resident until then,
     of which `memory_before_bytes` were there before the file: Python, torch and the runtime.
     step_bytes: what one token at the end of the context must read: every weight once, and the keys and values it
-    sees. share_of_limit: decode against bandwidth / step_bytes; above 1 where a model stays in the processor's caches.
+    sees.
     """
     prepare_runtime(path)
     before = memory_bytes()
@@ -129,9 +140,6 @@ def measure(config: BenchConfig, path: Path, threads: int, tell: Callable[[str],
         longest, peak = model.max_length, peak_memory_bytes()
     tell("memory bandwidth")
     bandwidth = read_bandwidth()
-    for row in rows.values():
-        step_seconds = None if row["step_bytes"] is None else row["step_bytes"] / bandwidth
-        row["share_of_limit"] = step_seconds and row["decode_tokens_per_second"] * step_seconds
     return {
         "path": path.name,
         "bytes": size_of(path),
@@ -187,7 +195,8 @@ def bench_table(report: dict[str, Any]) -> "Group":
         *(_table(label, figures) for label, figures in report["models"].items()),
         f"On {report['threads']} thread{'s' * (report['threads'] > 1)}, medians of {report['repeats']}; the last "
         f"{report['new_tokens']} tokens of a context are made. prefill, decode: tokens a second. first: seconds until the "
-        "first token. of limit: decode against reading weights and cache once a token.",
+        "first token. of limit: decode against reading weights and cache once a token, at the "
+        f"{report['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s of this run.",
     )
 
 
@@ -197,7 +206,6 @@ def _table(label: str, figures: dict[str, Any]) -> "Table":
     rows = figures["contexts"]
     title = f"{label}: {figures['bytes'] / 1e6:,.2f} MB, loads in {figures['load_seconds']:.2f} s"
     told = [f"{figures['memory_before_bytes'] / 1e6:,.0f} MB were used before the file was opened"]
-    told.append(f"memory read at {figures['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s")
     if figures["left_out"]:
         over = ", ".join(map(str, figures["left_out"]))
         told.append(f"at most {figures['max_length']} tokens, so without {over}")
