@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # root offset, "ET12", "eh00", bytes of: this header, the program, all before the segments, the segments
 HEADER = struct.Struct("<4x4s4sIQQQ")
 FACTS = {"get_max_context_len", "get_max_seq_len", "get_vocab_size"}  # constant methods PteModel asks for
+SIZES = {"get_weight_bytes", "get_kv_bytes", "get_kv_bytes_per_token"}  # and would like to know
 
 
 def write_pte(
@@ -92,7 +93,11 @@ def _int8_scheme(name: str) -> Scheme:
 
 def facts(model: Transformer, tokenizer: Tokenizer, network: PteNetwork) -> dict[str, Any]:
     """What a runner asks a program first. `get_max_seq_len` is the longest single call, not the context."""
+    kv_bytes, kv_bytes_per_token = network.kv_bytes
     return {
+        "get_weight_bytes": network.weight_bytes,
+        "get_kv_bytes": kv_bytes,
+        "get_kv_bytes_per_token": kv_bytes_per_token,
         "get_max_seq_len": network.chunk,
         "get_max_context_len": network.context_length,
         "get_vocab_size": model.config.vocab_size,
@@ -167,12 +172,14 @@ class PteModel:
     is seen; answers that are streamed in turns take the cache from each other and read their text anew.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """threads: of ExecuTorch's pool, which all programs of the process share; its own choice by default."""
         path = Path(path)
         check_file(path)
         self.tokenizer = Tokenizer.load(tokenizer_folder(path))
         load_kernels()
-        self._method, facts = _open(path)
+        self._method, facts = _open(path, threads)
+        self._facts = facts
         self.max_length = facts["get_max_context_len"]
         self.chunk = facts["get_max_seq_len"]
         self.vocab_size = facts["get_vocab_size"]
@@ -213,6 +220,19 @@ class PteModel:
         """The same ids, one at a time, as they are made."""
         self._check(prompt)
         yield from self._decode(prompt, max_new_tokens, stop_ids, sampling)
+
+    def kv_bytes(self, length: int) -> int | None:
+        """Bytes of the keys and values the program has room for, however long the text; None if the file does not say."""
+        return self._facts.get("get_kv_bytes")
+
+    def step_bytes(self, length: int) -> int | None:
+        """Bytes that one more token must read after so many: weights, the global layers' cache so far, the local rings."""
+        if not self._facts.keys() >= SIZES:
+            return None
+        weights, cache, token = (
+            self._facts[name] for name in ("get_weight_bytes", "get_kv_bytes", "get_kv_bytes_per_token")
+        )
+        return weights + cache - token * (self.max_length - length)
 
     def close(self) -> None:
         """Free the program and its cache; the model is of no use afterwards."""
@@ -290,18 +310,21 @@ def stored_buffers(path: Path) -> tuple[list[bytes], list[bytes]]:
     return [c for c in constants if isinstance(c, bytes)], [w for w in weights if isinstance(w, bytes)]
 
 
-def _open(path: Path) -> tuple[Any, dict[str, int]]:
+def _open(path: Path, threads: int | None) -> tuple[Any, dict[str, int]]:
     """(`forward`, the facts) of a program; what ExecuTorch refuses is a ValueError with the file's name."""
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
     try:
         with quiet(), silent_stderr():
+            if threads:
+                _unsafe_reset_threadpool(threads)  # before a program that would hold on to the old one
             program = Runtime.get().load_program(path)
             methods: dict[str, Any] = {n: program.load_method(n) for n in program.method_names}
-            values = {name: methods[name].execute(()) for name in FACTS & methods.keys()}
+            values = {name: methods[name].execute(()) for name in (FACTS | SIZES) & methods.keys()}
     except RuntimeError as error:
         raise ValueError(f"{path}: ExecuTorch cannot load it ({error}); export it again here") from None
-    if values.keys() != FACTS or "forward" not in methods or methods["forward"].metadata.num_inputs() != 2:
+    if not values.keys() >= FACTS or "forward" not in methods or methods["forward"].metadata.num_inputs() != 2:
         raise ValueError(f"{path}: no language model with its cache inside; write one with `pocketlm export`")
     return methods["forward"], {name: int(value[0]) for name, value in values.items()}
 

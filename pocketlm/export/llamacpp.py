@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pocketlm.export.gguf_header import read_header, tokenizer_of
-from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel
+from pocketlm.export.gguf_header import head_width, read_header, tokenizer_of, weight_bytes, windows_of
+from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.model.sampling import GREEDY, Sampling, sample
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
@@ -45,6 +45,10 @@ class GgufModel:
         self.vocab_size = header.tensors["token_embd.weight"][0]
         self.threads = threads or max(1, (os.cpu_count() or 1) // 2)
         self.cache_type = cache_type
+        self.batch = max(SLOTS, min(BATCH_TOKENS, LOGITS_BYTES // (4 * self.vocab_size)))
+        self._windows, self._weight_bytes = windows_of(header), weight_bytes(header)
+        numbers = 2 * header["{arch}.attention.head_count_kv"] * head_width(header)
+        self._cell_bytes = numbers * (2 if cache_type == "f16" else 4)  # of one token's keys and values in one layer
         self._model = LoadedModel(Path(path))
         self._contexts: list[Context] = []
         self._idle: list[Context] = []  # not in use: a call borrows one, so calls never share a cache
@@ -87,6 +91,20 @@ class GgufModel:
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
+    def kv_bytes(self, length: int) -> int:
+        """Bytes that llama.cpp takes for keys and values of one text of this length.
+
+        A local layer has cells for its window and one batch (`llama_kv_cache_iswa`).
+        """
+        cells = padded(length)
+        locals_ = (padded(window + self.batch) for window in self._windows if window is not None)
+        return self._cell_bytes * (cells * self._windows.count(None) + sum(min(cells, own) for own in locals_))
+
+    def step_bytes(self, length: int) -> int:
+        """Bytes that one more token must read after so many: every weight once, the keys and values it sees."""
+        seen = sum(length if window is None else min(length, window) for window in self._windows)
+        return self._weight_bytes + self._cell_bytes * seen
+
     def close(self) -> None:
         """Free the weights and caches; the model is of no use afterwards."""
         self._finalizer()
@@ -116,15 +134,15 @@ class GgufModel:
                 rows = [row for row, _ in running.values()]
                 logits = []
                 if running:
-                    ids = np.array([token for _, token in running.values()])
-                    positions = np.array([lengths[row] - 1 for row in rows])
-                    logits.append(context.run(ids, positions, np.array(slots), True))
-                for slot in sorted(set(range(context.slots)) - running.keys()):
-                    if waiting:
+                    ids = [token for _, token in running.values()]
+                    made = context.run(ids, [lengths[row] - 1 for row in rows], slots, True)
+                    logits.append(made.copy() if waiting else made)  # a prompt below would overwrite them
+                for slot in range(context.slots):
+                    if waiting and slot not in running:
                         slots.append(slot)
                         rows.append(waiting.pop())
                         logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
-                found = torch.from_numpy(np.concatenate(logits))
+                found = torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits))
                 chosen = sample(found, sampling, [generators[row] for row in rows], [texts[row] for row in rows])
                 running = {}
                 for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):
@@ -148,7 +166,7 @@ class GgufModel:
             wanted[-1] |= start + len(piece) == len(ids)
             logits = context.run(piece, positions, slot, wanted)
             if len(logits):
-                yield logits
+                yield logits.copy()
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -171,12 +189,11 @@ class GgufModel:
                     return context
                 self._contexts.remove(context)
                 context.close()
-            batch = max(SLOTS, min(BATCH_TOKENS, LOGITS_BYTES // (4 * self.vocab_size)))
             context = Context(
                 self._model,
                 slots=slots,
                 length=length,
-                batch=batch,
+                batch=self.batch,
                 threads=self.threads,
                 cache_type=self.cache_type,
             )

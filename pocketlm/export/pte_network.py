@@ -79,6 +79,17 @@ class PteNetwork(nn.Module):
             x = layer(x, rope, start, ring)
         return self.head(self.int8(self.norm(x)))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the linear layers as the file holds them: each token reads them all."""
+        return sum(layer.num_bytes for layer in self.modules() if isinstance(layer, FloatLinear | Int4Linear))
+
+    @property
+    def kv_bytes(self) -> tuple[int, int]:
+        """(bytes of the whole cache, bytes of it that hold one token in the global layers)."""
+        sizes = [(sum(b.nbytes for b in layer.buffers(recurse=False)), layer.local) for layer in self.layers]
+        return sum(size for size, _ in sizes), sum(size // self.context_length for size, local in sizes if not local)
+
     def ring_places(self, positions: Tensor, last: Tensor) -> Ring:
         """Where the local layers put the new keys, and a mask: 0 where a query may look, else -inf.
 
@@ -274,7 +285,7 @@ class Int4Table(nn.Module):
 class FloatLinear(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.num_bytes = weight, weight.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
@@ -298,6 +309,7 @@ class Int4Linear(nn.Module):
         self.register_buffer("scale", scale.float())  # [O, G], bfloat16 values
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
         self.group, self.levels = [1, scheme.group_size], (scheme.lowest, scheme.highest)
+        self.num_bytes = qweight.numel() // 2 + 2 * scale.numel()  # in the file: four bits, bfloat16 scales
 
     def forward(self, x: Tensor) -> Tensor:
         dequantize = torch.ops.torchao.dequantize_affine

@@ -193,6 +193,17 @@ class LanguageModel:
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
+    def kv_bytes(self, length: int) -> int:
+        """Bytes that hold keys and values of one text of this length."""
+        with torch.device("meta"):
+            return KVCache(self.model.config, 1, length, int8=self.int8_cache).num_bytes
+
+    def step_bytes(self, length: int) -> int:
+        """Bytes that one more token must read after so many: every weight once, unless of a table that is no head; the cache."""
+        tied = self.model.lm_head is None
+        unread = 0 if tied else self.model.model.embed_tokens.weight.nbytes
+        return sum(weight.nbytes for weight in self.model.parameters()) - unread + self.kv_bytes(length)
+
     def close(self) -> None:
         """Nothing to free; the exported files' runtimes hold processes and buffers."""
 
