@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketlm.model.transformer import Embedding, Transformer
+from pocketlm.model.transformer import Embedding, Transformer, product
 
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: a smaller scale would not survive in a Q4_0 block
 
@@ -104,7 +104,7 @@ class FakeQuantLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         x = fake_quantize_tokens(input) if self.scheme.int8_activations else input
-        return F.linear(x, self.grid_weight(), self.bias)
+        return product(x, self.grid_weight())
 
 
 class FakeQuantEmbedding(Embedding):
@@ -121,7 +121,7 @@ class FakeQuantEmbedding(Embedding):
 
     def head(self, hidden: Tensor) -> Tensor:
         x = fake_quantize_tokens(hidden) if self.scheme.int8_activations else hidden
-        return F.linear(x, self.grid_weight())
+        return product(x, self.grid_weight())
 
 
 def _grid_weight(layer: FakeQuantLinear | FakeQuantEmbedding) -> Tensor:
