@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -37,7 +38,6 @@ SHAPES = {
         initializer_range=0.05,
     ),
 }
-PREFILL, DECODE = (512, 1), (16, 64)  # tokens of the prompt, and new ones
 
 
 def main() -> None:
@@ -62,41 +62,34 @@ def compare(shape: str, tokenizer: Tokenizer, folder: Path, repeats: int) -> lis
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     theirs.generation_config.eos_token_id = None  # nothing ends an answer early
     rows = []
-    for what, (length, new) in {"prefill": PREFILL, "decode": DECODE}.items():
+    for what, length, new in (("prefill", 512, 1), ("decode", 16, 64)):
         for batch in (1, 8):
             generator = torch.Generator().manual_seed(batch)
             prompts = torch.randint(3, SHAPES[shape].vocab_size, (batch, length), generator=generator)
-            found: dict[str, list[list[int]]] = {}
-
-            def own() -> None:
-                found["ours"] = ours.generate(prompts.tolist(), max_new_tokens=new, stop_ids=set())  # noqa: B023
-
-            def reference() -> None:
-                ids = theirs.generate(  # noqa: B023
-                    prompts,
-                    attention_mask=torch.ones_like(prompts),
-                    max_new_tokens=new,
-                    do_sample=False,  # noqa: B023
-                )
-                found["theirs"] = ids[:, length:].tolist()  # noqa: B023
-
-            mine, other, ratio = in_turns(own, reference, repeats)
+            ids = prompts.tolist()
+            options: dict = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": new, "do_sample": False}
+            calls = (
+                partial(ours.generate, ids, max_new_tokens=new, stop_ids=set()),
+                partial(theirs.generate, prompts, **options),
+            )
+            mine, other, ratio = in_turns(*calls, repeats)
+            tokens = batch * (length if what == "prefill" else new)
             rows.append(
                 {
                     "what": what,
                     "batch": batch,
                     "prompt": length,
                     "new": new,
-                    "ours_tokens_per_second": round(batch * (length if what == "prefill" else new) / mine),
-                    "theirs_tokens_per_second": round(batch * (length if what == "prefill" else new) / other),
+                    "ours_tokens_per_second": round(tokens / mine),
+                    "theirs_tokens_per_second": round(tokens / other),
                     "ratio": round(ratio, 2),
-                    "same_ids": found["ours"] == found["theirs"],
+                    "same_ids": calls[0]() == calls[1]()[:, length:].tolist(),
                 }
             )
     return rows
 
 
-def in_turns(first: Callable[[], None], second: Callable[[], None], repeats: int) -> tuple[float, float, float]:
+def in_turns(first: Callable, second: Callable, repeats: int) -> tuple[float, float, float]:
     """(median seconds of the first, of the second, median of second / first), called in turns after one call each."""
     first()
     second()
@@ -104,7 +97,7 @@ def in_turns(first: Callable[[], None], second: Callable[[], None], repeats: int
     return median(a for a, _ in times), median(b for _, b in times), median(b / a for a, b in times)
 
 
-def seconds(call: Callable[[], None]) -> float:
+def seconds(call: Callable) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

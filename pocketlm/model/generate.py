@@ -12,11 +12,14 @@ from torch import Tensor
 
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.sampling import GREEDY, Sampling, sample
+from pocketlm.model.stopping import Ending
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
 PAD_POSITION = -1
-PREFILL_TOKENS = 512  # of one pass over prompts; 8 of 512 tokens took 1.25 times as long in one pass (15M network, one core)
+PREFILL_TOKENS = (
+    512  # of one pass over prompts; 8 of 512 tokens took 1.25 times as long in one pass (15M network, one core)
+)
 
 
 class KVCache:
@@ -195,11 +198,15 @@ class LanguageModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
+        stop_strings: Sequence[str] = (),
         sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Prompts of any lengths go together."""
+        """New ids for each prompt, the stop id left out. Prompts of any lengths go together.
+
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its text is before it.
+        """
         answers: list[list[int]] = [[] for _ in prompts]
-        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling):
+        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
             answers[row].append(token)
         return answers
 
@@ -211,7 +218,7 @@ class LanguageModel:
         stop_ids: set[int],
         sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made."""
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and ends at stop strings."""
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
@@ -231,6 +238,7 @@ class LanguageModel:
         max_new_tokens: int,
         stop_ids: set[int],
         sampling: Sampling,
+        stop_strings: Sequence[str] = (),
     ) -> Iterator[tuple[int, int]]:
         """(row, new id) pairs. Finished rows leave the batch."""
         if not prompts:
@@ -240,6 +248,7 @@ class LanguageModel:
         room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]  # each row's own, whoever is beside it
         generators = sampling.generators(len(prompts))
         texts = [list(prompt) for prompt in prompts]  # and what was made
+        endings = [Ending(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
         cache = KVCache(self.model.config, len(prompts), longest + max(room), int8=self.int8_cache)
         hidden = self._prefill(prompts, cache) if max(room) else torch.empty(0)
         positions = torch.tensor([[len(prompt) - 1] for prompt in prompts])
@@ -247,21 +256,22 @@ class LanguageModel:
         for made in range(max(room)):
             left = rows.tolist()
             tokens = sample(self.model.head(hidden), sampling, [generators[r] for r in left], [texts[r] for r in left])
-            going_on = [
-                i for i, token in enumerate(tokens.tolist()) if token not in stop_ids and made < room[int(rows[i])]
-            ]
-            for i in going_on:
-                texts[left[i]].append(int(tokens[i]))
-                yield left[i], int(tokens[i])
+            going_on = []
+            for i, (row, token) in enumerate(zip(left, tokens.tolist(), strict=True)):
+                if token in stop_ids or made >= room[row]:
+                    continue
+                texts[row].append(token)
+                yield row, token
+                if made + 1 < room[row] and not (endings and endings[row].reached(token)):
+                    going_on.append(i)
             if not going_on:
                 return
             if len(going_on) < len(rows):
                 keep = torch.tensor(going_on)
                 rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
                 cache.keep_rows(keep)
-            if made + 1 < max(room):
-                positions = positions + 1
-                hidden = self.model.hidden(tokens[:, None], positions, cache)[:, -1]
+            positions = positions + 1
+            hidden = self.model.hidden(tokens[:, None], positions, cache)[:, -1]
 
     def _prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
         """Hidden states [B, D] of the prompts' last tokens, which then are the newest of the cache.
