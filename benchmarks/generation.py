@@ -10,7 +10,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,13 +55,12 @@ def main() -> None:
                 print(json.dumps({"shape": name, "threads": options.threads, **row}), flush=True)
 
 
-def compare(shape: str, tokenizer: Tokenizer, folder: Path, repeats: int) -> list[dict]:
+def compare(shape: str, tokenizer: Tokenizer, folder: Path, repeats: int) -> Iterator[dict]:
     """A row for each of prefill and decode, each with 1 and 8 prompts."""
     save_checkpoint(folder, Transformer(SHAPES[shape]), tokenizer)
     ours = LanguageModel.open(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     theirs.generation_config.eos_token_id = None  # nothing ends an answer early
-    rows = []
     for what, length, new in (("prefill", 512, 1), ("decode", 16, 64)):
         for batch in (1, 8):
             generator = torch.Generator().manual_seed(batch)
@@ -74,19 +73,16 @@ def compare(shape: str, tokenizer: Tokenizer, folder: Path, repeats: int) -> lis
             )
             mine, other, ratio = in_turns(*calls, repeats)
             tokens = batch * (length if what == "prefill" else new)
-            rows.append(
-                {
-                    "what": what,
-                    "batch": batch,
-                    "prompt": length,
-                    "new": new,
-                    "ours_tokens_per_second": round(tokens / mine),
-                    "theirs_tokens_per_second": round(tokens / other),
-                    "ratio": round(ratio, 2),
-                    "same_ids": calls[0]() == calls[1]()[:, length:].tolist(),
-                }
-            )
-    return rows
+            yield {
+                "what": what,
+                "batch": batch,
+                "prompt": length,
+                "new": new,
+                "ours_tokens_per_second": round(tokens / mine),
+                "theirs_tokens_per_second": round(tokens / other),
+                "ratio": round(ratio, 2),
+                "same_ids": calls[0]() == calls[1]()[:, length:].tolist(),
+            }
 
 
 def in_turns(first: Callable, second: Callable, repeats: int) -> tuple[float, float, float]:

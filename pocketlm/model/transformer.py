@@ -295,7 +295,8 @@ class Mask:
         T, S = q.shape[2], k.shape[2]
         causal, grouped = self.plain and T > 1, q.shape[1] != k.shape[1]
         if causal and window is not None and window < T:
-            return banded_attention(q, k, v, window)
+            inference = torch.is_inference_mode_enabled()
+            return (sliding_attention if inference else banded_attention)(q, k, v, window)
         mask = None if self.plain else self.allowed(layer, window, S)
         if self.plain and T == 1:
             k, v = k[:, :, -(window or S) :], v[:, :, -(window or S) :]
@@ -342,6 +343,21 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         q.reshape(B * H, N, W, E), k.reshape(B * H, N, 2 * W, E), v.reshape(B * H, N, 2 * W, E), attn_mask=allowed
     )
     return out.view(B, H, N * W, E)[:, :, :T]
+
+
+def sliding_attention(q: Tensor, k: Tensor, v: Tensor, window: int, piece: int = 128) -> Tensor:
+    """The same, `piece` queries at a time on the keys they see: a fifth of the time on the CPU, where nothing is learnt."""
+    T, before = q.shape[2], window - 1
+    gap = torch.arange(piece, device=q.device)[:, None] + before - torch.arange(before + piece, device=q.device)
+    mask = torch.zeros(gap.shape, dtype=q.dtype, device=q.device).masked_fill((gap < 0) | (gap > before), -math.inf)
+    out = torch.empty_like(q)
+    for start in range(0, T, piece):
+        end, seen = min(start + piece, T), min(start, before)  # keys before the first query
+        keys, band = slice(start - seen, end), mask[: end - start, before - seen : before + end - start]
+        out[:, :, start:end] = F.scaled_dot_product_attention(
+            q[:, :, start:end], k[:, :, keys], v[:, :, keys], attn_mask=band, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    return out
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
