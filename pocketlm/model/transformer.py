@@ -143,12 +143,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, asking: int, rope: "Rope", mask: "Mask", cache: Cache | None, layer: int) -> Tensor:
         """Of the last `asking` tokens of x [B, T, D]; all T are looked at, and stored."""
         B, T, _ = x.shape
-        q = self.q_proj(x[:, T - asking :]).view(B, asking, -1, self.head_dim).transpose(1, 2)  # [B, H, asking, E]
+        q = self.q_proj(newest(x, asking)).view(B, asking, -1, self.head_dim).transpose(1, 2)  # [B, H, asking, E]
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, E]
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
         if self.use_qk_norm:
             q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
-        q, k = rotate(q, *(x[:, :, T - asking :] for x in rope)).to(v.dtype), rotate(k, *rope).to(v.dtype)
+        q, k = rotate(q, *(newest(angles, asking) for angles in rope)).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
             k, v = cache.update(layer, k, v)
         out = mask.attend(q, k, v, layer, self.window)
@@ -178,7 +178,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, asking: int, rope: "Rope", mask: "Mask", cache: Cache | None, layer: int) -> Tensor:
-        x = x[:, x.shape[1] - asking :] + self.self_attn(self.input_layernorm(x), asking, rope, mask, cache, layer)
+        x = newest(x, asking) + self.self_attn(self.input_layernorm(x), asking, rope, mask, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -382,6 +382,11 @@ def rope_angles(positions: Tensor, frequencies: Tensor) -> Rope:
     angle = positions[:, None, :, None].float() * frequencies
     angle = torch.cat([angle, angle], -1)
     return angle.cos(), angle.sin()
+
+
+def newest(x: Tensor, count: int) -> Tensor:
+    """The last `count` tokens of x [..., T, C]. All of them are x itself: a view would reorder the sums of its gradient."""
+    return x if count == x.shape[-2] else x[..., -count:, :]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

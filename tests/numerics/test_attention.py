@@ -74,7 +74,9 @@ def test_the_last_token_alone_and_few_rows_at_a_time_are_what_the_full_pass_give
     """A prompt as generation reads it, then token after token: each length beside a turn of the ring."""
     config = replace(CONFIG, hidden_size=512, vocab_size=1024)  # weights large enough for the product of few rows
     network = Transformer(config).eval()
-    prompts = [torch.randint(1, 1024, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (length, 3, 11)]
+    prompts = [
+        torch.randint(1, 1024, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (length, 3, 11)
+    ]
     wide = LanguageModel(network, None, int8_cache=int8)  # type: ignore[arg-type]
     with torch.inference_mode():
         cache = KVCache(config, 3, 70, int8=int8)
