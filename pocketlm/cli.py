@@ -166,6 +166,9 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 512,
     seed: Annotated[int, typer.Option(help="The same seed and lines give the same conversation.")] = 0,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions the model gets first.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End answers before this text; may be repeated.")
+    ] = None,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -195,7 +198,7 @@ def chat(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        config = ChatConfig(sampling=sampling, max_new_tokens=max_tokens, system=system)
+        config = ChatConfig(sampling=sampling, max_new_tokens=max_tokens, system=system, stop=tuple(stop or ()))
         check_model(model)
         from pocketlm.export.runtimes import open_model
 

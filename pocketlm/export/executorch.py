@@ -27,6 +27,7 @@ from pocketlm.export.pte_network import PteNetwork
 from pocketlm.model.files import write_folder
 from pocketlm.model.quant import Scheme, scheme
 from pocketlm.model.sampling import GREEDY, Sampling, sample
+from pocketlm.model.stopping import ids_to_stop
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -199,15 +200,20 @@ class PteModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
+        stop_strings: Sequence[str] = (),
         sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. One prompt at a time."""
+        """New ids for each prompt, the stop id left out. One prompt at a time.
+
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its text is before it.
+        """
         for prompt in prompts:
             self._check(prompt)
-        return [
-            list(self._decode(prompt, max_new_tokens, stop_ids, replace(sampling, seed=sampling.seed + row)))
-            for row, prompt in enumerate(prompts)
+        drawn = [replace(sampling, seed=sampling.seed + row) for row in range(len(prompts))]
+        answers = [
+            self._decode(prompt, max_new_tokens, stop_ids, own) for prompt, own in zip(prompts, drawn, strict=True)
         ]
+        return [list(ids_to_stop(answer, self.tokenizer, stop_strings)) for answer in answers]
 
     def stream(
         self,
@@ -217,7 +223,7 @@ class PteModel:
         stop_ids: set[int],
         sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made."""
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and ends at stop strings."""
         self._check(prompt)
         yield from self._decode(prompt, max_new_tokens, stop_ids, sampling)
 

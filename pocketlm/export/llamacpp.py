@@ -15,6 +15,7 @@ import torch
 from pocketlm.export.gguf_header import head_width, read_header, tokenizer_of, weight_bytes, windows_of
 from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.model.sampling import GREEDY, Sampling, sample
+from pocketlm.model.stopping import Ending
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
 LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once
@@ -71,11 +72,15 @@ class GgufModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
+        stop_strings: Sequence[str] = (),
         sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Lengths may differ."""
+        """New ids for each prompt, the stop id left out. Lengths may differ.
+
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its text is before it.
+        """
         answers: list[list[int]] = [[] for _ in prompts]
-        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling):
+        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
             answers[row].append(token)
         return answers
 
@@ -87,7 +92,7 @@ class GgufModel:
         stop_ids: set[int],
         sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made."""
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and ends at stop strings."""
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
@@ -115,6 +120,7 @@ class GgufModel:
         max_new_tokens: int,
         stop_ids: set[int],
         sampling: Sampling,
+        stop_strings: Sequence[str] = (),
     ) -> Iterator[tuple[int, int]]:
         """(row, new id) pairs. A slot whose answer has ended takes the next prompt, so all stay busy."""
         for prompt in prompts:
@@ -125,6 +131,7 @@ class GgufModel:
         context = self._borrow(min(len(prompts), SLOTS), longest)
         generators = sampling.generators(len(prompts))
         texts = [list(prompt) for prompt in prompts]  # and what was made
+        endings = [Ending(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
         lengths = [len(p) for p in prompts]
         waiting = [row for row in reversed(range(len(prompts))) if lengths[row] < self.max_length]
         running: dict[int, tuple[int, int]] = {}  # slot -> (row, its newest id)
@@ -151,6 +158,8 @@ class GgufModel:
                     texts[row].append(token)
                     yield row, token
                     lengths[row] += 1
+                    if endings and endings[row].reached(token):
+                        continue
                     if lengths[row] < min(len(prompts[row]) + max_new_tokens, self.max_length):
                         running[slot] = (row, token)
         finally:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketlm.model.quant import Scheme, quantize_weight
-from pocketlm.model.transformer import Block, RMSNorm, Transformer, rope_frequencies
+from pocketlm.model.transformer import Block, Transformer, rope_frequencies
 
 LOGITS_BYTES = 2**26  # the program keeps room for the logits of one call
 CHUNK_TOKENS = 128  # at most so many tokens a call, ExecuTorch's own default
@@ -123,7 +123,7 @@ class PteBlock(nn.Module):
         self.gate_proj = linear(mlp.gate_proj.weight, scheme)
         self.up_proj = linear(mlp.up_proj.weight, scheme)
         self.down_proj = linear(mlp.down_proj.weight, scheme)
-        ones = RMSNorm(attention.head_dim, attention.eps)
+        ones = nn.RMSNorm(attention.head_dim, attention.eps)
         self.q_norm = Norm(attention.q_norm or ones) if attention.use_qk_norm else nn.Identity()
         self.k_norm = Norm(attention.k_norm or ones) if attention.use_qk_norm else nn.Identity()
         self.cache = cache
@@ -225,7 +225,7 @@ class Norm(nn.Module):
     average: Tensor
     eps: Tensor
 
-    def __init__(self, norm: RMSNorm) -> None:
+    def __init__(self, norm: nn.RMSNorm) -> None:
         super().__init__()
         size = norm.weight.shape[0]
         self.register_buffer("average", torch.full((1, size), 1.0 / size))

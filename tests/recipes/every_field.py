@@ -211,7 +211,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "repetition_penalty": 5.0,
         "seed": 2,
     },
-    ChatConfig: {"sampling": replace(DRAWN, seed=9), "max_new_tokens": 4, "system": "Be brief."},
+    ChatConfig: {"sampling": replace(DRAWN, seed=9), "max_new_tokens": 4, "system": "Be brief.", "stop": ("e",)},
     CurateConfig: {
         "name": "other",
         "sources": (Source(name="own", domain="knowledge", kind="notes", count=30, pairs_range=(1, 2)),),

@@ -235,6 +235,7 @@ def test_a_checkpoint_answers_lines_from_a_pipe(checkpoint: Path) -> None:
     result = CliRunner().invoke(app, ["chat", "tiny", "--max-tokens", "4"], input="hello\n")
     assert result.exit_code == 0 and "a base model" in result.output and "a second" in result.output
     assert pocketlm("chat", "tiny", "--temperature", "-1")[0] == 2
+    assert pocketlm("chat", "tiny", "--stop", "")[0] == 2
 
 
 @pytest.mark.parametrize("command", [["chat"], ["eval", "--suite", "pocket"], ["export", "--to", "gguf"]])
