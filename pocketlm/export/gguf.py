@@ -197,11 +197,13 @@ def _encode(entry: _Entry, dtype: str) -> np.ndarray:
         return entry.weight.float().numpy()
     trained = entry.source if isinstance(entry.source, OnGrid) else None
     if dtype == "q4_0":
-        integers = trained.integers() if trained is not None else quantize_weight(entry.weight, CPU)
+        scheme, integers = (
+            (trained.scheme, trained.integers()) if trained is not None else (CPU, quantize_weight(entry.weight, CPU))
+        )
         qweight, scale = (_interleave(x, entry.heads) for x in integers)
         blocks, groups = qweight.shape[1] // BLOCK, scale.shape[1]
-        if (trained is not None and trained.scheme.bits != 4) or blocks % groups:
-            raise ValueError(f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained otherwise")
+        if scheme.bits != 4 or blocks % groups:
+            raise ValueError(f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained as {scheme.name}")
         try:
             return pack_q4_0(qweight, scale.repeat_interleave(blocks // groups, 1))  # a wider group's, in each block
         except ValueError as error:

@@ -7,7 +7,7 @@ and the scales where they were learned; the integers follow from them by `quanti
 Shapes: O outputs (rows), I inputs, G groups of a row, T tokens
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,12 +128,17 @@ def fake_quantize_weight(
 def _rounded(weight: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
     """What quantize and dequantize give, a few rows at a time and in place; adding 0 makes -0 the 0 that an integer is."""
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    size = max(1, CACHED // weight.shape[-1])
-    for some, place in zip(weight.split(size), out.split(size), strict=True):
+    for some, place in _few_rows(weight, out):
         scale = group_scales(some, scheme).float()[..., None]
         levels = some.float().unflatten(-1, (scale.shape[-2], -1)) / scale
         place.copy_(levels.round_().clamp_(scheme.lowest, scheme.highest).add_(0.0).mul_(scale).flatten(-2))
     return out
+
+
+def _few_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of each tensor, as many at a time as stay in the processor's cache."""
+    size = max(1, CACHED // tensors[0].shape[-1])
+    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -159,21 +164,28 @@ class _LearnedRange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
-        qweight, snapped = quantize_weight(weight, scheme, scale)
+        snapped = snap(scale).float()
         ctx.save_for_backward(weight, snapped)
         ctx.scheme = scheme
-        return dequantize_weight(qweight, snapped).to(dtype)
+        out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        for some, own, place in _few_rows(weight, snapped, out):
+            levels = _learned_ratio(some, own).round_().clamp_(scheme.lowest, scheme.highest).add_(0.0)
+            place.copy_(levels.mul_(own[..., None]).flatten(-2))
+        return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, snapped = ctx.saved_tensors
-        lowest, highest = ctx.scheme.lowest, ctx.scheme.highest
-        ratio = _learned_ratio(weight, snapped)
-        level = ratio.round()
-        within = (level >= lowest) & (level <= highest)
-        gradient = upstream[0].float().unflatten(-1, (snapped.shape[-1], -1))
-        of_scale = gradient * torch.where(within, level - ratio, level.clamp(lowest, highest))
-        return (gradient * within).flatten(-2), of_scale.sum(-1), None, None
+        of_weight, of_scale = torch.empty_like(weight), torch.empty_like(snapped)
+        for some, own, above, to_weight, to_scale in _few_rows(weight, snapped, upstream[0], of_weight, of_scale):
+            ratio = _learned_ratio(some, own)
+            gradient = above.float().view(ratio.shape)
+            level = ratio.round()
+            clamped = level.clamp(ctx.scheme.lowest, ctx.scheme.highest)
+            within = level == clamped
+            torch.mul(gradient, within, out=to_weight.view(ratio.shape))
+            to_scale.copy_(clamped.sub_(ratio.mul_(within)).mul_(gradient).sum(-1))
+        return of_weight, of_scale, None, None
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:

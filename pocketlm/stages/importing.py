@@ -8,7 +8,7 @@ from pocketlm.export.gguf_read import read_gguf
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.layouts import layout_of, native_layout
-from pocketlm.model.quant import SCALE, snap
+from pocketlm.model.quant import SCALE, SMALLEST_SCALE, snap
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -46,7 +46,7 @@ def import_model(config: ImportConfig, out: Path) -> Path:
 
     Weights are kept in float32; a .gguf's blocks become the values they stand for. A checkpoint that was trained for
     four bits stays one. Learned scales, Meta's accelerator scheme, become bfloat16 values: import.json tells by how much
-    the farthest of them moved, which is at most 2^-8 of it.
+    the farthest of them moved: by at most 2^-8 of it, unless it was below the smallest that a grid has.
     """
     model, tokenizer, came = read_source(config)
     quantization = came.pop("quantization")
@@ -72,7 +72,8 @@ def read_source(config: ImportConfig) -> tuple[Transformer, Tokenizer, dict]:
     came = {"from": config.source, "was": layout, "quantization": quantization_of(path)}
     scales = [parameter.detach() for name, parameter in model.named_parameters() if name.endswith(SCALE)]
     if scales:
-        came["scales_moved"] = max(float((snap(scale) / scale - 1).abs().max()) for scale in scales)
+        moved = [(snap(scale) - scale).abs() / scale.abs().clamp(min=SMALLEST_SCALE) for scale in scales]
+        came["scales_moved"] = max(float(share.max()) for share in moved)
     return model, tokenizer, came | ({"licence": META_LICENCE} if layout in META_LAYOUTS else {})
 
 

@@ -92,7 +92,7 @@ def train_step(
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_share", 1.0)
         optimizer.step()
         optimizer.zero_grad()
     return total, grad_norm, sum(batch.input_ids.numel() for batch in micro_batches)

@@ -10,6 +10,9 @@ from pocketlm.model.quant import SCALE
 from pocketlm.model.transformer import Transformer
 
 MUON_MOMENTUM = 0.95  # torch.optim.Muon's own default
+# Of the learning rate, for learned scales (our choice; ParetoQ's code takes all of it): the outermost level is -8 times
+# the scale, so that it moves as fast as a weight. All of it learns worse (docs/log.md).
+SCALE_LR_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +55,20 @@ def make_optimizers(model: Transformer, config: OptimConfig) -> list[torch.optim
 
     Weight decay falls on matrices alone: norms and the scales of learned ranges are no matrices, and pulling them to
     zero is no regularisation. Muon's update is scaled to AdamW's usual size ("match_rms_adamw"), so one learning rate
-    serves both; it serves learned scales too (our choice, as in ParetoQ's code).
+    serves both. A group's `lr_share` is what it takes of that rate.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [(name, p) for name, p in named if p.dim() >= 2 and not name.endswith(SCALE)]
     inner = [p for name, p in matrices if "embed_tokens" not in name and "lm_head" not in name]
     by_muon = {id(p) for p in inner} if config.optimizer == "muon" else set()
     decayed = {id(p) for _, p in matrices}
-    rest = [p for _, p in named if id(p) not in by_muon]
+    rest = [(name, p) for name, p in named if id(p) not in by_muon]
+    scales = [p for name, p in rest if name.endswith(SCALE)]
+    norms = [p for name, p in rest if id(p) not in decayed and not name.endswith(SCALE)]
     groups = [
-        {"params": [p for p in rest if id(p) in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": [p for _, p in rest if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": norms, "weight_decay": 0.0},
+        *([{"params": scales, "weight_decay": 0.0, "lr_share": SCALE_LR_SHARE}] if scales else []),
     ]
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if config.optimizer == "adamw":

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
-from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -69,7 +70,7 @@ def pocketlm(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "eval", "export"])
+@pytest.mark.parametrize("command", ["run", "chat", "eval", "bench", "export"])
 def test_help_teaches_with_examples(command: str) -> None:
     status, shown = pocketlm(command, "--help")
     assert status == 0 and "Examples" in shown and f"pocketlm {command} runs" in shown.replace("recipes", "runs")
@@ -218,10 +219,23 @@ def test_a_checkpoint_is_exported_beside_itself(checkpoint: Path) -> None:
     assert status == 2 and "not empty" in shown
 
 
+@pytest.mark.parametrize("target", ["mlx", "compressed-tensors"])
+def test_a_four_bit_checkpoint_leaves_for_other_runtimes_and_is_not_read_back_as_floats(checkpoint, target) -> None:
+    status, shown = pocketlm("export", "tiny", "--to", target, "--out", "no")
+    assert status == 2 and f"{target} holds four-bit models; quantize this one first" in " ".join(shown.split())
+    model, tokenizer = load_checkpoint(checkpoint)
+    save_checkpoint(checkpoint, prepare(model, SCHEMES["int4_channel"]), tokenizer)
+    status, shown = pocketlm("export", "tiny", "--to", target)
+    assert status == 0 and shown.strip().endswith(f"tiny-{target}/{target}"), shown
+    status, shown = pocketlm("import", f"tiny-{target}/{target}")
+    assert status == 2 and "cannot honour quantization_config" in " ".join(shown.split())
+
+
 def test_a_checkpoint_answers_lines_from_a_pipe(checkpoint: Path) -> None:
     result = CliRunner().invoke(app, ["chat", "tiny", "--max-tokens", "4"], input="hello\n")
     assert result.exit_code == 0 and "a base model" in result.output and "a second" in result.output
     assert pocketlm("chat", "tiny", "--temperature", "-1")[0] == 2
+    assert pocketlm("chat", "tiny", "--stop", "")[0] == 2
 
 
 @pytest.mark.parametrize("command", [["chat"], ["eval", "--suite", "pocket"], ["export", "--to", "gguf"]])

@@ -202,6 +202,18 @@ def test_weight_decay_leaves_scales_alone(optimizer: str) -> None:
     assert moved == {name for name, p in before.items() if name.endswith("weight") and p.dim() == 2}
 
 
+def test_a_scale_moves_by_an_eighth_of_the_learning_rate_and_a_weight_by_all_of_it() -> None:
+    """AdamW's first step is the learning rate for every parameter with a gradient."""
+    model = prepare(Transformer(CONFIG), CHANNEL)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optim = replace(OPTIM, weight_decay=0.0)
+    batch = Batch(input_ids=IDS[:, :-1], labels=IDS[:, 1:])
+    train_step(model, make_optimizers(model, optim), [batch], next_token_loss, 1e-3, optim.grad_clip, 0)
+    for name, parameter in model.named_parameters():
+        moved = (parameter - before[name]).abs().max().item()
+        assert moved == pytest.approx(1e-3 / 8 if name.endswith(SCALE) else 1e-3, rel=0.01)
+
+
 # ---- on disk ----
 
 
