@@ -1,4 +1,4 @@
-"""The command line: `pocketlm run | chat | eval | import | export`.
+"""The command line: `pocketlm run | chat | eval | bench | import | export`.
 
 Thin: it reads arguments, calls one function, and turns a user's mistake into one message. Everything slow is
 imported inside the command that needs it, so that --help is at once.
@@ -166,6 +166,9 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 512,
     seed: Annotated[int, typer.Option(help="The same seed and lines give the same conversation.")] = 0,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions the model gets first.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End answers before this text; may be repeated.")
+    ] = None,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -195,7 +198,7 @@ def chat(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        config = ChatConfig(sampling=sampling, max_new_tokens=max_tokens, system=system)
+        config = ChatConfig(sampling=sampling, max_new_tokens=max_tokens, system=system, stop=tuple(stop or ()))
         check_model(model)
         from pocketlm.export.runtimes import open_model
 
@@ -232,15 +235,13 @@ def evaluate_models(
             check_model(model)
         from rich.console import Console
 
+        from pocketlm.export.runtimes import labels_of
         from pocketlm.model.files import read_json
-        from pocketlm.stages.evaluate import EvaluateConfig, evaluate, label_of
+        from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(new_folder(out) if out else tempfile.TemporaryDirectory()))
-            labels = tuple(label_of(model) for model in models)
-            if len(set(labels)) < len(models):
-                labels = tuple(str(model).strip("/").replace("/", "-") for model in models)
-            evaluate(EvaluateConfig(name="evaluation", suite=suite, labels=labels), folder, models=models)
+            evaluate(EvaluateConfig(name="evaluation", suite=suite, labels=labels_of(models)), folder, models=models)
             console = Console()
             console.print(evaluation_table(read_json(folder / "evaluation.json"), console.width))
 
@@ -272,6 +273,68 @@ def evaluation_table(report: dict[str, Any], width: int) -> "Table":
     rate = total / sum(problems["total"] for problems in first["problems"].values())
     table.add_row("[dim]best constant answer[/dim]", f"{rate:.1%}", *(f"{constant[f]:.0%}" for f in families))
     return table
+
+
+@app.command(name="bench")
+def bench_models(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", show_default=False, help=MODEL_HELP)],
+    contexts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKENS,...",
+            help="Lengths to measure at.",
+            show_default="128,1024,2048,4096,8192, as far as the model goes",
+        ),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(help="The last tokens of a context, made by the model.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Runs of which the median counts.")] = 3,
+    threads: Annotated[
+        int | None, typer.Option(help="Of every runtime alike.", show_default="the physical cores")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there, in bytes and seconds.")
+    ] = None,
+) -> None:
+    """Measure speed and size: load time, prefill, decode, memory, and the share of what memory allows.
+
+    A context of 1024 is a prompt of 992 tokens, then 32 new ones: prefill is the
+    prompt against the wait for the first new token, decode the pace of the rest.
+    Each model runs alone in a process; "of limit" compares its decode with reading
+    its weights and cache once a token, at the bandwidth measured in the same run.
+
+    [bold]Examples[/bold]
+
+    pocketlm bench runs/pocket/chat runs/pocket/files/model.gguf
+      [dim]a checkpoint beside the file that ships[/dim]
+
+    pocketlm bench model.gguf --contexts 128,4096 --threads 1 --json speed.json
+      [dim]two lengths on one core; the figures in a file too[/dim]
+    """
+    with plain_errors():
+        for model in models:
+            check_model(model)
+        if json_file is not None and not json_file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{json_file}: there is no folder {json_file.parent}; make it first")
+        from rich.console import Console
+
+        from pocketlm.model.files import read_json, write_json
+        from pocketlm.stages.bench import BenchConfig, bench, bench_table
+
+        lengths = [part.strip() for part in contexts.split(",")] if contexts is not None else []
+        if not all(part.isdecimal() for part in lengths):
+            raise ValueError(f"--contexts {contexts}: give numbers of tokens with commas between, such as 128,1024")
+        config = BenchConfig(
+            name="bench",
+            contexts=tuple(map(int, lengths)),
+            new_tokens=new_tokens,
+            repeats=repeats,
+            threads=threads,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            report = read_json(bench(config, Path(folder), models=models) / "bench.json")
+        if json_file is not None:
+            write_json(json_file, report)
+        Console().print(bench_table(report))
 
 
 @app.command(name="import")
@@ -368,7 +431,10 @@ def export_model(
         ),
     ] = None,
     int8_cache: Annotated[
-        bool, typer.Option("--int8-cache", help="Of the .pte: keys and values as int8, a quarter of their memory.")
+        bool,
+        typer.Option(
+            "--int8-cache", help="Of the .pte: keys and values as int8, a quarter of their memory; slow but on ARM."
+        ),
     ] = False,
     min_agreement: Annotated[
         float,

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from pocketlm.eval.suites import Suite
+from pocketlm.model.stopping import before_stop
 from pocketlm.model.tokenizer import Tokenizer
 
 ANSWER_MARK = "####"
@@ -27,7 +28,12 @@ class Model(Protocol):
     max_length: int
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: set[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: set[int],
+        stop_strings: Sequence[str],
     ) -> list[list[int]]: ...
 
 
@@ -75,10 +81,13 @@ def solve(
         places = by_length[start : start + batch_size]
         room = min(max_new_tokens, model.max_length - max(len(prompts[place]) for place in places))
         answers = model.generate(
-            [prompts[place] for place in places], max_new_tokens=room, stop_ids=model.tokenizer.stop_ids
+            [prompts[place] for place in places],
+            max_new_tokens=room,
+            stop_ids=model.tokenizer.stop_ids,
+            stop_strings=RUN_ONS,
         )
         for place, ids in zip(places, answers, strict=True):
-            completions[place] = without_run_on(model.tokenizer.decode(ids))
+            completions[place] = before_stop(model.tokenizer.decode(ids), RUN_ONS).strip()
     return _result(problems, completions, score)
 
 
@@ -121,12 +130,6 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, passage: str = "") -> list[int
         return tokenizer.encode_chat([{"role": "user", "content": content}], add_generation_prompt=True)
     before = f"{passage}\n" if passage else ""
     return [tokenizer.bos_id, *tokenizer.encode(f"{before}Question: {prompt}\nAnswer:")]
-
-
-def without_run_on(completion: str) -> str:
-    """The completion up to where it starts another problem."""
-    ends = [completion.find(mark) for mark in RUN_ONS]
-    return completion[: min((end for end in ends if end >= 0), default=len(completion))].strip()
 
 
 def final_answer(completion: str) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 
-def measure_speed(model: Any, prompt_tokens: int, new_tokens: int, repeats: int) -> dict[str, float]:
+def measure_speed(
+    model: Any, prompt_tokens: int, new_tokens: int, repeats: int, *, tell: Callable[[str], None] | None = None
+) -> dict[str, float]:
     """Medians over `repeats` runs, after one that is not counted, of greedy decoding for one user.
 
     time_to_first_token_seconds: from the call to the first new token, so prefill and one sample.
     prefill_tokens_per_second: prompt_tokens over that time. decode_tokens_per_second: new_tokens - 1 over the
-    rest. `model` has `tokenizer`, `max_length` and `stream(prompt, max_new_tokens=..., stop_ids=...)`.
+    rest. `model` has `tokenizer`, `max_length` and `stream(prompt, max_new_tokens=..., stop_ids=...)`. tell: hears which
+    run begins.
     """
     if min(prompt_tokens, repeats) < 1 or new_tokens < 2:
         raise ValueError("measure_speed needs at least 1 prompt token, 2 new tokens and 1 repeat")
@@ -22,6 +26,8 @@ def measure_speed(model: Any, prompt_tokens: int, new_tokens: int, repeats: int)
     prompt = [model.tokenizer.bos_id, *(text * prompt_tokens)][:prompt_tokens]
     firsts, paces = [], []
     for run in range(repeats + 1):
+        if tell is not None:
+            tell(f"run {run + 1} of {repeats + 1}")
         started = perf_counter()
         times = [perf_counter() for _ in model.stream(prompt, max_new_tokens=new_tokens, stop_ids=set())]
         if len(times) != new_tokens:

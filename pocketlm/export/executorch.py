@@ -27,6 +27,7 @@ from pocketlm.export.pte_network import PteNetwork
 from pocketlm.model.files import write_folder
 from pocketlm.model.quant import Scheme, scheme
 from pocketlm.model.sampling import GREEDY, Sampling, sample
+from pocketlm.model.stopping import ids_to_stop
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 # root offset, "ET12", "eh00", bytes of: this header, the program, all before the segments, the segments
 HEADER = struct.Struct("<4x4s4sIQQQ")
 FACTS = {"get_max_context_len", "get_max_seq_len", "get_vocab_size"}  # constant methods PteModel asks for
+SIZES = {"get_weight_bytes", "get_kv_bytes", "get_kv_bytes_per_token"}  # and would like to know
 
 
 def write_pte(
@@ -92,7 +94,11 @@ def _int8_scheme(name: str) -> Scheme:
 
 def facts(model: Transformer, tokenizer: Tokenizer, network: PteNetwork) -> dict[str, Any]:
     """What a runner asks a program first. `get_max_seq_len` is the longest single call, not the context."""
+    kv_bytes, kv_bytes_per_token = network.kv_bytes
     return {
+        "get_weight_bytes": network.weight_bytes,
+        "get_kv_bytes": kv_bytes,
+        "get_kv_bytes_per_token": kv_bytes_per_token,
         "get_max_seq_len": network.chunk,
         "get_max_context_len": network.context_length,
         "get_vocab_size": model.config.vocab_size,
@@ -109,7 +115,9 @@ def lower(network: PteNetwork, constants: dict[str, Any]) -> "ExecutorchProgramM
     """The program of a network, everything XNNPACK can take delegated to it.
 
     Its time is tracing, in proportion to layers, not to their size: on one core 14 s for 6 layers in float32
-    and 25 s in int4; three to four times that with the stock partitioners (see `_partitioner`).
+    and 25 s in int4; three to four times that with the stock partitioners (see `_partitioner`). For 30 layers 61 s
+    in float32, 122 s in int4, 159 s with an int8 cache too. Memory beyond the network's: 1.8 times the file in float32,
+    3 to 4 bytes a weight in int4.
     """
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
     from executorch.exir.passes import MemoryPlanningPass
@@ -165,12 +173,14 @@ class PteModel:
     is seen; answers that are streamed in turns take the cache from each other and read their text anew.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """threads: of ExecuTorch's pool, which all programs of the process share; its own choice by default."""
         path = Path(path)
         check_file(path)
         self.tokenizer = Tokenizer.load(tokenizer_folder(path))
         load_kernels()
-        self._method, facts = _open(path)
+        self._method, facts = _open(path, threads)
+        self._facts = facts
         self.max_length = facts["get_max_context_len"]
         self.chunk = facts["get_max_seq_len"]
         self.vocab_size = facts["get_vocab_size"]
@@ -190,15 +200,20 @@ class PteModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
+        stop_strings: Sequence[str] = (),
         sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. One prompt at a time."""
+        """New ids for each prompt, the stop id left out. One prompt at a time.
+
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its text is before it.
+        """
         for prompt in prompts:
             self._check(prompt)
-        return [
-            list(self._decode(prompt, max_new_tokens, stop_ids, replace(sampling, seed=sampling.seed + row)))
-            for row, prompt in enumerate(prompts)
+        drawn = [replace(sampling, seed=sampling.seed + row) for row in range(len(prompts))]
+        answers = [
+            self._decode(prompt, max_new_tokens, stop_ids, own) for prompt, own in zip(prompts, drawn, strict=True)
         ]
+        return [list(ids_to_stop(answer, self.tokenizer, stop_strings)) for answer in answers]
 
     def stream(
         self,
@@ -208,9 +223,22 @@ class PteModel:
         stop_ids: set[int],
         sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made."""
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and ends at stop strings."""
         self._check(prompt)
         yield from self._decode(prompt, max_new_tokens, stop_ids, sampling)
+
+    def kv_bytes(self, length: int) -> int | None:
+        """Bytes of the keys and values the program has room for, however long the text; None if the file does not say."""
+        return self._facts.get("get_kv_bytes")
+
+    def step_bytes(self, length: int) -> int | None:
+        """Bytes that one more token must read after so many: weights, the global layers' cache so far, the local rings."""
+        if not self._facts.keys() >= SIZES:
+            return None
+        weights, cache, token = (
+            self._facts[name] for name in ("get_weight_bytes", "get_kv_bytes", "get_kv_bytes_per_token")
+        )
+        return weights + cache - token * (self.max_length - length)
 
     def close(self) -> None:
         """Free the program and its cache; the model is of no use afterwards."""
@@ -277,29 +305,34 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path}: truncated, {size} of {whole} bytes; copy or export it again")
 
 
-def _open(path: Path) -> tuple[Any, dict[str, int]]:
+def stored_buffers(path: Path) -> tuple[list[bytes], list[bytes]]:
+    """(constants of a program, weights of XNNPACK), each in the order in which the program comes to them."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    file = deserialize_pte_binary(path.read_bytes())
+    constants = [buffer.storage for buffer in file.program.constant_buffer]
+    weights = file.named_data.buffers if file.named_data else []
+    # read from a file they are bytes, all of them; the other kinds are for writing
+    return [c for c in constants if isinstance(c, bytes)], [w for w in weights if isinstance(w, bytes)]
+
+
+def _open(path: Path, threads: int | None) -> tuple[Any, dict[str, int]]:
     """(`forward`, the facts) of a program; what ExecuTorch refuses is a ValueError with the file's name."""
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
     try:
         with quiet(), silent_stderr():
+            if threads:
+                _unsafe_reset_threadpool(threads)  # before a program that would hold on to the old one
             program = Runtime.get().load_program(path)
             methods: dict[str, Any] = {n: program.load_method(n) for n in program.method_names}
-            values = {name: methods[name].execute(()) for name in FACTS & methods.keys()}
+            values = {name: methods[name].execute(()) for name in (FACTS | SIZES) & methods.keys()}
     except RuntimeError as error:
         raise ValueError(f"{path}: ExecuTorch cannot load it ({error}); export it again here") from None
-    if values.keys() != FACTS or "forward" not in methods or methods["forward"].metadata.num_inputs() != 2:
+    if not values.keys() >= FACTS or "forward" not in methods or methods["forward"].metadata.num_inputs() != 2:
         raise ValueError(f"{path}: no language model with its cache inside; write one with `pocketlm export`")
     return methods["forward"], {name: int(value[0]) for name, value in values.items()}
-
-
-def stored_buffers(path: Path) -> tuple[list[bytes], list[bytes]]:
-    """(constants of the program, weights of XNNPACK) in a .pte, each in the order in which the program comes to them."""
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    file: Any = deserialize_pte_binary(path.read_bytes())  # its buffers are bytes of two sorts
-    constants = [bytes(buffer.storage) for buffer in file.program.constant_buffer]
-    return constants, [bytes(buffer) for buffer in file.named_data.buffers] if file.named_data else []
 
 
 @contextmanager

@@ -4,12 +4,14 @@ llama.cpp stops the whole process on some broken files, and the `gguf` package's
 header of a 128k vocabulary (this one 0.5 s).
 """
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
@@ -74,6 +76,40 @@ def read_header(path: Path) -> GgufHeader:
     return header
 
 
+def head_width(header: GgufHeader) -> int:
+    """Channels of one attention head: told, or the hidden size shared among the heads."""
+    kind, heads = header["general.architecture"], header["{arch}.attention.head_count"]
+    return header.metadata.get(f"{kind}.attention.key_length", header["{arch}.embedding_length"] // heads)
+
+
+def windows_of(header: GgufHeader) -> list[int | None]:
+    """For each layer the window of its attention, None where it sees all."""
+    layers = header["{arch}.block_count"]
+    if header["general.architecture"] != "step35":
+        return [None] * layers
+    pattern, window = header["{arch}.attention.sliding_window_pattern"], header["{arch}.attention.sliding_window"]
+    return [window if is_local else None for is_local in pattern[:layers]]
+
+
+def weight_bytes(header: GgufHeader) -> int:
+    """Bytes of all weights that every token reads: all tensors, but a token table that is not the head too."""
+    unread = {"token_embd.weight"} if "output.weight" in header.tensors else set()
+    layouts = (row_layout(header, name) for name in header.tensors.keys() - unread)
+    return sum(rows * row_bytes for rows, row_bytes in layouts)
+
+
+def row_layout(header: GgufHeader, name: str) -> tuple[int, int]:
+    """(rows, bytes of one row) of a tensor as the file holds it; ValueError for a type of number not known here."""
+    shape, (number, _) = header.tensors[name], header.places[name]
+    try:
+        per_block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(number)]
+    except (ValueError, KeyError):
+        raise ValueError(f"{header.path}: {name} has ggml type {number}, which is not read here") from None
+    if shape[-1] % per_block:
+        raise ValueError(f"{header.path}: {name} has rows of {shape[-1]}, no whole blocks of {per_block}")
+    return math.prod(shape[:-1]), shape[-1] // per_block * block_bytes
+
+
 def tokenizer_of(header: GgufHeader) -> Tokenizer:
     """The tokenizer a file carries: the same ids for the same text as the one it was written from."""
     path = header.path
@@ -126,7 +162,7 @@ def _check(header: GgufHeader) -> None:
     heads, kv_heads = header["{arch}.attention.head_count"], header["{arch}.attention.head_count_kv"]
     if not isinstance(heads, int) or not isinstance(kv_heads, int) or not kv_heads or heads % kv_heads:
         raise ValueError(f"{path}: {heads} heads do not share {kv_heads} key-value heads")
-    width = header.metadata.get(f"{kind}.attention.key_length", header["{arch}.embedding_length"] // heads)
+    width = head_width(header)
     turned = header.metadata.get(f"{kind}.rope.dimension_count", width) // (2 if kind == "step35" else 1)
     if width != header.metadata.get(f"{kind}.attention.value_length", width) or turned != width:
         raise ValueError(f"{path}: key, value and rotary widths differ; no model of ours has that")

@@ -4,7 +4,6 @@ Quantized blocks become the values they stand for (the `gguf` package's own arit
 coming in; what a Q4_K or Q6_K file lost when it was made stays lost.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pocketlm.export.gguf import LAYER_TENSORS
-from pocketlm.export.gguf_header import GgufHeader, read_header, tokenizer_of
+from pocketlm.export.gguf_header import GgufHeader, head_width, read_header, row_layout, tokenizer_of
 from pocketlm.model.checkpoint import load_tensors
 from pocketlm.model.layouts import half_split
 from pocketlm.model.tokenizer import Tokenizer
@@ -56,14 +55,8 @@ def values(header: GgufHeader, name: str) -> Tensor:
     """One tensor in float32, rows in our order: the RoPE of `llama` turns neighbouring channels, ours does not."""
     tensor = read_tensor(header, name)
     if header["general.architecture"] == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
-        return half_split(tensor, _head_dim(header))
+        return half_split(tensor, head_width(header))
     return tensor
-
-
-def _head_dim(header: GgufHeader) -> int:
-    kind = header["general.architecture"]
-    plain = header["{arch}.embedding_length"] // header["{arch}.attention.head_count"]
-    return header.metadata.get(f"{kind}.attention.key_length", plain)
 
 
 def config_of(header: GgufHeader) -> ModelConfig:
@@ -81,7 +74,7 @@ def config_of(header: GgufHeader) -> ModelConfig:
         num_hidden_layers=layers,
         num_attention_heads=header["{arch}.attention.head_count"],
         num_key_value_heads=header["{arch}.attention.head_count_kv"],
-        head_dim=_head_dim(header),
+        head_dim=head_width(header),
         max_position_embeddings=header["{arch}.context_length"],
         rope_theta=_decimal(header.metadata.get(f"{kind}.rope.freq_base", 10_000.0)),
         rms_norm_eps=_decimal(header["{arch}.attention.layer_norm_rms_epsilon"]),
@@ -96,13 +89,9 @@ def config_of(header: GgufHeader) -> ModelConfig:
 def read_tensor(header: GgufHeader, name: str) -> Tensor:
     """One tensor's values in float32, outputs first."""
     shape, (number, start) = header.tensors[name], header.places[name]
-    try:
-        kind = gguf.GGMLQuantizationType(number)
-        per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    except (ValueError, KeyError):
-        raise ValueError(f"{header.path}: {name} has ggml type {number}, which is not read here") from None
-    rows, row_bytes = math.prod(shape[:-1]), shape[-1] // per_block * block_bytes
-    if shape[-1] % per_block or start + rows * row_bytes > header.path.stat().st_size:
+    rows, row_bytes = row_layout(header, name)
+    kind = gguf.GGMLQuantizationType(number)
+    if start + rows * row_bytes > header.path.stat().st_size:
         raise ValueError(f"{header.path}: {name} reaches beyond the end of the file; write or fetch the file again")
     content = np.fromfile(header.path, dtype=np.uint8, count=rows * row_bytes, offset=start).reshape(rows, row_bytes)
     try:

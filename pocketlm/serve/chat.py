@@ -8,6 +8,7 @@ from typing import Protocol
 from rich.console import Console
 
 from pocketlm.model.sampling import GREEDY, Sampling
+from pocketlm.model.stopping import before_stop, text_pieces
 from pocketlm.model.tokenizer import Message, Tokenizer
 
 HELP = """\
@@ -56,10 +57,13 @@ class ChatConfig:
     sampling: Sampling = TALK
     max_new_tokens: int = 512
     system: str | None = None
+    stop: tuple[str, ...] = ()  # texts before which an answer ends
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; choose 1 or more")
+        if "" in self.stop:
+            raise ValueError("stop: an empty text would end every answer before its first word; leave it out")
 
 
 def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message]:
@@ -162,38 +166,27 @@ def _answer(model: ChatModel, prompt: list[int], config: ChatConfig, console: Co
     """The answer, printed while it is made; Ctrl-C keeps what there is."""
     console.print("model ", style="bold magenta", end="")
     tokenizer = model.tokenizer
+    stop_strings = (RUN_ON, *config.stop)
     ids: list[int] = []
     shown = ""
     start = time.monotonic()
+    stream = model.stream(
+        prompt,
+        max_new_tokens=min(config.max_new_tokens, model.max_length - len(prompt)),
+        stop_ids=tokenizer.stop_ids,
+        sampling=config.sampling,
+    )
     try:
-        for token in model.stream(
-            prompt,
-            max_new_tokens=min(config.max_new_tokens, model.max_length - len(prompt)),
-            stop_ids=tokenizer.stop_ids,
-            sampling=config.sampling,
-        ):
-            ids.append(token)
-            text = _certain(tokenizer.decode(ids))
-            _write(console, text[len(shown) :])
-            shown = text
-            if RUN_ON in tokenizer.decode(ids):
-                break
+        for piece in text_pieces((ids.append(token) or token for token in stream), tokenizer, stop_strings):
+            _write(console, piece)
+            shown += piece
     except KeyboardInterrupt:
         pass  # the person has read enough; what there is stays
-    answer = tokenizer.decode(ids).partition(RUN_ON)[0]
+    answer = before_stop(tokenizer.decode(ids), stop_strings)
     _write(console, answer[len(shown) :])
     seconds = time.monotonic() - start
     console.print(f"\n{len(ids)} tokens, {len(ids) / seconds:.1f} a second", style="dim", highlight=False)
     return answer.strip()
-
-
-def _certain(text: str) -> str:
-    """The text without an end that may still change: half a character, or the beginning of RUN_ON."""
-    text = text.partition(RUN_ON)[0].rstrip("\ufffd")
-    for length in range(min(len(RUN_ON), len(text)), 0, -1):
-        if text.endswith(RUN_ON[:length]):
-            return text[:-length]
-    return text
 
 
 def _write(console: Console, text: str) -> None:

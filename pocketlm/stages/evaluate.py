@@ -16,7 +16,7 @@ from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites import Suite, load_suite
-from pocketlm.export.runtimes import opened
+from pocketlm.export.runtimes import label_of, opened, size_of
 from pocketlm.model.files import read_json, write_json, write_text
 from pocketlm.model.generate import LanguageModel
 
@@ -134,13 +134,3 @@ def write_transcripts(file: Path, result: Result) -> None:
     import json
 
     write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.transcripts))
-
-
-def label_of(path: Path) -> str:
-    """A checkpoint folder's name, or an exported file's folder and name."""
-    return f"{path.parent.name}-{path.name}" if path.is_file() else path.name
-
-
-def size_of(path: Path) -> int:
-    """Bytes of an exported file, or of a folder's weights."""
-    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.safetensors"))

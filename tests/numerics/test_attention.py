@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from pocketlm.model.generate import KVCache, int8_levels, left_padded
+from pocketlm.model.generate import KVCache, LanguageModel, int8_levels, left_padded
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer, banded_attention
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer, banded_attention, sliding_attention
 
 # B batch, T tokens, S keys, H heads, K kv heads, E head width
 
@@ -58,12 +59,42 @@ def model() -> Transformer:
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 8, 11, 16, 31, 32])
-def test_banded_attention_is_full_attention_under_the_window_mask(window):
+@pytest.mark.parametrize("attention", [banded_attention, *(partial(sliding_attention, piece=n) for n in (1, 5, 8, 40))])
+def test_attention_in_blocks_is_full_attention_under_the_window_mask(attention, window):
     q, k, v = drawn(2, 4, 32, 16, seed=1) * 2, drawn(2, 2, 32, 16, seed=2) * 2, drawn(2, 2, 32, 16, seed=3)
     expected = masked_attention(q, k, v, within(32, window))
-    assert (banded_attention(q, k, v, window) - expected).abs().max() <= TOLERANCE
-    exact = banded_attention(q.double(), k.double(), v.double(), window)
+    assert (attention(q, k, v, window) - expected).abs().max() <= TOLERANCE
+    exact = attention(q.double(), k.double(), v.double(), window)
     assert (exact - expected).abs().max() <= 1e-14
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_last_token_alone_and_few_rows_at_a_time_are_what_the_full_pass_gives(length, int8):
+    """A prompt as generation reads it, then token after token: each length beside a turn of the ring."""
+    config = replace(CONFIG, hidden_size=512, vocab_size=1024)  # weights large enough for the product of few rows
+    network = Transformer(config).eval()
+    prompts = [
+        torch.randint(1, 1024, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (length, 3, 11)
+    ]
+    wide = LanguageModel(network, None, int8_cache=int8)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        cache = KVCache(config, 3, 70, int8=int8)
+        hidden = wide._prefill(prompts, cache)
+        place = torch.tensor([[len(prompt)] for prompt in prompts])
+        for _ in range(20):
+            logits = network.head(hidden)
+            for row, prompt in enumerate(prompts):
+                alone = network(torch.tensor([prompt]))[0, -1] if not int8 else read_rounded(network, prompt)
+                assert (logits[row] - alone).abs().max() <= (0.05 if int8 else 3e-5)
+                prompt.append(int(alone.argmax()))
+            hidden = network.hidden(torch.tensor([[prompt[-1]] for prompt in prompts]), place, cache)[:, -1]
+            place = place + 1
+
+
+def read_rounded(network: Transformer, ids: list[int]) -> Tensor:
+    """Logits of the last token, all read at once through an int8 cache in which every layer has a slot for each token."""
+    return network(torch.tensor([ids]), None, KVCache(network.config, 1, len(ids), int8=True))[0, -1]
 
 
 def test_banded_attention_has_the_gradients_of_the_masked_one():

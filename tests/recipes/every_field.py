@@ -13,6 +13,7 @@ from pocketlm.model.sampling import Sampling
 from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
 from pocketlm.serve.chat import ChatConfig
+from pocketlm.stages.bench import BenchConfig
 from pocketlm.stages.curate import CurateConfig
 from pocketlm.stages.evaluate import EvaluateConfig
 from pocketlm.stages.export import ExportConfig
@@ -105,6 +106,7 @@ BASES: dict[type, Any] = {
     ),
     ImportConfig: ImportConfig(name="imported", source="them/model"),
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
+    BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
     EvaluateConfig: EvaluateConfig(
         name="evaluation",
         suite=f"{FOLDER}/exam.jsonl",
@@ -209,7 +211,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "repetition_penalty": 5.0,
         "seed": 2,
     },
-    ChatConfig: {"sampling": replace(DRAWN, seed=9), "max_new_tokens": 4, "system": "Be brief."},
+    ChatConfig: {"sampling": replace(DRAWN, seed=9), "max_new_tokens": 4, "system": "Be brief.", "stop": ("e",)},
     CurateConfig: {
         "name": "other",
         "sources": (Source(name="own", domain="knowledge", kind="notes", count=30, pairs_range=(1, 2)),),
@@ -286,6 +288,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "layout": "qwen3",
         "min_agreement": 1.0,
     },
+    BenchConfig: {"name": "speed", "contexts": (24,), "new_tokens": 4, "repeats": 2, "threads": 2},
     EvaluateConfig: {
         "name": "other",
         "suite": f"{FOLDER}/other.jsonl",

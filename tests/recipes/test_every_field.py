@@ -30,6 +30,7 @@ from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 from pocketlm.report.goals import Goal
 from pocketlm.run import Plan
 from pocketlm.serve.chat import ChatConfig, chat
+from pocketlm.stages.bench import BenchConfig, bench
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
@@ -242,6 +243,25 @@ def after_evaluate(config: EvaluateConfig, folder: Path, out: Path, patch: pytes
     return files_of(out), seen
 
 
+def after_bench(config: BenchConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What speed was measured with, and on how many threads; the figures themselves tell the time."""
+    stage = importlib.import_module("pocketlm.stages.bench")
+    seen: list[Any] = []
+
+    def speed(model: Any, *tokens: int, tell: Any) -> dict[str, float]:
+        seen.append((*tokens, torch.get_num_threads()))
+        return {"decode_tokens_per_second": 1.0}
+
+    patch.setattr(stage, "measure_speed", speed)
+    patch.setattr(stage, "read_bandwidth", lambda: 1e9)
+    patch.setattr(stage, "in_own_process", lambda tell, *rest: stage.measure(*rest, tell))
+    try:
+        bench(config, out, models=[folder / "model"])
+    finally:
+        torch.set_num_threads(1)
+    return seen
+
+
 def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     def write(model: Any, tokenizer: Any, path: Path, **options: Any) -> Path:  # lowering takes ten seconds
         path.write_text(repr(options))
@@ -316,13 +336,14 @@ AFTER: dict[type, Callable[..., Any]] = {
     ExportConfig: after_export,
     ImportConfig: after_import,
     RopeScaling: lambda config, *rest: after_model(replace(SHAPE, rope_scaling=config), *rest),
+    BenchConfig: after_bench,
     EvaluateConfig: after_evaluate,
     ReportConfig: after_report,
 }
 STAGES = {
     **{CurateConfig: curate, MixConfig: find_mix, PretrainConfig: pretrain, SelectConfig: select, MergeConfig: merge},
     **{ExtendConfig: extend_context, FinetuneConfig: finetune, QuantizeConfig: quantize, ExportConfig: export},
-    **{EvaluateConfig: evaluate, ReportConfig: report, ImportConfig: import_model},
+    **{EvaluateConfig: evaluate, ReportConfig: report, ImportConfig: import_model, BenchConfig: bench},
 }
 
 

@@ -92,6 +92,14 @@ def test_a_base_model_is_asked_one_question_at_a_time_and_cut_where_it_runs_on(
     assert "42" in shown and "and then" not in shown and "Quest" not in shown
 
 
+def test_an_answer_ends_before_a_stop_text_and_the_conversation_keeps_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Parrot("the héllo ☃ ends here")
+    messages, shown = talk(model, ["one"], monkeypatch, ChatConfig(stop=("never", "☃ e")))
+    assert messages[-1]["content"] == "the héllo" and "the héllo" in shown and "☃" not in shown
+    with pytest.raises(ValueError, match="stop: an empty text"):
+        ChatConfig(stop=("",))
+
+
 def test_an_answer_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="max_new_tokens"):
         ChatConfig(max_new_tokens=0)

@@ -70,7 +70,7 @@ def pocketlm(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "eval", "export"])
+@pytest.mark.parametrize("command", ["run", "chat", "eval", "bench", "export"])
 def test_help_teaches_with_examples(command: str) -> None:
     status, shown = pocketlm(command, "--help")
     assert status == 0 and "Examples" in shown and f"pocketlm {command} runs" in shown.replace("recipes", "runs")
@@ -235,6 +235,7 @@ def test_a_checkpoint_answers_lines_from_a_pipe(checkpoint: Path) -> None:
     result = CliRunner().invoke(app, ["chat", "tiny", "--max-tokens", "4"], input="hello\n")
     assert result.exit_code == 0 and "a base model" in result.output and "a second" in result.output
     assert pocketlm("chat", "tiny", "--temperature", "-1")[0] == 2
+    assert pocketlm("chat", "tiny", "--stop", "")[0] == 2
 
 
 @pytest.mark.parametrize("command", [["chat"], ["eval", "--suite", "pocket"], ["export", "--to", "gguf"]])

@@ -10,7 +10,6 @@ from pocketlm.eval.harness import (
     match_answer,
     prompt_ids,
     solve,
-    without_run_on,
 )
 from pocketlm.eval.suites import Suite
 from pocketlm.model.tokenizer import CHATML, train_tokenizer
@@ -35,7 +34,8 @@ class Scripted:
         self.tokenizer, self.reply, self.max_length = tokenizer, reply, max_length
         self.batches = []
 
-    def generate(self, prompts, *, max_new_tokens, stop_ids):
+    def generate(self, prompts, *, max_new_tokens, stop_ids, stop_strings):
+        assert "\nQuestion:" in stop_strings
         self.batches.append(len(prompts))
         assert stop_ids == {self.tokenizer.eos_id, self.tokenizer.end_of_turn_id}
         answers = []
@@ -112,9 +112,11 @@ def test_the_answer_stands_after_the_last_mark_or_is_the_last_line(completion, a
     assert final_answer(completion) == answer
 
 
-def test_run_ons_are_cut():
-    assert without_run_on(" #### 4\nQuestion: next") == "#### 4"
-    assert without_run_on(" 4\n#### 4 ") == "4\n#### 4"
+def test_run_ons_are_cut(tokenizer):
+    """A model that stops for nothing, and one that goes on to the next problem."""
+    for reply in (" #### 4\nQuestion: next", " #### 4 ", " #### 4\n\n\n#### 5"):
+        result = solve(Scripted(tokenizer, lambda problem, reply=reply: reply), SUITE, max_new_tokens=60)
+        assert {row["completion"] for row in result.transcripts} == {"#### 4"}
 
 
 @pytest.mark.parametrize(

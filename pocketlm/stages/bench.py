@@ -1,0 +1,228 @@
+"""Bench: speed and size of models and exported files, each alone in a process, beside what memory would allow."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from pocketlm.eval.latency import measure_speed
+from pocketlm.eval.machine import available_cores, memory_bytes, peak_memory_bytes, read_bandwidth
+from pocketlm.export.runtimes import labels_of, opened, prepare_runtime, size_of
+from pocketlm.model.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+CONTEXTS = (128, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to measure. contexts: full lengths in tokens, the last `new_tokens` of them made by the model; empty takes
+    128, 1,024, 2,048, 4,096 and 8,192, as far as each model goes. repeats: runs of which the median counts, after one
+    that does not. threads: of every runtime alike; None takes the physical cores.
+    """
+
+    name: str
+    contexts: tuple[int, ...] = ()
+    new_tokens: int = 32
+    repeats: int = 3
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 2 or self.repeats < 1:
+            raise ValueError(
+                f"new_tokens {self.new_tokens} and repeats {self.repeats}: at least 2 tokens and 1 run are needed"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads {self.threads}: at least 1 is needed")
+        for context in self.contexts or CONTEXTS:
+            if context <= self.new_tokens:
+                raise ValueError(
+                    f"context {context} has no room for a prompt before {self.new_tokens} new tokens; "
+                    "give longer contexts, or fewer new tokens"
+                )
+
+    def summary(self) -> str:
+        return f"contexts {'/'.join(map(str, self.contexts or CONTEXTS))}"
+
+
+def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
+    """`out`, with bench.json: the figures of each model, named as `measure` names them.
+
+    A model that is measured is not measured again. ValueError where a context that was asked for is longer than a
+    model's; of the usual ones those that are longer are left out, and named.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    models = [Path(path) for path in models]
+    if config.contexts:
+        for path in models:
+            with opened(path) as model:
+                chosen_contexts(config, path, model.max_length)
+    threads = config.threads or available_cores()
+    found: dict[str, Any] = {}
+    columns = (TextColumn("  {task.description:<60}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("")
+        for label, path in zip(labels_of(models), models, strict=True):
+            done = out / f".{label}.json"
+            if not done.is_file():
+                figures = in_own_process(
+                    lambda what, label=label: progress.update(bar, description=f"{label}: {what}"),
+                    config,
+                    path,
+                    threads,
+                )
+                write_json(done, figures)
+            found[label] = read_json(done)
+    bandwidth = max(figures["bandwidth_bytes_per_second"] for figures in found.values())
+    for row in (row for figures in found.values() for row in figures["contexts"].values()):
+        row["share_of_limit"] = share_of_limit(row, bandwidth)
+    settings = {"new_tokens": config.new_tokens, "repeats": config.repeats, "threads": threads}
+    write_json(out / "bench.json", {**settings, "bandwidth_bytes_per_second": bandwidth, "models": found})
+    return out
+
+
+def share_of_limit(row: dict[str, Any], bandwidth: float) -> float | None:
+    """Decode as a share of the tokens a second at which memory could be read; None where step_bytes is not known.
+
+    Above 1 where a model stays in the processor's caches. The bandwidth is the best after any of the run's models.
+    """
+    return None if row["step_bytes"] is None else row["decode_tokens_per_second"] * row["step_bytes"] / bandwidth
+
+
+def chosen_contexts(config: BenchConfig, path: Path, max_length: int) -> tuple[list[int], list[int]]:
+    """(contexts to measure, contexts left out), both ascending; ValueError where one was asked for and is too long."""
+    contexts = sorted(set(config.contexts or CONTEXTS))
+    fitting = [context for context in contexts if context <= max_length]
+    if len(fitting) < len(contexts) and (config.contexts or not fitting):
+        raise ValueError(
+            f"{path}: its longest text is {max_length} tokens, so there is no context {contexts[len(fitting)]}; "
+            f"give contexts up to {max_length}"
+        )
+    return fitting, contexts[len(fitting) :]
+
+
+def measure(config: BenchConfig, path: Path, threads: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The figures of one model, in a process that does nothing else.
+
+    load_seconds: from the call that opens the file to the first token after a prompt of one, so with everything that
+    is read or laid out late; without the import of Python packages. peak_memory_bytes: the most resident until then,
+    of which `memory_before_bytes` were there before the file: Python, torch and the runtime.
+    step_bytes: what one token at the end of the context must read: every weight once, and the keys and values it
+    sees.
+    """
+    prepare_runtime(path)
+    before = memory_bytes()
+    tell("opening")
+    started = perf_counter()
+    with opened(path, threads=threads) as model:
+        next(iter(model.stream([model.tokenizer.bos_id], max_new_tokens=1, stop_ids=set())))
+        load_seconds = perf_counter() - started
+        contexts, left_out = chosen_contexts(config, path, model.max_length)
+        rows: dict[str, dict[str, Any]] = {}
+        for context in contexts:
+            speed = measure_speed(
+                model,
+                context - config.new_tokens,
+                config.new_tokens,
+                config.repeats,
+                tell=lambda what, context=context: tell(f"{context} tokens, {what}"),
+            )
+            sizes = {"kv_bytes": model.kv_bytes(context), "step_bytes": model.step_bytes(context)}
+            rows[str(context)] = {**speed, **sizes, "peak_memory_bytes": peak_memory_bytes()}
+        longest, peak = model.max_length, peak_memory_bytes()
+    tell("memory bandwidth")
+    bandwidth = read_bandwidth()
+    return {
+        "path": path.name,
+        "bytes": size_of(path),
+        "max_length": longest,
+        "load_seconds": load_seconds,
+        "peak_memory_bytes": peak,
+        "memory_before_bytes": before,
+        "bandwidth_bytes_per_second": bandwidth,
+        "contexts": rows,
+        "left_out": left_out,
+    }
+
+
+def in_own_process(tell: Callable[[str], None], config: BenchConfig, path: Path, threads: int) -> dict[str, Any]:
+    """What `measure` returns or raises, from a new process: its peak of memory is this model's alone."""
+    context = get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(there, config, path, threads), daemon=True)
+    process.start()
+    there.close()
+    try:
+        while True:
+            kind, content = here.recv()
+            if kind == "error":
+                raise content
+            if kind == "figures":
+                return content
+            tell(content)
+    except EOFError:
+        process.join()
+        raise ValueError(
+            f"{path}: the process that measured it ended with status {process.exitcode}"
+            f"{', killed: was the memory enough?' if process.exitcode == -signal.SIGKILL else ''}"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(pipe: Any, config: BenchConfig, path: Path, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, and it ends this one
+    try:
+        pipe.send(("figures", measure(config, path, threads, lambda what: pipe.send(("tell", what)))))
+    except Exception as error:
+        pipe.send(("error", error))
+
+
+def bench_table(report: dict[str, Any]) -> "Group":
+    """The figures of bench.json: for each model a table, its size and load above, what is missing below."""
+    from rich.console import Group
+
+    return Group(
+        *(_table(label, figures) for label, figures in report["models"].items()),
+        f"On {report['threads']} thread{'s' * (report['threads'] > 1)}, medians of {report['repeats']}; the last "
+        f"{report['new_tokens']} tokens of a context are made. prefill, decode: tokens a second. first: seconds until the "
+        "first token. of limit: decode against reading weights and cache once a token, at the "
+        f"{report['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s of this run.",
+    )
+
+
+def _table(label: str, figures: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    rows = figures["contexts"]
+    title = f"{label}: {figures['bytes'] / 1e6:,.2f} MB, loads in {figures['load_seconds']:.2f} s"
+    told = [f"{figures['memory_before_bytes'] / 1e6:,.0f} MB were used before the file was opened"]
+    if figures["left_out"]:
+        over = ", ".join(map(str, figures["left_out"]))
+        told.append(f"at most {figures['max_length']} tokens, so without {over}")
+    if None in (row["share_of_limit"] for row in rows.values()):
+        told.append("the file does not tell what ? stands for: export it again")
+    table = Table(title=title, caption="; ".join(told), title_justify="left", caption_justify="left")
+    for name in ("context", "prefill", "decode", "first", "peak MB", "KV MB", "of limit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for context, row in rows.items():
+        kv, share = row["kv_bytes"], row["share_of_limit"]
+        table.add_row(
+            context,
+            f"{row['prefill_tokens_per_second']:,.0f}",
+            f"{row['decode_tokens_per_second']:,.1f}",
+            f"{row['time_to_first_token_seconds']:.3f}",
+            f"{row['peak_memory_bytes'] / 1e6:,.0f}",
+            "?" if kv is None else f"{kv / 1e6:,.2f}",
+            "?" if share is None else f"{share:.0%}",
+        )
+    return table
