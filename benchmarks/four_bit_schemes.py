@@ -3,7 +3,7 @@
     python benchmarks/four_bit_schemes.py runs/pocket
 
 Prints one JSON line for each: problems solved of the run's suite, and top tokens and KL against the full-precision model
-on held-out answers. Steps, learning rate and rows are those of the run's stage `int4`.
+on held-out answers. Steps, learning rate and rows are those of the run's stage `int4`. --schemes takes some of them.
 """
 
 import argparse
@@ -25,7 +25,9 @@ from pocketlm.train.optim import OptimConfig
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
+    arguments = parser.parse_args()
+    run = arguments.run
     told = read_json(run / "int4" / "stage.json")["config"]
     optim = OptimConfig(**{name: value for name, value in told.pop("optim").items() if name != "class"})
     config = QuantizeConfig(**{**told, "sources": tuple(told["sources"])}, optim=optim)
@@ -33,7 +35,7 @@ def main() -> None:
     passages = real_passages(parent, config.seq_len, run / "corpus")
     with tempfile.TemporaryDirectory() as scratch:
         folders = {"full precision": run / "chat"}
-        for scheme in SCHEMES:
+        for scheme in arguments.schemes:
             for name, how in (("rounded", None), ("trained", optim)):
                 folder = Path(scratch) / f"{scheme}-{name}"
                 folder.mkdir()

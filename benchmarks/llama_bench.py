@@ -4,8 +4,9 @@
     python benchmarks/llama_bench.py files/model.gguf --llama-bench PATH
 
 The two take turns, so that a machine that slows down slows both; what counts is the median of the ratios of neighbours, and
-on a busy machine the ratio of the best of each. llama-bench decodes without choosing tokens, ours chooses them. One table,
-one JSON line.
+on a busy machine the ratio of the best of each. llama-bench decodes without choosing tokens, ours chooses them. `inside`: of
+our own thread's processor time between two tokens, the share that llama.cpp's decode takes; other work on the machine hardly
+disturbs it. One table, one JSON line.
 
 Our llama.cpp is in the `xllamacpp` wheel, without llama-bench, whose source is in the package's sdist. Linked to the wheel's
 own library it runs the very same compiled code (a build of its own, by another compiler, differs by some per cent):
@@ -24,14 +25,18 @@ import importlib.metadata
 import json
 import subprocess
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from time import thread_time
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from pocketlm.eval.latency import measure_speed
+from pocketlm.export import libllama
 from pocketlm.export.llamacpp import GgufModel
 
 PHASES = ("prefill", "decode")
@@ -72,7 +77,27 @@ def compare(binary: Path, file: Path, model: GgufModel, context: int, new_tokens
             ours = measure_speed(model, prompt, new_tokens, repeats=1)
         for phase in PHASES:
             speeds[phase].append((ours[f"{phase}_tokens_per_second"], theirs[phase]))
-    return {phase: summary(pairs) for phase, pairs in speeds.items()}
+    return {phase: summary(pairs) for phase, pairs in speeds.items()} | {"inside": inside(model, prompt, new_tokens)}
+
+
+def inside(model: GgufModel, prompt: int, new_tokens: int) -> float:
+    """Processor time of the thread inside llama_decode as a share of all between two tokens: the median."""
+    library = libllama.library()
+    decode, spent = library.llama_decode, []
+
+    def timed(*arguments: Any) -> int:
+        started = thread_time()
+        code = decode(*arguments)
+        spent.append(thread_time() - started)
+        return code
+
+    library.llama_decode = timed
+    try:
+        times = [thread_time() for _ in model.stream([5] * prompt, max_new_tokens=new_tokens, stop_ids=set())]
+    finally:
+        library.llama_decode = decode
+    steps = [after - before for before, after in pairwise(times)]
+    return round(median(own / step for own, step in zip(spent[-len(steps) :], steps, strict=True)), 3)
 
 
 def summary(pairs: list[tuple[float, float]]) -> dict[str, float]:
@@ -93,13 +118,14 @@ def llama_bench(binary: Path, file: Path, options: list) -> float:
 
 def show(found: dict) -> None:
     table = Table(title=f"{found['file']}: tokens a second on one thread, medians of {found['rounds']} rounds")
-    for name in ("context", "", "ours", "llama-bench", "ratio", "ratio of best"):
+    for name in ("context", "", "ours", "llama-bench", "ratio", "ratio of best", "inside"):
         table.add_column(name, justify="right")
     for context, phases in found["contexts"].items():
-        for phase, figures in phases.items():
+        for phase in PHASES:
+            figures = phases[phase]
             speeds = [f"{figures[name]:,.1f}" for name in ("ours", "llama_bench")]
             ratios = [f"{figures[name]:.3f}" for name in ("ratio", "ratio_of_best")]
-            table.add_row(str(context), phase, *speeds, *ratios)
+            table.add_row(str(context), phase, *speeds, *ratios, f"{phases['inside']:.1%}" if phase == "decode" else "")
     Console(stderr=True).print(table)
     print(json.dumps(found))
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pocketlm.corpus.sources import Source
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.report.goals import Goal
+from pocketlm.stages.bench import BenchConfig, bench
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
@@ -258,7 +259,9 @@ def recipe(run, *, effort: float = 1.0):
     files = run(export, ExportConfig(name="files"), model=int4, corpus=corpus)
     models = [base, mid, long, merged, chat, ptq, int4, files / "model.gguf", files / "model.pte"]
     evaluation = run(evaluate, EVALUATE, models=models, corpus=corpus)
-    everything = [corpus, mix, wide, teacher, phase1, base, *rounds, long, *specialists, merged, chat, ptq, int4, files]
+    speed = run(bench, BenchConfig(name="speed", contexts=(128, LONG_WINDOW)), models=models[-3:])
+    made = [phase1, base, *rounds, long, *specialists, merged, chat, ptq, int4, files]
+    everything = [corpus, mix, wide, teacher, *made, speed]
     return run(
         report,
         ReportConfig(

@@ -237,7 +237,7 @@ class Context:
         place = self.lib.llama_get_logits(self.handle), count
         if place != self.place:  # seldom: the buffer stays where it is
             content = (c_float * (count * self.vocab_size)).from_address(place[0])
-            self.logits, self.place = np.frombuffer(content, np.float32).reshape(count, -1), place
+            self.logits, self.place = np.ctypeslib.as_array(content).reshape(count, -1), place
         return self.logits
 
     def close(self) -> None:

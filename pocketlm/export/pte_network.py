@@ -87,7 +87,8 @@ class PteNetwork(nn.Module):
     @property
     def kv_bytes(self) -> tuple[int, int]:
         """(bytes of the whole cache, bytes of it that hold one token in the global layers)."""
-        sizes = [(sum(b.nbytes for b in layer.buffers(recurse=False)), layer.local) for layer in self.layers]
+        caches = [cache for cache in self.modules() if isinstance(cache, FloatCache)]
+        sizes = [(sum(buffer.nbytes for buffer in cache.buffers()), cache.local) for cache in caches]
         return sum(size for size, _ in sizes), sum(size // self.context_length for size, local in sizes if not local)
 
     def ring_places(self, positions: Tensor, last: Tensor) -> Ring:

@@ -13,9 +13,10 @@ from pocketlm.report.merging import merging_section
 from pocketlm.report.page import page
 from pocketlm.report.results import evaluation_section, headline, shipped_labels, transcripts_section
 from pocketlm.report.road import Stage, curves_section, recipe_section, road_section
+from pocketlm.report.speed import speed_section
 
 RECORD = "stage.json"
-SHOWN_FILES = ("curation.json", "mix.json", "selection.json", "merge.json", "export.json")
+SHOWN_FILES = ("curation.json", "mix.json", "selection.json", "merge.json", "export.json", "bench.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
     sections = [
         headline(measured, exports, verdicts, claims, seconds),
         evaluation_section(measured),
+        speed_section(read),
         road_section(read),
         curves_section(read),
         curation_section(read, config.examples),

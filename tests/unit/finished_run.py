@@ -146,6 +146,23 @@ def evaluation() -> dict[str, Any]:
     return {"evaluation.json": {"suite": "pocket", "models": models}, **files}
 
 
+def bench() -> dict[str, Any]:
+    """Two models at two contexts; the first does not tell how large its cache is."""
+    row = {
+        "prefill_tokens_per_second": 9876.5,
+        "decode_tokens_per_second": 432.1,
+        "time_to_first_token_seconds": 0.0123,
+        "kv_bytes": 65_536,
+        "peak_memory_bytes": 512_000_000,
+        "share_of_limit": 0.37,
+    }
+    model = {"bytes": 812_000, "load_seconds": 0.25, "contexts": {"128": row, "1024": row}}
+    untold = row | {"kv_bytes": None, "share_of_limit": None}
+    models = {"old": model | {"contexts": {"128": untold}}, "model.gguf": model}
+    settings = {"threads": 2, "repeats": 3, "new_tokens": 32, "bandwidth_bytes_per_second": 1.25e10}
+    return {"bench.json": {**settings, "models": models}}
+
+
 def whole_run(run: Path) -> dict[str, Path]:
     """Stage folders of a recipe that has every stage, by name."""
     exported = {"model": "int4", "quantization": "int4_group32"}
@@ -166,5 +183,6 @@ def whole_run(run: Path) -> dict[str, Path]:
         write_stage(run, "quantize", "int4", 48.0, steps(120, 0.3, 0.05, 8), model="chat"),
         write_stage(run, "export", "files", 9.5, {"export.json": {**exported, "bytes": sizes}}, model="int4"),
         write_stage(run, "evaluate", "evaluation", 82.0, evaluation(), corpus="corpus"),
+        write_stage(run, "bench", "speed", 21.0, bench()),
     ]
     return {folder.name: folder for folder in folders}

@@ -86,6 +86,7 @@ def whole(run: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str
 ALL_PARTS = [
     "short",
     "evaluation",
+    "speed",
     "road",
     "curves",
     "curation",
@@ -114,6 +115,12 @@ def test_what_documents_and_models_say_is_text(whole: str) -> None:
     assert "<script" not in whole and "\x00" not in whole
     shown = Reader(whole).text
     assert shown.count("</pre><script>alert('x')</script><img src=http://evil.example/a.png>") >= 3
+
+
+def test_speeds_stand_beside_what_memory_would_allow(whole: str) -> None:
+    text = Reader(whole).text
+    assert "9,876" in text and "432" in text and "37.0 %" in text and "65.5 kB" in text
+    assert "on 2 threads, medians of 3" in text and "at the 12.5 GB/s of memory" in text
 
 
 def test_every_drawing_is_described(whole: str) -> None:
