@@ -17,7 +17,7 @@ from torch import Tensor
 from pocketlm.model.transformer import Transformer, product
 
 BLOCK_BYTES = 2**23  # of a block's logits in float32: the passes over them stay in the processor's cache
-KEPT_BYTES = 2**28  # of all logits, in the dtype of the products: as many are kept from one pass to the next
+KEPT_BYTES = 400 * 2**20  # of all logits, in the dtype of the products: as many are kept from one pass to the next
 
 
 @dataclass(frozen=True)
