@@ -132,8 +132,8 @@ def test_stock_transformers_opens_a_compressed_tensors_folder_as_our_grid(name, 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_mlx_lm_opens_an_mlx_folder_and_answers_as_our_grid(name, tokenizer, tmp_path: Path) -> None:
-    mx: Any = pytest.importorskip("mlx.core", reason="needs mlx[cpu] and mlx-lm")
-    utils: Any = pytest.importorskip("mlx_lm.utils", reason="needs mlx[cpu] and mlx-lm")
+    mx: Any = pytest.importorskip("mlx.core", reason="pip install 'pocketlm[mlx]'")
+    utils: Any = pytest.importorskip("mlx_lm.utils", reason="pip install 'pocketlm[mlx]'")
     model = network(name)
     theirs, _ = utils.load_model(write_repacked(model, tokenizer, tmp_path / "mlx", "mlx"))
     plain = LanguageModel(on_grid(model), tokenizer)
