@@ -1,7 +1,7 @@
 """A published network with random weights through the whole chain: Meta's layout in, a .gguf and a .pte out, each compared.
 
     python benchmarks/published_shapes.py r1-140m
-    python benchmarks/published_shapes.py pro --formats gguf
+    python benchmarks/published_shapes.py pro --gguf-dtypes q4_0
 
 R1 comes in as `llama4_text` and Pro in a layout of its own, as Meta publishes them; other shapes in ours. One JSON line for
 each file.
@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("--formats", default="gguf,pte")
+    parser.add_argument("--gguf-dtypes", default="f32,q4_0", help="a float32 .gguf of MobileLLM-Pro takes 4 GB")
     arguments = parser.parse_args()
     tokenizer = train_tokenizer([page.text for page in read_language_reference()], 2048)
     config = replace(PRESETS[arguments.preset], initializer_range=0.05)  # so that logits are not flat
@@ -39,7 +40,7 @@ def main() -> None:
         model = import_model(ImportConfig(name="import", source=str(folder / "meta")), folder / "model")
         show(json.loads((model / "import.json").read_text()) | {"from": arguments.preset})
         for name in arguments.formats.split(","):
-            for dtype in ("f32", "q4_0") if name == "gguf" else (None,):
+            for dtype in arguments.gguf_dtypes.split(",") if name == "gguf" else (None,):
                 out = folder / f"{name}-{dtype}"
                 out.mkdir()
                 started = time.perf_counter()

@@ -35,7 +35,13 @@ def main() -> None:
         told = json.loads((model / "import.json").read_text())
         show("import", {**told, "seconds": round(time.perf_counter() - started, 1)})
         against_transformers(file, model)
-        for formats, dtype in ((("gguf",), "f32"), (("gguf",), "q8_0"), (("gguf",), "q4_0"), (("pte",), None)):
+        for formats, dtype in (
+            (("gguf",), "f32"),
+            (("gguf",), "f16"),
+            (("gguf",), "q8_0"),
+            (("gguf",), "q4_0"),
+            (("pte",), None),
+        ):
             out = folder / f"{formats[0]}-{dtype}"
             out.mkdir()
             config = ExportConfig(
