@@ -138,7 +138,7 @@ EVALUATE = EvaluateConfig(
     needle_tokens=(WINDOW, 2 * WINDOW, LONG_WINDOW),
     haystack=("docstrings",),
 )
-ONE_PROBLEM = 1 / 360  # of the suite: the least difference that it can see
+BEYOND_NOISE = 0.05  # a difference of two shares of 360 problems has a standard error of up to 3.7 points: our choice
 GOALS = (
     Goal(text="the int4 .gguf solves 70 % in llama.cpp", model="model.gguf", at_least=0.70, beside=("base", "chat")),
     Goal(text="the int4 .pte solves 70 % in ExecuTorch", model="model.pte", at_least=0.70, beside=("base", "chat")),
@@ -165,7 +165,7 @@ CLAIMS = (
         text="R1: mid-training on samples of positive influence, with a teacher, solves more than the base",
         model="mid",
         compared_to="base",
-        at_least=ONE_PROBLEM,
+        at_least=BEYOND_NOISE,
     ),
     Goal(
         text="Pro: positional distillation carries retrieval beyond the window",
@@ -178,13 +178,13 @@ CLAIMS = (
         text="Pro: merged specialists solve more than the trunk they left",
         model="merged",
         compared_to="long",
-        at_least=ONE_PROBLEM,
+        at_least=BEYOND_NOISE,
     ),
     Goal(
         text="Pro: training on the grid (QAT) solves more than rounding (PTQ)",
         model="int4",
         compared_to="ptq",
-        at_least=ONE_PROBLEM,
+        at_least=BEYOND_NOISE,
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,7 @@ def _same_number(expected: str, given: str) -> bool:
     """math-verify's judgement: "24/2" is 12. Its timeouts are off: only the main thread may set signals."""
     from math_verify import parse, verify
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # else it warns of the missing timeouts
     off: Any = None  # accepted, and documented, though annotated as int
     gold, answer = parse(expected, parsing_timeout=off), parse(given, parsing_timeout=off)
     return bool(gold and answer and verify(gold, answer, timeout_seconds=None))
