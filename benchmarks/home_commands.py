@@ -51,6 +51,7 @@ NEW_SENTENCES = {
     "radio": (("some radio in the {r}, volume {v}", "set", range(1, 11)),),
 }
 POLITE = ("{c}", "please {c}", "could you {c}", "hey, {c}", "{c}, please", "would you {c}")
+SHOWN = 100  # characters of an answer
 HOURS = ("twelve", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 
 
@@ -125,7 +126,7 @@ def show(run: Path) -> None:
         print(f"\n{prompt.removeprefix(ASK)}")
         for label in ("base", last):
             row = answers[label][prompt]
-            print(f"  {label:<11} {'right' if row['correct'] else 'wrong'}: {row['completion'].strip()!r}")
+            print(f"  {label:<11} {'right' if row['correct'] else 'wrong'}: {shortened(row['completion'])}")
     print(
         f"\n{'model':<12}{'solved':>8}"
         + "".join(f"{family:>15}" for family in told[last]["problems"])
@@ -148,6 +149,11 @@ def show(run: Path) -> None:
         + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items())
         + f"; together {sum(seconds.values()):.0f}"
     )
+
+
+def shortened(answer: str) -> str:
+    line = " ".join(answer.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]} ... ({len(answer)} characters)"
 
 
 def answers_of(file: Path) -> dict[str, dict]:
