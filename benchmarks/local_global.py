@@ -2,6 +2,7 @@
 
     python benchmarks/local_global.py                  one layer of each kind in turns, and Pro's 30 from these
     python benchmarks/local_global.py --layers 10      a whole pass of the first 10 layers, 3 of them global, as 9 of 30
+    python benchmarks/local_global.py --layers 10 --llamacpp      the same as q4_0 files, in llama.cpp
 
 Random weights of Pro's width, float32, as generation reads a prompt. One JSON line each; a ratio above 1 says how much
 longer all-global takes.
@@ -9,22 +10,31 @@ longer all-global takes.
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from generation import in_turns
 
+from pocketlm.corpus.stdlib import read_language_reference
+from pocketlm.export.gguf import write_gguf
+from pocketlm.export.runtimes import opened
 from pocketlm.model.generate import KVCache
 from pocketlm.model.presets import PRESETS
+from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer, sliding_attention
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, help="a whole pass of so many of Pro's layers")
+    parser.add_argument("--llamacpp", action="store_true", help="that pass alone, of 4-bit files in llama.cpp")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
@@ -33,6 +43,9 @@ def main() -> None:
     shared = {"tokens": options.tokens, "threads": options.threads}
     kinds = PRESETS["pro"].layer_types
     ids = torch.randint(1024, (1, options.tokens), generator=torch.Generator().manual_seed(0))
+    if options.llamacpp:
+        in_llamacpp(kinds[: options.layers or 10], options.tokens, options.threads, options.repeats)
+        return
     if options.layers:
         mine, other = (partial(prefill, network, ids) for network in networks(kinds[: options.layers], options.tokens))
         names = ("local_global_seconds", "all_global_seconds", "ratio")
@@ -71,6 +84,26 @@ def networks(kinds: tuple[str, ...], tokens: int) -> tuple[Transformer, Transfor
     mixed, everywhere = Transformer(config).eval(), Transformer(replace(config, layer_types=())).eval()
     everywhere.load_state_dict(mixed.state_dict(), assign=True)  # the same tensors: half the memory
     return mixed, everywhere
+
+
+def in_llamacpp(kinds: tuple[str, ...], tokens: int, threads: int, repeats: int) -> None:
+    """Until the first token after a prompt of `tokens` - 1, in two q4_0 files."""
+    tokenizer = train_tokenizer([page.text for page in read_language_reference()], 1000)
+    ids = torch.randint(300, (tokens - 1,), generator=torch.Generator().manual_seed(0)).tolist()
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        passes = []
+        for name, network in zip(("mixed", "everywhere"), networks(kinds, tokens), strict=True):
+            file = write_gguf(network, tokenizer, Path(scratch) / f"{name}.gguf", "q4_0")
+            model = stack.enter_context(opened(file, threads=threads))
+            passes.append(partial(first_token, model, ids))
+        figures = dict(
+            zip(("local_global_seconds", "all_global_seconds", "ratio"), in_turns(*passes, repeats), strict=True)
+        )
+    show("whole pass, q4_0 in llama.cpp", {"tokens": tokens, "threads": threads, "layers": len(kinds)} | figures)
+
+
+def first_token(model: Any, ids: list[int]) -> int:
+    return next(iter(model.stream(ids, max_new_tokens=1, stop_ids=set())))
 
 
 @torch.inference_mode()
