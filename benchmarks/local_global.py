@@ -3,6 +3,7 @@
     python benchmarks/local_global.py                  one layer of each kind in turns, and Pro's 30 from these
     python benchmarks/local_global.py --layers 10      a whole pass of the first 10 layers, 3 of them global, as 9 of 30
     python benchmarks/local_global.py --layers 10 --llamacpp      the same as q4_0 files, in llama.cpp
+    python benchmarks/local_global.py --executorch     one int4 layer of each kind in ExecuTorch, and Pro's 30 from these
 
 Random weights of Pro's width, float32, as generation reads a prompt. One JSON line each; a ratio above 1 says how much
 longer all-global takes.
@@ -23,10 +24,12 @@ import torch.nn.functional as F
 from generation import in_turns
 
 from pocketlm.corpus.stdlib import read_language_reference
+from pocketlm.export.executorch import write_pte
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.runtimes import opened
 from pocketlm.model.generate import KVCache
 from pocketlm.model.presets import PRESETS
+from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer, sliding_attention
 
@@ -35,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, help="a whole pass of so many of Pro's layers")
     parser.add_argument("--llamacpp", action="store_true", help="that pass alone, of 4-bit files in llama.cpp")
+    parser.add_argument("--executorch", action="store_true")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
@@ -45,6 +49,9 @@ def main() -> None:
     ids = torch.randint(1024, (1, options.tokens), generator=torch.Generator().manual_seed(0))
     if options.llamacpp:
         in_llamacpp(kinds[: options.layers or 10], options.tokens, options.threads, options.repeats)
+        return
+    if options.executorch:
+        in_executorch(options.tokens, options.threads, options.repeats)
         return
     if options.layers:
         mine, other = (partial(prefill, network, ids) for network in networks(kinds[: options.layers], options.tokens))
@@ -100,6 +107,24 @@ def in_llamacpp(kinds: tuple[str, ...], tokens: int, threads: int, repeats: int)
             zip(("local_global_seconds", "all_global_seconds", "ratio"), in_turns(*passes, repeats), strict=True)
         )
     show("whole pass, q4_0 in llama.cpp", {"tokens": tokens, "threads": threads, "layers": len(kinds)} | figures)
+
+
+def in_executorch(tokens: int, threads: int, repeats: int) -> None:
+    """Until the first token after a prompt of `tokens` - 1, in two int4 programs of one layer each."""
+    kinds = PRESETS["pro"].layer_types
+    share = kinds.count(GLOBAL) / len(kinds)
+    tokenizer = train_tokenizer([page.text for page in read_language_reference()], 1000)
+    ids = torch.randint(300, (tokens - 1,), generator=torch.Generator().manual_seed(0)).tolist()
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        passes = []
+        for name, network in zip(("local", "global"), networks((LOCAL,), tokens), strict=True):
+            options: dict[str, Any] = {"context_length": tokens, "quantization": CPU.name}
+            file = write_pte(prepare(network, CPU), tokenizer, Path(scratch) / f"{name}.pte", **options)
+            passes.append(partial(first_token, stack.enter_context(opened(file, threads=threads)), ids))
+        near, full, ratio = in_turns(*passes, repeats)
+    figures = {"local_seconds": near, "global_seconds": full, "ratio": ratio}
+    show("one layer, int4 in ExecuTorch", {"tokens": tokens, "threads": threads} | figures)
+    show("Pro's layers, 9 of 30 global", {"ratio": full / (share * full + (1 - share) * near)})
 
 
 def first_token(model: Any, ids: list[int]) -> int:
