@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pocketlm.model.generate import KVCache, LanguageModel, int8_levels, left_padded
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer, banded_attention, sliding_attention
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer, sliding_attention
 
 # B batch, T tokens, S keys, H heads, K kv heads, E head width
 
@@ -59,13 +59,18 @@ def model() -> Transformer:
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 8, 11, 16, 31, 32])
-@pytest.mark.parametrize("attention", [banded_attention, *(partial(sliding_attention, piece=n) for n in (1, 5, 8, 40))])
-def test_attention_in_blocks_is_full_attention_under_the_window_mask(attention, window):
+@pytest.mark.parametrize("piece", [1, 5, 8, 40])
+def test_attention_in_pieces_is_full_attention_under_the_window_mask(piece, window):
+    attention = partial(sliding_attention, piece=piece)
     q, k, v = drawn(2, 4, 32, 16, seed=1) * 2, drawn(2, 2, 32, 16, seed=2) * 2, drawn(2, 2, 32, 16, seed=3)
     expected = masked_attention(q, k, v, within(32, window))
     assert (attention(q, k, v, window) - expected).abs().max() <= TOLERANCE
     exact = attention(q.double(), k.double(), v.double(), window)
     assert (exact - expected).abs().max() <= 1e-14
+    newest = attention(q[:, :, -3:].double(), k.double(), v.double(), window)  # a query for the last tokens alone
+    assert (newest - expected[:, :, -3:]).abs().max() <= 1e-14
+    rounded = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), window)
+    assert rounded.dtype == torch.bfloat16 and (rounded - expected).abs().max() <= 0.1
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, 40])
@@ -97,10 +102,10 @@ def read_rounded(network: Transformer, ids: list[int]) -> Tensor:
     return network(torch.tensor([ids]), None, KVCache(network.config, 1, len(ids), int8=True))[0, -1]
 
 
-def test_banded_attention_has_the_gradients_of_the_masked_one():
+def test_attention_in_pieces_has_the_gradients_of_the_masked_one():
     q, k, v = inputs = [drawn(1, heads, 16, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)]
     weight = drawn(1, 4, 16, 8, seed=9).double()
-    own = torch.autograd.grad((banded_attention(q, k, v, window=4) * weight).sum(), inputs)
+    own = torch.autograd.grad((sliding_attention(q, k, v, window=4, piece=5) * weight).sum(), inputs)
     expected = torch.autograd.grad((masked_attention(q, k, v, within(16, 4)) * weight).sum(), inputs)
     for mine, theirs in zip(own, expected, strict=True):
         assert (mine - theirs).abs().max() <= 1e-14
@@ -108,7 +113,7 @@ def test_banded_attention_has_the_gradients_of_the_masked_one():
 
 @pytest.mark.parametrize("length", [5, 8, 16, 29, 40])
 @torch.no_grad()
-def test_the_banded_path_and_the_path_of_explicit_positions_agree(model, length):
+def test_the_path_in_pieces_and_the_path_of_explicit_positions_agree(model, length):
     """Lengths below, equal to, a multiple of, and beside the window."""
     ids = token_ids(3, length)
     positions = torch.arange(length).expand(3, length)
