@@ -14,8 +14,7 @@ from pocketlm.export.runtimes import labels_of, opened, prepare_runtime, size_of
 from pocketlm.model.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
+    pass
 
 CONTEXTS = (128, 1024, 2048, 4096, 8192)
 
@@ -185,44 +184,3 @@ def _answer(pipe: Any, config: BenchConfig, path: Path, threads: int) -> None:
         pipe.send(("figures", measure(config, path, threads, lambda what: pipe.send(("tell", what)))))
     except Exception as error:
         pipe.send(("error", error))
-
-
-def bench_table(report: dict[str, Any]) -> "Group":
-    """The figures of bench.json: for each model a table, its size and load above, what is missing below."""
-    from rich.console import Group
-
-    return Group(
-        *(_table(label, figures) for label, figures in report["models"].items()),
-        f"On {report['threads']} thread{'s' * (report['threads'] > 1)}, medians of {report['repeats']}; the last "
-        f"{report['new_tokens']} tokens of a context are made. prefill, decode: tokens a second. first: seconds until the "
-        "first token. of limit: decode against reading weights and cache once a token, at the "
-        f"{report['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s of this run.",
-    )
-
-
-def _table(label: str, figures: dict[str, Any]) -> "Table":
-    from rich.table import Table
-
-    rows = figures["contexts"]
-    title = f"{label}: {figures['bytes'] / 1e6:,.2f} MB, loads in {figures['load_seconds']:.2f} s"
-    told = [f"{figures['memory_before_bytes'] / 1e6:,.0f} MB were used before the file was opened"]
-    if figures["left_out"]:
-        over = ", ".join(map(str, figures["left_out"]))
-        told.append(f"at most {figures['max_length']} tokens, so without {over}")
-    if None in (row["share_of_limit"] for row in rows.values()):
-        told.append("the file does not tell what ? stands for: export it again")
-    table = Table(title=title, caption="; ".join(told), title_justify="left", caption_justify="left")
-    for name in ("context", "prefill", "decode", "first", "peak MB", "KV MB", "of limit"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for context, row in rows.items():
-        kv, share = row["kv_bytes"], row["share_of_limit"]
-        table.add_row(
-            context,
-            f"{row['prefill_tokens_per_second']:,.0f}",
-            f"{row['decode_tokens_per_second']:,.1f}",
-            f"{row['time_to_first_token_seconds']:.3f}",
-            f"{row['peak_memory_bytes'] / 1e6:,.0f}",
-            "?" if kv is None else f"{kv / 1e6:,.2f}",
-            "?" if share is None else f"{share:.0%}",
-        )
-    return table

@@ -1,28 +1,20 @@
 """The one training loop: pre-training, distillation, context extension, annealing, SFT and QAT differ in its arguments."""
 
-import json
 import math
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from pocketlm.model.batch import Batch
-from pocketlm.model.checkpoint import read_safetensors
-from pocketlm.model.files import read_json
 from pocketlm.model.transformer import Transformer, set_compute_dtype
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics
 from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
+from pocketlm.train.state import load_state, save_state
+from pocketlm.train.stopping import stop_requests
 
 Batches = Callable[[int], list[Batch]]  # pure: the same step gives the same rows, so the data position is the step
-
-RESUME = "resume"
 
 
 def train(
@@ -96,66 +88,3 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad()
     return total, grad_norm, sum(batch.input_ids.numel() for batch in micro_batches)
-
-
-def save_state(model: Transformer, optimizers: list[torch.optim.Optimizer], step: int, out: Path) -> None:
-    """Write out/resume/step-N whole, under another name first, then drop the older ones."""
-    folder = out / RESUME / f"step-{step:08d}"
-    partial = out / RESUME / "partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(dict(model.state_dict()), partial / "model.safetensors")
-    save_file(optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step}))
-    partial.rename(folder)
-    for old in saved_states(out):
-        if old != folder:
-            shutil.rmtree(old)
-
-
-def load_state(model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path) -> int:
-    """Fill model and optimizers from the newest saved state; the step to go on with, 0 when there is none."""
-    states = saved_states(out)
-    if not states:
-        return 0
-    newest = states[-1]
-    model.load_state_dict(read_safetensors(newest / "model.safetensors"))
-    tensors = read_safetensors(newest / "optimizer.safetensors")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for optimizer in optimizers:
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            prefix = f"{names[id(parameter)]}/"
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            optimizer.state[parameter] = state
-    return read_json(newest / "state.json")["step"]
-
-
-def saved_states(out: Path) -> list[Path]:
-    """The whole states under out/resume, oldest first."""
-    return sorted((out / RESUME).glob("step-*"))
-
-
-def optimizer_tensors(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    """The optimizers' state as flat tensors, named parameter/key."""
-    return {
-        f"{name}/{key}": value
-        for optimizer in optimizers
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the loop leaves between two steps and not inside one."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda *_: asked.set()) for name in names}
-    try:
-        yield asked
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import pocketlm.stages.bench as stage
 from pocketlm.cli import app
+from pocketlm.commands.tables import bench_table
 from pocketlm.eval import machine
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.pte_network import PteNetwork
@@ -31,7 +32,7 @@ from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
-from pocketlm.stages.bench import BenchConfig, bench, bench_table, chosen_contexts, measure
+from pocketlm.stages.bench import BenchConfig, bench, chosen_contexts, measure
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")

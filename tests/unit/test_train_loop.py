@@ -16,10 +16,11 @@ from torch import Tensor
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.train import loop
-from pocketlm.train.loop import load_state, saved_states, train, train_step
+from pocketlm.train import state
+from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
+from pocketlm.train.state import load_state, saved_states
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -163,8 +164,8 @@ def test_a_state_torn_while_it_was_written_is_ignored(optim, unbroken, tmp_path,
 
     with pytest.raises(Stopped):
         run(tmp_path, failing_at(2), optim)  # step 2 is saved
-    whole = loop.save_file
-    monkeypatch.setattr(loop, "save_file", torn)
+    whole = state.save_file
+    monkeypatch.setattr(state, "save_file", torn)
     with pytest.raises(Stopped):
         run(tmp_path, batches, optim)
     monkeypatch.undo()
@@ -178,7 +179,7 @@ def test_an_older_state_left_beside_a_newer_one_is_not_read(optim, unbroken, tmp
     with pytest.raises(Stopped):
         run(tmp_path, failing_at(2), optim)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(state.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(Stopped):
             run(tmp_path, failing_at(4), optim)
     assert [p.name for p in saved_states(tmp_path)] == ["step-00000002", "step-00000004"]
