@@ -14,6 +14,7 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import distillation_loss
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import live_teacher
 
 
@@ -34,7 +35,7 @@ class QuantizeConfig:
     seed: int = 0
     sources: tuple[str, ...] = ()
     shares: Shares | None = None
-    save_every_steps: int = 25
+    save: SaveConfig = SaveConfig(every_steps=25)
 
     def __post_init__(self) -> None:
         scheme(self.scheme)
@@ -77,7 +78,7 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
         )
         batches = make_batches(sources, shares, layout, separate_documents=config.shares is None)
         loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0], config.optim))
-        train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
+        train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
     save_checkpoint(out, student, tokenizer, quantization=config.scheme)
     return out
 
