@@ -19,11 +19,12 @@ WINDOW, SIGMAS = 128, 6.0  # OLMo-core's SkipStepOptimizer: the losses compared 
 LEAST_LOSSES = WINDOW // 2  # as there: fewer say too little of how far losses spread
 MOST_SKIPPED = 10  # steps in a row: beyond, the training has diverged, and skipping would hide it (our choice)
 SHOWN_ROWS = 32
+OnNonfinite = Literal["stop", "skip"]
 
 
 def may_update(
     step: int, loss: float, grad_norm: float, micro_batches: Sequence[Batch], losses: Sequence[float],
-    on_nonfinite: Literal["stop", "skip"],
+    on_nonfinite: OnNonfinite,
 ) -> bool:  # fmt: skip
     """Whether the step's gradient may move the weights. False: skip it, which is told on stderr with the batch's rows.
 

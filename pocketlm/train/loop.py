@@ -7,7 +7,7 @@ import torch
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer, set_compute_dtype
-from pocketlm.train.guard import Watch, may_update, token_digest
+from pocketlm.train.guard import OnNonfinite, Watch, may_update, token_digest
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics, read_metrics
 from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
@@ -43,10 +43,12 @@ def train(
     try:
         with stop_requests() as stop, StateWriter(out, save) as states:
             for step in range(first_step, config.num_steps):
-                micro_batches = batches(step)
-                loss, grad_norm, tokens = train_step(model, optimizers, micro_batches, loss_fn, config, step)
+                lr, micro_batches = lr_at(config, step), batches(step)
+                loss, grad_norm, tokens = train_step(
+                    model, optimizers, micro_batches, loss_fn, lr, config.grad_clip, step, config.on_nonfinite
+                )
                 told = watch.see(step, loss, grad_norm)
-                metrics.log(step, loss, lr_at(config, step), grad_norm, tokens, token_digest(micro_batches), told)
+                metrics.log(step, loss, lr, grad_norm, tokens, token_digest(micro_batches), told)
                 states.check()
                 done = step + 1
                 if done % save.every_steps == 0 or done == config.num_steps or stop.is_set():
@@ -65,8 +67,10 @@ def train_step(
     optimizers: list[torch.optim.Optimizer],
     micro_batches: list[Batch],
     loss_fn: LossFn,
-    config: OptimConfig,
+    lr: float,
+    grad_clip: float,
     step: int,
+    on_nonfinite: OnNonfinite = "stop",
 ) -> tuple[float, float, int]:
     """(mean loss, gradient norm, tokens) of one update. Micro-batches add up to the gradient of the whole batch."""
     num_labels = sum(batch.num_labels for batch in micro_batches)
@@ -78,11 +82,11 @@ def train_step(
         loss.backward()
         losses.append(loss.item())
     total = sum(losses)
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
-    update = may_update(step, total, grad_norm, micro_batches, losses, config.on_nonfinite)
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip).item()
+    update = may_update(step, total, grad_norm, micro_batches, losses, on_nonfinite)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(config, step) * group.get("lr_share", 1.0)
+            group["lr"] = lr * group.get("lr_share", 1.0)
         if update:
             optimizer.step()
         optimizer.zero_grad()

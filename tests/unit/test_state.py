@@ -172,7 +172,9 @@ def test_when_no_state_is_whole_nothing_starts_anew_by_itself(tmp_path: Path) ->
     written(tmp_path, 3)
     for folder in saved_states(tmp_path):
         tear(folder)
-    with pytest.raises(ValueError, match=r"no state in .*resume is whole:\n.*step-00000003.*\n.*step-00000002.*\nDelete"):
+    with pytest.raises(
+        ValueError, match=r"no state in .*resume is whole:\n.*step-00000003.*\n.*step-00000002.*\nDelete"
+    ):
         Training().resumed(tmp_path)
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
 
@@ -251,7 +253,9 @@ def test_a_retention_that_cannot_be_says_which_field(fields: dict[str, int], mes
 )
 def test_the_state_of_another_model_is_refused(other: ModelConfig, message: str, tmp_path: Path) -> None:
     written(tmp_path, 1)
-    with pytest.raises(ValueError, match=f"step-00000001 is the state of another model or optimizer:\n(.*\n)*.*{message}"):
+    with pytest.raises(
+        ValueError, match=f"step-00000001 is the state of another model or optimizer:\n(.*\n)*.*{message}"
+    ):
         Training(other).resumed(tmp_path)
 
 
