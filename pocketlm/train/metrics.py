@@ -69,3 +69,11 @@ class Metrics:
             except json.JSONDecodeError:
                 break
         self.file.write_text("".join(kept), encoding="utf-8")
+
+
+class Silence:
+    """What other ranks than the first have for metrics."""
+
+    def log(self, step: int, loss: float, lr: float, grad_norm: float, tokens: int) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...

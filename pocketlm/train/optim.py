@@ -9,6 +9,7 @@ import torch
 from pocketlm.model.quant import SCALE
 from pocketlm.model.transformer import Transformer
 
+ShardOver = Literal["node", "all"]
 MUON_MOMENTUM = 0.95  # torch.optim.Muon's own default
 # Of the learning rate, for learned scales (our choice; ParetoQ's code takes all of it): the outermost level is -8 times
 # the scale, so that it moves as fast as a weight. All of it learns worse (docs/log.md).
@@ -24,6 +25,7 @@ class OptimConfig:
     warmup_steps: int
     optimizer: Literal["adamw", "muon"] = "adamw"  # both papers: Adam; Muon learns a small network in fewer tokens
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights and states are float32
+    shard_over: ShardOver = "node"  # on several nodes: each holds all weights, or all nodes together hold them once
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
     final_lr_share: float  # of the peak, reached after the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
     beta1: float = 0.9
@@ -46,6 +48,8 @@ class OptimConfig:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16")
+        if self.shard_over not in ("node", "all"):
+            raise ValueError(f"shard_over {self.shard_over!r} is unknown; known: node, all")
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
 

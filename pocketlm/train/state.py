@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pocketlm.model.checkpoint import read_safetensors
 from pocketlm.model.files import read_json
 from pocketlm.model.transformer import Transformer
+from pocketlm.train.ranks import ranks
 
 RESUME = "resume"
 
@@ -18,10 +20,13 @@ def save_state(model: Transformer, optimizers: list[torch.optim.Optimizer], step
     """Write out/resume/step-N whole, under another name first, then drop the older ones."""
     folder = out / RESUME / f"step-{step:08d}"
     partial = out / RESUME / "partial"
+    weights, optimizer = whole(model.state_dict()), whole(optimizer_tensors(model, optimizers))
+    if not ranks().first:
+        return
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(dict(model.state_dict()), partial / "model.safetensors")
-    save_file(optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
+    save_file(weights, partial / "model.safetensors")
+    save_file(optimizer, partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps({"step": step}))
     partial.rename(folder)
     for old in saved_states(out):
@@ -35,14 +40,18 @@ def load_state(model: Transformer, optimizers: list[torch.optim.Optimizer], out:
     if not states:
         return 0
     newest = states[-1]
-    model.load_state_dict(read_safetensors(newest / "model.safetensors"))
+    weights = read_safetensors(newest / "model.safetensors")
+    own = model.state_dict()
+    model.load_state_dict({name: _like(tensor, own[name]) for name, tensor in weights.items()})
     tensors = read_safetensors(newest / "optimizer.safetensors")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             prefix = f"{names[id(parameter)]}/"
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            optimizer.state[parameter] = state
+            optimizer.state[parameter] = {
+                key: _like(value, parameter) if value.dim() else value for key, value in state.items()
+            }
     return read_json(newest / "state.json")["step"]
 
 
@@ -59,3 +68,15 @@ def optimizer_tensors(model: Transformer, optimizers: list[torch.optim.Optimizer
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of all ranks, gathered on each."""
+    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}
+
+
+def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A whole tensor shared out over the ranks as the other is."""
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
