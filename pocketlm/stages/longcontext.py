@@ -18,6 +18,8 @@ from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.parallel import on_all_ranks
+from pocketlm.train.ranks import ranks
 from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import check_teacher, live_teacher
 
@@ -48,6 +50,7 @@ class ExtendConfig:
         return told + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 
+@on_all_ranks
 def extend_context(
     config: ExtendConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None, mix: Path | None = None
 ) -> Path:
@@ -55,6 +58,7 @@ def extend_context(
 
     Without a teacher the loss is cross-entropy: how the teacher itself comes to read long documents.
     """
+    own = ranks()
     student, tokenizer = load_checkpoint(model)
     if config.seq_len <= student.config.max_position_embeddings:
         raise ValueError(
@@ -62,7 +66,8 @@ def extend_context(
         )
     student = widened(student, config.seq_len, config.rope_theta_factor)
     if config.optim is None:
-        save_checkpoint(out, student, tokenizer)
+        if own.first:
+            save_checkpoint(out, student, tokenizer)
         return out
     shares = chosen_shares(config.shares, corpus, config.name, mix)
     sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)
@@ -71,11 +76,14 @@ def extend_context(
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
+        rank=own.rank,
+        world_size=own.world_size,
     )
     batches = make_batches(sources, shares, layout, separate_documents=False)
     loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config.seq_len, config.optim)
-    train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
-    save_checkpoint(out, student, tokenizer)
+    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+    if own.first:
+        save_checkpoint(out, student, tokenizer)
     return out
 
 

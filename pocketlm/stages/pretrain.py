@@ -12,6 +12,8 @@ from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.parallel import on_all_ranks
+from pocketlm.train.ranks import ranks
 from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import check_teacher, live_teacher
 
@@ -45,6 +47,7 @@ class PretrainConfig:
         return told + self.optim.summary() + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 
+@on_all_ranks
 def pretrain(
     config: PretrainConfig,
     out: Path,
@@ -60,6 +63,7 @@ def pretrain(
     Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training; all of Pro).
     `selection` replaces the corpus's training shards by the documents a select stage kept.
     """
+    own = ranks()
     student, tokenizer = start(config.model, model, corpus, config.seed)
     if config.seq_len > student.config.max_position_embeddings:
         raise ValueError(
@@ -74,11 +78,14 @@ def pretrain(
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
+        rank=own.rank,
+        world_size=own.world_size,
     )
     batches = make_batches(sources, shares, layout, separate_documents=config.separate_documents)
     loss_fn = choose_loss(teacher, tokenizer, config)
-    train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
-    save_checkpoint(out, student, tokenizer)
+    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+    if own.first:
+        save_checkpoint(out, student, tokenizer)
     return out
 
 

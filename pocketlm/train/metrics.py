@@ -53,7 +53,7 @@ class Metrics:
             "lr": lr,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens": tokens,
-            "token_digest": f"{token_digest:016x}",
+            "token_digest": f"{token_digest:x}",
             "tokens_per_second": round(speed, 1),
             "seconds": round(seconds, 4),
             **told,
@@ -73,6 +73,14 @@ class Metrics:
         self.progress.stop()
         self.lines.close()
         self.board.close()
+
+
+class Silence:
+    """What other ranks than the first have for metrics."""
+
+    def log(self, *figures: Any) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
 
 def read_metrics(out: Path, before_step: int) -> list[dict[str, Any]]:
