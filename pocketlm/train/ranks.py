@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 PATIENCE = timedelta(minutes=5)  # for a rank that hangs in training; of one that dies, the others hear within seconds
 POLL_SECONDS = 0.1
@@ -48,7 +49,7 @@ def device() -> torch.device:
 class Board:
     """What the first rank tells the others. Alone there is nobody to tell, and every error is one's own to explain."""
 
-    def __init__(self, store: dist.Store | None = None) -> None:
+    def __init__(self, store: Store | None = None) -> None:
         self.store, self.words = store, 0
 
     def tell(self, word: str) -> None:
@@ -68,7 +69,8 @@ class Board:
         return self.store.get(f"word {self.words}").decode()
 
     def leave(self, status: int) -> None:
-        if self.store is not None and ranks().first:
+        """The first rank's last word."""
+        if self.store is not None:
             self.store.set("left", str(status))
 
     def may_explain(self) -> bool:
@@ -86,24 +88,26 @@ def joined() -> Iterator[Board]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store, rank, world_size = next(rendezvous("env://", timeout=PATIENCE))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=world_size,
         timeout=PATIENCE,
     )
-    board = Board(dist.PrefixStore("board", store))
+    board, status = Board(PrefixStore("board", store)), 1
     try:
         yield board
+        status = 0
     except BaseException as error:
-        board.leave(
-            getattr(error, "exit_code", 1)
-        )  # typer's name for it; the group is not left in order: others may hang
+        status = getattr(error, "exit_code", getattr(error, "code", 1))  # typer's word, and SystemExit's
         raise
-    board.leave(0)
-    dist.destroy_process_group()
+    finally:
+        if rank == 0:
+            board.leave(status)
+        if status == 0:  # else others may not come to leave the group in order
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
