@@ -75,6 +75,7 @@ class StateWriter:
         self.out, self.config = out, config
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
+        self.alone = threading.Event()  # the training failed, so other ranks' files may never come
 
     def write(self, model: Transformer, optimizers: Optimizers, step: int) -> None:
         """Begin to write out/resume/step-N; returns when the copy is made."""
@@ -102,7 +103,14 @@ class StateWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.wait()
+        if error is None or isinstance(error, KeyboardInterrupt):  # which asked to stop: the state is what was promised
+            self.wait()
+            return
+        self.alone.set()
+        try:
+            self.wait()
+        except Exception as other:
+            error.add_note(f"{other}\n" + "\n".join(getattr(other, "__notes__", [])))
 
     def _write(self, step: int, pieces: dict[str, Piece]) -> None:
         partial = self.out / RESUME / f"partial-{step:08d}"
@@ -111,7 +119,7 @@ class StateWriter:
             write_own(partial, pieces)
             pieces.clear()  # its memory goes before the files of other ranks are waited for
             if ranks().first:
-                publish(partial, self.out / RESUME / f"step-{step:08d}", step)
+                publish(partial, self.out / RESUME / f"step-{step:08d}", step, self.alone)
                 drop_old(self.out, self.config)
         except BaseException as error:
             error.add_note(f"(while the state of step {step} was written to {partial})")
@@ -150,9 +158,9 @@ def write_own(partial: Path, pieces: dict[str, Piece]) -> None:
     write_json(file.with_suffix(".json"), {"files": files, "tensors": tensors})
 
 
-def publish(partial: Path, folder: Path, step: int) -> None:
+def publish(partial: Path, folder: Path, step: int, alone: threading.Event) -> None:
     """Rank 0: the manifest over the files of all ranks, once each is whole, and the folder's final name."""
-    notes = _notes_of_ranks(partial)
+    notes = _notes_of_ranks(partial, alone)
     files: dict[str, Any] = {}
     tensors: Saved = {}
     for told in (read_json(note) for note in notes):
@@ -168,16 +176,15 @@ def publish(partial: Path, folder: Path, step: int) -> None:
     _to_disk(folder.parent)
 
 
-def _notes_of_ranks(partial: Path) -> list[Path]:
-    """The rank-N.json of every rank, waited for."""
+def _notes_of_ranks(partial: Path, alone: threading.Event) -> list[Path]:
+    """The rank-N.json of every rank, waited for until this one is alone. TimeoutError where they do not come."""
     deadline = time.monotonic() + RANKS_TIMEOUT_SECONDS
     while len(notes := sorted(partial.glob("rank-*.json"))) < ranks().world_size:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or alone.wait(0.02):
             raise TimeoutError(
-                f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files in {RANKS_TIMEOUT_SECONDS} s; "
-                "is it on a file system that all ranks share?"
+                f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files"
+                + ("" if alone.is_set() else f" in {RANKS_TIMEOUT_SECONDS} s; is it on a file system that all share?")
             )
-        time.sleep(0.02)
     return notes
 
 
