@@ -12,6 +12,7 @@ from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class FinetuneConfig:
     seed: int
     sources: tuple[str, ...] = field(default=())
     packed: bool = True
-    save_every_steps: int = 50
+    save: SaveConfig = SaveConfig(every_steps=50)
 
     def summary(self) -> str:
         rows = f"{self.rows_per_step:,} {'rows' if self.packed else 'samples'}"
@@ -64,7 +65,7 @@ def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) ->
         config.optim,
         out,
         label=config.name,
-        save_every_steps=config.save_every_steps,
+        save=config.save,
     )
     if own.first:
         save_checkpoint(out, student, tokenizer)

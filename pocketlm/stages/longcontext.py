@@ -20,6 +20,7 @@ from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import check_teacher, live_teacher
 
 
@@ -38,7 +39,7 @@ class ExtendConfig:
     seed: int
     rope_theta_factor: float
     shares: Shares | None = None
-    save_every_steps: int = 25
+    save: SaveConfig = SaveConfig(every_steps=25)
 
     def summary(self) -> str:
         window = f"windows of {self.seq_len:,}, rope_theta x {self.rope_theta_factor:g}"
@@ -80,9 +81,7 @@ def extend_context(
     )
     batches = make_batches(sources, shares, layout, separate_documents=False)
     loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config.seq_len, config.optim)
-    student = train(
-        student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps
-    )
+    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
     if own.first:
         save_checkpoint(out, student, tokenizer)
     return out

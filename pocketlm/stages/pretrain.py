@@ -14,6 +14,7 @@ from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import check_teacher, live_teacher
 
 
@@ -37,7 +38,7 @@ class PretrainConfig:
     shares: Shares | None = None
     separate_documents: bool = False
     label_share: float = 0.0
-    save_every_steps: int = 50
+    save: SaveConfig = SaveConfig(every_steps=50)
 
     def summary(self) -> str:
         steps, rows = self.optim.num_steps, self.rows_per_step
@@ -82,9 +83,7 @@ def pretrain(
     )
     batches = make_batches(sources, shares, layout, separate_documents=config.separate_documents)
     loss_fn = choose_loss(teacher, tokenizer, config)
-    student = train(
-        student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps
-    )
+    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
     if own.first:
         save_checkpoint(out, student, tokenizer)
     return out

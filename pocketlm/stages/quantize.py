@@ -16,6 +16,7 @@ from pocketlm.train.losses import distillation_loss
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import live_teacher
 
 
@@ -36,7 +37,7 @@ class QuantizeConfig:
     seed: int = 0
     sources: tuple[str, ...] = ()
     shares: Shares | None = None
-    save_every_steps: int = 25
+    save: SaveConfig = SaveConfig(every_steps=25)
 
     def __post_init__(self) -> None:
         scheme(self.scheme)
@@ -82,9 +83,7 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
         )
         batches = make_batches(sources, shares, layout, separate_documents=config.shares is None)
         loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0], config.optim))
-        student = train(
-            student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps
-        )
+        student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
     if own.first:
         save_checkpoint(out, student, tokenizer, quantization=config.scheme)
     return out

@@ -33,6 +33,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # not stated in R1; the default of the trainer its scripts use
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite (our choice)
 
     def summary(self) -> str:
         return f"lr {self.lr:g} ({self.optimizer}, {self.schedule} to {self.final_lr_share:g}x, warm-up {self.warmup_steps:,})"
@@ -50,6 +51,8 @@ class OptimConfig:
             raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16")
         if self.shard_over not in ("node", "all"):
             raise ValueError(f"shard_over {self.shard_over!r} is unknown; known: node, all")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite {self.on_nonfinite!r} is unknown; known: stop, skip")
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
 
