@@ -1,11 +1,8 @@
 """Several ranks train what one trains: gloo processes on this computer, each case on 1, 2 and 4 (two nodes of two)."""
 
 import json
-import multiprocessing
 import os
-import pickle
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rank_processes import on_ranks
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -24,7 +22,7 @@ from pocketlm.train.loop import train
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, ShardOver
 from pocketlm.train.parallel import mesh_shape, spread
-from pocketlm.train.ranks import joined, lost_rank_as_error, ranks
+from pocketlm.train.ranks import ranks
 from pocketlm.train.state import SaveConfig, saved_states
 from pocketlm.train.teacher import live_teacher
 
@@ -125,49 +123,6 @@ def train_cases(folder: Path) -> dict[str, Outcome] | None:
         if ranks().first:
             found[name] = (figures(out), {key: tensor.detach() for key, tensor in model.state_dict().items()})
     return found or None
-
-
-# ---- ranks as processes ----
-
-
-def as_rank(rank: int, environment: dict[str, str], job: Callable[..., Any], arguments: tuple, answer: Path) -> None:
-    """One rank's process: joins the others, does the job, and leaves what came out, or the error, in a file."""
-    torch.set_num_threads(1)
-    os.environ |= environment | {"RANK": str(rank)}
-    result: Any
-    with joined():
-        try:
-            with lost_rank_as_error():
-                result = job(*arguments)
-        except BaseException as error:
-            result = error
-        answer.with_suffix(f".{rank}").write_bytes(pickle.dumps(result))
-
-
-def on_ranks(world_size: int, folder: Path, job: Callable[..., Any], *arguments: Any, nodes: int = 1) -> list[Any]:
-    """What the job gave, or raised, on each rank; None from one that was killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "pocketlm.train.loop", "torch._dynamo"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size // nodes),
-    }
-    answer = folder / f"answer-{world_size}"
-    processes = [
-        context.Process(target=as_rank, args=(rank, environment, job, arguments, answer))  # type: ignore[attr-defined]
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    files = [answer.with_suffix(f".{rank}") for rank in range(world_size)]
-    return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]  # noqa: S301
 
 
 @pytest.fixture(scope="module")
