@@ -44,6 +44,12 @@ def add_up(own: Ranks, *values: float) -> list[float]:
     return sums.tolist()
 
 
+def add_up_digests(own: Ranks, digest: int) -> int:
+    """A 64-bit number summed over all ranks, modulo 2^64; in halves, for float64 holds 53 bits."""
+    high, low = add_up(own, digest >> 32, digest & 0xFFFFFFFF)
+    return ((int(high) << 32) + int(low)) % 2**64
+
+
 def placed(batch: Batch, where: torch.device) -> Batch:
     """The batch on the model's device."""
     tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
@@ -133,9 +139,15 @@ def gather_for_muon(optimizers: list[torch.optim.Optimizer]) -> None:
     Each rank then works out the same whole update and keeps its rows of it. Muon's momentum is whole on each too: 4
     bytes for each weight in the blocks.
     """
-    for optimizer in optimizers:
-        if isinstance(optimizer, torch.optim.Muon):
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                if isinstance(parameter.grad, DTensor):
-                    mesh = parameter.grad.device_mesh
-                    parameter.grad = parameter.grad.redistribute(placements=[Replicate()] * mesh.ndim)
+    for optimizer in (each for each in optimizers if isinstance(each, torch.optim.Muon)):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            parameter.grad = _everywhere(parameter.grad)
+            for key, value in optimizer.state.get(parameter, {}).items():  # comes back in parts from a saved state
+                optimizer.state[parameter][key] = _everywhere(value)
+
+
+def _everywhere(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, whole on every rank."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return tensor.redistribute(placements=[Replicate()] * tensor.device_mesh.ndim)

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from golden import GOLDEN, first_steps, machine
 
-TOLERANCES = {"loss": 1e-3, "grad_norm": 1e-2}  # relative, on another machine than that of golden.json: docs/numerics.md
+TOLERANCES = {
+    "loss": 1e-3,
+    "grad_norm": 1e-2,
+}  # relative, on another machine than that of golden.json: docs/numerics.md
 AGAIN = "if that is meant, run: python tests/recipes/golden.py"
 
 
