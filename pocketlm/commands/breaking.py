@@ -45,13 +45,13 @@ class Launcher:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["pocketlm.cli", "pocketlm.run", "torch._dynamo", *modules])
 
-    def start(self, words: list[str], ranks: int = 1, before: Callable[[], None] | None = None) -> list[BaseProcess]:
-        """The processes, one for each rank; `before` is called in each when everything is imported."""
+    def start(self, words: list[str], ranks: int = 1) -> list[BaseProcess]:
+        """The processes, one for each rank."""
         meeting = self._meeting(ranks) if ranks > 1 else {}
         found: list[BaseProcess] = []
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            arguments = (words, str(self.log), {**meeting, **own}, before)
+            arguments = (words, str(self.log), {**meeting, **own})
             found.append(self.context.Process(target=_command, args=arguments))  # type: ignore[arg-type]
             found[-1].start()
         return found
@@ -60,7 +60,7 @@ class Launcher:
         """What torchrun puts into the environment of its ranks; as with it the store is not one of theirs, and outlives each."""
         import torch.distributed as dist
 
-        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
         agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), **sizes, **agent}
@@ -77,7 +77,7 @@ class Launcher:
             raise RuntimeError(f"the run failed by itself, exit status {[p.exitcode for p in processes]}:\n{shown}")
 
 
-def _command(words: list[str], log: str, environment: dict[str, str], before: Callable[[], None] | None) -> None:
+def _command(words: list[str], log: str, environment: dict[str, str]) -> None:
     """The command `pocketlm`, in a process forked when everything slow was imported."""
     from pocketlm.cli import app
 
@@ -85,8 +85,6 @@ def _command(words: list[str], log: str, environment: dict[str, str], before: Ca
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    if before:
-        before()
     app(words)
 
 
