@@ -20,27 +20,19 @@ from pocketlm.model.transformer import ModelConfig, Transformer
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def save_checkpoint(
-    folder: Path,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    quantization: str | None = None,
-    *,
-    layout: str | None = None,
-) -> None:
+def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, *, layout: str | None = None) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into an existing folder.
 
-    With `quantization`, or from a prepared model, the weights are the latent ones of that scheme: they become four-bit
-    when pocketlm loads them. Learned scales are stored as the grid has them, bfloat16 values, so that torchao, which
+    Of a prepared model the weights are the latent ones, and its scheme is written down: they become four-bit when
+    pocketlm loads them. Learned scales are stored as the grid has them, bfloat16 values, so that torchao, which
     does not snap, computes the same grid from the same names.
     layout: a name of LAYOUTS; None takes the network's own. ValueError where that layout cannot hold it.
     """
     chosen = LAYOUTS[layout] if layout else native_layout(model.config)
     own = scheme_of(model)
-    quantization = quantization or (own.name if own else None)
     write_files(
         folder,
-        hugging_face_config(model.config, tokenizer, quantization, chosen),
+        hugging_face_config(model.config, tokenizer, own.name if own else None, chosen),
         stored_tensors(model, chosen),
         tokenizer,
     )

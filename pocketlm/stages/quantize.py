@@ -78,7 +78,7 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
         batches = make_batches(sources, shares, layout, separate_documents=config.shares is None)
         loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0], config.optim))
         train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
-    save_checkpoint(out, student, tokenizer, quantization=config.scheme)
+    save_checkpoint(out, student, tokenizer)
     return out
 
 

@@ -11,7 +11,7 @@ from pocketlm.corpus.sources import Source
 from pocketlm.export import gguf as gguf_file
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.generate import LanguageModel
-from pocketlm.model.quant import SCALE, SCHEMES, Scheme, prepare
+from pocketlm.model.quant import SCALE, SCHEMES, Scheme, prepare, scheme
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.curate import CurateConfig, curate
@@ -43,7 +43,8 @@ def tokenizer() -> Tokenizer:
 
 def checkpoint(folder: Path, tokenizer: Tokenizer, quantization: str | None = None, **fields) -> Path:
     folder.mkdir()
-    save_checkpoint(folder, Transformer(replace(SHAPE, **fields), seed=2), tokenizer, quantization)
+    model = Transformer(replace(SHAPE, **fields), seed=2)
+    save_checkpoint(folder, prepare(model, scheme(quantization)) if quantization else model, tokenizer)
     return folder
 
 

@@ -317,7 +317,9 @@ def test_a_tied_checkpoint_with_two_ranges_is_refused(tokenizer: Tokenizer, tmp_
 
 
 def test_a_checkpoint_that_lost_its_scales_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, Transformer(CONFIG), tokenizer, "int4_channel")
+    save_checkpoint(tmp_path, prepare(Transformer(CONFIG), SCHEMES["int4_channel"]), tokenizer)
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=r"missing model\.embed_tokens\.weight_fake_quantizer\.scale"):
         load_checkpoint(tmp_path)
 
