@@ -253,7 +253,7 @@ def test_a_truncated_gguf_is_named(
 @pytest.fixture(scope="module")
 def pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole .pte of the smallest network there is."""
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     import tiny
 
     from pocketlm.export.executorch import write_pte

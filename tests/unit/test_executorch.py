@@ -21,7 +21,7 @@ from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
 
-pytest.importorskip("executorch")
+pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
 from pocketlm.export.executorch import PteModel, load_kernels, write_pte
 from pocketlm.export.pte_read import absent_tensors
 

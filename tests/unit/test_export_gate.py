@@ -95,7 +95,7 @@ PTE = ExportConfig(name="files", formats=("pte",), context_length=128)
 
 
 def test_one_wrong_scale_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     from pocketlm.export import pte_network
 
     model = checkpoint(tmp_path / "m", tokenizer, "int4_group32", num_hidden_layers=1)
@@ -114,7 +114,7 @@ def test_one_wrong_scale_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> 
 
 
 def test_a_swapped_rope_layout_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     from pocketlm.export import pte_network
 
     model = checkpoint(tmp_path / "m", tokenizer, num_hidden_layers=1)
@@ -129,7 +129,7 @@ def test_a_swapped_rope_layout_of_a_pte_is_named(tokenizer, tmp_path, monkeypatc
 def test_a_pte_of_another_model_is_removed_and_what_computes_otherwise_is_told_apart(
     tokenizer, tmp_path, monkeypatch
 ) -> None:
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     from pocketlm.export import executorch, pte_network
 
     model = checkpoint(tmp_path / "m", tokenizer, num_hidden_layers=1)

@@ -17,7 +17,7 @@ from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
-pytest.importorskip("executorch")
+pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
 from pocketlm.export.executorch import PteModel, load_kernels, silent_stderr, tokenizer_folder, write_pte
 
 VOCABULARY = 300
