@@ -1,4 +1,4 @@
-"""The command line: `pocketlm run | chat | eval | bench | import | export`.
+"""The command line: `pocketlm run | plan | chat | eval | bench | import | export`.
 
 Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a user's mistake into
 one message. Everything slow is imported inside the command that needs it, so that --help is at once.
@@ -11,6 +11,7 @@ from pocketlm.commands.chat import chat
 from pocketlm.commands.evaluate import evaluate_models
 from pocketlm.commands.exporting import export_model
 from pocketlm.commands.importing import import_a_model
+from pocketlm.commands.plan import plan_recipe
 from pocketlm.commands.run import run
 
 app = typer.Typer(
@@ -22,10 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    options_metavar="[OPTIONS]",
-)(run)
+OF_A_RECIPE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}  # its own flags
+app.command(context_settings=OF_A_RECIPE, options_metavar="[OPTIONS]")(run)
+app.command(name="plan", context_settings=OF_A_RECIPE, options_metavar="[OPTIONS]")(plan_recipe)
 app.command()(chat)
 app.command(name="eval")(evaluate_models)
 app.command(name="bench")(bench_models)

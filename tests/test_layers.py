@@ -58,6 +58,8 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
     here = path.parts[1].removesuffix(".py")
     if here in ("cli", "commands"):
         return None
+    if here == "plan":  # above the tools whose costs it knows, beside the stages, which come to it as calls
+        return None if room in TOOLS | FRAME | {"model", "plan"} else f"plan imports {module}"
     if here in FRAME:
         return None if room in FRAME | {"model"} else f"{here}.py imports {module}: stages come in as arguments"
     if here == "stages":
@@ -115,6 +117,9 @@ def test_imports_go_down_only(path: Path) -> None:
         ("pocketlm/stages/merge.py", "from pocketlm.run import Run"),
         ("pocketlm/stages/merge.py", "from recipes.pocket import recipe"),
         ("pocketlm/run.py", "from pocketlm.stages.pretrain import pretrain"),
+        ("pocketlm/plan/stages.py", "from pocketlm.stages.pretrain import pretrain"),
+        ("pocketlm/train/loop.py", "from pocketlm.plan.work import Work"),
+        ("pocketlm/stages/pretrain.py", "from pocketlm.plan.work import Work"),
         ("recipes/r1.py", "import torch"),
         ("recipes/r1.py", "from pocketlm.model.checkpoint import load_checkpoint"),
         ("recipes/r1.py", "from recipes.pocket import SMALL"),

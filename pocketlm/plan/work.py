@@ -1,0 +1,99 @@
+"""A training as the plan sees it: so many steps of rows through a network, and what that computes, holds and writes."""
+
+from dataclasses import dataclass
+
+from pocketlm.model.costs import body_flops, head_flops, num_parameters
+from pocketlm.model.quant import scheme
+from pocketlm.model.transformer import ModelConfig
+from pocketlm.train.memory import TrainingMemory, training_memory
+from pocketlm.train.optim import OptimConfig
+from pocketlm.train.vocabulary import KEPT_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One training. masked: documents of a row are kept apart. scheme: of training for four bits. copies: runs like it.
+
+    keeps_logits: others' programs do; None: ours, where there are few of them.
+    """
+
+    model: ModelConfig
+    optim: OptimConfig
+    seq_len: int
+    rows_per_step: int
+    micro_batch_size: int
+    masked: bool = False
+    teacher: ModelConfig | None = None
+    scheme: str | None = None
+    copies: int = 1
+    keeps_logits: bool | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.copies * self.optim.num_steps * self.rows_per_step * self.seq_len
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step, of all ranks together."""
+        return self.rows_per_step // self.micro_batch_size
+
+    def micro_batch_flops(self, product_bytes: int = 2) -> int:
+        """Forward and back, the teacher's forward pass, and logits a second time where all of them are too many to keep.
+
+        Every token counts as a label; in fine-tuning fewer do, so the head is counted in full where it takes less.
+        """
+        rows, tokens = self.micro_batch_size, self.micro_batch_size * self.seq_len
+        sides = [self.model] if self.teacher is None else [self.model, self.teacher]
+        fit = sum(tokens * side.vocab_size * product_bytes for side in sides) <= KEPT_BYTES
+        again = not (fit if self.keeps_logits is None else self.keeps_logits)
+        own = 3 * body_flops(self.model, rows, self.seq_len, masked=self.masked)
+        own += (4 if again else 3) * head_flops(self.model, tokens)
+        if self.teacher is None:
+            return own
+        taught = body_flops(self.teacher, rows, self.seq_len, masked=self.masked)
+        return own + taught + (2 if again else 1) * head_flops(self.teacher, tokens)
+
+    @property
+    def flops(self) -> int:
+        """Of all steps of all copies."""
+        return self.copies * self.optim.num_steps * self.micro_batches * self.micro_batch_flops()
+
+    def ranks(self, count: int) -> int:
+        """How many of `count` devices a step's micro-batches can be shared out to evenly."""
+        return max(n for n in range(1, max(1, min(count, self.micro_batches)) + 1) if self.micro_batches % n == 0)
+
+    def memory(self, device: str, ranks: int) -> TrainingMemory:
+        """Of one rank, weights and states shared among all."""
+        return training_memory(
+            self.model,
+            self.optim,
+            rows=self.micro_batch_size,
+            seq_len=self.seq_len,
+            accumulates=self.micro_batches > ranks,
+            masked=self.masked,
+            teacher=self.teacher,
+            on_grid=self.scheme is not None,
+            device=device,
+            shards=ranks,
+        )
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """model.safetensors: float32 weights, and the scales that were learned."""
+        return 4 * num_parameters(self.model) + scale_bytes(self.model, self.scheme)
+
+    @property
+    def resume_bytes(self) -> int:
+        """Weights and the optimizer's states; twice while a new one is written beside the old one."""
+        need = self.memory("cpu", 1)
+        return need.weights + need.states + 3 * scale_bytes(self.model, self.scheme)
+
+
+def scale_bytes(model: ModelConfig, name: str | None) -> int:
+    """Of a scheme's learned scales: one float32 for each output of each layer, and for each word of the table."""
+    if name is None or not scheme(name).learned_ranges:
+        return 0
+    heads = model.num_attention_heads + 2 * model.num_key_value_heads
+    outputs = heads * model.head_dim + 2 * model.hidden_size + 2 * model.intermediate_size
+    tables = model.vocab_size * (1 if model.tie_word_embeddings else 2)
+    return 4 * (model.num_hidden_layers * outputs + tables)
