@@ -3,8 +3,9 @@
     python benchmarks/training.py 15m                       # each reference in turns with ours; a line of JSON each, a table
     python benchmarks/training.py r1-140m --rounds 7
     python benchmarks/training.py r1-140m --against plain litgpt
-    python benchmarks/training.py 15m --against qat-int4_group32 # our own step in four bits
-    python benchmarks/training.py 15m --against documents   # packed rows whose documents do not see each other
+    python benchmarks/training.py 15m --against ours-int4_group32 ours-int4_channel     # our own step in four bits
+    python benchmarks/training.py 15m --against ours-documents ours-compiled ours-recompute
+    python benchmarks/training.py 15m --against ours-int4_group32+compiled --ours ours-compiled
 
 The same network (Qwen3's layout, tied table), the same first weights, the same rows of random tokens, products in
 bfloat16, weights and optimizer states in float32, fused AdamW, gradients clipped to 1. Each contestant is a process of
@@ -32,10 +33,11 @@ from torch import Tensor
 from pocketlm.eval.machine import memory_bytes, peak_memory_bytes
 from pocketlm.model.batch import Batch
 from pocketlm.model.presets import R1_140M
-from pocketlm.model.quant import prepare, scheme
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.quant import SCHEMES, prepare
+from pocketlm.model.transformer import ModelConfig, Transformer, set_compiled, set_compute_dtype
 
 LR, CLIP, SEED = 1e-3, 1.0, 0
+DOCUMENT = 160  # tokens of one, in packed rows
 WITH_WEIGHTS = replace(R1_140M, qk_norm_weight=True)  # as Qwen3's QK-norm, so that all libraries have the network
 SHAPES = {
     "r1-140m": WITH_WEIGHTS,
@@ -56,7 +58,8 @@ Step = Callable[[Tensor], float]  # rows [B, T + 1] -> loss
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("--against", nargs="+", default=REFERENCES, help="also: qat-SCHEME, documents, eager, an ours")
+    parser.add_argument("--against", nargs="+", default=REFERENCES, help="also ours, changed: see above")
+    parser.add_argument("--ours", default="ours", help="what they are compared with")
     parser.add_argument("--rows", type=int, default=2, help="of a step")
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=7)
@@ -76,7 +79,7 @@ def main() -> None:
 
 def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Ours and one reference, each in its process, a step each in turns."""
-    with child("ours", arguments) as ours, child(name, arguments) as other:
+    with child(arguments.ours, arguments) as ours, child(name, arguments) as other:
         clock = "own_seconds" if arguments.busy else "seconds"
         firsts = [tell(process, "step") for process in (ours, other)]  # compiles
         pairs = [[tell(process, "step")[clock] for process in (ours, other)] for _ in range(arguments.rounds + 1)]
@@ -159,20 +162,33 @@ def answer(**figures: float) -> None:
 
 
 def ours(shape: ModelConfig, name: str) -> Step:
-    from pocketlm.model.transformer import set_compute_dtype
+    """Ours as it trains, or changed as `name` says: "ours-compiled", "ours-recompute", "ours-documents", "ours-int4_group32"."""
     from pocketlm.train.loop import train_step
     from pocketlm.train.losses import next_token_loss
     from pocketlm.train.optim import OptimConfig, make_optimizers
 
-    config = OptimConfig(lr=LR, num_steps=1, warmup_steps=0, final_lr_share=1.0, grad_clip=CLIP)
+    how = name.removeprefix("ours").removeprefix("-")
+    config = OptimConfig(
+        lr=LR,
+        num_steps=1,
+        warmup_steps=0,
+        final_lr_share=1.0,
+        grad_clip=CLIP,
+    )
     model = Transformer(shape, seed=SEED).train()
-    if name.startswith("qat-"):
-        prepare(model, scheme(name.removeprefix("qat-")))
+    for own in SCHEMES.values():
+        if how.split("+")[0] == own.name:
+            prepare(model, own)
     optimizers = make_optimizers(model, config)
     set_compute_dtype(model, torch.bfloat16)
+    set_compiled(model, "compiled" in how)
+    model.recompute_every = int("recompute" in how)
 
     def step(rows: Tensor) -> float:
         batch = Batch(input_ids=rows[:, :-1], labels=rows[:, 1:])
+        if "documents" in how:
+            place = torch.arange(batch.input_ids.shape[1]).expand(batch.input_ids.shape)
+            batch = replace(batch, positions=place % DOCUMENT, doc_ids=place // DOCUMENT)
         return train_step(model, optimizers, [batch], next_token_loss, LR, CLIP, 0)[0]
 
     return step

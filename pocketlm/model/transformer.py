@@ -9,10 +9,12 @@ Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pocketlm.model.attention import Cache, Mask
 
@@ -218,8 +220,22 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+def set_compiled(model: "Transformer", on: bool) -> None:
+    """Let torch.compile make one graph of a block, forward and back, which all blocks of the same window share; or end it."""
+    for block in model.model.layers:
+        block._compiled_call_impl = None
+        if on:
+            block.compile()
+
+
 class Transformer(nn.Module):
-    """Logits for the next token at every position. Weights start at N(0, initializer_range), from `seed` alone."""
+    """Logits for the next token at every position. Weights start at N(0, initializer_range), from `seed` alone.
+
+    recompute_every: each so-manieth application of a block keeps its input alone for the way back, and is worked out once
+    more there (activation checkpointing): 1 all of them, 0 none. Gradients stay the same, bit for bit.
+    """
+
+    recompute_every = 0
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -268,7 +284,10 @@ class Transformer(nn.Module):
         x = self.model.embed_tokens(input_ids)
         for layer in range(self.config.applications):
             asking = 1 if last and layer == self.config.applications - 1 else x.shape[1]
-            x = self.model.layers[layer // self.config.layer_repeats](x, asking, rope, mask, cache, layer)
+            block = self.model.layers[layer // self.config.layer_repeats]
+            if self.recompute_every and layer % self.recompute_every == 0 and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn in it
+            x = block(x, asking, rope, mask, cache, layer)
         return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:

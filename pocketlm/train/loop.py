@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from pocketlm.model.batch import Batch
-from pocketlm.model.transformer import Transformer, set_compute_dtype
+from pocketlm.model.transformer import Transformer
+from pocketlm.train.loading import made_ahead
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics
-from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, set_computing
 from pocketlm.train.state import load_state, save_state
 from pocketlm.train.stopping import stop_requests
 
@@ -35,12 +36,10 @@ def train(
     optimizers = make_optimizers(model, config)
     first_step = load_state(model, optimizers, out)
     model.train()
-    dtype = product_dtype(config, next(model.parameters()).device)
-    set_compute_dtype(model, dtype)
-    label += " (bfloat16)" if dtype else " (float32)"
+    label += f" ({set_computing(model, config)})"
     metrics = Metrics(out, label, config.num_steps, first_step)
     try:
-        with stop_requests() as stop:
+        with stop_requests() as stop, made_ahead(batches, config.num_steps - 1) as batches:
             for step in range(first_step, config.num_steps):
                 lr = lr_at(config, step)
                 loss, grad_norm, tokens = train_step(
@@ -55,7 +54,7 @@ def train(
                     raise KeyboardInterrupt
     finally:
         metrics.close()
-        set_compute_dtype(model, None)
+        set_computing(model, None)
     return model
 
 
