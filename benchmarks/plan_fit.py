@@ -39,7 +39,7 @@ def main() -> None:
 
 def log_error(row: Published, fit: Fit) -> float:
     """Log of predicted over published time."""
-    seconds = step_seconds(row.work, row.device, row.count, fused=row.fused, recomputed=row.recomputed, fit=fit)
+    seconds = step_seconds(row.work, row.device, row.count, fused=row.fused, fit=fit)
     return math.log(row.tokens_per_second * seconds / (row.work.tokens / row.count))
 
 

@@ -48,8 +48,11 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
     top, *rest = module.split(".")
     if path.parts[0] == "recipes":
         return wrong_in_recipe(module, name)
-    if path == Path("pocketlm/model/transformer.py") and top != "torch" and top not in sys.stdlib_module_names:
-        return f"transformer.py imports only torch, not {module}"
+    alone = {"transformer.py": ("torch", "pocketlm.model.attention"), "attention.py": ("torch",)}
+    if path.parts[:2] == ("pocketlm", "model") and path.name in alone:
+        own = any(module == allowed or module.startswith(f"{allowed}.") for allowed in alone[path.name])
+        if not own and top not in sys.stdlib_module_names:
+            return f"{path.name} imports only {' and '.join(alone[path.name])}, not {module}"
     if top == "recipes":
         return "the package never imports a recipe"
     if top != "pocketlm":
@@ -107,6 +110,7 @@ def test_imports_go_down_only(path: Path) -> None:
         ("pocketlm/model/quant.py", "from pocketlm.train.loop import train"),
         ("pocketlm/model/transformer.py", "import numpy"),
         ("pocketlm/model/transformer.py", "from pocketlm.model.files import write_json"),
+        ("pocketlm/model/attention.py", "from pocketlm.model.transformer import Transformer"),
         ("pocketlm/train/loop.py", "def late():\n    from pocketlm.data.batches import batches"),
         ("pocketlm/train/loop.py", "from ..data import batches"),
         ("pocketlm/train/loop.py", "from pocketlm import data"),

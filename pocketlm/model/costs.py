@@ -1,19 +1,37 @@
-"""What a network costs, from its shape alone: parameters, FLOPs of a forward pass, bytes kept for the backward pass.
+"""What a network costs, from its shape alone: parameters, FLOPs of training, bytes kept for the backward pass.
 
-A FLOP is half a multiply-add, so a product [N, I] x [I, O] is 2NIO. Attention is counted as it is computed: all T x T
-pairs of a global layer (the upper half too, as published utilisations count it), the bands of a local one. Both agree
-with torch's FlopCounterMode to the last FLOP, kept bytes with what autograd saves to the last byte (tests/unit/test_costs.py).
+A FLOP is half a multiply-add, so a product [N, I] x [I, O] is 2NIO. Attention counts the pairs of query and key that are
+worked out: pieces of queries over the keys they may see, about half of T x T in a global layer; published utilisations
+mostly count all of it. Both agree with torch's FlopCounterMode to the last FLOP, and kept bytes with what autograd saves
+on the CPU to the last byte (tests/unit/test_costs.py).
 
 Shapes: B rows, T tokens, N = B x T, D hidden, H query heads, K kv heads, E head width, F feed-forward, V vocabulary
 """
 
-from inspect import signature
+from dataclasses import dataclass
 
-from pocketlm.model.transformer import ModelConfig, sliding_attention
+from pocketlm.model.attention import PIECE
+from pocketlm.model.transformer import ModelConfig
 
-PIECE = (
-    signature(sliding_attention).parameters["piece"].default
-)  # queries of a local layer that are worked on at a time
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Of one pass through the blocks and the head: of products with weights, of attention, of the head's logits once."""
+
+    products: int
+    attention: int
+    head: int
+
+    @property
+    def forward(self) -> int:
+        return self.products + self.attention + self.head
+
+    def training(self, *, head_passes: int = 3, recomputed: float = 0.0) -> int:
+        """Forward and back. The way back takes twice a product; attention works its scores out once more there.
+
+        head_passes: 3, or 4 where logits are worked out twice. recomputed: share of the blocks that are.
+        """
+        return int((3 + recomputed) * self.products + (3.5 + recomputed) * self.attention) + head_passes * self.head
 
 
 def head_parameters(config: ModelConfig) -> int:
@@ -34,25 +52,22 @@ def num_parameters(config: ModelConfig) -> int:
     return tables + config.num_hidden_layers * (block_matrices(config) + norms) + config.hidden_size
 
 
-def body_flops(config: ModelConfig, rows: int, seq_len: int, *, masked: bool = False) -> int:
-    """Of one forward pass through the blocks; the backward pass takes twice as many. masked: rows are kept apart by documents."""
-    products = 2 * rows * seq_len * block_matrices(config) * config.applications
-    per_pair = 4 * rows * config.num_attention_heads * config.head_dim  # scores, and the weighted sum of values
-    pairs = sum(attention_pairs(window, seq_len) for window in _windows(config, seq_len, masked))
-    return products + per_pair * pairs
-
-
-def head_flops(config: ModelConfig, tokens: int) -> int:
-    """Of the logits of so many tokens, once."""
-    return 2 * tokens * head_parameters(config)
+def flops_of(config: ModelConfig, rows: int, seq_len: int) -> Flops:
+    """Of a forward pass. Where documents of a row are kept apart, attention takes less, by as much as they are short."""
+    windows = [config.window(layer // config.layer_repeats) for layer in range(config.applications)]
+    pairs = sum(attention_pairs(window, seq_len) for window in windows)
+    return Flops(
+        products=2 * rows * seq_len * block_matrices(config) * config.applications,
+        attention=4 * rows * config.num_attention_heads * config.head_dim * pairs,  # scores, and the sum of values
+        head=2 * rows * seq_len * head_parameters(config),
+    )
 
 
 def attention_pairs(window: int | None, seq_len: int) -> int:
     """Pairs of query and key that one head of a layer works out for a row; window None: a global layer."""
-    if window is None:
-        return seq_len**2
+    before = seq_len if window is None else window - 1  # keys before its first query that a piece sees
     pieces = [(first, min(PIECE, seq_len - first)) for first in range(0, seq_len, PIECE)]
-    return sum(count * (count + min(first, window - 1)) for first, count in pieces)
+    return sum(count * (count + min(first, before)) for first, count in pieces)
 
 
 def kept_bytes(
@@ -61,38 +76,34 @@ def kept_bytes(
     seq_len: int,
     *,
     product_bytes: int,
-    masked: bool = False,
     on_grid: bool = False,
-    cpu: bool = True,
+    recompute_every: int = 0,
+    masked: bool = False,
+    cuda: bool = False,
 ) -> int:
     """Bytes that the blocks of a forward pass leave for the backward pass: activations, and weights in another form.
 
     product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are rounded while training.
+    recompute_every: as Transformer has it. masked: documents of a row are kept apart, which on CUDA takes a mask.
     """
-    N, D, F = rows * seq_len, config.hidden_size, config.intermediate_size
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    copied = product_bytes < 4 or on_grid  # each linear layer then has its own copy of its input
-    normed = 2 if config.qk_norm_weight else 1
-    heads = config.num_attention_heads + config.num_key_value_heads
+    block = _block_bytes(config, rows, seq_len, product_bytes, on_grid, masked=masked, cuda=cuda)
+    twice = -(-config.applications // recompute_every) if recompute_every else 0
+    inputs = twice * 4 * rows * seq_len * config.hidden_size
+    return (config.applications - twice) * block + inputs + (block if twice else 0)
+
+
+def _block_bytes(
+    config: ModelConfig, rows: int, seq_len: int, product_bytes: int, on_grid: bool, *, masked: bool, cuda: bool
+) -> int:
+    D, F, H = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    q, kv = H * config.head_dim, config.num_key_value_heads * config.head_dim
+    copied = product_bytes < 4 or on_grid  # each linear layer then has its own copy of its input, and of its weight
     per_token = 4 * 4 * D + 2 * 4 + (5 if copied else 2) * product_bytes * D  # norms and residuals, inputs of products
     if config.use_qk_norm:
-        per_token += 4 * (normed * (q + kv) + heads)
-    per_token += product_bytes * 4 * F + 4 * config.num_attention_heads
+        per_token += 4 * ((2 if config.qk_norm_weight else 1) * (q + kv) + H + config.num_key_value_heads)
+    per_token += product_bytes * (2 * (q + kv) + 4 * F)  # queries, keys, values and their result; the feed-forward's
+    if cuda:  # torch's own attention keeps its result, and the logs of its sums, beside the next product's input
+        per_token += product_bytes * q + 4 * H
     weights = block_matrices(config) * product_bytes if copied else 0
-    total = 0
-    for window in _windows(config, seq_len, masked):
-        float_here = 4 if window is not None and cpu else product_bytes  # sliding_attention widens on the CPU
-        total += N * (per_token + float_here * 2 * (q + kv)) + weights
-        if config.use_qk_norm or window is not None or on_grid:  # attention's output lies head by head: a copy of it
-            total += N * product_bytes * q
-        if masked:
-            total += rows * seq_len**2 * product_bytes  # the mask, in the dtype of the scores
-        elif window is not None:
-            total += PIECE * (PIECE + window - 1) * float_here
-    return total
-
-
-def _windows(config: ModelConfig, seq_len: int, masked: bool) -> list[int | None]:
-    """Of each application of a block; None where all pairs are worked out, as with a mask or a window that holds the row."""
-    windows = [config.window(layer // config.layer_repeats) for layer in range(config.applications)]
-    return [None if masked or window is None or window >= seq_len else window for window in windows]
+    mask = rows * seq_len**2 * product_bytes if masked and cuda else 0
+    return rows * seq_len * per_token + weights + mask

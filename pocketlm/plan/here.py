@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pocketlm.model.batch import Batch
-from pocketlm.model.costs import body_flops, head_flops, num_parameters
+from pocketlm.model.costs import flops_of, num_parameters
 from pocketlm.model.quant import prepare, scheme
 from pocketlm.model.transformer import Transformer, set_compute_dtype
 from pocketlm.plan.work import Work
@@ -78,11 +78,13 @@ def _composed(work: Work) -> float | None:
     update = _update_seconds_a_parameter()
     first, second = (max(0.0, _tried(each) - update * num_parameters(each.model)) for each in (one, two))
     layer = max(second - first, second / 20)
-    layer_pace = 3 * (body_flops(two.model, 1, seq_len) - body_flops(one.model, 1, seq_len)) / layer
-    head_pace = 3 * head_flops(work.model, seq_len) / max(first - layer, first / 20)
-    body = 3 * body_flops(work.model, work.micro_batch_size, work.seq_len, masked=work.masked)
+    layer_flops, whole = flops_of(work.model, 1, seq_len), flops_of(work.model, work.micro_batch_size, work.seq_len)
+    layer_pace = (layer_flops.training() - 3 * layer_flops.head) / work.model.applications / layer
+    head_pace = 3 * layer_flops.head / max(first - layer, first / 20)
+    body = whole.training(recomputed=work.recomputed) - 3 * whole.head
     if work.teacher:
-        body += body_flops(work.teacher, work.micro_batch_size, work.seq_len, masked=work.masked)
+        taught = flops_of(work.teacher, work.micro_batch_size, work.seq_len)
+        body += taught.products + taught.attention
     head = work.micro_batch_flops() - body
     return work.micro_batches * (body / layer_pace + head / head_pace) + update * num_parameters(work.model)
 

@@ -34,13 +34,12 @@ def step_seconds(
 ) -> float:
     """Of one step on so many devices. recomputed: share of the forward pass worked out twice (activation checkpointing)."""
     ranks = work.ranks(count)
-    flops = work.micro_batch_flops() * (1 + recomputed / 3)
-    shape = {"rows": work.micro_batch_size, "seq_len": work.seq_len, "product_bytes": 2, "cpu": False}
+    shape = {"rows": work.micro_batch_size, "seq_len": work.seq_len, "product_bytes": 2, "cuda": True}
     bytes_passed = kept_bytes(work.model, **shape)
     if work.teacher is not None:  # a forward pass alone, of about three that forward and back are
         bytes_passed += kept_bytes(work.teacher, **shape) // 3
     passes = fit.fused_passes if fused else fit.eager_passes
-    micro_batch = flops / (device.flops * fit.utilisation) + passes * bytes_passed / device.bandwidth
+    micro_batch = work.micro_batch_flops() / (device.flops * fit.utilisation) + passes * bytes_passed / device.bandwidth
     micro_batch += fit.exposed * communication_seconds(work, device, ranks)
     update = 28 * num_parameters(work.model) / ranks / device.bandwidth  # AdamW reads four numbers and writes three
     return work.micro_batches / ranks * micro_batch + update

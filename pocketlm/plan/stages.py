@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.model.checkpoint import shape_of
-from pocketlm.model.costs import body_flops, head_flops
+from pocketlm.model.costs import flops_of
 from pocketlm.model.files import read_json
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.plan.work import Work
@@ -170,9 +170,15 @@ def _mix(call: Call, known: Known) -> Stage:
         return Stage(call=call, notes=("the sources of its corpus are unknown",))
     domains = len(set(corpus.domains.values()))
     rows = config.rows_per_step * config.looks * (len(corpus.domains) + domains)
-    forward = body_flops(config.proxy, 1, config.seq_len) + head_flops(config.proxy, config.seq_len)
+    row = flops_of(config.proxy, 1, config.seq_len)
     held_out = 3 * domains * config.validation_tokens / config.seq_len
-    return Stage(call=call, work=work, other_flops=int((3 * rows + held_out) * forward), tokens=work.tokens, disk=0)
+    return Stage(
+        call=call,
+        work=work,
+        other_flops=int(rows * row.training() + held_out * row.forward),
+        tokens=work.tokens,
+        disk=0,
+    )
 
 
 def _select(call: Call, known: Known) -> Stage:
@@ -190,8 +196,9 @@ def _select(call: Call, known: Known) -> Stage:
     tokens = sum(min(limit, (corpus.tokens or limits)[name]) for name, limit in limits.items())
     domains = len(set(corpus.domains.values()))
     probes = domains * config.probe_rows * config.seq_len
-    body, head = body_flops(shape, 1, config.seq_len) / config.seq_len, head_flops(shape, 1)
-    flops = 2 * (body + head) * (tokens + probes) + domains * head * tokens + head * probes
+    row = flops_of(shape, 1, config.seq_len)
+    there_and_back = 2 * row.products + 3.5 * row.attention + 2 * row.head
+    flops = ((tokens + probes) * there_and_back + (tokens * domains + probes) * row.head) / config.seq_len
     like = Work(
         model=shape,
         optim=_NOTHING,
@@ -224,11 +231,10 @@ def _merge(call: Call, known: Known) -> Stage:
     like = Work(
         model=shape, optim=_NOTHING, seq_len=config.seq_len, rows_per_step=rows, micro_batch_size=config.validation_rows
     )
-    forward = body_flops(shape, 1, config.seq_len) + head_flops(shape, config.seq_len)
     return Stage(
         call=call,
         like=like,
-        other_flops=tried * rows * forward,
+        other_flops=tried * rows * flops_of(shape, 1, config.seq_len).forward,
         tokens=tried * rows * config.seq_len,
         disk=like.checkpoint_bytes,
         at_most=True,

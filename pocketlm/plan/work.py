@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pocketlm.model.costs import body_flops, head_flops, num_parameters
+from pocketlm.model.costs import flops_of, num_parameters
 from pocketlm.model.quant import scheme
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.memory import TrainingMemory, training_memory
@@ -40,18 +40,22 @@ class Work:
     def micro_batch_flops(self, product_bytes: int = 2) -> int:
         """Forward and back, the teacher's forward pass, and logits a second time where all of them are too many to keep.
 
-        Every token counts as a label; in fine-tuning fewer do, so the head is counted in full where it takes less.
+        Every token counts as a label, and every row as one document; in fine-tuning there is less of both.
         """
         rows, tokens = self.micro_batch_size, self.micro_batch_size * self.seq_len
         sides = [self.model] if self.teacher is None else [self.model, self.teacher]
         fit = sum(tokens * side.vocab_size * product_bytes for side in sides) <= KEPT_BYTES
         again = not (fit if self.keeps_logits is None else self.keeps_logits)
-        own = 3 * body_flops(self.model, rows, self.seq_len, masked=self.masked)
-        own += (4 if again else 3) * head_flops(self.model, tokens)
+        own = flops_of(self.model, rows, self.seq_len).training(head_passes=3 + again, recomputed=self.recomputed)
         if self.teacher is None:
             return own
-        taught = body_flops(self.teacher, rows, self.seq_len, masked=self.masked)
-        return own + taught + (2 if again else 1) * head_flops(self.teacher, tokens)
+        taught = flops_of(self.teacher, rows, self.seq_len)
+        return own + taught.forward + again * taught.head
+
+    @property
+    def recomputed(self) -> float:
+        """Share of the blocks that are worked out twice (activation checkpointing)."""
+        return 1 / self.optim.recompute_every if self.optim.recompute_every else 0.0
 
     @property
     def flops(self) -> int:

@@ -89,12 +89,12 @@ def training_memory(
     if teacher:
         loss += 4 * N * teacher.hidden_size
     grid = head_parameters(model) * product_bytes if on_grid else 0  # the head's weight on its grid
-    body = {"product_bytes": product_bytes, "masked": masked, "cpu": device == "cpu"}
+    body = {"product_bytes": product_bytes, "masked": masked, "cuda": device == "cuda"}
     return TrainingMemory(
         weights=4 * parameters // shards,
         gradients=4 * parameters // shards,
         states=4 * (2 * parameters - inner) // shards,
-        kept=kept_bytes(model, rows, seq_len, on_grid=on_grid, **body) + grid,
+        kept=kept_bytes(model, rows, seq_len, on_grid=on_grid, recompute_every=optim.recompute_every, **body) + grid,
         loss=loss,
         table=table,
         teacher=4 * num_parameters(teacher) // shards if teacher else 0,

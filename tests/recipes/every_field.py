@@ -129,6 +129,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "warmup_steps": 2,
         "optimizer": "muon",
         "compute_dtype": "bfloat16",
+        "compile": "yes",
+        "recompute_every": 1,
         "schedule": "cosine",
         "final_lr_share": 0.5,
         "beta1": 0.5,

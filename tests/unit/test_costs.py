@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocketlm.model.costs import body_flops, head_flops, kept_bytes, num_parameters
+from pocketlm.model import attention
+from pocketlm.model.costs import flops_of, kept_bytes, num_parameters
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
@@ -35,6 +35,7 @@ SHAPES = {
     ),
     "repeated": replace(GLOBAL_ONLY, layer_repeats=2),
 }
+FORWARD, BACKWARD = attention.attention_in_pieces._init_fn, attention._backward._init_fn  # what the operators run
 ROWS, SEQ_LEN = 2, 300  # two whole pieces of a local layer, and a part
 
 
@@ -57,17 +58,46 @@ def test_parameters_are_the_published_ones(name: str, published: int) -> None:
     assert num_parameters(PRESETS[name]) == published
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+class InPieces(torch.autograd.Function):
+    """The operator of attention as plain torch, so that its products are seen one by one."""
+
+    @staticmethod
+    def forward(ctx, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        return FORWARD(*inputs)
+
+    @staticmethod
+    def backward(ctx, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return *BACKWARD(*upstream, *ctx.saved_tensors), None
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
-def test_flops_are_those_that_torch_counts_forward_and_back(shape: ModelConfig, masked: bool) -> None:
+def test_flops_are_those_that_torch_counts_forward_and_back(
+    shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "attention_in_pieces", InPieces.apply)
     model = Transformer(shape)
-    ids, positions, doc_ids = inputs(masked)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        logits = model.head(model.hidden(ids, positions, doc_ids=doc_ids))
+    ids, *_ = inputs(masked=False)
+    with FlopCounterMode(display=False) as counter:
+        logits = model(ids)
         forward = counter.get_total_flops()
         logits.sum().backward()
-    expected = body_flops(shape, ROWS, SEQ_LEN, masked=masked) + head_flops(shape, ids.numel())
-    assert (forward, counter.get_total_flops()) == (expected, 3 * expected)
+    expected = flops_of(shape, ROWS, SEQ_LEN)
+    assert (forward, counter.get_total_flops()) == (expected.forward, expected.training())
+
+
+def test_blocks_worked_out_twice_take_their_forward_pass_once_more() -> None:
+    once = flops_of(GLOBAL_ONLY, 1, 64)
+    assert once.training(recomputed=1.0) - once.training() == once.products + once.attention
+    assert once.training(head_passes=4) - once.training() == once.head
+
+
+def test_a_block_worked_out_twice_keeps_its_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transformer, "recompute_every", 2)
+    deeper = replace(GLOBAL_ONLY, num_hidden_layers=4)
+    found = [saved_bytes(shape, False, None, None) for shape in (GLOBAL_ONLY, deeper)]
+    expected = [kept_bytes(each, ROWS, SEQ_LEN, product_bytes=4, recompute_every=2) for each in (GLOBAL_ONLY, deeper)]
+    assert found[1] - found[0] == expected[1] - expected[0]
 
 
 @pytest.mark.parametrize("scheme", [None, "int4_group32"])
@@ -77,7 +107,10 @@ def test_flops_are_those_that_torch_counts_forward_and_back(shape: ModelConfig, 
 def test_kept_bytes_are_those_that_autograd_saves(
     shape: ModelConfig, masked: bool, dtype: torch.dtype | None, scheme: str | None
 ) -> None:
-    """What two more layers add, so that what the ends of the network keep is left out; each storage counts once."""
+    """What two more layers add, so that what the ends of the network keep is left out; each storage counts once.
+
+    On the CPU documents that are kept apart need no mask, so nothing more is kept.
+    """
     deeper = replace(shape, num_hidden_layers=4, layer_types=shape.layer_types * 2)
     expected = [
         kept_bytes(each, ROWS, SEQ_LEN, product_bytes=2 if dtype else 4, masked=masked, on_grid=bool(scheme))
