@@ -31,6 +31,7 @@ from pocketlm.train.loop import train
 from pocketlm.train.losses import distillation_loss, next_token_loss
 from pocketlm.train.memory import training_memory
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import live_teacher
 
 M15 = replace(
@@ -57,6 +58,7 @@ class Case:
     teacher: ModelConfig | None = None
     scheme: str | None = None
     masked: bool = False
+    saves: bool = False
 
 
 CASES = {
@@ -66,6 +68,8 @@ CASES = {
     "15m x8, documents apart": Case(model=M15, rows=8, masked=True),
     "15m x4 twice a step, Muon": Case(model=M15, rows=4, micro_batches=2, optim=replace(ADAMW, optimizer="muon")),
     "15m x8, its like as teacher": Case(model=M15, rows=8, teacher=M15),
+    "15m x8, states written on the way": Case(model=M15, rows=8, saves=True),
+    "15m x8, blocks worked out twice": Case(model=M15, rows=8, optim=replace(ADAMW, recompute_every=1)),
     "15m x8, QAT": Case(model=M15, rows=8, teacher=M15, scheme="int4_group32"),
     **{f"r1-140m x{rows}": Case(model=R1_140M, rows=rows) for rows in (1, 4, 8)},
     "r1-140m x1 twice a step": Case(model=R1_140M, rows=1, micro_batches=2),
@@ -107,6 +111,7 @@ def estimated(case: Case) -> int:
         seq_len=case.seq_len,
         accumulates=case.micro_batches > 1,
         masked=case.masked,
+        saves=case.saves,
         teacher=case.teacher,
         on_grid=case.scheme is not None,
     ).peak
@@ -137,7 +142,15 @@ def steps(case: Case) -> None:
         return [batch(case, generator) for _ in range(case.micro_batches)]
 
     with tempfile.TemporaryDirectory() as folder:
-        train(model, batches, loss_fn, case.optim, Path(folder), label="memory", save_every_steps=2)
+        train(
+            model,
+            batches,
+            loss_fn,
+            case.optim,
+            Path(folder),
+            label="memory",
+            save=SaveConfig(every_steps=1 if case.saves else 2),
+        )
 
 
 def batch(case: Case, generator: torch.Generator) -> Batch:

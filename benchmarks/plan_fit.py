@@ -33,8 +33,11 @@ def main() -> None:
         )
     print(f"typical error (root mean square): {spread(own):.1%}, left out {spread(left_out):.1%}\n")
     for row in HELD_OUT:
+        assert row.days is not None
         error = log_error(row, found)
-        print(f"{row.name:60} {row.tokens_per_second:9,.0f} tokens/s {percent(error)} in time")
+        print(
+            f"{row.name:40} {row.days:4.1f} days published, {row.days * math.exp(error):4.1f} predicted {percent(error)}"
+        )
 
 
 def log_error(row: Published, fit: Fit) -> float:
@@ -52,10 +55,12 @@ def fitted(rows: Sequence[Published]) -> Fit:
         fit = Fit(**dict(zip((f.name for f in fields(Fit)), np.exp(logs), strict=True)))
         return np.array([*(log_error(row, fit) for row in rows), *(PRIOR * (logs - start))])
 
-    for _ in range(50):
+    step = np.ones(len(at))
+    while np.abs(step).max() > 1e-6:
         here = misfits(at)
-        slopes = np.stack([(misfits(at + step) - here) / 1e-4 for step in np.eye(len(at)) * 1e-4], 1)
-        at = at - np.clip(np.linalg.lstsq(slopes, here, rcond=None)[0], -0.5, 0.5)
+        slopes = np.stack([(misfits(at + nudge) - here) / 1e-4 for nudge in np.eye(len(at)) * 1e-4], 1)
+        step = np.clip(np.linalg.lstsq(slopes, here, rcond=None)[0], -0.5, 0.5)
+        at = at - step
     return Fit(**dict(zip((f.name for f in fields(Fit)), (float(x) for x in np.exp(at)), strict=True)))
 
 

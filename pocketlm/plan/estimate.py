@@ -71,7 +71,9 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     seconds = _seconds(stage, device, count)
     if seconds is None and (work or stage.like):
         notes.append("too large to be tried here")
-    memory = work.memory(device.kind if device else "cpu", ranks).peak if work else None
+    memory = (
+        work.memory(device.kind if device else "cpu", ranks, device.per_machine if device else 1).peak if work else None
+    )
     if memory and device and memory > device.memory_bytes:
         notes.append(f"needs more memory than a {device.name} has ({device.memory_bytes / 1e9:.0f} GB)")
     return Estimate(
@@ -101,7 +103,10 @@ def _seconds(stage: Stage, device: Device | None, count: int) -> float | None:
 
 
 def _step(work: Work, device: Device | None, count: int) -> float | None:
-    return here.step_seconds(work) if device is None else step_seconds(work, device, count, fused=False)
+    if device is None:
+        return here.step_seconds(work)
+    fused = work.optim.compile == "yes" or (work.optim.compile == "auto" and device.kind == "cuda")
+    return step_seconds(work, device, count, fused=fused)
 
 
 def actual_seconds(stage: Stage) -> float | None:
@@ -136,7 +141,7 @@ def totals(estimates: list[Estimate]) -> dict[str, Any]:
         "device_hours": sum(each.device_hours or 0.0 for each in timed),
         "memory_bytes": max((each.memory for each in estimates if each.memory), default=None),
         "disk_bytes": sum(each.stage.disk or 0 for each in estimates),
-        "resume_bytes": 2 * max((each.stage.resume for each in estimates), default=0),
+        "resume_bytes": max((each.stage.resume for each in estimates), default=0),
         "actual_seconds": sum(each.actual_seconds or 0.0 for each in estimates),
         "actual_over_planned": sum(e.actual_seconds or 0.0 for e in both) / sum(e.seconds or 0.0 for e in both)
         if both

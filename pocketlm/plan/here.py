@@ -73,7 +73,7 @@ def _composed(work: Work) -> float | None:
         )
         for shape in shapes
     )
-    if two.memory("cpu", 1).peak > free_bytes() / 2:
+    if two.memory("cpu", 1).peak > free_bytes(torch.device("cpu")) / 2:
         return None
     update = _update_seconds_a_parameter()
     first, second = (max(0.0, _tried(each) - update * num_parameters(each.model)) for each in (one, two))

@@ -132,6 +132,7 @@ def _training(
         masked=masked,
         teacher=taught,
         scheme=scheme,
+        save=config.save,
     )
     if optim is None:
         return Stage(call=call, like=work, tokens=0, disk=work.checkpoint_bytes)
@@ -192,7 +193,7 @@ def _select(call: Call, known: Known) -> Stage:
         known.corpora[call.folder] = corpus
     if corpus is None or shape is None:
         return Stage(call=call, notes=("its corpus or its model is unknown",))
-    limits = dict.fromkeys(corpus.domains, config.candidate_tokens)
+    limits = dict.fromkeys(corpus.domains, config.candidate_tokens + config.seq_len)  # the last piece is taken whole
     tokens = sum(min(limit, (corpus.tokens or limits)[name]) for name, limit in limits.items())
     domains = len(set(corpus.domains.values()))
     probes = domains * config.probe_rows * config.seq_len

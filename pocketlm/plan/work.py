@@ -7,6 +7,7 @@ from pocketlm.model.quant import scheme
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.memory import TrainingMemory, training_memory
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.vocabulary import KEPT_BYTES
 
 
@@ -14,7 +15,7 @@ from pocketlm.train.vocabulary import KEPT_BYTES
 class Work:
     """One training. masked: documents of a row are kept apart. scheme: of training for four bits. copies: runs like it.
 
-    keeps_logits: others' programs do; None: ours, where there are few of them.
+    keeps_logits: others' programs do; None: ours, where there are few of them. save: None where no states are written.
     """
 
     model: ModelConfig
@@ -27,6 +28,7 @@ class Work:
     scheme: str | None = None
     copies: int = 1
     keeps_logits: bool | None = None
+    save: SaveConfig | None = None
 
     @property
     def tokens(self) -> int:
@@ -66,8 +68,8 @@ class Work:
         """How many of `count` devices a step's micro-batches can be shared out to evenly."""
         return max(n for n in range(1, max(1, min(count, self.micro_batches)) + 1) if self.micro_batches % n == 0)
 
-    def memory(self, device: str, ranks: int) -> TrainingMemory:
-        """Of one rank, weights and states shared among all."""
+    def memory(self, device: str, ranks: int, per_machine: int = 8) -> TrainingMemory:
+        """Of one rank, weights and states shared out as training does."""
         return training_memory(
             self.model,
             self.optim,
@@ -75,11 +77,16 @@ class Work:
             seq_len=self.seq_len,
             accumulates=self.micro_batches > ranks,
             masked=self.masked,
+            saves=self.save is not None and self.save.every_steps < self.optim.num_steps,
             teacher=self.teacher,
             on_grid=self.scheme is not None,
             device=device,
-            shards=ranks,
+            shards=self.shards(ranks, per_machine),
         )
+
+    def shards(self, ranks: int, per_machine: int) -> int:
+        """How many ranks hold the model's weights together: those of a machine, or all (train/parallel.py)."""
+        return ranks if self.optim.shard_over == "all" or ranks % per_machine else min(ranks, per_machine)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -88,9 +95,15 @@ class Work:
 
     @property
     def resume_bytes(self) -> int:
-        """Weights and the optimizer's states; twice while a new one is written beside the old one."""
+        """Most of resume/: weights and the optimizer's states, as many times as are kept, and once while written."""
         need = self.memory("cpu", 1)
-        return need.weights + need.states + 3 * scale_bytes(self.model, self.scheme)
+        one = need.weights + need.states + 3 * scale_bytes(self.model, self.scheme)
+        if self.save is None:
+            return one
+        steps, every = self.optim.num_steps, self.save.every_steps
+        written = -(-steps // every)
+        milestones = steps // self.save.keep_every_steps if self.save.keep_every_steps else 0
+        return one * min(written, self.save.keep_last + 1 + milestones)
 
 
 def scale_bytes(model: ModelConfig, name: str | None) -> int:

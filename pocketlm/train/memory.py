@@ -1,5 +1,6 @@
 """How much memory a training stage needs, told before its first step: a machine that lacks it ends with one message, not a kill."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +11,9 @@ import torch
 from pocketlm.model.costs import block_matrices, head_parameters, kept_bytes, num_parameters
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.optim import OptimConfig, product_dtype
+from pocketlm.train.parallel import mesh_shape
+from pocketlm.train.ranks import device, ranks
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.vocabulary import BLOCK_BYTES, KEPT_BYTES
 
 BLOCKS_AT_ONCE = 8  # of the loss's blocks of logits, in float32: both sides' logs, terms, slopes, gradients
@@ -31,6 +35,8 @@ class Trained(Protocol):
     def rows_per_step(self) -> int: ...
     @property
     def micro_batch_size(self) -> int: ...
+    @property
+    def save(self) -> SaveConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,9 @@ class TrainingMemory:
     """Bytes of one rank, by what they are for. `peak` is the most that is there at once.
 
     weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the backward pass.
-    loss: the head's gradient, and blocks of logits. teacher: its weights. passing: what its forward pass holds.
+    loss: the head's gradient, and blocks of logits. table: the gradient of the token table once more, for it is made dense
+    before it is added. teacher: its weights. passing: what its forward pass holds. saving: the copy of weights and states
+    that is written to disk while training goes on.
     """
 
     weights: int
@@ -46,15 +54,16 @@ class TrainingMemory:
     states: int
     kept: int
     loss: int
-    table: int  # the gradient of the token table, or of the head, once more: it is made dense before it is added
+    table: int
     teacher: int
     passing: int
+    saving: int
     accumulates: bool  # several micro-batches a step, so gradients stay through the forward pass
 
     @property
     def peak(self) -> int:
         """The largest of: loading the teacher; the end of a forward pass, with the loss; the end of a backward pass."""
-        always = self.weights + self.states + self.teacher
+        always = self.weights + self.states + self.teacher + self.saving
         forward = always + self.kept + max(self.loss, self.passing) + (self.gradients if self.accumulates else 0)
         backward = always + self.gradients + self.table * (2 if self.accumulates else 1)
         return max(self.weights + 2 * self.teacher, forward, backward)
@@ -68,20 +77,25 @@ def training_memory(
     seq_len: int,
     accumulates: bool,
     masked: bool,
+    saves: bool,
     teacher: ModelConfig | None = None,
     on_grid: bool = False,
     device: str = "cpu",
     shards: int = 1,
 ) -> TrainingMemory:
-    """What training holds with micro-batches of rows x seq_len tokens, weights, gradients and states cut among `shards` ranks.
+    """What training holds with micro-batches of rows x seq_len tokens, the model shared out among `shards` ranks.
 
-    masked: documents of a row are kept apart. on_grid: training for four bits. What the process holds before is not in it.
+    masked: documents of a row are kept apart. saves: states are written before the last step. on_grid: training for four
+    bits. Shared out, a block's weights are whole when it runs, the table's and the head's always, and gradients too while
+    they add up. What the process holds before is not in it; on CUDA the copy that is saved lies in the processor's memory.
     """
     N, parameters = rows * seq_len, num_parameters(model)
     narrow = product_dtype(optim, torch.device(device))
     product_bytes = narrow.itemsize if narrow else 4
     table = 4 * head_parameters(model)
     inner = model.num_hidden_layers * block_matrices(model) if optim.optimizer == "muon" else 0  # one state, not two
+    states = 4 * 2 * (parameters - inner) // shards + 4 * inner  # Muon's are whole on each rank
+    weights = 4 * parameters // shards + (_whole(model) if shards > 1 else 0)
     logits = N * model.vocab_size * product_bytes * (2 if teacher else 1)
     blocks = min(BLOCKS_AT_ONCE * BLOCK_BYTES, 4 * N * model.vocab_size * BLOCKS_AT_ONCE)
     hidden = N * model.hidden_size * (4 + 4 + product_bytes)  # chosen rows, their gradient, and them in products
@@ -91,16 +105,23 @@ def training_memory(
     grid = head_parameters(model) * product_bytes if on_grid else 0  # the head's weight on its grid
     body = {"product_bytes": product_bytes, "masked": masked, "cuda": device == "cuda"}
     return TrainingMemory(
-        weights=4 * parameters // shards,
-        gradients=4 * parameters // shards,
-        states=4 * (2 * parameters - inner) // shards,
+        weights=weights,
+        gradients=4 * parameters // (1 if accumulates else shards),
+        states=states,
         kept=kept_bytes(model, rows, seq_len, on_grid=on_grid, recompute_every=optim.recompute_every, **body) + grid,
         loss=loss,
         table=table,
-        teacher=4 * num_parameters(teacher) // shards if teacher else 0,
+        teacher=4 * num_parameters(teacher) // shards + (_whole(teacher) if shards > 1 else 0) if teacher else 0,
         passing=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications if teacher else 0,
+        saving=4 * parameters // shards + states if saves and device == "cpu" else 0,
         accumulates=accumulates,
     )
+
+
+def _whole(model: ModelConfig) -> int:
+    """Bytes of what a rank gathers: the block that runs and the next one, the token table, the head."""
+    tables = 1 if model.tie_word_embeddings else 2
+    return 4 * (2 * block_matrices(model) + tables * head_parameters(model))
 
 
 def check_memory(
@@ -113,47 +134,60 @@ def check_memory(
 ) -> None:
     """Nothing, or a ValueError where a training stage clearly needs more memory than is free, with what to change.
 
-    Clearly: the estimate less MARGIN exceeds it.
+    Clearly: the estimate less MARGIN exceeds it. Ranks of one machine share its memory; each GPU has its own.
     """
     if config.optim is None:
         return
+    own, where = ranks(), device()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", own.world_size))
     need = training_memory(
         model,
         config.optim,
         rows=config.micro_batch_size,
         seq_len=config.seq_len,
-        accumulates=config.rows_per_step > config.micro_batch_size,
+        accumulates=config.rows_per_step > config.micro_batch_size * own.world_size,
         masked=masked,
+        saves=config.save.every_steps < config.optim.num_steps,
         teacher=teacher,
         on_grid=on_grid,
+        device=where.type,
+        shards=mesh_shape(config.optim.shard_over, own.world_size, local)[-1],
     )
-    free = free_bytes()
+    free = free_bytes(where) // (local if where.type == "cpu" else 1)
     if need.peak * (1 - MARGIN) <= free:
         return
-    parts = {name: getattr(need, name) for name in ("weights", "gradients", "states", "kept", "loss", "teacher")}
-    told = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
+    names = ("weights", "gradients", "states", "kept", "loss", "teacher", "saving")
+    told = ", ".join(f"{name} {_gib(size)}" for name in names if (size := getattr(need, name)))
+    each = " on each rank" if own.world_size > 1 else ""
     raise ValueError(
-        f"{config.name} needs about {_gib(need.peak)} of memory and {_gib(free)} are free ({told}). {_remedy(config, need)}"
+        f"{config.name} needs about {_gib(need.peak)} of memory{each} and {_gib(free)} are free ({told}). "
+        f"{_remedy(config, config.optim, need)}"
     )
 
 
-def _remedy(config: Trained, need: TrainingMemory) -> str:
+def _remedy(config: Trained, optim: OptimConfig, need: TrainingMemory) -> str:
     """What to change, by what weighs most."""
-    own = need.weights + need.gradients + need.states
+    own = need.weights + need.gradients + need.states + need.saving
+    elsewhere = "more ranks, which share it (torchrun), or a machine with more memory."
     if need.teacher > max(own, need.kept):
-        return "The teacher weighs most: take a smaller one, or a machine with more memory."
+        return f"The teacher weighs most: take a smaller one, {elsewhere}"
     if own > need.kept:
-        return "The model itself weighs most: take a smaller one, or a machine with more memory."
+        return f"The model itself weighs most: take a smaller one, {elsewhere}"
+    again = (
+        "" if optim.recompute_every == 1 else f" or set {config.name}.optim.recompute_every=1, which takes more time"
+    )
     if config.micro_batch_size == 1:
-        return f"One row weighs most: lower {config.name}.seq_len {config.seq_len}, or take a machine with more memory."
+        return f"One row weighs most: lower {config.name}.seq_len {config.seq_len}{again}."
     return (
         f"What {config.micro_batch_size} rows leave for the backward pass weighs most: lower {config.name}."
-        "micro_batch_size; a step keeps all its rows."
+        f"micro_batch_size (a step keeps all its rows){again}."
     )
 
 
-def free_bytes() -> int:
-    """Bytes this process may still take: free memory of the machine, or of the control group it lives in if that is less."""
+def free_bytes(where: torch.device) -> int:
+    """Bytes this process may still take: free memory of the GPU, or of the machine, or of its control group if that is less."""
+    if where.type == "cuda":
+        return torch.cuda.mem_get_info(where)[0]
     return min([psutil.virtual_memory().available, *_control_group_bytes()])
 
 
