@@ -198,7 +198,7 @@ def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tens
     if dtype is not None:
         return F.linear(x.to(dtype), weight.to(dtype))
     (outputs, inputs), rows = weight.shape, x.numel() // x.shape[-1]
-    few = torch.is_inference_mode_enabled() and weight.is_cpu and rows <= (8 if outputs >= inputs else 1)
+    few = rows <= (8 if outputs >= inputs else 1) and weight.is_cpu and torch.is_inference_mode_enabled()
     if not few or outputs % 4 or weight.numel() < 2**18:  # a small one stays in the processor's cache
         return F.linear(x, weight)
     columns = x.reshape(rows, inputs).t().expand(4, inputs, rows)
@@ -289,7 +289,7 @@ class Transformer(nn.Module):
                 block = partial(
                     checkpoint, block, use_reentrant=False, preserve_rng_state=False
                 )  # nothing is drawn in it
-            x = block(x, asking, rope, mask, cache, layer)
+            x = block(x, asking, rope, mask, cache, layer if cache is not None else 0)  # one graph serves all blocks
         return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
