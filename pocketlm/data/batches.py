@@ -6,7 +6,7 @@ Shapes: B rows of a micro-batch, T tokens
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -145,18 +145,23 @@ def make_batches(
         raise ValueError(f"no rows in {', '.join(empty)}, yet the mix asks for them; give them share 0 or text")
     quotas = block_quotas([shares[name] for name in names])
 
-    def row(number: int) -> Row:
+    def place(number: int) -> tuple[str, int]:
         which, count = draw_source(number, quotas, layout.seed)
-        rows = sources[names[which]]
-        epoch, place = divmod(count, len(rows))
-        return rows[permuted(place, len(rows), (layout.seed, which, epoch))]
+        size = len(sources[names[which]])
+        epoch, at = divmod(count, size)
+        return names[which], permuted(at, size, (layout.seed, which, epoch))
+
+    def micro_batch(numbers: Sequence[int]) -> Batch:
+        places = [place(number) for number in numbers]
+        rows = [sources[name][at] for name, at in places]
+        return replace(collate(rows, separate_documents), rows=tuple(places))
 
     def batches(step: int) -> list[Batch]:
         share = layout.rows_per_step // layout.world_size
         first = step * layout.rows_per_step + layout.rank * share
         numbers = range(first, first + share)
         size = layout.micro_batch_size
-        return [collate([row(n) for n in numbers[i : i + size]], separate_documents) for i in range(0, share, size)]
+        return [micro_batch(numbers[i : i + size]) for i in range(0, share, size)]
 
     return batches
 

@@ -18,6 +18,9 @@ from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.parallel import on_all_ranks
+from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import check_teacher, live_teacher
 
 
@@ -36,7 +39,7 @@ class ExtendConfig:
     seed: int
     rope_theta_factor: float
     shares: Shares | None = None
-    save_every_steps: int = 25
+    save: SaveConfig = SaveConfig(every_steps=25)
 
     def summary(self) -> str:
         window = f"windows of {self.seq_len:,}, rope_theta x {self.rope_theta_factor:g}"
@@ -47,6 +50,7 @@ class ExtendConfig:
         return told + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 
+@on_all_ranks
 def extend_context(
     config: ExtendConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None, mix: Path | None = None
 ) -> Path:
@@ -54,6 +58,7 @@ def extend_context(
 
     Without a teacher the loss is cross-entropy: how the teacher itself comes to read long documents.
     """
+    own = ranks()
     student, tokenizer = load_checkpoint(model)
     if config.seq_len <= student.config.max_position_embeddings:
         raise ValueError(
@@ -61,7 +66,8 @@ def extend_context(
         )
     student = widened(student, config.seq_len, config.rope_theta_factor)
     if config.optim is None:
-        save_checkpoint(out, student, tokenizer)
+        if own.first:
+            save_checkpoint(out, student, tokenizer)
         return out
     shares = chosen_shares(config.shares, corpus, config.name, mix)
     sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)
@@ -70,11 +76,14 @@ def extend_context(
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
+        rank=own.rank,
+        world_size=own.world_size,
     )
     batches = make_batches(sources, shares, layout, separate_documents=False)
     loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config.seq_len, config.optim)
-    train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
-    save_checkpoint(out, student, tokenizer)
+    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+    if own.first:
+        save_checkpoint(out, student, tokenizer)
     return out
 
 
