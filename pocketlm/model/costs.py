@@ -26,12 +26,12 @@ class Flops:
     def forward(self) -> int:
         return self.products + self.attention + self.head
 
-    def training(self, *, head_passes: int = 3, recomputed: float = 0.0) -> int:
+    def training(self, *, recomputed: float = 0.0) -> int:
         """Forward and back. The way back takes twice a product; attention works its scores out once more there.
 
-        head_passes: 3, or 4 where logits are worked out twice. recomputed: share of the blocks that are.
+        recomputed: share of the blocks that are worked out twice.
         """
-        return int((3 + recomputed) * self.products + (3.5 + recomputed) * self.attention) + head_passes * self.head
+        return int((3 + recomputed) * self.products + (3.5 + recomputed) * self.attention) + 3 * self.head
 
 
 def head_parameters(config: ModelConfig) -> int:

@@ -51,7 +51,6 @@ def on(model: ModelConfig, count: int, rows: int, seq_len: int, micro_batches: i
         seq_len=seq_len,
         rows_per_step=rows_per_step,
         micro_batch_size=rows,
-        keeps_logits=True,
     )
 
 

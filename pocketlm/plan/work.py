@@ -8,14 +8,13 @@ from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.memory import TrainingMemory, training_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.state import SaveConfig
-from pocketlm.train.vocabulary import KEPT_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """One training. masked: documents of a row are kept apart. scheme: of training for four bits. copies: runs like it.
 
-    keeps_logits: others' programs do; None: ours, where there are few of them. save: None where no states are written.
+    save: None where no states are written.
     """
 
     model: ModelConfig
@@ -27,7 +26,6 @@ class Work:
     teacher: ModelConfig | None = None
     scheme: str | None = None
     copies: int = 1
-    keeps_logits: bool | None = None
     save: SaveConfig | None = None
 
     @property
@@ -39,20 +37,14 @@ class Work:
         """Of a step, of all ranks together."""
         return self.rows_per_step // self.micro_batch_size
 
-    def micro_batch_flops(self, product_bytes: int = 2) -> int:
-        """Forward and back, the teacher's forward pass, and logits a second time where all of them are too many to keep.
+    def micro_batch_flops(self) -> int:
+        """Forward and back, and the teacher's forward pass.
 
         Every token counts as a label, and every row as one document; in fine-tuning there is less of both.
         """
-        rows, tokens = self.micro_batch_size, self.micro_batch_size * self.seq_len
-        sides = [self.model] if self.teacher is None else [self.model, self.teacher]
-        fit = sum(tokens * side.vocab_size * product_bytes for side in sides) <= KEPT_BYTES
-        again = not (fit if self.keeps_logits is None else self.keeps_logits)
-        own = flops_of(self.model, rows, self.seq_len).training(head_passes=3 + again, recomputed=self.recomputed)
-        if self.teacher is None:
-            return own
-        taught = flops_of(self.teacher, rows, self.seq_len)
-        return own + taught.forward + again * taught.head
+        rows = self.micro_batch_size
+        own = flops_of(self.model, rows, self.seq_len).training(recomputed=self.recomputed)
+        return own + (flops_of(self.teacher, rows, self.seq_len).forward if self.teacher else 0)
 
     @property
     def recomputed(self) -> float:

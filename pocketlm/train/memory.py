@@ -96,10 +96,10 @@ def training_memory(
     inner = model.num_hidden_layers * block_matrices(model) if optim.optimizer == "muon" else 0  # one state, not two
     states = 4 * 2 * (parameters - inner) // shards + 4 * inner  # Muon's are whole on each rank
     weights = 4 * parameters // shards + (_whole(model) if shards > 1 else 0)
-    logits = N * model.vocab_size * product_bytes * (2 if teacher else 1)
+    logits = min(N * model.vocab_size * product_bytes * (2 if teacher else 1), KEPT_BYTES)
     blocks = min(BLOCKS_AT_ONCE * BLOCK_BYTES, 4 * N * model.vocab_size * BLOCKS_AT_ONCE)
     hidden = N * model.hidden_size * (4 + 4 + product_bytes)  # chosen rows, their gradient, and them in products
-    loss = table + hidden + blocks + (logits if logits <= KEPT_BYTES else 0)
+    loss = table + hidden + blocks + logits
     if teacher:
         loss += 4 * N * teacher.hidden_size
     grid = head_parameters(model) * product_bytes if on_grid else 0  # the head's weight on its grid

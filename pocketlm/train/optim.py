@@ -10,6 +10,7 @@ import torch
 from pocketlm.model.quant import SCALE
 from pocketlm.model.transformer import Transformer, set_compiled, set_compute_dtype
 
+ShardOver = Literal["node", "all"]
 MUON_MOMENTUM = 0.95  # torch.optim.Muon's own default
 LONG_TRAINING = 10**10  # steps x parameters: 15 M for 670 steps, 18 minutes at 2,048 tokens a step on one core
 # Of the learning rate, for learned scales (our choice; ParetoQ's code takes all of it): the outermost level is -8 times
@@ -26,6 +27,7 @@ class OptimConfig:
     warmup_steps: int
     optimizer: Literal["adamw", "muon"] = "adamw"  # both papers: Adam; Muon learns a small network in fewer tokens
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights and states are float32
+    shard_over: ShardOver = "node"  # on several nodes: each holds all weights, or all nodes together hold them once
     compile: Literal["auto", "yes", "no"] = "auto"  # each block by torch.compile; auto: where it pays
     recompute_every: int = 0  # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
@@ -35,6 +37,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # not stated in R1; the default of the trainer its scripts use
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite (our choice)
 
     def summary(self) -> str:
         return f"lr {self.lr:g} ({self.optimizer}, {self.schedule} to {self.final_lr_share:g}x, warm-up {self.warmup_steps:,})"
@@ -50,6 +53,10 @@ class OptimConfig:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16")
+        if self.shard_over not in ("node", "all"):
+            raise ValueError(f"shard_over {self.shard_over!r} is unknown; known: node, all")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite {self.on_nonfinite!r} is unknown; known: stop, skip")
         if self.compile not in ("auto", "yes", "no"):
             raise ValueError(f"compile {self.compile!r} is unknown; known: auto, yes, no")
         if self.recompute_every < 0:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from pocketlm.train.ranks import ranks
 
 Saved = dict[str, Any]  # of each tensor: {"shape", "dtype", "pieces": [{"file", "offsets", "sizes"}]}
 
@@ -35,7 +36,7 @@ def own_piece(tensor: Tensor) -> Piece | None:
 def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
     """(this rank's part, where in the whole it begins, whether this rank is the first of those that hold it)."""
     if not isinstance(tensor, DTensor):
-        return tensor, (0,) * tensor.dim(), not dist.is_initialized() or dist.get_rank() == 0
+        return tensor, (0,) * tensor.dim(), ranks().first
     mesh, places = tensor.device_mesh, tensor.placements
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, places)
     at = mesh.get_coordinate() or [0] * mesh.ndim
@@ -79,11 +80,13 @@ def fill(tensor: Tensor, name: str, saved: Saved, opened: dict[str, Any]) -> Non
         raise ValueError(f"{name}: the pieces that were saved hold {filled} of its {local.numel()} values")
 
 
-def filled_like(parameter: Tensor, name: str, saved: Saved, opened: dict[str, Any]) -> Tensor:
-    """An optimizer's tensor: sharded as the parameter where it has its shape, else whole."""
+def filled_like(parameter: Tensor, name: str, saved: Saved, opened: dict[str, Any], *, on_each: bool) -> Tensor:
+    """An optimizer's tensor: sharded as the parameter where it has its shape, or with on_each whole on each rank; else plain."""
     shape, dtype = saved[name]["shape"], getattr(torch, saved[name]["dtype"])
     if shape == list(parameter.shape):
         value = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        if on_each and isinstance(value, DTensor):
+            value = value.redistribute(placements=[Replicate()] * value.device_mesh.ndim)
     else:
         value = torch.empty(shape, dtype=dtype, device=parameter.device)
     fill(value, name, saved, opened)

@@ -17,6 +17,7 @@ from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[att
 
 PATIENCE = timedelta(minutes=5)  # for a rank that hangs in training; of one that dies, the others hear within seconds
 POLL_SECONDS = 0.1
+FAREWELL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,17 @@ class Board:
             time.sleep(POLL_SECONDS)
         return self.store.get(f"word {self.words}").decode()
 
-    def leave(self, status: int) -> None:
-        """The first rank's last word."""
-        if self.store is not None:
-            self.store.set("left", str(status))
+    def leave(self, own: Ranks, status: int) -> None:
+        """The first rank's last word, and a moment for the others to hear it: the store may go with this process."""
+        with contextlib.suppress(dist.DistError):
+            assert self.store is not None
+            gone = self.store.add("gone", 1)
+            if own.first:
+                self.store.set("left", str(status))
+                deadline = time.monotonic() + FAREWELL_SECONDS
+                while gone < own.world_size and time.monotonic() < deadline:
+                    time.sleep(POLL_SECONDS)
+                    gone = self.store.add("gone", 0)
 
     def may_explain(self) -> bool:
         """Whether this rank is the first to ask: where all stop for one reason, one tells it."""
@@ -104,8 +112,7 @@ def joined() -> Iterator[Board]:
         status = getattr(error, "exit_code", getattr(error, "code", 1))  # typer's word, and SystemExit's
         raise
     finally:
-        if rank == 0:
-            board.leave(status)
+        board.leave(ranks(), status)
         if status == 0:  # else others may not come to leave the group in order
             dist.destroy_process_group()
 

@@ -29,9 +29,11 @@ from pocketlm.model.checkpoint import open_safetensors
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.pieces import Piece, Saved, fill, filled_like, own_piece, write_pieces
+from pocketlm.train.ranks import ranks
 
 RESUME, MANIFEST = "resume", "state.json"
 RANKS_TIMEOUT_SECONDS = 600  # how long rank 0 waits for the files of the others; a dead rank ends the run long before
+FAILING_TIMEOUT_SECONDS = 10  # the same when training has failed on rank 0: within the 30 s that torchrun grants
 Optimizers = list[torch.optim.Optimizer]
 
 
@@ -74,6 +76,7 @@ class StateWriter:
         self.out, self.config = out, config
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
+        self.failing = threading.Event()  # training ends in an error: other ranks may be gone
 
     def write(self, model: Transformer, optimizers: Optimizers, step: int) -> None:
         """Begin to write out/resume/step-N; returns when the copy is made."""
@@ -101,7 +104,12 @@ class StateWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.wait()
+        if not isinstance(error, Exception):
+            self.wait()
+            return
+        self.failing.set()
+        with contextlib.suppress(Exception):  # what training failed of is to be told, not what that led to here
+            self.wait()
 
     def _write(self, step: int, pieces: dict[str, Piece]) -> None:
         partial = self.out / RESUME / f"partial-{step:08d}"
@@ -109,8 +117,8 @@ class StateWriter:
             partial.mkdir(parents=True, exist_ok=True)
             write_own(partial, pieces)
             pieces.clear()  # its memory goes before the files of other ranks are waited for
-            if _rank() == 0:
-                publish(partial, self.out / RESUME / f"step-{step:08d}", step)
+            if ranks().first:
+                publish(partial, self.out / RESUME / f"step-{step:08d}", step, self.failing)
                 drop_old(self.out, self.config)
         except BaseException as error:
             error.add_note(f"(while the state of step {step} was written to {partial})")
@@ -142,16 +150,16 @@ def _parameters(model: Transformer, optimizer: torch.optim.Optimizer) -> Iterato
 
 def write_own(partial: Path, pieces: dict[str, Piece]) -> None:
     """This rank's file, and rank-N.json beside it, which says that it is whole."""
-    file = partial / f"rank-{_rank():05d}.safetensors"
+    file = partial / f"rank-{ranks().rank:05d}.safetensors"
     tensors = write_pieces(file, pieces)
     _to_disk(file)
     files = {file.name: {"bytes": file.stat().st_size, "sha256": digest_of(file)}}
     write_json(file.with_suffix(".json"), {"files": files, "tensors": tensors})
 
 
-def publish(partial: Path, folder: Path, step: int) -> None:
+def publish(partial: Path, folder: Path, step: int, failing: threading.Event) -> None:
     """Rank 0: the manifest over the files of all ranks, once each is whole, and the folder's final name."""
-    notes = _notes_of_ranks(partial)
+    notes = _notes_of_ranks(partial, failing)
     files: dict[str, Any] = {}
     tensors: Saved = {}
     for told in (read_json(note) for note in notes):
@@ -167,13 +175,14 @@ def publish(partial: Path, folder: Path, step: int) -> None:
     _to_disk(folder.parent)
 
 
-def _notes_of_ranks(partial: Path) -> list[Path]:
-    """The rank-N.json of every rank, waited for."""
-    deadline = time.monotonic() + RANKS_TIMEOUT_SECONDS
-    while len(notes := sorted(partial.glob("rank-*.json"))) < _world_size():
-        if time.monotonic() > deadline:
+def _notes_of_ranks(partial: Path, failing: threading.Event) -> list[Path]:
+    """The rank-N.json of every rank, waited for; not for long where training fails, for a rank may be dead."""
+    started = time.monotonic()
+    while len(notes := sorted(partial.glob("rank-*.json"))) < ranks().world_size:
+        patience = FAILING_TIMEOUT_SECONDS if failing.is_set() else RANKS_TIMEOUT_SECONDS
+        if time.monotonic() > started + patience:
             raise TimeoutError(
-                f"{partial}: only {len(notes)} of {_world_size()} ranks wrote their files in {RANKS_TIMEOUT_SECONDS} s; "
+                f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files in {patience} s; "
                 "is it on a file system that all ranks share?"
             )
         time.sleep(0.02)
@@ -207,7 +216,7 @@ def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
     All ranks call it together. A damaged state is named on stderr, set aside, and the one before it used; ValueError
     when every one is damaged, or when the state is another model's.
     """
-    if _rank() == 0:
+    if ranks().first:
         for leftover in (out / RESUME).glob("partial*"):
             shutil.rmtree(leftover)
     _meet()
@@ -220,9 +229,10 @@ def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
         for name, tensor in model.state_dict().items():
             fill(tensor, f"model/{name}", manifest["tensors"], opened)
         for optimizer in optimizers:
+            on_each = isinstance(optimizer, torch.optim.Muon)  # its momentum is whole: see gather_for_muon
             for prefix, parameter in _parameters(model, optimizer):
                 for name in [name for name in manifest["tensors"] if name.startswith(prefix)]:
-                    value = filled_like(parameter, name, manifest["tensors"], opened)
+                    value = filled_like(parameter, name, manifest["tensors"], opened, on_each=on_each)
                     optimizer.state[parameter][name.removeprefix(prefix)] = value
     return manifest["step"]
 
@@ -247,7 +257,7 @@ def damage(folder: Path, manifest: dict[str, Any]) -> str | None:
     """What is wrong with a file of a state, in words, or None. Each rank reads its share of the files; all hear of it."""
     names = sorted(manifest["files"])
     bad = len(names)
-    for number in range(_rank(), len(names), _world_size()):
+    for number in range(ranks().rank, len(names), ranks().world_size):
         file, told = folder / names[number], manifest["files"][names[number]]
         if not file.is_file() or file.stat().st_size != told["bytes"] or digest_of(file) != told["sha256"]:
             bad = min(bad, number)
@@ -299,7 +309,7 @@ def _read_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:
 
 def _set_aside(broken: dict[Path, str], used: Path) -> None:
     """Rank 0 says which states are damaged and gives them another name; they stay to be looked at."""
-    for folder, problem in broken.items() if _rank() == 0 else ():
+    for folder, problem in broken.items() if ranks().first else ():
         aside = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
@@ -328,14 +338,6 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
 # ---- ranks ----
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def _meet() -> None:
     """Returns when every rank is here."""
     if dist.is_initialized():
@@ -346,6 +348,6 @@ def _least(number: int) -> int:
     """The least of the ranks' numbers."""
     if not dist.is_initialized():
         return number
-    found = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    found = torch.tensor(number)
     dist.all_reduce(found, dist.ReduceOp.MIN)
     return int(found)

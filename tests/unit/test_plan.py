@@ -62,14 +62,6 @@ def test_flops_of_a_step_are_those_of_its_micro_batches_with_the_teachers_forwar
     assert WORK.tokens == 100 * 8 * 64
 
 
-def test_logits_too_many_to_keep_are_counted_twice() -> None:
-    wide = replace(WORK, model=replace(SHAPE, vocab_size=200_000), seq_len=2048, micro_batch_size=8)
-    assert (
-        wide.micro_batch_flops() - replace(wide, keeps_logits=True).micro_batch_flops()
-        == flops_of(wide.model, 8, 2048).head
-    )
-
-
 @pytest.mark.parametrize(("count", "busy"), [(1, 1), (3, 2), (4, 4), (128, 4)])
 def test_as_many_devices_work_as_a_steps_micro_batches_divide_among(count: int, busy: int) -> None:
     assert WORK.ranks(count) == busy

@@ -261,7 +261,7 @@ def test_the_state_of_another_model_is_refused(other: ModelConfig, message: str,
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     written(tmp_path, 1)
-    with pytest.raises(ValueError, match="Muon/.*momentum_buffer is not in the model"):
+    with pytest.raises(ValueError, match=r"Muon/.*momentum_buffer is not in the model"):
         Training(optim=replace(OPTIM, optimizer="adamw")).resumed(tmp_path)
 
 
