@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 @contextlib.contextmanager
-def plain_errors(log_folder: Path | None = None) -> Iterator[None]:
+def plain_errors(log_folder: Path | None = None, may_explain: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Turns what a user can mend into one message and exit status 2; the program's own mistakes stay.
 
+    may_explain: where several processes stop for one reason, whether this is the one to tell it.
     The traceback goes to `error.log` in `log_folder` if that exists; POCKETLM_TRACEBACK=1 shows it instead.
     """
     try:
@@ -33,6 +34,8 @@ def plain_errors(log_folder: Path | None = None) -> Iterator[None]:
         full = _disk_full(error)
         if os.environ.get("POCKETLM_TRACEBACK") or not (full or isinstance(error, MENDABLE)):
             raise
+        if not may_explain():
+            raise typer.Exit(BAD_INPUT) from None
         message = _disk_message(error, log_folder) if full else _message(error)
         if log_folder is not None and log_folder.is_dir():
             with contextlib.suppress(OSError):  # the disk may be what is wrong

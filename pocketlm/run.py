@@ -29,6 +29,7 @@ from pocketlm.settings import Settings, apply_settings, check_stages, nearest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a folder's name; no dot, because --set splits at dots
 LOCK = ".lock"
+JOIN, PASS = "join", "pass"  # what the first rank tells the others of a stage that runs on all
 
 
 class Plan:
@@ -78,12 +79,21 @@ class Run:
     the same folder is a ValueError.
     """
 
-    def __init__(self, run_dir: Path, *, plan: Plan | None = None, only: str | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        plan: Plan | None = None,
+        only: str | None = None,
+        tell: Callable[[str], None] = lambda word: None,
+    ) -> None:
         """`plan` is the dry pass over the same recipe; the count of stages and settings come from it. `only`
-        names the one stage to run; every other is passed over, and what it needs must be there."""
+        names the one stage to run; every other is passed over, and what it needs must be there. `tell` reaches the
+        Follower on every other rank."""
         self.run_dir = Path(run_dir)
         self.stages = Plan(self.run_dir, plan.settings if plan else None)
         self.only = only
+        self.tell = tell
         self.current: str | None = None  # the stage now running
         self.console = Console(stderr=True, highlight=False)
         self._total = f" of {len(plan.calls)}" if plan else ""
@@ -99,6 +109,7 @@ class Run:
         """The stage's folder, finished. Inputs are paths or lists of them."""
         call = self.stages.add(stage_fn, config, inputs)
         if self.only not in (None, call.name):
+            self._tell(call, PASS)
             return call.folder
         _check_same([call])
         found = read_record(call.folder)
@@ -106,6 +117,7 @@ class Run:
         if found and found["status"] == "finished":
             _check_whole(call, found)
             self._finish(call, "done before", found["seconds"])
+            self._tell(call, PASS)
             return call.folder
         self._check_inputs(call)
         self._execute(call, found)
@@ -125,6 +137,7 @@ class Run:
         write_json(call.folder / RECORD, record)
         self.current = call.name
         start = time.monotonic()
+        self._tell(call, JOIN)
         try:
             call.stage_fn(call.config, call.folder, **call.inputs)
         except KeyboardInterrupt:
@@ -139,6 +152,10 @@ class Run:
         shutil.rmtree(call.folder / "resume", ignore_errors=True)  # what only an unfinished stage needs
         self.current = None
         self._finish(call, "resumed" if found else "ran", record["seconds"])
+
+    def _tell(self, call: Call, word: str) -> None:
+        if runs_on_all_ranks(call.stage_fn):
+            self.tell(word)
 
     def _check_inputs(self, call: Call) -> None:
         """Nothing, or a ValueError naming a stage of this run that is needed and not done."""
@@ -186,6 +203,29 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Follower:
+    """What other ranks than the first call a recipe with: they join it in the stages that run on all ranks.
+
+    It writes nothing and checks nothing: the first rank's Run does, and what stops that one stops all.
+    """
+
+    def __init__(self, run_dir: Path, settings: Settings, hear: Callable[[], str]) -> None:
+        self.run_dir, self.settings, self.hear = run_dir, settings, hear
+
+    def __call__(self, stage_fn: Callable[..., Path], config: Any, **inputs: Any) -> Path:
+        """The stage's folder. A stage that the first rank runs alone may not have finished yet."""
+        folder = self.run_dir / config.name
+        if runs_on_all_ranks(stage_fn) and self.hear() == JOIN:
+            config = apply_settings(config, self.settings.get(config.name, {}))
+            stage_fn(config, folder, **{key: _as_paths(value, key) for key, value in inputs.items()})
+        return folder
+
+
+def runs_on_all_ranks(stage_fn: Callable[..., Path]) -> bool:
+    """Whether every rank calls the stage (train/parallel.py marks those that train); else the first does, for all."""
+    return getattr(stage_fn, "on_all_ranks", False)
 
 
 def plan(

@@ -19,6 +19,7 @@ from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.state import SaveConfig
 
 LONG_WINDOW = 131_072  # Pro, section 5; config.json: max_position_embeddings
 WINDOW = PRO.max_position_embeddings
@@ -114,7 +115,7 @@ PHASE1 = PretrainConfig(
     micro_batch_size=8,
     seed=1,
     label_share=0.0,  # Pro, phase 1: forward KL over the whole vocabulary; temperature not found
-    save_every_steps=5_000,
+    save=SaveConfig(every_steps=5_000),
 )
 PHASE2 = ExtendConfig(
     name="phase2",
@@ -127,7 +128,7 @@ PHASE2 = ExtendConfig(
     micro_batch_size=1,
     seed=2,
     rope_theta_factor=16.0,  # not found: 8,000,000 is what R1 reads 32k with
-    save_every_steps=1_000,
+    save=SaveConfig(every_steps=1_000),
 )
 BRANCH = PretrainConfig(
     name="branch",
@@ -149,7 +150,7 @@ QAT = QuantizeConfig(
     micro_batch_size=8,
     seed=4,
     shares=SHARES,  # not found
-    save_every_steps=1_000,
+    save=SaveConfig(every_steps=1_000),
 )
 QAT_ACCELERATOR = replace(  # Pro, table 3, accelerator: per channel, learned ranges; a length of its own is not found
     QAT, name="base-int4-accelerator", scheme="int4_channel"
@@ -162,7 +163,7 @@ INSTRUCT = FinetuneConfig(  # rows of table 6, lr, epochs and window are not fou
     micro_batch_size=4,
     seed=5,
     packed=False,
-    save_every_steps=500,
+    save=SaveConfig(every_steps=500),
 )
 
 

@@ -19,6 +19,7 @@ from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.state import SaveConfig
 
 SHAPES = {size: PRESETS[f"r1-{size}"] for size in ("140m", "360m", "950m")}
 
@@ -178,7 +179,7 @@ PRETRAIN = PretrainConfig(
     micro_batch_size=16,
     seed=1,  # not found
     separate_documents=False,  # the repository's loader masks nothing
-    save_every_steps=5_000,
+    save=SaveConfig(every_steps=5_000),
 )
 MID = replace(
     PRETRAIN,
@@ -218,7 +219,7 @@ GENERAL_SFT = FinetuneConfig(
     micro_batch_size=4,
     seed=3,
     packed=False,  # the script leaves packing off; it also counts prompt tokens in the loss, which we do not
-    save_every_steps=500,
+    save=SaveConfig(every_steps=500),
 )
 LONG = ExtendConfig(  # the repository's sft/README: 32k positions and rope_theta x 8, nothing trained
     name="base-32k", optim=None, seq_len=32_768, rows_per_step=1, micro_batch_size=1, seed=4, rope_theta_factor=8.0

@@ -2,12 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pocketlm.messages import BAD_INPUT, INTERRUPTED, plain_errors, say, sigterm_as_interrupt
 from pocketlm.recipe import load_recipe, parse_flags
+
+if TYPE_CHECKING:
+    from pocketlm.record import Call
+    from pocketlm.train.ranks import Board
 
 RECIPE_OPTIONS = (
     "These go with every recipe: --out DIR, --set stage.field=value, --only STAGE, --dry-run "
@@ -67,27 +71,44 @@ def run(
         typer.echo(context.get_help(), err=not help_)
         raise typer.Exit(0 if help_ else BAD_INPUT)
     run_dir = out or Path("runs") / recipe.stem
-    with plain_errors(run_dir):
+    from pocketlm.train.ranks import joined, lost_rank_as_error, ranks
+
+    with joined() as board, plain_errors(run_dir, board.may_explain), lost_rank_as_error():
+        if not ranks().first:
+            board.hear()  # that the first rank found nothing wrong
         function = load_recipe(recipe)
         flags = parse_flags(function, recipe, [*context.args, *(["--help"] if help_ else [])], RECIPE_OPTIONS)
-        run_recipe(function, flags, run_dir, settings or [], only=only, dry_run=dry_run)
+        if ranks().first:
+            run_recipe(function, flags, run_dir, settings or [], board, only=only, dry_run=dry_run)
+        else:
+            follow_recipe(function, flags, run_dir, settings or [], board)
 
 
 def run_recipe(
-    recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], *, only: str | None, dry_run: bool
+    recipe: Any,
+    flags: dict[str, Any],
+    run_dir: Path,
+    settings: list[str],
+    board: "Board",
+    *,
+    only: str | None,
+    dry_run: bool,
 ) -> None:
     """Plans the recipe, then runs it, or only shows the plan."""
     from rich.console import Console
 
     from pocketlm.run import Run, plan, plan_table
     from pocketlm.settings import parse_settings
+    from pocketlm.train.ranks import ranks
 
     dry = plan(recipe, run_dir, parse_settings(settings), missing_ok=dry_run, **flags)
+    check_rows([call for call in dry.calls if only in (None, call.name)], ranks().world_size)
     if dry_run:
         console = Console()
         console.print(plan_table(dry))
         return
-    with Run(run_dir, plan=dry, only=only) as live, sigterm_as_interrupt():
+    with Run(run_dir, plan=dry, only=only, tell=board.tell) as live, sigterm_as_interrupt():
+        board.tell("go")
         try:
             recipe(live, **flags)
         except KeyboardInterrupt:
@@ -97,6 +118,36 @@ def run_recipe(
         live.show_summary()
     if only is None:
         show_results([call.folder for call in dry.calls])
+
+
+def follow_recipe(recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], board: "Board") -> None:
+    """What every other rank does: it goes with the first through the stages that run on all, and leaves when that one does."""
+    from pocketlm.run import Follower
+    from pocketlm.settings import parse_settings
+
+    with sigterm_as_interrupt():
+        try:
+            recipe(Follower(run_dir, parse_settings(settings), board.hear), **flags)
+            board.hear()
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None  # the first rank says so
+
+
+def check_rows(calls: "list[Call]", world_size: int) -> None:
+    """Nothing, or a ValueError naming a training to come whose rows the ranks cannot share evenly."""
+    from pocketlm.run import runs_on_all_ranks
+
+    for call in calls:
+        config = call.config
+        if not runs_on_all_ranks(call.stage_fn) or config.optim is None or call.state() == "done":
+            continue
+        together = config.micro_batch_size * world_size
+        if config.rows_per_step % together:
+            raise ValueError(
+                f"{call.name}.rows_per_step {config.rows_per_step} does not divide into micro-batches of "
+                f"{call.name}.micro_batch_size {config.micro_batch_size} on {world_size} rank{'s' * (world_size > 1)}; "
+                f"make it a multiple of {together}, or choose other numbers of either"
+            )
 
 
 def show_results(folders: list[Path]) -> None:

@@ -6,12 +6,13 @@ Shapes: B rows of a micro-batch, T tokens
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from pocketlm.data.rows import row_index
 from pocketlm.data.shards import Shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 
@@ -47,30 +48,19 @@ class TextRows:
 
     def __init__(self, shard: Shard, seq_len: int, eos_id: int) -> None:
         self.shard, self.seq_len, self.eos_id = shard, seq_len, eos_id
-        self.starts = row_starts(shard.offsets, seq_len)
+        self.index = row_index(shard, seq_len)
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.index)
 
     def __getitem__(self, number: int) -> Row:
-        start = self.starts[number]
+        start = self.index.start(number)
         tokens = self.shard.tokens[start : start + self.seq_len + 1].astype(np.int64)
         ids = np.full(self.seq_len + 1, self.eos_id)
         ids[: len(tokens)] = tokens
         labels = ids[1:].copy()
         labels[max(0, len(tokens) - 1) :] = IGNORE_INDEX
-        documents = np.searchsorted(self.shard.offsets, np.arange(start, start + self.seq_len), side="right")
-        return ids[:-1], labels, documents
-
-
-def row_starts(offsets: np.ndarray, seq_len: int) -> np.ndarray:
-    """Where each row of seq_len + 1 tokens begins in the stream, given where documents begin (offsets, last = end)."""
-    starts, start, end = [], 0, int(offsets[-1])
-    while start < end:
-        starts.append(start)
-        document = int(offsets[np.searchsorted(offsets, start + seq_len, side="right") - 1])
-        start = document if start < document < end else start + seq_len
-    return np.asarray(starts, dtype=np.int64)
+        return ids[:-1], labels, self.shard.documents_of(start, start + self.seq_len)
 
 
 class ConversationRows:
@@ -145,18 +135,23 @@ def make_batches(
         raise ValueError(f"no rows in {', '.join(empty)}, yet the mix asks for them; give them share 0 or text")
     quotas = block_quotas([shares[name] for name in names])
 
-    def row(number: int) -> Row:
+    def place(number: int) -> tuple[str, int]:
         which, count = draw_source(number, quotas, layout.seed)
-        rows = sources[names[which]]
-        epoch, place = divmod(count, len(rows))
-        return rows[permuted(place, len(rows), (layout.seed, which, epoch))]
+        size = len(sources[names[which]])
+        epoch, at = divmod(count, size)
+        return names[which], permuted(at, size, (layout.seed, which, epoch))
+
+    def micro_batch(numbers: Sequence[int]) -> Batch:
+        places = [place(number) for number in numbers]
+        rows = [sources[name][at] for name, at in places]
+        return replace(collate(rows, separate_documents), rows=tuple(places))
 
     def batches(step: int) -> list[Batch]:
         share = layout.rows_per_step // layout.world_size
         first = step * layout.rows_per_step + layout.rank * share
         numbers = range(first, first + share)
         size = layout.micro_batch_size
-        return [collate([row(n) for n in numbers[i : i + size]], separate_documents) for i in range(0, share, size)]
+        return [micro_batch(numbers[i : i + size]) for i in range(0, share, size)]
 
     return batches
 

@@ -13,12 +13,14 @@ class Batch:
 
     input_ids [B, T]; labels [B, T]: the next token, already shifted, or IGNORE_INDEX;
     positions [B, T] or None for 0..T-1; doc_ids [B, T] or None when a row attends to all of itself.
+    rows: (source, number in it) of each row, for messages.
     """
 
     input_ids: Tensor
     labels: Tensor
     positions: Tensor | None = None
     doc_ids: Tensor | None = None
+    rows: tuple[tuple[str, int], ...] = ()
 
     @property
     def num_labels(self) -> int:

@@ -101,14 +101,7 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     that list the names. A checkpoint trained for four bits comes back computing in four bits.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint folder at {folder}")
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no config.json")
-    raw = read_json(config_file)
-    layout = layout_of(raw, config_file)
-    config = layout.read(raw, config_file)
+    config, layout = _read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -124,6 +117,22 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     if layout.interleaved:  # after load_tensors, which names what is misshaped
         model.load_state_dict({n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()})
     return model, tokenizer
+
+
+def shape_of(folder: Path) -> ModelConfig:
+    """The network of a checkpoint folder, from its config.json alone; errors as load_checkpoint's."""
+    return _read_config(Path(folder))[0]
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, Layout]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint folder at {folder}")
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no config.json")
+    raw = read_json(config_file)
+    layout = layout_of(raw, config_file)
+    return layout.read(raw, config_file), layout
 
 
 def quantization_of(folder: Path) -> str | None:

@@ -5,11 +5,15 @@ from pathlib import Path
 
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.conversations import conversation_rows
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import plain_chat_template
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
+from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.parallel import on_all_ranks
+from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +31,18 @@ class FinetuneConfig:
     seed: int
     sources: tuple[str, ...] = field(default=())
     packed: bool = True
-    save_every_steps: int = 50
+    save: SaveConfig = SaveConfig(every_steps=50)
 
     def summary(self) -> str:
         rows = f"{self.rows_per_step:,} {'rows' if self.packed else 'samples'}"
         return f"{self.optim.num_steps:,} steps x {rows} x {self.seq_len:,}, {self.optim.summary()}"
 
 
+@on_all_ranks
 def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) -> Path:
     """A chat checkpoint in `out`. A base model's tokenizer gets a chat template here; one it already has is kept."""
+    check_memory(config, shape_of(model), masked=True)
+    own = ranks()
     student, tokenizer = load_checkpoint(model)
     tokenizer.chat_template = tokenizer.chat_template or plain_chat_template(tokenizer)
     if config.seq_len > student.config.max_position_embeddings:
@@ -49,16 +56,19 @@ def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) ->
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
+        rank=own.rank,
+        world_size=own.world_size,
     )
     batches = make_batches({"conversations": rows}, {"conversations": 1.0}, layout, separate_documents=True)
-    train(
+    student = train(
         student,
         batches,
         next_token_loss,
         config.optim,
         out,
         label=config.name,
-        save_every_steps=config.save_every_steps,
+        save=config.save,
     )
-    save_checkpoint(out, student, tokenizer)
+    if own.first:
+        save_checkpoint(out, student, tokenizer)
     return out

@@ -11,13 +11,17 @@ from pathlib import Path
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.quant import prepare, scheme_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.parallel import on_all_ranks
+from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import check_teacher, live_teacher
 
 
@@ -36,7 +40,7 @@ class ExtendConfig:
     seed: int
     rope_theta_factor: float
     shares: Shares | None = None
-    save_every_steps: int = 25
+    save: SaveConfig = SaveConfig(every_steps=25)
 
     def summary(self) -> str:
         window = f"windows of {self.seq_len:,}, rope_theta x {self.rope_theta_factor:g}"
@@ -47,6 +51,7 @@ class ExtendConfig:
         return told + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 
+@on_all_ranks
 def extend_context(
     config: ExtendConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None, mix: Path | None = None
 ) -> Path:
@@ -54,6 +59,8 @@ def extend_context(
 
     Without a teacher the loss is cross-entropy: how the teacher itself comes to read long documents.
     """
+    check_memory(config, shape_of(model), teacher=shape_of(teacher) if teacher else None, masked=False)
+    own = ranks()
     student, tokenizer = load_checkpoint(model)
     if config.seq_len <= student.config.max_position_embeddings:
         raise ValueError(
@@ -61,7 +68,8 @@ def extend_context(
         )
     student = widened(student, config.seq_len, config.rope_theta_factor)
     if config.optim is None:
-        save_checkpoint(out, student, tokenizer)
+        if own.first:
+            save_checkpoint(out, student, tokenizer)
         return out
     shares = chosen_shares(config.shares, corpus, config.name, mix)
     sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)
@@ -70,11 +78,14 @@ def extend_context(
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
+        rank=own.rank,
+        world_size=own.world_size,
     )
     batches = make_batches(sources, shares, layout, separate_documents=False)
     loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config.seq_len, config.optim)
-    train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
-    save_checkpoint(out, student, tokenizer)
+    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+    if own.first:
+        save_checkpoint(out, student, tokenizer)
     return out
 
 

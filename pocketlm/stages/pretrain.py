@@ -6,12 +6,16 @@ from pathlib import Path
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.parallel import on_all_ranks
+from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import check_teacher, live_teacher
 
 
@@ -35,7 +39,7 @@ class PretrainConfig:
     shares: Shares | None = None
     separate_documents: bool = False
     label_share: float = 0.0
-    save_every_steps: int = 50
+    save: SaveConfig = SaveConfig(every_steps=50)
 
     def summary(self) -> str:
         steps, rows = self.optim.num_steps, self.rows_per_step
@@ -44,6 +48,7 @@ class PretrainConfig:
         return told + self.optim.summary() + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 
+@on_all_ranks
 def pretrain(
     config: PretrainConfig,
     out: Path,
@@ -59,6 +64,10 @@ def pretrain(
     Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training; all of Pro).
     `selection` replaces the corpus's training shards by the documents a select stage kept.
     """
+    if shape := config.model or (shape_of(model) if model else None):
+        taught_by = shape_of(teacher) if teacher else None
+        check_memory(config, shape, teacher=taught_by, masked=config.separate_documents)
+    own = ranks()
     student, tokenizer = start(config.model, model, corpus, config.seed)
     if config.seq_len > student.config.max_position_embeddings:
         raise ValueError(
@@ -73,11 +82,14 @@ def pretrain(
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed,
+        rank=own.rank,
+        world_size=own.world_size,
     )
     batches = make_batches(sources, shares, layout, separate_documents=config.separate_documents)
     loss_fn = choose_loss(teacher, tokenizer, config)
-    train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
-    save_checkpoint(out, student, tokenizer)
+    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+    if own.first:
+        save_checkpoint(out, student, tokenizer)
     return out
 
 

@@ -7,13 +7,17 @@ from pocketlm.data.batches import Layout, Rows, make_batches
 from pocketlm.data.conversations import conversation_rows
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
-from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.quant import prepare, scheme
 from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import distillation_loss
+from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.parallel import on_all_ranks
+from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig
 from pocketlm.train.teacher import live_teacher
 
 
@@ -34,7 +38,7 @@ class QuantizeConfig:
     seed: int = 0
     sources: tuple[str, ...] = ()
     shares: Shares | None = None
-    save_every_steps: int = 25
+    save: SaveConfig = SaveConfig(every_steps=25)
 
     def __post_init__(self) -> None:
         scheme(self.scheme)
@@ -47,17 +51,20 @@ class QuantizeConfig:
         return f"{self.scheme}, QAT of {tokens}, {self.optim.summary()}"
 
 
+@on_all_ranks
 def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
     """A checkpoint in `out` whose latent weights were trained for `scheme`, straight-through: ranges learned, or min-max.
 
     Self-distillation (Pro, phase 4): forward KL from the frozen full-precision model on the corpus's conversations,
     or on its text. ValueError where the weights were rounded to another 4-bit grid before.
     """
-    own_scheme = scheme(config.scheme)
+    own, own_scheme = ranks(), scheme(config.scheme)
     if quantization_of(model):
         raise ValueError(
             f"{model} is quantized already ({quantization_of(model)}); start from its full-precision parent"
         )
+    shape = shape_of(model)
+    check_memory(config, shape, teacher=shape, masked=config.shares is None, on_grid=True)
     student, tokenizer = load_checkpoint(model)
     refuse_rounding_again(student, on_grid_of(own_scheme), f"{config.name} ({config.scheme})")
     prepare(student, own_scheme)
@@ -74,11 +81,14 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
             rows_per_step=config.rows_per_step,
             micro_batch_size=config.micro_batch_size,
             seed=config.seed,
+            rank=own.rank,
+            world_size=own.world_size,
         )
         batches = make_batches(sources, shares, layout, separate_documents=config.shares is None)
         loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0], config.optim))
-        train(student, batches, loss_fn, config.optim, out, label=config.name, save_every_steps=config.save_every_steps)
-    save_checkpoint(out, student, tokenizer)
+        student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+    if own.first:
+        save_checkpoint(out, student, tokenizer)
     return out
 
 

@@ -1,17 +1,30 @@
 """The one training loop: pre-training, distillation, context extension, annealing, SFT and QAT differ in its arguments."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from pocketlm.model.batch import Batch
-from pocketlm.model.transformer import Transformer, set_compute_dtype
+from pocketlm.model.transformer import Transformer
+from pocketlm.train.guard import OnNonfinite, Watch, may_update, token_digest
+from pocketlm.train.loading import made_ahead
 from pocketlm.train.losses import LossFn
-from pocketlm.train.metrics import Metrics
-from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
-from pocketlm.train.state import load_state, save_state
+from pocketlm.train.metrics import Metrics, Silence, read_metrics
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, set_computing
+from pocketlm.train.parallel import (
+    add_up,
+    add_up_digests,
+    clip_gradients,
+    gather_for_muon,
+    gathered,
+    hollow,
+    placed,
+    spread,
+    sum_over_ranks,
+)
+from pocketlm.train.ranks import ALONE, Ranks, ranks
+from pocketlm.train.state import SaveConfig, StateWriter, load_state
 from pocketlm.train.stopping import stop_requests
 
 Batches = Callable[[int], list[Batch]]  # pure: the same step gives the same rows, so the data position is the step
@@ -25,38 +38,49 @@ def train(
     out: Path,
     *,
     label: str,
-    save_every_steps: int,
+    save: SaveConfig,
 ) -> Transformer:
     """The model after config.num_steps steps. Stopped at any moment and called again, it ends with the same bits.
 
-    State goes to out/resume each `save_every_steps` steps, at the end, and on Ctrl-C or SIGTERM.
-    A loss or gradient that is not finite stops before it touches the weights.
+    State goes to out/resume each `save.every_steps` steps, at the end, and on Ctrl-C or SIGTERM.
+    A loss or gradient that is not finite never touches the weights.
+    Called by several ranks, each with batches of its own, they train one model; the first alone is handed it whole, and
+    tells how it goes. Asked to stop on any, all leave after the same step.
     """
+    own, whole = ranks(), hollow(model)
+    model = spread(model, config.shard_over)
     optimizers = make_optimizers(model, config)
     first_step = load_state(model, optimizers, out)
     model.train()
-    dtype = product_dtype(config, next(model.parameters()).device)
-    set_compute_dtype(model, dtype)
-    label += " (bfloat16)" if dtype else " (float32)"
-    metrics = Metrics(out, label, config.num_steps, first_step)
+    label += f" ({set_computing(model, config)})"
+    watch = Watch(read_metrics(out, first_step))
+    metrics = Metrics(out, label, config.num_steps, first_step) if own.first else Silence()
     try:
-        with stop_requests() as stop:
+        with (
+            stop_requests() as stop,
+            StateWriter(out, save) as states,
+            made_ahead(batches, config.num_steps - 1) as batches,
+        ):
             for step in range(first_step, config.num_steps):
-                lr = lr_at(config, step)
+                lr, micro_batches = lr_at(config, step), batches(step)
                 loss, grad_norm, tokens = train_step(
-                    model, optimizers, batches(step), loss_fn, lr, config.grad_clip, step
+                    model, optimizers, micro_batches, loss_fn, lr, config.grad_clip, step, config.on_nonfinite, own
                 )
-                metrics.log(step, loss, lr, grad_norm, tokens)
+                told = watch.see(step, loss, grad_norm)
+                digest = add_up_digests(own, token_digest(micro_batches))
+                metrics.log(step, loss, lr, grad_norm, tokens, digest, told)
+                states.check()
                 done = step + 1
-                if done % save_every_steps == 0 or done == config.num_steps or stop.is_set():
+                (asked_to_stop,) = add_up(own, stop.is_set())
+                if done % save.every_steps == 0 or done == config.num_steps or asked_to_stop:
                     metrics.flush()
-                    save_state(model, optimizers, done, out)
-                if stop.is_set():
+                    states.write(model, optimizers, done)
+                if asked_to_stop:
                     raise KeyboardInterrupt
     finally:
         metrics.close()
-        set_compute_dtype(model, None)
-    return model
+        set_computing(model, None)
+    return gathered(model, whole)
 
 
 def train_step(
@@ -67,24 +91,28 @@ def train_step(
     lr: float,
     grad_clip: float,
     step: int,
+    on_nonfinite: OnNonfinite = "stop",
+    own: Ranks = ALONE,
 ) -> tuple[float, float, int]:
-    """(mean loss, gradient norm, tokens) of one update. Micro-batches add up to the gradient of the whole batch."""
-    num_labels = sum(batch.num_labels for batch in micro_batches)
+    """(mean loss, gradient norm, tokens) of one update, of all ranks: their micro-batches add up to one batch's gradient."""
+    sizes = [(batch.num_labels, batch.input_ids.numel()) for batch in micro_batches]
+    num_labels, tokens = add_up(own, *(sum(size) for size in zip(*sizes, strict=True)))
     if num_labels == 0:
         raise ValueError(f"step {step}: no label counts in the whole batch; every token is masked or padding")
-    total = 0.0
-    for batch in micro_batches:
-        loss = loss_fn(model, batch) / num_labels
+    losses, where = [], next(model.parameters()).device
+    for number, batch in enumerate(micro_batches, start=1):
+        sum_over_ranks(model, number == len(micro_batches))
+        loss = loss_fn(model, placed(batch, where)) / num_labels
         loss.backward()
-        total += loss.item()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip).item()
-    if not (math.isfinite(total) and math.isfinite(grad_norm)):
-        raise FloatingPointError(
-            f"step {step}: loss {total}, gradient norm {grad_norm}; the weights are untouched. Lower lr?"
-        )
+        losses.append(loss.item())
+    (total,) = add_up(own, sum(losses))
+    grad_norm = clip_gradients(model, grad_clip)
+    update = may_update(step, total, grad_norm, micro_batches, losses, on_nonfinite, own)
+    gather_for_muon(optimizers)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_share", 1.0)
-        optimizer.step()
+        if update:
+            optimizer.step()
         optimizer.zero_grad()
-    return total, grad_norm, sum(batch.input_ids.numel() for batch in micro_batches)
+    return total, grad_norm, int(tokens)

@@ -1,61 +1,353 @@
-"""Where training stands, on disk: weights, the optimizers' state and the step, under out/resume."""
+"""Where training stands, on disk: states under out/resume that any number of ranks reads again.
 
+A state is a folder step-N. Each rank writes what it holds, rank-00000.safetensors and so on; state.json tells the step,
+the bytes and SHA-256 of each file, and of each tensor its shape and where its pieces lie. A rank that loads reads the
+parts of pieces that it needs, so 4 ranks may write and 3 read. No rank talks to another to write: they meet in the
+folder. torch.distributed.checkpoint is not used: its index is a pickle, and its safetensors reader takes a missing
+shard for a smaller tensor.
+"""
+
+import contextlib
+import hashlib
 import json
+import os
 import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+import torch.distributed as dist
+from torch import Tensor
 
-from pocketlm.model.checkpoint import read_safetensors
-from pocketlm.model.files import read_json
+from pocketlm.model.checkpoint import open_safetensors
+from pocketlm.model.files import read_json, write_json
 from pocketlm.model.transformer import Transformer
+from pocketlm.train.pieces import Piece, Saved, fill, filled_like, own_piece, write_pieces
+from pocketlm.train.ranks import ranks
 
-RESUME = "resume"
-
-
-def save_state(model: Transformer, optimizers: list[torch.optim.Optimizer], step: int, out: Path) -> None:
-    """Write out/resume/step-N whole, under another name first, then drop the older ones."""
-    folder = out / RESUME / f"step-{step:08d}"
-    partial = out / RESUME / "partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(dict(model.state_dict()), partial / "model.safetensors")
-    save_file(optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step}))
-    partial.rename(folder)
-    for old in saved_states(out):
-        if old != folder:
-            shutil.rmtree(old)
+RESUME, MANIFEST = "resume", "state.json"
+RANKS_TIMEOUT_SECONDS = 600  # how long rank 0 waits for the files of the others; a dead rank ends the run long before
+FAILING_TIMEOUT_SECONDS = 10  # the same when training has failed on rank 0: within the 30 s that torchrun grants
+Optimizers = list[torch.optim.Optimizer]
 
 
-def load_state(model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path) -> int:
-    """Fill model and optimizers from the newest saved state; the step to go on with, 0 when there is none."""
-    states = saved_states(out)
-    if not states:
-        return 0
-    newest = states[-1]
-    model.load_state_dict(read_safetensors(newest / "model.safetensors"))
-    tensors = read_safetensors(newest / "optimizer.safetensors")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    """How often training writes its state, and which states stay while the stage runs (our choices).
+
+    keep_last: the newest states; the second is what a damaged newest one is replaced by.
+    keep_every_steps: milestones, states that the count never drops, to go back to when a run went wrong long ago: delete
+    the newer ones and run again. As all of resume/ they go when the stage is finished, for nothing goes back then.
+    """
+
+    every_steps: int
+    keep_last: int = 2
+    keep_every_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps {self.every_steps} must be at least 1")
+        if self.keep_last < 1:
+            raise ValueError(f"keep_last {self.keep_last} must be at least 1: the state that was just written")
+        if self.keep_every_steps is not None and (
+            self.keep_every_steps < 1 or self.keep_every_steps % self.every_steps
+        ):
+            raise ValueError(
+                f"keep_every_steps {self.keep_every_steps} must be a multiple of every_steps {self.every_steps}: "
+                "a state that is never written cannot be kept"
+            )
+
+
+class StateWriter:
+    """Owner of the thread that writes states. A `with` block: its end waits until what was begun is on disk.
+
+    A state is copied to CPU memory (12 bytes for each parameter of this rank, until written) while training waits, then
+    written, flushed to disk and renamed while training goes on; never two at once. What goes wrong there is raised by
+    the next call of `check` or `write`, or at the end.
+    """
+
+    def __init__(self, out: Path, config: SaveConfig) -> None:
+        self.out, self.config = out, config
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        self.failing = threading.Event()  # training ends in an error: other ranks may be gone
+
+    def write(self, model: Transformer, optimizers: Optimizers, step: int) -> None:
+        """Begin to write out/resume/step-N; returns when the copy is made."""
+        self.wait()
+        pieces = {name: piece for name, tensor in named_tensors(model, optimizers) if (piece := own_piece(tensor))}
+        self.thread = threading.Thread(target=self._write, args=(step, pieces), name="state")
+        self.thread.start()
+
+    def check(self) -> None:
+        """Nothing, or the error that kept the last state from being written."""
+        if self.error:
+            error, self.error = self.error, None
+            raise error
+
+    def wait(self) -> None:
+        """Returns when nothing is being written; raises what `check` would."""
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+        self.check()
+
+    def __enter__(self) -> "StateWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception):
+            self.wait()
+            return
+        self.failing.set()
+        with contextlib.suppress(Exception):  # what training failed of is to be told, not what that led to here
+            self.wait()
+
+    def _write(self, step: int, pieces: dict[str, Piece]) -> None:
+        partial = self.out / RESUME / f"partial-{step:08d}"
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            write_own(partial, pieces)
+            pieces.clear()  # its memory goes before the files of other ranks are waited for
+            if ranks().first:
+                publish(partial, self.out / RESUME / f"step-{step:08d}", step, self.failing)
+                drop_old(self.out, self.config)
+        except BaseException as error:
+            error.add_note(f"(while the state of step {step} was written to {partial})")
+            self.error = error
+
+
+# ---- what a state holds ----
+
+
+def named_tensors(model: Transformer, optimizers: Optimizers) -> Iterator[tuple[str, Tensor]]:
+    """All that changes as training goes on: model/NAME, and ADAMW/NAME/KEY for each optimizer's state of a parameter."""
+    yield from ((f"model/{name}", tensor) for name, tensor in model.state_dict().items())
     for optimizer in optimizers:
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            prefix = f"{names[id(parameter)]}/"
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            optimizer.state[parameter] = state
-    return read_json(newest / "state.json")["step"]
+        for prefix, parameter in _parameters(model, optimizer):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                yield f"{prefix}{key}", value
+
+
+def _parameters(model: Transformer, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """(prefix of its state's names, parameter) of all that the optimizer moves."""
+    moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in moved:
+            yield f"{type(optimizer).__name__}/{name}/", parameter
+
+
+# ---- writing ----
+
+
+def write_own(partial: Path, pieces: dict[str, Piece]) -> None:
+    """This rank's file, and rank-N.json beside it, which says that it is whole."""
+    file = partial / f"rank-{ranks().rank:05d}.safetensors"
+    tensors = write_pieces(file, pieces)
+    _to_disk(file)
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": digest_of(file)}}
+    write_json(file.with_suffix(".json"), {"files": files, "tensors": tensors})
+
+
+def publish(partial: Path, folder: Path, step: int, failing: threading.Event) -> None:
+    """Rank 0: the manifest over the files of all ranks, once each is whole, and the folder's final name."""
+    notes = _notes_of_ranks(partial, failing)
+    files: dict[str, Any] = {}
+    tensors: Saved = {}
+    for told in (read_json(note) for note in notes):
+        files |= told["files"]
+        for name, entry in told["tensors"].items():
+            tensors.setdefault(name, {**entry, "pieces": []})["pieces"] += entry["pieces"]
+    manifest = {"step": step, "world_size": len(notes), "files": files, "tensors": tensors}
+    write_json(partial / MANIFEST, {**manifest, "sha256": manifest_digest(manifest)})
+    for note in notes:
+        note.unlink()
+    _to_disk(partial)
+    partial.rename(folder)  # fails where a state of that name is: what was published is never written over
+    _to_disk(folder.parent)
+
+
+def _notes_of_ranks(partial: Path, failing: threading.Event) -> list[Path]:
+    """The rank-N.json of every rank, waited for; not for long where training fails, for a rank may be dead."""
+    started = time.monotonic()
+    while len(notes := sorted(partial.glob("rank-*.json"))) < ranks().world_size:
+        patience = FAILING_TIMEOUT_SECONDS if failing.is_set() else RANKS_TIMEOUT_SECONDS
+        if time.monotonic() > started + patience:
+            raise TimeoutError(
+                f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files in {patience} s; "
+                "is it on a file system that all ranks share?"
+            )
+        time.sleep(0.02)
+    return notes
+
+
+def drop_old(out: Path, config: SaveConfig) -> None:
+    """Takes away the states beyond the newest keep_last that are no milestones."""
+    for old in saved_states(out)[: -config.keep_last]:
+        if config.keep_every_steps is None or step_of(old) % config.keep_every_steps:
+            dropped = old.with_name(f"partial-old-{step_of(old):08d}")  # so that a kill in between leaves no torn state
+            old.rename(dropped)
+            shutil.rmtree(dropped)
+
+
+def _to_disk(path: Path) -> None:
+    """Returns when a file or a folder's entries have left memory for the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---- reading ----
+
+
+def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
+    """Fill model and optimizers from the newest whole state; the step to go on with, 0 when there is none.
+
+    All ranks call it together. A damaged state is named on stderr, set aside, and the one before it used; ValueError
+    when every one is damaged, or when the state is another model's.
+    """
+    if ranks().first:
+        for leftover in (out / RESUME).glob("partial*"):
+            shutil.rmtree(leftover)
+    _meet()
+    folder, manifest = newest_whole(out)
+    if folder is None:
+        return 0
+    refuse_another_model(model, optimizers, folder, manifest["tensors"])
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        opened = {name: stack.enter_context(open_safetensors(folder / name)) for name in manifest["files"]}
+        for name, tensor in model.state_dict().items():
+            fill(tensor, f"model/{name}", manifest["tensors"], opened)
+        for optimizer in optimizers:
+            on_each = isinstance(optimizer, torch.optim.Muon)  # its momentum is whole: see gather_for_muon
+            for prefix, parameter in _parameters(model, optimizer):
+                for name in [name for name in manifest["tensors"] if name.startswith(prefix)]:
+                    value = filled_like(parameter, name, manifest["tensors"], opened, on_each=on_each)
+                    optimizer.state[parameter][name.removeprefix(prefix)] = value
+    return manifest["step"]
+
+
+def newest_whole(out: Path) -> tuple[Path | None, dict[str, Any]]:
+    """(the newest state that is as it was written, its manifest); (None, {}) where none was ever written."""
+    broken: dict[Path, str] = {}
+    for folder in reversed(saved_states(out)):
+        manifest, problem = _read_manifest(folder)
+        problem = problem or damage(folder, manifest)
+        if not problem:
+            _set_aside(broken, folder)
+            return folder, manifest
+        broken[folder] = problem
+    if broken:
+        told = "".join(f"\n  {problem}" for problem in broken.values())
+        raise ValueError(f"no state in {out / RESUME} is whole:{told}\nDelete that folder to begin this stage anew.")
+    return None, {}
+
+
+def damage(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """What is wrong with a file of a state, in words, or None. Each rank reads its share of the files; all hear of it."""
+    names = sorted(manifest["files"])
+    bad = len(names)
+    for number in range(ranks().rank, len(names), ranks().world_size):
+        file, told = folder / names[number], manifest["files"][names[number]]
+        if not file.is_file() or file.stat().st_size != told["bytes"] or digest_of(file) != told["sha256"]:
+            bad = min(bad, number)
+    bad = _least(bad)
+    if bad == len(names):
+        return None
+    file, told = folder / names[bad], manifest["files"][names[bad]]
+    if not file.is_file():
+        return f"{file} is missing"
+    if (size := file.stat().st_size) != told["bytes"]:
+        return f"{file} has {size:,} bytes, not the {told['bytes']:,} that were written"
+    return f"{file} is not what was written: its SHA-256 differs"
+
+
+def refuse_another_model(model: Transformer, optimizers: Optimizers, folder: Path, saved: Saved) -> None:
+    """Nothing, or a ValueError that lists the names and shapes on which the state and the model disagree."""
+    shapes = {f"model/{name}": list(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefixes = tuple(prefix for optimizer in optimizers for prefix, _ in _parameters(model, optimizer))
+    problems = [f"{name} is not in it" for name in shapes if name not in saved]
+    problems += [
+        f"{name} is not in the model" for name in saved if not name.startswith(prefixes) and name not in shapes
+    ]
+    problems += [
+        f"{name} is {saved[name]['shape']} there and {shape} in the model"
+        for name, shape in shapes.items()
+        if name in saved and saved[name]["shape"] != shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(
+            f"{folder} is the state of another model or optimizer:\n  " + "\n  ".join(problems[:8]) + more + f"\n"
+            f"Give this stage another folder, or delete {folder.parent} to begin it anew."
+        )
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """(the manifest of a state, what is wrong with it or None)."""
+    file = folder / MANIFEST
+    try:
+        manifest = read_json(file)
+    except FileNotFoundError:
+        return {}, f"{file} is missing"
+    except ValueError as error:
+        return {}, str(error)
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != manifest_digest(manifest):
+        return {}, f"{file} is not what was written: its SHA-256 differs"
+    return manifest, None
+
+
+def _set_aside(broken: dict[Path, str], used: Path) -> None:
+    """Rank 0 says which states are damaged and gives them another name; they stay to be looked at."""
+    for folder, problem in broken.items() if ranks().first else ():
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        print(f"{problem}; set aside as {aside.name}, training goes on from {used}", file=sys.stderr, flush=True)
 
 
 def saved_states(out: Path) -> list[Path]:
-    """The whole states under out/resume, oldest first."""
+    """The states under out/resume, oldest first."""
     return sorted((out / RESUME).glob("step-*"))
 
 
-def optimizer_tensors(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    """The optimizers' state as flat tensors, named parameter/key."""
-    return {
-        f"{name}/{key}": value
-        for optimizer in optimizers
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file: 1.8 GB/s where the processor has instructions for it."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+# ---- ranks ----
+
+
+def _meet() -> None:
+    """Returns when every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _least(number: int) -> int:
+    """The least of the ranks' numbers."""
+    if not dist.is_initialized():
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return int(found)

@@ -27,6 +27,7 @@ from pocketlm.stages.quantize import QuantizeConfig
 from pocketlm.stages.report import ReportConfig
 from pocketlm.stages.select import SelectConfig
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.state import SaveConfig
 
 Changes = dict[str, Any]
 STEPS = OptimConfig(lr=1e-2, num_steps=3, warmup_steps=0, final_lr_share=0.1, compute_dtype="float32")
@@ -47,13 +48,15 @@ SHAPE = ModelConfig(
 )
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=24)
 DRAWN = Sampling(temperature=1.0, top_p=0.9, seed=1)
+EVERY_3 = SaveConfig(every_steps=3)
 ROWS: Changes = {"rows_per_step": 4, "micro_batch_size": 2, "seed": 1}
-TRAINING = {"rows_per_step": 2, "micro_batch_size": 4, "seed": 2, "optim": FASTER, "save_every_steps": 2}
+TRAINING = {"rows_per_step": 2, "micro_batch_size": 4, "seed": 2, "optim": FASTER, "save": SaveConfig(every_steps=2)}
 SHARES = {"problems": 0.5, "notes": 0.5}
 FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when tests run
 
 BASES: dict[type, Any] = {
     OptimConfig: STEPS,
+    SaveConfig: SaveConfig(every_steps=2),
     ModelConfig: SHAPE,
     RopeScaling: SCALING,
     Source: Source(name="own", domain="knowledge", kind="local", path=f"{FOLDER}/texts"),
@@ -84,7 +87,7 @@ BASES: dict[type, Any] = {
         validation_tokens=100,
     ),
     PretrainConfig: PretrainConfig(
-        name="base", model=SHAPE, optim=STEPS, seq_len=32, **ROWS, shares=SHARES, save_every_steps=3
+        name="base", model=SHAPE, optim=STEPS, seq_len=32, **ROWS, shares=SHARES, save=EVERY_3
     ),
     SelectConfig: SelectConfig(
         name="select",
@@ -97,13 +100,11 @@ BASES: dict[type, Any] = {
         seed=1,
     ),
     ExtendConfig: ExtendConfig(
-        name="long", optim=STEPS, seq_len=192, **ROWS, rope_theta_factor=4.0, shares=SHARES, save_every_steps=3
+        name="long", optim=STEPS, seq_len=192, **ROWS, rope_theta_factor=4.0, shares=SHARES, save=EVERY_3
     ),
     MergeConfig: MergeConfig(name="merged", resolution=2, seq_len=32, validation_rows=2),
-    FinetuneConfig: FinetuneConfig(name="chat", optim=STEPS, seq_len=160, **ROWS, save_every_steps=3),
-    QuantizeConfig: QuantizeConfig(
-        name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save_every_steps=3
-    ),
+    FinetuneConfig: FinetuneConfig(name="chat", optim=STEPS, seq_len=160, **ROWS, save=EVERY_3),
+    QuantizeConfig: QuantizeConfig(name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save=EVERY_3),
     ImportConfig: ImportConfig(name="imported", source="them/model"),
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
@@ -128,6 +129,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "warmup_steps": 2,
         "optimizer": "muon",
         "compute_dtype": "bfloat16",
+        "compile": "yes",
+        "recompute_every": 1,
         "schedule": "cosine",
         "final_lr_share": 0.5,
         "beta1": 0.5,
@@ -135,7 +138,9 @@ FIELDS: dict[type, dict[str, Any]] = {
         "eps": 1e-2,
         "weight_decay": 5.0,
         "grad_clip": 1e-3,
+        "on_nonfinite": "skip",
     },
+    SaveConfig: {"every_steps": 4, "keep_last": 1, "keep_every_steps": 4},
     ModelConfig: {
         "vocab_size": 352,
         "hidden_size": 64,
@@ -316,6 +321,7 @@ NOTES = {"path": None, "kind": "notes", "count": 40, "pairs_range": (1, 2), "see
 PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field": "other"}
 
 BASE_CHANGES: dict[tuple[type, str], Changes] = {  # what both runs of a field have, where it would not show otherwise
+    (OptimConfig, "on_nonfinite"): {"lr": 1e30},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (Source, "kind"): NOTES,
     (Source, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},

@@ -22,6 +22,7 @@ from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
 from pocketlm.eval.agreement import Agreement
+from pocketlm.model import transformer
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.sampling import Sampling
@@ -45,6 +46,7 @@ from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.train import loop
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.state import SaveConfig, StateWriter, saved_states
 
 CASES = [(config, name) for config, names in FIELDS.items() for name in names]
 
@@ -187,18 +189,18 @@ def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., A
     def run(config: Any, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
         """What the stage left, the micro-batches of each step, and the steps after which it saved."""
         seen: list[Any] = []
-        step, save = loop.train_step, loop.save_state
+        step, save = loop.train_step, StateWriter.write
 
         def watched_step(model: Any, optimizers: Any, micro_batches: list, *rest: Any) -> Any:
             seen.append([tuple(batch.input_ids.shape) for batch in micro_batches])
             return step(model, optimizers, micro_batches, *rest)
 
-        def watched_save(model: Any, optimizers: Any, done: int, out: Path) -> None:
+        def watched_save(self: StateWriter, model: Any, optimizers: Any, done: int) -> None:
             seen.append(f"saved after {done}")
-            save(model, optimizers, done, out)
+            save(self, model, optimizers, done)
 
         patch.setattr(loop, "train_step", watched_step)
-        patch.setattr(loop, "save_state", watched_save)
+        patch.setattr(StateWriter, "write", watched_save)
         stage(config, out, corpus=folder / "corpus", **{name: folder / place for name, place in inputs.items()})
         return files_of(out), seen
 
@@ -206,8 +208,31 @@ def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., A
 
 
 def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
-    pretrain(replace(BASES[PretrainConfig], optim=config), out, corpus=folder / "corpus")
-    return files_of(out)
+    """What the stage left, which blocks were compiled, and which were worked out twice."""
+    seen: list[Any] = []
+    twice = transformer.checkpoint
+
+    def watched_compile(block: transformer.Block) -> None:
+        seen.append("compiled")  # and left as it is: the compiler takes its time
+
+    def watched_twice(block: transformer.Block, *rest: Any, **options: Any) -> Any:
+        seen.append("twice")
+        return twice(block, *rest, **options)
+
+    patch.setattr(transformer.Block, "compile", watched_compile)
+    patch.setattr(transformer, "checkpoint", watched_twice)
+    try:
+        pretrain(replace(BASES[PretrainConfig], optim=config), out, corpus=folder / "corpus")
+    except FloatingPointError:
+        assert config.on_nonfinite == "stop"
+    return files_of(out), seen
+
+
+def after_save(config: SaveConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    """The states that are there at the end."""
+    optim = replace(BASES[OptimConfig], num_steps=8)
+    pretrain(replace(BASES[PretrainConfig], optim=optim, save=config), out, corpus=folder / "corpus")
+    return sorted(state.name for state in saved_states(out))
 
 
 def after_model(config: ModelConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
@@ -315,6 +340,7 @@ def after_report(config: ReportConfig, folder: Path, out: Path, patch: pytest.Mo
 
 AFTER: dict[type, Callable[..., Any]] = {
     OptimConfig: after_optim,
+    SaveConfig: after_save,
     ModelConfig: after_model,
     Source: lambda config, *rest: after_curate(with_source(config), *rest),
     Goal: lambda config, *rest: after_report(replace(BASES[ReportConfig], goals=(config,)), *rest),

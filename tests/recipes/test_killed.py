@@ -24,8 +24,10 @@ KILLS: dict[str, Hook] = {
     "when a folder gets its name": ("kill", "os:rename", 3),
     "between two stages": ("kill", "pocketlm.run:Run._finish", 2),
     "in a training step": ("kill", "pocketlm.train.loop:train_step", 4),
-    "in the first save of a state": ("halve", "pocketlm.train.state:save_file", 1),
-    "in a later save of a state": ("halve", "pocketlm.train.state:save_file", 8),
+    "in the first save of a state": ("halve", "pocketlm.train.pieces:save_file", 1),
+    "in a later save of a state": ("halve", "pocketlm.train.pieces:save_file", 4),
+    "when a state is to get its name": ("kill", "pocketlm.train.state:publish", 3),
+    "when an older state is taken away": ("kill", "pocketlm.train.state:drop_old", 2),
     "in the save of a checkpoint": ("halve", "pocketlm.model.checkpoint:save_file", 2),
     "when the last state is written and the checkpoint is not": ("kill", "pocketlm.stages.finetune:save_checkpoint", 1),
     "while samples are scored": ("kill", "pocketlm.stages.select:score", 3),
@@ -224,8 +226,8 @@ def test_a_stage_asked_to_stop_saves_the_step_it_is_at(runner: Runner, tmp_path:
         stopped(runner, out, ("slow", "pocketlm.train.loop:train_step", 500), "base/resume/step-*", signal.SIGTERM)
         == 130
     )
-    (state,) = (out / "base" / "resume").glob("step-*")
-    assert json.loads((state / "state.json").read_text()) == {"step": 3}  # saves are due at 2 and 4
+    states = sorted((out / "base" / "resume").glob("step-*"))
+    assert [json.loads((state / "state.json").read_text())["step"] for state in states] == [2, 3]  # due at 2 and 4
     assert len((out / "base" / "metrics.jsonl").read_text().splitlines()) == 3
 
 

@@ -22,6 +22,7 @@ from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.state import SaveConfig
 
 WINDOW, LONG_WINDOW = 64, 256
 STEPS = OptimConfig(lr=4e-3, num_steps=4, warmup_steps=1, final_lr_share=0.1, optimizer="muon")
@@ -42,7 +43,7 @@ SHAPE = ModelConfig(
     initializer_range=0.08,
 )
 WIDE = replace(SHAPE, hidden_size=96, num_attention_heads=3)
-PHASE = PretrainConfig(name="phase", optim=STEPS, seq_len=WINDOW, **ROWS, seed=1, save_every_steps=2)
+PHASE = PretrainConfig(name="phase", optim=STEPS, seq_len=WINDOW, **ROWS, seed=1, save=SaveConfig(every_steps=2))
 SELECT = SelectConfig(
     name="select",
     seq_len=WINDOW,
@@ -54,13 +55,25 @@ SELECT = SelectConfig(
     seed=3,
 )
 EXTEND = ExtendConfig(
-    name="long", optim=STEPS, seq_len=LONG_WINDOW, **ROWS, seed=4, rope_theta_factor=4.0, save_every_steps=2
+    name="long", optim=STEPS, seq_len=LONG_WINDOW, **ROWS, seed=4, rope_theta_factor=4.0, save=SaveConfig(every_steps=2)
 )
 CHAT = FinetuneConfig(
-    name="chat", optim=STEPS, seq_len=192, **ROWS, seed=5, sources=("problems", "recall"), save_every_steps=2
+    name="chat",
+    optim=STEPS,
+    seq_len=192,
+    **ROWS,
+    seed=5,
+    sources=("problems", "recall"),
+    save=SaveConfig(every_steps=2),
 )
 INT4 = QuantizeConfig(
-    name="int4", scheme="int4_group32", optim=STEPS, seq_len=192, **ROWS, sources=("problems",), save_every_steps=2
+    name="int4",
+    scheme="int4_group32",
+    optim=STEPS,
+    seq_len=192,
+    **ROWS,
+    sources=("problems",),
+    save=SaveConfig(every_steps=2),
 )
 SHARES = {
     "maths": {"problems": 0.75, "recall": 0.25, "notes": 0.0, "texts": 0.0},

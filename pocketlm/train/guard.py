@@ -1,0 +1,121 @@
+"""Guards of the loop: a loss or gradient that is not finite never reaches the weights, and a spike of the loss is told.
+
+What the guards know of earlier steps they read from metrics.jsonl, so a resumed training judges as an unbroken one does.
+"""
+
+import hashlib
+import math
+import statistics
+import sys
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch.distributed as dist
+
+from pocketlm.model.batch import Batch
+from pocketlm.train.ranks import ALONE, Ranks
+
+WINDOW, SIGMAS = 128, 6.0  # OLMo-core's SkipStepOptimizer: the losses compared with, and how far off them is a spike
+LEAST_LOSSES = WINDOW // 2  # as there: fewer say too little of how far losses spread
+MOST_SKIPPED = 10  # steps in a row: beyond, the training has diverged, and skipping would hide it (our choice)
+SHOWN_ROWS = 32
+OnNonfinite = Literal["stop", "skip"]
+
+
+def may_update(
+    step: int, loss: float, grad_norm: float, micro_batches: Sequence[Batch], losses: Sequence[float],
+    on_nonfinite: OnNonfinite, own: Ranks = ALONE,
+) -> bool:  # fmt: skip
+    """Whether the step's gradient may move the weights. False: skip it, which is told on stderr with the batch's rows.
+
+    loss and grad_norm are those of all ranks together, so all ranks answer alike; losses are this rank's, of each
+    micro-batch. FloatingPointError instead of False where on_nonfinite is "stop".
+    """
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return True
+    told = f"step {step}: loss {loss}, gradient norm {grad_norm}; the weights are untouched. {_blamed(micro_batches, losses, own)}"
+    if on_nonfinite == "stop":
+        raise FloatingPointError(f"{told}\nLower lr, take such rows out of the corpus, or set optim.on_nonfinite=skip")
+    _tell(f"{told}; the step is skipped")
+    return False
+
+
+def _blamed(micro_batches: Sequence[Batch], losses: Sequence[float], own: Ranks) -> str:
+    """The rows of all ranks' micro-batches whose loss is not finite, in words; of all, where only the gradient is not."""
+    bad = [b for b, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
+    parts = [[row for batch in bad for row in batch.rows], [row for batch in micro_batches for row in batch.rows]]
+    gathered = [parts]
+    if own.world_size > 1:
+        gathered = [parts] * own.world_size
+        dist.all_gather_object(gathered, parts)
+    rows = [row for part in gathered for row in part[0]]
+    which = "Rows with such a loss" if rows else "Rows of the batch"
+    rows = rows or [row for part in gathered for row in part[1]]
+    shown = ", ".join(f"{source} {number}" for source, number in rows[:SHOWN_ROWS])
+    more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+    return f"{which} (source, number): {shown}{more}"
+
+
+class Watch:
+    """Follows the losses of one training: tells spikes, counts skipped steps, and stops when too many come in a row."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        """rows: the lines of metrics.jsonl before the step that training goes on from."""
+        self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.skipped = self.skipped_in_a_row = 0
+        for row in rows:
+            self._count(row["loss"], "skipped" in row)
+
+    def see(self, step: int, loss: float, grad_norm: float) -> dict[str, Any]:
+        """What the step's line in metrics.jsonl says besides its figures: how many were skipped, a spike in sigmas, or nothing.
+
+        FloatingPointError after MOST_SKIPPED skipped steps in a row.
+        """
+        skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
+        sigmas = 0.0 if skipped else sigmas_above(loss, self.losses)
+        self._count(loss, skipped)
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise FloatingPointError(
+                f"step {step}: no loss and gradient was finite in {MOST_SKIPPED} steps in a row; lower lr"
+            )
+        if skipped:
+            return {"skipped": self.skipped}
+        if sigmas <= SIGMAS:
+            return {}
+        _tell(f"step {step}: loss {loss:.4f} is {sigmas:.1f} sigma above the last {len(self.losses) - 1} losses")
+        return {"spike": round(sigmas, 2)}
+
+    def _count(self, loss: float, skipped: bool) -> None:
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if not skipped:
+            self.losses.append(loss)
+
+
+def sigmas_above(loss: float, before: Sequence[float]) -> float:
+    """By how many standard deviations a loss exceeds the mean of those before; 0 where these are too few or all alike."""
+    if len(before) < LEAST_LOSSES:
+        return 0.0
+    spread = statistics.stdev(before)
+    return (loss - statistics.fmean(before)) / spread if spread > 0 else 0.0
+
+
+def token_digest(micro_batches: Sequence[Batch]) -> int:
+    """64 bits that tell which rows, tokens and labels, a step reads; neither their order nor micro-batches change it.
+
+    A sum over rows modulo 2^64, so the sum over ranks is that of the whole batch. 0.2 ms for 8 rows of 2,048 tokens.
+    """
+    total = 0
+    for batch in micro_batches:
+        for ids, labels in zip(batch.input_ids.numpy(), batch.labels.numpy(), strict=True):
+            row = hashlib.blake2b(ids.tobytes(), digest_size=8)
+            row.update(labels.tobytes())
+            total += int.from_bytes(row.digest())
+    return total % 2**64
+
+
+def _tell(text: str) -> None:
+    """One line on the terminal of the first rank."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(text, file=sys.stderr, flush=True)

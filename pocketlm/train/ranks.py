@@ -1,0 +1,133 @@
+"""Ranks: the processes of one run. torchrun starts them (RANK and WORLD_SIZE in the environment); they join one group.
+
+NCCL speaks between GPUs, gloo between processors. The first rank decides and writes; a board, which torchrun's own store
+keeps, tells the others what it decided, so that they may wait for days without a collective that times out.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+
+PATIENCE = timedelta(minutes=5)  # for a rank that hangs in training; of one that dies, the others hear within seconds
+POLL_SECONDS = 0.1
+FAREWELL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is. The first writes what is to be written once."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+ALONE = Ranks()
+
+
+def ranks() -> Ranks:
+    """This process among those that train together; ALONE where no group was joined."""
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+
+
+def device() -> torch.device:
+    """Where this rank computes: a GPU of its own where there is one, else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+class Board:
+    """What the first rank tells the others. Alone there is nobody to tell, and every error is one's own to explain."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        self.store, self.words = store, 0
+
+    def tell(self, word: str) -> None:
+        """The first rank's next word to the others."""
+        if self.store is not None:
+            self.words += 1
+            self.store.set(f"word {self.words}", word)
+
+    def hear(self) -> str:
+        """The first rank's next word, waited for as long as it takes. SystemExit where it left instead."""
+        assert self.store is not None
+        self.words += 1
+        while not self.store.check([f"word {self.words}"]):
+            if self.store.check(["left"]):
+                raise SystemExit(int(self.store.get("left")))
+            time.sleep(POLL_SECONDS)
+        return self.store.get(f"word {self.words}").decode()
+
+    def leave(self, own: Ranks, status: int) -> None:
+        """The first rank's last word, and a moment for the others to hear it: the store may go with this process."""
+        with contextlib.suppress(dist.DistError):
+            assert self.store is not None
+            gone = self.store.add("gone", 1)
+            if own.first:
+                self.store.set("left", str(status))
+                deadline = time.monotonic() + FAREWELL_SECONDS
+                while gone < own.world_size and time.monotonic() < deadline:
+                    time.sleep(POLL_SECONDS)
+                    gone = self.store.add("gone", 0)
+
+    def may_explain(self) -> bool:
+        """Whether this rank is the first to ask: where all stop for one reason, one tells it."""
+        with contextlib.suppress(dist.DistError):  # the store went down with its rank, so all explain themselves
+            return self.store is None or self.store.add("explained", 1) == 1
+        return True
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Board]:
+    """The board of this run's ranks, whose process group is joined for as long as the block lasts; alone, none is."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Board()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    store, rank, world_size = next(rendezvous("env://", timeout=PATIENCE))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=PrefixStore("group", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=PATIENCE,
+    )
+    board, status = Board(PrefixStore("board", store)), 1
+    try:
+        yield board
+        status = 0
+    except BaseException as error:
+        status = getattr(error, "exit_code", getattr(error, "code", 1))  # typer's word, and SystemExit's
+        raise
+    finally:
+        board.leave(ranks(), status)
+        if status == 0:  # else others may not come to leave the group in order
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def lost_rank_as_error() -> Iterator[None]:
+    """Turns what gloo and NCCL raise when another rank is gone into a ConnectionError that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        own = ranks()
+        raise ConnectionError(
+            f"rank {own.rank} of {own.world_size} lost the others: one of them ended, or did not answer for "
+            f"{PATIENCE.seconds // 60} minutes. Start the same command again: it goes on from the last saved state"
+            f"\n({str(error).splitlines()[0][:200]})"
+        ) from error

@@ -1,0 +1,128 @@
+"""`pocketlm verify-resume` says that stopping changes nothing where that is so, and finds it where it is not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pocketlm.commands.breaking import PLACES, compare
+
+TINY = Path(__file__).with_name("tiny.py")
+FORGETFUL = '''
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    name: str
+
+
+def forget(config: Config, out: Path) -> Path:
+    """Weights that depend on when it was called."""
+    save_file({"w": torch.tensor(list(os.urandom(8)))}, out / "model.safetensors")
+    return out
+
+
+def recipe(run):
+    """A recipe with a stage that does not resume."""
+    return run(forget, Config(name="first"))
+'''
+
+
+def verify(environment: dict[str, str], *words: object) -> tuple[int, str]:
+    command = [sys.executable, "-m", "pocketlm.cli", "verify-resume", *(str(word) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def hits(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "kills.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stage_killed_at_random_moments_is_the_stage_left_alone(
+    processes: int, documents: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = (TINY, documents, "--short", "--stage", "base", "--processes", processes, "--out", tmp_path / "proof")
+    status, shown = verify(environment, *words, "--kills", 2)
+    assert status == 0 and "every bit is that of the unbroken run" in shown, shown
+    row = next(line for line in shown.splitlines() if "│ base" in line)
+    assert row.count("equal") == 3 and "DIFFER" not in shown and "corpus" not in row
+    assert len(hits(tmp_path / "proof")) == 2
+    assert {hit["place"] for hit in hits(tmp_path / "proof")} <= set(PLACES)
+    assert not (tmp_path / "proof" / "broken").exists()
+    if processes == 1:
+        status, shown = verify(environment, *words, "--kills", 3)  # it goes on, and adds one
+        assert status == 0 and len(hits(tmp_path / "proof")) == 3, shown
+        status, shown = verify(environment, *words, "--kills", 3, "--seed", 9)
+        assert status == 2 and "holds another proof" in shown
+
+
+def test_a_stage_that_does_not_resume_is_found(environment: dict[str, str], tmp_path: Path) -> None:
+    recipe = tmp_path / "forgetful.py"
+    recipe.write_text(FORGETFUL)
+    status, shown = verify(environment, recipe, "--kills", 1, "--out", tmp_path / "proof")
+    assert status == 1 and "DIFFER" in shown and "first: model.safetensors differs" in shown, shown
+    assert (tmp_path / "proof" / "broken" / "first").is_dir() and (tmp_path / "proof" / "unbroken" / "first").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stage", "bose"], "--stage bose: the recipe has no such stage; it has corpus, base"),
+        (["--kills", "0"], "--kills 0"),
+        (["--processes", "0"], "--processes 0"),
+    ],
+)
+def test_what_cannot_be_proved_is_refused(
+    words: list[str], message: str, documents: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    status, shown = verify(environment, TINY, documents, "--short", "--out", tmp_path / "proof", *words)
+    assert status == 2 and message in shown and not (tmp_path / "proof" / "unbroken" / "base").exists()
+
+
+def left(out: Path, **changes: object) -> Path:
+    """A stage's folder as a run leaves it, with figures of step 1 changed."""
+    (out / "base").mkdir(parents=True)
+    rows = [{"step": n, "token_digest": f"{n}", "loss": 3.0 - n, "grad_norm": 1.0, "lr": 0.1} for n in range(3)]
+    weight = torch.ones(4) * float(str(changes.pop("weight", 1.0)))
+    rows[1] |= changes
+    (out / "base" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_file({"w": weight}, out / "base" / "model.safetensors")
+    record = {"stage": "pretrain", "config": {}, "inputs": {}, "digest": "", "status": "finished", "seconds": 1.0}
+    (out / "base" / "stage.json").write_text(json.dumps(record))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "first"),
+    [
+        ({}, (True, True, True), None),
+        ({"token_digest": "x"}, (False, True, True), "token ids part at step 1"),
+        ({"loss": 2.0000001}, (True, False, True), "losses part at step 1"),
+        ({"grad_norm": 2.0}, (True, False, True), "losses part at step 1"),
+        ({"weight": 1.0000001}, (True, True, False), "model.safetensors differs"),
+    ],
+)
+def test_the_smallest_difference_is_told(changes: dict, told: tuple, first: str | None, tmp_path: Path) -> None:
+    (found,) = compare(left(tmp_path / "a"), left(tmp_path / "b", **changes), ["base"])
+    assert (found.tokens, found.losses, found.weights) == told and found.first == first and found.same == (not first)
+
+
+def test_a_stage_that_was_not_finished_or_lost_steps_is_not_alike(tmp_path: Path) -> None:
+    one, other = left(tmp_path / "a"), left(tmp_path / "b")
+    lines = (other / "base" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (other / "base" / "metrics.jsonl").write_text("".join(lines[:2]))
+    os.remove(other / "base" / "model.safetensors")
+    (found,) = compare(one, other, ["base"])
+    assert found.first == "token ids part at step 2; losses part at step 2; model.safetensors differs"

@@ -1,0 +1,267 @@
+"""Several ranks train what one trains: gloo processes on this computer, each case on 1, 2 and 4 (two nodes of two)."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_processes import on_ranks
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pocketlm.model.batch import IGNORE_INDEX, Batch
+from pocketlm.model.quant import SCHEMES, prepare
+from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.train.loop import train
+from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.optim import OptimConfig, ShardOver
+from pocketlm.train.parallel import mesh_shape, spread
+from pocketlm.train.ranks import ranks
+from pocketlm.train.state import SaveConfig, saved_states
+from pocketlm.train.teacher import live_teacher
+
+SHAPE = ModelConfig(
+    vocab_size=301,  # odd, so that ranks hold unequal parts of the table
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    max_position_embeddings=64,
+    rope_theta=10_000.0,
+    qk_norm_weight=True,
+    initializer_range=0.1,
+)
+OPTIM = OptimConfig(lr=1e-2, num_steps=4, warmup_steps=1, final_lr_share=0.1, compute_dtype="float32")
+NEVER = SaveConfig(every_steps=1000)
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training to compare. taught: by a live teacher, of another width; micro_batch_size: rows of one."""
+
+    shape: ModelConfig = SHAPE
+    optim: OptimConfig = OPTIM
+    scheme: str | None = None
+    taught: bool = False
+    micro_batch_size: int = 1
+
+
+UNTIED = replace(SHAPE, tie_word_embeddings=False)
+CASES = {
+    "cross-entropy": Case(),
+    "one micro-batch a step": Case(micro_batch_size=2),
+    "head of its own": Case(UNTIED),
+    "shared over all nodes": Case(optim=replace(OPTIM, shard_over="all")),
+    "live teacher": Case(taught=True),
+    "live teacher, head of its own": Case(UNTIED, taught=True),
+    "blocks applied twice": Case(replace(SHAPE, layer_repeats=2)),
+    "four bits": Case(scheme="int4_group32_weight_only", taught=True),
+    "four bits, learned ranges": Case(scheme="int4_channel", taught=True),
+    "muon": Case(optim=replace(OPTIM, optimizer="muon")),
+}
+EXACT_SUMS = (
+    1e-6,
+    1e-5,
+)  # relative, of losses and norms; absolute, of weights after 4 steps: reasons in docs/numerics.md
+TOLERANCES = dict.fromkeys(CASES, EXACT_SUMS) | {"muon": (3e-4, 3e-3)}
+
+
+def batches_of(case: Case) -> Callable[[int], list[Batch]]:
+    """This rank's rows of 16 tokens of each step. The first has no label at all, the second few."""
+    own = ranks()
+
+    def draw(step: int) -> list[Batch]:
+        ids = torch.randint(301, (ROWS, 17), generator=torch.Generator().manual_seed(step))
+        labels = ids[:, 1:].clone()
+        labels[0], labels[1, 3:] = IGNORE_INDEX, IGNORE_INDEX
+        share, size = ROWS // own.world_size, case.micro_batch_size
+        first = own.rank * share
+        return [
+            Batch(input_ids=ids[i : i + size, :-1], labels=labels[i : i + size])
+            for i in range(first, first + share, size)
+        ]
+
+    return draw
+
+
+def loss_of(case: Case) -> LossFn:
+    if not case.taught:
+        return next_token_loss
+    teacher = Transformer(replace(case.shape, hidden_size=48, num_attention_heads=3), seed=7)
+    return distillation_loss(live_teacher(teacher, case.optim), label_share=0.3)
+
+
+def student_of(case: Case) -> Transformer:
+    model = Transformer(case.shape)
+    return prepare(model, SCHEMES[case.scheme]) if case.scheme else model
+
+
+def figures(out: Path) -> list[tuple[float, ...]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["grad_norm"], line["tokens"]) for line in lines]
+
+
+Outcome = tuple[list[tuple[float, ...]], dict[str, Tensor]]
+
+
+def train_cases(folder: Path) -> dict[str, Outcome] | None:
+    """Figures and weights of every case; None on other ranks than the first."""
+    found = {}
+    for number, (name, case) in enumerate(CASES.items()):
+        out = folder / f"case-{number}"
+        out.mkdir(exist_ok=True)
+        model = train(student_of(case), batches_of(case), loss_of(case), case.optim, out, label=name, save=NEVER)
+        if ranks().first:
+            found[name] = (figures(out), {key: tensor.detach() for key, tensor in model.state_dict().items()})
+    return found or None
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Outcome]]:
+    """Of every case, by the number of ranks."""
+    found = {}
+    for world_size, nodes in ((1, 1), (2, 1), (4, 2)):
+        folder = tmp_path_factory.mktemp(f"ranks-{world_size}")
+        first, *others = on_ranks(world_size, folder, train_cases, folder, nodes=nodes)
+        assert others == [None] * (world_size - 1), others
+        found[world_size] = first
+    return found
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_several_ranks_train_what_one_trains(outcomes, name: str, world_size: int) -> None:
+    (expected, expected_weights), (found, weights) = outcomes[1][name], outcomes[world_size][name]
+    assert len(found) == len(expected) == 4
+    assert [row[2] for row in found] == [row[2] for row in expected] == [128] * 4
+    of_figures, of_weights = TOLERANCES[name]
+    assert found[0] == pytest.approx(expected[0], rel=EXACT_SUMS[0])  # before the first update
+    assert [row[:2] for row in found] == [pytest.approx(row[:2], rel=of_figures) for row in expected]
+    assert weights.keys() == expected_weights.keys()
+    for key, tensor in expected_weights.items():
+        assert (weights[key] - tensor).abs().max() <= of_weights, key
+
+
+def own_part(module: nn.Module) -> int:
+    """Values of the module's weights that lie on this rank."""
+    return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
+
+
+def held_by_a_rank(shard_over: ShardOver) -> tuple[int, int, bool]:
+    """(values of the student on this rank, of a teacher's blocks, whether the teacher has gradients) after a step."""
+    optim = replace(OPTIM, num_steps=2, shard_over=shard_over)
+    student, teacher = Transformer(SHAPE), Transformer(UNTIED, seed=7)
+    loss_fn = distillation_loss(live_teacher(teacher, optim))
+    spread(student, shard_over)
+    for batch in batches_of(Case())(0):
+        loss_fn(student, batch).backward()
+    own = [own_part(module) for module in (student, teacher.model.layers)]
+    return own[0], own[1], any(p.grad is not None or p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(("shard_over", "copies"), [("node", 2), ("all", 1)])
+def test_ranks_share_out_the_weights_of_student_and_teacher(shard_over: ShardOver, copies: int, tmp_path: Path) -> None:
+    held = on_ranks(4, tmp_path, held_by_a_rank, shard_over, nodes=2)
+    for which, module in enumerate((Transformer(SHAPE), Transformer(UNTIED).model.layers)):
+        values = sum(p.numel() for p in module.parameters())
+        assert sum(rank[which] for rank in held) == copies * values
+        assert max(rank[which] for rank in held) <= 1.1 * values * copies / 4
+    assert not any(rank[2] for rank in held)
+
+
+def interrupted(out: Path, optim: OptimConfig, number: int) -> Any:
+    """A training whose rank 1 gets a signal while it draws step 1, then the same again without; the weights' bits."""
+
+    def draw(step: int) -> list[Batch]:
+        if step == 1 and ranks().rank == 1:
+            os.kill(os.getpid(), number)
+        return batches_of(Case())(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Transformer(SHAPE), draw, next_token_loss, optim, out, label="stopped", save=NEVER)
+    left = [state.name for state in saved_states(out)], len(figures(out))
+    bits = []
+    for folder in (out, out / "unbroken"):
+        if ranks().first:
+            folder.mkdir(exist_ok=True)
+        model = train(Transformer(SHAPE), batches_of(Case()), next_token_loss, optim, folder, label="again", save=NEVER)
+        bits.append({key: tensor.detach() for key, tensor in model.state_dict().items()} if ranks().first else {})
+    return left, bits, figures(out) == figures(out / "unbroken")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_ranks_stop_after_the_same_step_when_one_is_asked_to_and_resume_to_the_same_bits(
+    optimizer: Any, tmp_path: Path
+) -> None:
+    found = on_ranks(2, tmp_path, interrupted, tmp_path, replace(OPTIM, optimizer=optimizer), signal.SIGTERM)
+    for rank in found:
+        assert not isinstance(rank, BaseException), rank
+    (left, (resumed, unbroken), same), _ = found
+    assert left == (["step-00000002"], 2)
+    assert same and all(torch.equal(resumed[key], tensor) for key, tensor in unbroken.items())
+
+
+def poisoned(out: Path) -> None:
+    """The second rank's second micro-batch of step 1 has a loss that is no number."""
+
+    def loss(model: Transformer, batch: Batch) -> Tensor:
+        found = next_token_loss(model, batch)
+        bad = batches_of(Case())(1)[1] if ranks().rank == 1 else None
+        return found * float("nan") if bad and torch.equal(bad.input_ids, batch.input_ids) else found
+
+    train(Transformer(SHAPE), batches_of(Case()), loss, OPTIM, out, label="poisoned", save=SaveConfig(every_steps=1))
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None:
+    found = on_ranks(2, tmp_path, poisoned, tmp_path)
+    assert [type(error) for error in found] == [FloatingPointError] * 2
+    assert "step 1: loss nan" in str(found[0]) and str(found[0]) == str(found[1])
+    assert [state.name for state in saved_states(tmp_path)] == ["step-00000001"]
+
+
+def killed(out: Path) -> None:
+    """Rank 1 is gone in the middle of step 1."""
+
+    def draw(step: int) -> list[Batch]:
+        if step == 1 and ranks().rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batches_of(Case())(step)
+
+    train(Transformer(SHAPE), draw, next_token_loss, OPTIM, out, label="killed", save=NEVER)
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_a_reason(tmp_path: Path) -> None:
+    started = time.monotonic()
+    error, dead = on_ranks(2, tmp_path, killed, tmp_path)
+    assert dead is None and isinstance(error, ConnectionError)
+    assert "rank 0 of 2 lost the others: one of them ended" in str(
+        error
+    ) and "goes on from the last saved state" in str(error)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("shard_over", "world_size", "of_a_node", "shape"),
+    [
+        ("node", 128, 8, (16, 8)),
+        ("all", 128, 8, (128,)),
+        ("node", 8, 8, (8,)),
+        ("node", 4, 1, (4,)),  # a copy on each rank alone would share nothing out
+    ],
+)
+def test_each_node_holds_all_weights_or_all_nodes_together(shard_over, world_size, of_a_node, shape):
+    assert mesh_shape(shard_over, world_size, of_a_node) == shape
+
+
+def test_nodes_of_unequal_size_are_refused():
+    with pytest.raises(ValueError, match=r"12 ranks do not make nodes of 8; .* optim\.shard_over=all"):
+        mesh_shape("node", 12, 8)
