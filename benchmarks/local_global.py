@@ -27,11 +27,12 @@ from pocketlm.corpus.stdlib import read_language_reference
 from pocketlm.export.executorch import write_pte
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.runtimes import opened
+from pocketlm.model.attention import sliding_attention
 from pocketlm.model.generate import KVCache
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer, sliding_attention
+from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from pocketlm.export.executorch import write_pte
 from pocketlm.export.gguf import write_gguf
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.presets import PRESETS
+from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -38,7 +39,7 @@ def main() -> None:
     if "gguf" in formats:
         write_gguf(model, tokenizer, out / "model.gguf", dtype="q4_0")
     if "pte" in formats:
-        write_pte(model, tokenizer, out / "model.pte", context_length=arguments.context, quantization="int4_group32")
+        write_pte(prepare(model, CPU), tokenizer, out / "model.pte", context_length=arguments.context)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `pocketlm run | verify-resume | chat | eval | bench | import | export`.
+"""The command line: `pocketlm run | plan | verify-resume | chat | eval | bench | import | export`.
 
 Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a user's mistake into
 one message. Everything slow is imported inside the command that needs it, so that --help is at once.
@@ -11,6 +11,7 @@ from pocketlm.commands.chat import chat
 from pocketlm.commands.evaluate import evaluate_models
 from pocketlm.commands.exporting import export_model
 from pocketlm.commands.importing import import_a_model
+from pocketlm.commands.plan import plan_recipe
 from pocketlm.commands.run import run
 from pocketlm.commands.verify_resume import verify_resume
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command(context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(run)
+app.command(name="plan", context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(plan_recipe)
 app.command(context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(verify_resume)
 app.command()(chat)
 app.command(name="eval")(evaluate_models)

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from pocketlm.data.rows import row_index
 from pocketlm.data.shards import Shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 
@@ -47,30 +48,19 @@ class TextRows:
 
     def __init__(self, shard: Shard, seq_len: int, eos_id: int) -> None:
         self.shard, self.seq_len, self.eos_id = shard, seq_len, eos_id
-        self.starts = row_starts(shard.offsets, seq_len)
+        self.index = row_index(shard, seq_len)
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.index)
 
     def __getitem__(self, number: int) -> Row:
-        start = self.starts[number]
+        start = self.index.start(number)
         tokens = self.shard.tokens[start : start + self.seq_len + 1].astype(np.int64)
         ids = np.full(self.seq_len + 1, self.eos_id)
         ids[: len(tokens)] = tokens
         labels = ids[1:].copy()
         labels[max(0, len(tokens) - 1) :] = IGNORE_INDEX
-        documents = np.searchsorted(self.shard.offsets, np.arange(start, start + self.seq_len), side="right")
-        return ids[:-1], labels, documents
-
-
-def row_starts(offsets: np.ndarray, seq_len: int) -> np.ndarray:
-    """Where each row of seq_len + 1 tokens begins in the stream, given where documents begin (offsets, last = end)."""
-    starts, start, end = [], 0, int(offsets[-1])
-    while start < end:
-        starts.append(start)
-        document = int(offsets[np.searchsorted(offsets, start + seq_len, side="right") - 1])
-        start = document if start < document < end else start + seq_len
-    return np.asarray(starts, dtype=np.int64)
+        return ids[:-1], labels, self.shard.documents_of(start, start + self.seq_len)
 
 
 class ConversationRows:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pocketlm.export.pte_network import PteNetwork
 from pocketlm.model.files import write_folder
-from pocketlm.model.quant import Scheme, scheme
+from pocketlm.model.quant import Scheme, scheme_of
 from pocketlm.model.sampling import GREEDY, Sampling, sample
 from pocketlm.model.stopping import ids_to_stop
 from pocketlm.model.tokenizer import Tokenizer
@@ -46,20 +46,19 @@ def write_pte(
     path: Path,
     *,
     context_length: int,
-    quantization: str | None,
     int8_cache: bool = False,
 ) -> Path:
     """The path, now holding the program; its tokenizer is in the folder `<stem>.tokenizer` beside it.
 
     context_length: positions the cache has room for. int8_cache: it holds keys and values as int8 (`Int8Cache`).
-    quantization: a scheme of `model/quant.py` with int4 weights and int8 activations, or None for float32. A tied
+    A model prepared for int4 weights and int8 activations is written so, one of full precision in float32. A tied
     embedding is stored twice, as the table and as the head, for XNNPACK keeps a layout of its own (4.5 bits a
     weight each). A linear layer that XNNPACK refuses is an error.
     """
     longest = model.config.max_position_embeddings
     if not 8 <= context_length <= longest:
         raise ValueError(f"context_length {context_length} must be from 8 to the model's {longest} positions")
-    chosen = _int8_scheme(quantization) if quantization else None
+    chosen = _int8_scheme(model)
     load_kernels()
     with quiet(), torch.no_grad():
         network = PteNetwork(model, context_length, chosen, int8_cache=int8_cache).eval()
@@ -82,12 +81,14 @@ def tokenizer_folder(path: Path) -> Path:
     return path.with_name(f"{path.stem}.tokenizer")
 
 
-def _int8_scheme(name: str) -> Scheme:
-    chosen = scheme(name)
+def _int8_scheme(model: Transformer) -> Scheme | None:
+    chosen = scheme_of(model)
+    if chosen is None:
+        return None
     if chosen.bits != 4 or not chosen.int8_activations or not chosen.embedding:
         raise ValueError(
-            f"quantization {name!r} has no XNNPACK kernel: its 4-bit linear layers take int8 activations; "
-            "use int4_group32, or None for float32"
+            f"quantization {chosen.name!r} has no XNNPACK kernel: its 4-bit linear layers take int8 activations; "
+            "use int4_group32, or a model of full precision"
         )
     return chosen
 

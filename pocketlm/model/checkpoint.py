@@ -20,27 +20,19 @@ from pocketlm.model.transformer import ModelConfig, Transformer
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def save_checkpoint(
-    folder: Path,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    quantization: str | None = None,
-    *,
-    layout: str | None = None,
-) -> None:
+def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, *, layout: str | None = None) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into an existing folder.
 
-    With `quantization`, or from a prepared model, the weights are the latent ones of that scheme: they become four-bit
-    when pocketlm loads them. Learned scales are stored as the grid has them, bfloat16 values, so that torchao, which
+    Of a prepared model the weights are the latent ones, and its scheme is written down: they become four-bit when
+    pocketlm loads them. Learned scales are stored as the grid has them, bfloat16 values, so that torchao, which
     does not snap, computes the same grid from the same names.
     layout: a name of LAYOUTS; None takes the network's own. ValueError where that layout cannot hold it.
     """
     chosen = LAYOUTS[layout] if layout else native_layout(model.config)
     own = scheme_of(model)
-    quantization = quantization or (own.name if own else None)
     write_files(
         folder,
-        hugging_face_config(model.config, tokenizer, quantization, chosen),
+        hugging_face_config(model.config, tokenizer, own.name if own else None, chosen),
         stored_tensors(model, chosen),
         tokenizer,
     )
@@ -109,14 +101,7 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     that list the names. A checkpoint trained for four bits comes back computing in four bits.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint folder at {folder}")
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no config.json")
-    raw = read_json(config_file)
-    layout = layout_of(raw, config_file)
-    config = layout.read(raw, config_file)
+    config, layout = _read_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -132,6 +117,22 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     if layout.interleaved:  # after load_tensors, which names what is misshaped
         model.load_state_dict({n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()})
     return model, tokenizer
+
+
+def shape_of(folder: Path) -> ModelConfig:
+    """The network of a checkpoint folder, from its config.json alone; errors as load_checkpoint's."""
+    return _read_config(Path(folder))[0]
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, Layout]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint folder at {folder}")
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no config.json")
+    raw = read_json(config_file)
+    layout = layout_of(raw, config_file)
+    return layout.read(raw, config_file), layout
 
 
 def quantization_of(folder: Path) -> str | None:

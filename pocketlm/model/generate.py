@@ -17,9 +17,7 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
 PAD_POSITION = -1
-PREFILL_TOKENS = (
-    512  # of one pass over prompts; 8 of 512 tokens took 1.25 times as long in one pass (15M network, one core)
-)
+PREFILL_TOKENS = 512  # of one pass over prompts: more do not stay near the processor
 
 
 class KVCache:
@@ -297,9 +295,11 @@ class LanguageModel:
                 end += 1
             ids, positions = left_padded(prompts[first:end])
             padded = bool((positions < 0).any())  # else positions are 0, 1, ...: attention needs no written-out mask
-            part = KVCache(self.model.config, *ids.shape, int8=self.int8_cache)
+            whole = len(ids) == len(prompts)
+            part = cache if whole else KVCache(self.model.config, *ids.shape, int8=self.int8_cache)
             hidden.append(self.model.hidden(ids, positions if padded else None, part, last=True)[:, -1])
-            cache.take(part, first, longest)
+            if not whole:
+                cache.take(part, first, longest)
             first = end
         return torch.cat(hidden)
 

@@ -9,11 +9,14 @@ Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, 
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pocketlm.model.attention import Cache, Mask
 
 GLOBAL = "full_attention"  # Hugging Face's words for the two kinds of layer
 LOCAL = "sliding_attention"
@@ -101,19 +104,6 @@ class ModelConfig:
 Rope = tuple[Tensor, Tensor]  # cos and sin [B, 1, T, E]
 
 
-class Cache(Protocol):
-    """What attention needs of a KV cache: hand in the new keys and values of a layer, get back all it may look at.
-
-    `layer` counts applications of blocks: a block applied twice has two.
-    """
-
-    @property
-    def empty(self) -> bool: ...
-    def begin(self, positions: Tensor) -> None: ...
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
-    def key_positions(self, layer: int) -> Tensor: ...
-
-
 class Linear(nn.Linear):
     """A float32 weight whose product is taken in `compute_dtype` where that is set (training in bfloat16)."""
 
@@ -144,7 +134,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
         self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
 
-    def forward(self, x: Tensor, asking: int, rope: Rope, mask: "Mask", cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int) -> Tensor:
         """Of the last `asking` tokens of x [B, T, D]; all T are looked at, and stored."""
         B, T, _ = x.shape
         q = self.q_proj(newest(x, asking)).view(B, asking, -1, self.head_dim).transpose(1, 2)  # [B, H, asking, E]
@@ -181,7 +171,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, asking: int, rope: Rope, mask: "Mask", cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int) -> Tensor:
         x = newest(x, asking) + self.self_attn(self.input_layernorm(x), asking, rope, mask, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -208,7 +198,7 @@ def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tens
     if dtype is not None:
         return F.linear(x.to(dtype), weight.to(dtype))
     (outputs, inputs), rows = weight.shape, x.numel() // x.shape[-1]
-    few = torch.is_inference_mode_enabled() and weight.is_cpu and rows <= (8 if outputs >= inputs else 1)
+    few = rows <= (8 if outputs >= inputs else 1) and weight.is_cpu and torch.is_inference_mode_enabled()
     if not few or outputs % 4 or weight.numel() < 2**18:  # a small one stays in the processor's cache
         return F.linear(x, weight)
     columns = x.reshape(rows, inputs).t().expand(4, inputs, rows)
@@ -230,8 +220,22 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+def set_compiled(model: "Transformer", on: bool) -> None:
+    """Let torch.compile make one graph of a block, forward and back, which all blocks of the same window share; or end it."""
+    for block in model.model.layers:
+        block._compiled_call_impl = None
+        if on:
+            block.compile()
+
+
 class Transformer(nn.Module):
-    """Logits for the next token at every position. Weights start at N(0, initializer_range), from `seed` alone."""
+    """Logits for the next token at every position. Weights start at N(0, initializer_range), from `seed` alone.
+
+    recompute_every: each so-manieth application of a block keeps its input alone for the way back, and is worked out once
+    more there (activation checkpointing): 1 all of them, 0 none. Gradients stay the same, bit for bit.
+    """
+
+    recompute_every = 0
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -275,11 +279,17 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.begin(positions)
         rope = rope_angles(positions.clamp(min=0), rope_frequencies(self.config, positions.device))
-        mask = Mask(positions, cache, doc_ids, plain)
+        windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
+        mask = Mask(positions, cache, doc_ids, plain, windows)
         x = self.model.embed_tokens(input_ids)
         for layer in range(self.config.applications):
             asking = 1 if last and layer == self.config.applications - 1 else x.shape[1]
-            x = self.model.layers[layer // self.config.layer_repeats](x, asking, rope, mask, cache, layer)
+            block = self.model.layers[layer // self.config.layer_repeats]
+            if self.recompute_every and layer % self.recompute_every == 0 and torch.is_grad_enabled():
+                block = partial(
+                    checkpoint, block, use_reentrant=False, preserve_rng_state=False
+                )  # nothing is drawn in it
+            x = block(x, asking, rope, mask, cache, layer if cache is not None else 0)  # one graph serves all blocks
         return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -287,67 +297,6 @@ class Transformer(nn.Module):
         if self.lm_head is not None:
             return self.lm_head(hidden).float()
         return self.model.embed_tokens.head(hidden).float()
-
-
-class Mask:
-    """Who may look at whom, worked out once a forward pass and shared by all layers of the same window."""
-
-    def __init__(self, positions: Tensor, cache: Cache | None, doc_ids: Tensor | None, plain: bool) -> None:
-        self.positions, self.cache, self.doc_ids, self.plain = positions, cache, doc_ids, plain
-        self.masks: dict[tuple[int | None, int], Tensor | None] = {}
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None) -> Tensor:
-        """Attention output [B, H, T, E] of q [B, H, T, E], all tokens or the last one, on k, v [B, K, S, E]."""
-        T, S = q.shape[2], k.shape[2]
-        grouped = q.shape[1] != k.shape[1]
-        if not self.plain:
-            mask = self.allowed(layer, window, S)
-            mask = None if mask is None else mask[:, :, -T:]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        if window is not None and window < S:
-            return sliding_attention(q, k, v, window)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=grouped)
-
-    def allowed(self, layer: int, window: int | None, num_keys: int) -> Tensor | None:
-        """True where a query may attend: [B, 1, T, S], from positions alone, so it holds in training and decoding.
-
-        None where one token of each row may look at all keys: attention without a mask takes less time.
-        """
-        if (window, num_keys) not in self.masks:
-            keys = self.positions if self.cache is None else self.cache.key_positions(layer)
-            gap = self.positions[:, :, None] - keys[:, None, :]  # [B, T, S]
-            allowed = (gap >= 0) & (keys >= 0)[:, None, :]
-            if window is not None:
-                allowed &= gap < window
-            if self.doc_ids is not None:
-                allowed &= self.doc_ids[:, :, None] == self.doc_ids[:, None, :]
-            allowed |= (self.positions < 0)[:, :, None]  # padding looks anywhere: a row with no key at all would be NaN
-            unmasked = allowed.shape[1] == 1 and bool(allowed.all())
-            self.masks[window, num_keys] = None if unmasked else allowed[:, None]
-        return self.masks[window, num_keys]
-
-
-def sliding_attention(q: Tensor, k: Tensor, v: Tensor, window: int, piece: int = 128) -> Tensor:
-    """Attention [B, H, T, E] of the last T of S tokens, each on `window` keys: `piece` queries at a time on what they see.
-
-    FlexAttention has no backward pass on the CPU (torch 2.13); this has. Bfloat16 becomes float32 there, which takes less
-    time forward and back (2,048 tokens, window 512: 320 ms against 390; in one block of all it is 950).
-    """
-    dtype, ahead, before = q.dtype, k.shape[2] - q.shape[2], window - 1
-    if q.is_cpu and dtype == torch.bfloat16:
-        q, k, v = q.float(), k.float(), v.float()
-    gap = torch.arange(piece, device=q.device)[:, None] + before - torch.arange(before + piece, device=q.device)
-    mask = torch.zeros(gap.shape, dtype=q.dtype, device=q.device).masked_fill((gap < 0) | (gap > before), -math.inf)
-    out = []
-    for some in q.split(piece, 2):
-        count, seen = some.shape[2], min(ahead, before)  # keys before the first of these queries
-        keys, band = slice(ahead - seen, ahead + count), mask[:count, before - seen : before + count]
-        grouped = q.shape[1] != k.shape[1]
-        out.append(
-            F.scaled_dot_product_attention(some, k[:, :, keys], v[:, :, keys], attn_mask=band, enable_gqa=grouped)
-        )
-        ahead += count
-    return torch.cat(out, 2).to(dtype)
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:

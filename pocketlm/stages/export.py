@@ -15,8 +15,10 @@ from pocketlm.data.conversations import read_conversations
 from pocketlm.data.corpus import open_shards
 from pocketlm.data.shards import list_sources
 from pocketlm.eval.agreement import Agreement, Passage, agreement
+from pocketlm.export.gguf import rounded_q8_0, write_gguf
+from pocketlm.export.repack import CONTAINERS, write_repacked
 from pocketlm.export.runtimes import opened
-from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.layouts import LAYOUTS
@@ -25,8 +27,7 @@ from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
-REPACKED = ("mlx", "compressed-tensors")
-FORMATS = ("hf", "gguf", "pte", *REPACKED)
+FORMATS = ("hf", "gguf", "pte", *CONTAINERS)
 SPLITS = ("validation", "train")
 PASSAGES = 50  # the most documents that a source lends; this and the next three are our choice
 COMPARED_TOKENS = 1000  # one disagreement is a tenth of a point
@@ -81,7 +82,6 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
     """
     network, tokenizer = load_checkpoint(model)
     network.eval()
-    quantization = quantization_of(model)
     context_length = config.context_length or network.config.max_position_embeddings
     if context_length > network.config.max_position_embeddings:
         raise ValueError(
@@ -93,34 +93,27 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
     told: dict[str, Any] = {}
     for name in config.formats:
         if name == "gguf":
-            file, agreed = export_gguf(config, out, network, tokenizer, quantization, passages)
+            file, agreed = export_gguf(config, out, network, tokenizer, passages)
         elif name == "pte":
-            file, agreed = export_pte(config, out, network, tokenizer, quantization, passages, context_length)
+            file, agreed = export_pte(config, out, network, tokenizer, passages, context_length)
         else:
             file, agreed = export_folder(config, out / name, network, tokenizer), None
         sizes[file.name] = file.stat().st_size if file.is_file() else folder_bytes(file)
         if agreed is not None:
             told[file.name] = asdict(agreed)
-    write_json(
-        out / "export.json", {"model": model.name, "quantization": quantization, "bytes": sizes, "agreement": told}
-    )
+    own = scheme_of(network)
+    origin = {"model": model.name, "quantization": own.name if own else None}
+    write_json(out / "export.json", {**origin, "bytes": sizes, "agreement": told})
     return out
 
 
 def export_gguf(
-    config: ExportConfig,
-    out: Path,
-    network: Transformer,
-    tokenizer: Tokenizer,
-    quantization: str | None,
-    passages: list[Passage],
+    config: ExportConfig, out: Path, network: Transformer, tokenizer: Tokenizer, passages: list[Passage]
 ) -> tuple[Path, Agreement]:
-    from pocketlm.export.gguf import write_gguf
-
-    dtype = config.gguf_dtype or ("q4_0" if quantization else "f16")
-    refuse_lossy(network, quantization, dtype)
+    dtype = config.gguf_dtype or ("q4_0" if scheme_of(network) else "f16")
+    refuse_lossy(network, dtype)
     file = write_gguf(network, tokenizer, out / "model.gguf", dtype)
-    reference = as_stored(network, quantization, dtype)
+    reference = as_stored(network, dtype)
     return file, check_file(file, reference, tokenizer, passages, config, exact=dtype == "f32")
 
 
@@ -129,23 +122,20 @@ def export_pte(
     out: Path,
     network: Transformer,
     tokenizer: Tokenizer,
-    quantization: str | None,
     passages: list[Passage],
     context_length: int,
 ) -> tuple[Path, Agreement]:
     from pocketlm.export.executorch import write_pte
 
-    options: dict[str, Any] = {"quantization": quantization, "int8_cache": config.int8_cache}
-    file = write_pte(network, tokenizer, out / "model.pte", context_length=context_length, **options)
-    exact = quantization is None and not config.int8_cache
+    file = out / "model.pte"
+    write_pte(network, tokenizer, file, context_length=context_length, int8_cache=config.int8_cache)
+    exact = scheme_of(network) is None and not config.int8_cache
     return file, check_file(file, network, tokenizer, passages, config, exact=exact)
 
 
 def export_folder(config: ExportConfig, out: Path, network: Transformer, tokenizer: Tokenizer) -> Path:
     """A Hugging Face folder, or integers and scales in another runtime's container, by the name of `out`."""
-    if out.name in REPACKED:
-        from pocketlm.export.repack import write_repacked
-
+    if out.name in CONTAINERS:
         write_repacked(unrolled(network), tokenizer, out, out.name)
         return out
     plain = on_grid(network)
@@ -231,22 +221,20 @@ def reference_pages(tokenizer: Tokenizer, length: int) -> Iterator[Passage]:
             yield Passage(ids=ids, prompt=PASSAGE_PROMPT)
 
 
-def as_stored(network: Transformer, quantization: str | None, dtype: str) -> Transformer:
+def as_stored(network: Transformer, dtype: str) -> Transformer:
     """What a .gguf of this dtype holds: the weights' values, on their grid if they have one, and float activations.
 
     llama.cpp rounds activations to int8 for every 32 of them, which is much finer than the rounding for each token
     that a model is trained with (and that a .pte computes with); so this is the network that it comes closest to.
     """
-    if dtype == "q4_0" and quantization is None:
+    if dtype == "q4_0" and scheme_of(network) is None:
         network = prepare(copy.deepcopy(network), CPU)  # what Q4_0 is to it
     return on_grid(network)
 
 
-def refuse_lossy(network: Transformer, quantization: str | None, dtype: str) -> None:
+def refuse_lossy(network: Transformer, dtype: str) -> None:
     """Nothing, or a ValueError where a .gguf of this dtype would round four-bit values once more, and otherwise."""
-    from pocketlm.export.gguf import rounded_q8_0
-
-    if dtype == "q4_0" and quantization is None:
+    if dtype == "q4_0" and scheme_of(network) is None:
         refuse_rounding_again(network, on_grid_of(CPU), "q4_0")
     if dtype == "q8_0":
         refuse_rounding_again(on_grid(network), rounded_q8_0, "q8_0")

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.conversations import conversation_rows
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import plain_chat_template
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
+from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
@@ -40,6 +41,7 @@ class FinetuneConfig:
 @on_all_ranks
 def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) -> Path:
     """A chat checkpoint in `out`. A base model's tokenizer gets a chat template here; one it already has is kept."""
+    check_memory(config, shape_of(model), masked=True)
     own = ranks()
     student, tokenizer = load_checkpoint(model)
     tokenizer.chat_template = tokenizer.chat_template or plain_chat_template(tokenizer)

@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pocketlm.export.gguf_read import read_gguf
-from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.layouts import layout_of, native_layout
 from pocketlm.model.quant import SCALE, SMALLEST_SCALE, snap
@@ -49,27 +50,26 @@ def import_model(config: ImportConfig, out: Path) -> Path:
     the farthest of them moved: by at most 2^-8 of it, unless it was below the smallest that a grid has.
     """
     model, tokenizer, came = read_source(config)
-    quantization = came.pop("quantization")
-    save_checkpoint(out, model, tokenizer, quantization)
+    save_checkpoint(out, model, tokenizer)
     came["layout"] = native_layout(model.config).name
     came["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     write_json(out / "import.json", came)
     return out
 
 
-def read_source(config: ImportConfig) -> tuple[Transformer, Tokenizer, dict]:
+def read_source(config: ImportConfig) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
     """(model, tokenizer, where they came from)."""
     path = Path(config.source)
     if path.suffix == ".gguf":
         model, tokenizer = read_gguf(path)
-        return model, tokenizer, {"from": path.name, "was": "gguf", "quantization": None}
+        return model, tokenizer, {"from": path.name, "was": "gguf"}
     if not path.exists() and HUB_ID.fullmatch(config.source):
         path = download(config.source, config.revision)
     elif config.revision is not None:
         raise ValueError(f"{config.name}.revision is for models of the hub; {config.source} is on this machine")
     model, tokenizer = load_checkpoint(path)
     layout = layout_of(read_json(path / "config.json"), path).name
-    came = {"from": config.source, "was": layout, "quantization": quantization_of(path)}
+    came: dict[str, Any] = {"from": config.source, "was": layout}
     scales = [parameter.detach() for name, parameter in model.named_parameters() if name.endswith(SCALE)]
     if scales:
         moved = [(snap(scale) - scale).abs() / scale.abs().clamp(min=SMALLEST_SCALE) for scale in scales]

@@ -11,12 +11,13 @@ from pathlib import Path
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.quant import prepare, scheme_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
@@ -58,6 +59,7 @@ def extend_context(
 
     Without a teacher the loss is cross-entropy: how the teacher itself comes to read long documents.
     """
+    check_memory(config, shape_of(model), teacher=shape_of(teacher) if teacher else None, masked=False)
     own = ranks()
     student, tokenizer = load_checkpoint(model)
     if config.seq_len <= student.config.max_position_embeddings:

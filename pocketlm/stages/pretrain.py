@@ -6,11 +6,12 @@ from pathlib import Path
 from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
@@ -63,6 +64,9 @@ def pretrain(
     Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training; all of Pro).
     `selection` replaces the corpus's training shards by the documents a select stage kept.
     """
+    if shape := config.model or (shape_of(model) if model else None):
+        taught_by = shape_of(teacher) if teacher else None
+        check_memory(config, shape, teacher=taught_by, masked=config.separate_documents)
     own = ranks()
     student, tokenizer = start(config.model, model, corpus, config.seed)
     if config.seq_len > student.config.max_position_embeddings:

@@ -7,12 +7,13 @@ from pocketlm.data.batches import Layout, Rows, make_batches
 from pocketlm.data.conversations import conversation_rows
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
-from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.quant import prepare, scheme
 from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import distillation_loss
+from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
@@ -62,6 +63,8 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
         raise ValueError(
             f"{model} is quantized already ({quantization_of(model)}); start from its full-precision parent"
         )
+    shape = shape_of(model)
+    check_memory(config, shape, teacher=shape, masked=config.shares is None, on_grid=True)
     student, tokenizer = load_checkpoint(model)
     refuse_rounding_again(student, on_grid_of(own_scheme), f"{config.name} ({config.scheme})")
     prepare(student, own_scheme)
@@ -85,7 +88,7 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
         loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0], config.optim))
         student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
     if own.first:
-        save_checkpoint(out, student, tokenizer, quantization=config.scheme)
+        save_checkpoint(out, student, tokenizer)
     return out
 
 

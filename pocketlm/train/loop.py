@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from pocketlm.model.batch import Batch
-from pocketlm.model.transformer import Transformer, set_compute_dtype
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.guard import Watch, may_update, token_digest
+from pocketlm.train.loading import made_ahead
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics, Silence, read_metrics
-from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, product_dtype
+from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, set_computing
 from pocketlm.train.parallel import (
     add_up,
     clip_gradients,
@@ -21,7 +22,7 @@ from pocketlm.train.parallel import (
     spread,
     sum_over_ranks,
 )
-from pocketlm.train.ranks import ALONE, Ranks, device, ranks
+from pocketlm.train.ranks import ALONE, Ranks, ranks
 from pocketlm.train.state import SaveConfig, StateWriter, load_state
 from pocketlm.train.stopping import stop_requests
 
@@ -50,13 +51,15 @@ def train(
     optimizers = make_optimizers(model, config)
     first_step = load_state(model, optimizers, out)
     model.train()
-    dtype = product_dtype(config, device())
-    set_compute_dtype(model, dtype)
-    label += " (bfloat16)" if dtype else " (float32)"
+    label += f" ({set_computing(model, config)})"
     watch = Watch(read_metrics(out, first_step))
     metrics = Metrics(out, label, config.num_steps, first_step) if own.first else Silence()
     try:
-        with stop_requests() as stop, StateWriter(out, save) as states:
+        with (
+            stop_requests() as stop,
+            StateWriter(out, save) as states,
+            made_ahead(batches, config.num_steps - 1) as batches,
+        ):
             for step in range(first_step, config.num_steps):
                 lr, micro_batches = lr_at(config, step), batches(step)
                 loss, grad_norm, tokens = train_step(
@@ -73,7 +76,7 @@ def train(
                     raise KeyboardInterrupt
     finally:
         metrics.close()
-        set_compute_dtype(model, None)
+        set_computing(model, None)
     return gathered(model, whole)
 
 

@@ -4,15 +4,41 @@ None holds the logits of a whole batch: see vocabulary.py.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.teacher import Teacher
-from pocketlm.train.vocabulary import FORWARD_KL, Divergence, head_loss, scores
+from pocketlm.train.vocabulary import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, head_loss, scores
 
 LossFn = Callable[[Transformer, Batch], Tensor]
+DIVERGENCES = {"forward_kl": FORWARD_KL, "reverse_kl": REVERSE_KL, "jensen_shannon": JENSEN_SHANNON}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How a model learns from a teacher. The defaults are the papers' (Pro, section on KD; R1, mid-training).
+
+    label_share: of cross-entropy with the labels in the loss; neither paper names one. divergence: forward_kl is
+    KL(p_T || p_S) over the whole vocabulary; the others are for those who compare. temperature: of both distributions.
+    """
+
+    label_share: float = 0.0
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_share <= 1:
+            raise ValueError(
+                f"label_share {self.label_share} is no share; give 0 (the teacher alone) to 1 (labels alone)"
+            )
+        if self.divergence not in DIVERGENCES:
+            raise ValueError(f"divergence {self.divergence!r} is unknown; known: {', '.join(DIVERGENCES)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature {self.temperature} must be positive; 1 takes the distributions as they are")
 
 
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
@@ -22,14 +48,8 @@ def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     return head_loss(scores(model, hidden[counted]), labels=batch.labels[counted])
 
 
-def distillation_loss(
-    teacher: Teacher, *, label_share: float = 0.0, divergence: Divergence = FORWARD_KL, temperature: float = 1.0
-) -> LossFn:
-    """Forward KL from the teacher over the whole vocabulary, KL(p_T || p_S), temperature 1 (Pro, section on KD; R1, mid-training).
-
-    label_share mixes in that share of cross-entropy with the labels. Neither paper names one, so it is 0 by default.
-    divergence, temperature: others of vocabulary.py, for those who compare.
-    """
+def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> LossFn:
+    """The divergence of the model from the teacher, live or from disk, over the whole vocabulary, and a share of labels."""
 
     def loss(model: Transformer, batch: Batch) -> Tensor:
         counted = batch.labels != IGNORE_INDEX
@@ -38,9 +58,9 @@ def distillation_loss(
             scores(model, hidden[counted]),
             labels=batch.labels[counted],
             teacher=teacher(batch).rows(counted.flatten()),
-            divergence=divergence,
-            temperature=temperature,
-            label_share=label_share,
+            divergence=DIVERGENCES[how.divergence],
+            temperature=how.temperature,
+            label_share=how.label_share,
         )
 
     return loss

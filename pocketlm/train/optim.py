@@ -1,17 +1,19 @@
 """The optimizer and its schedule: AdamW as in the papers or Muon, linear warm-up, then linear or cosine decay."""
 
 import math
+import shutil
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from pocketlm.model.quant import SCALE
-from pocketlm.model.transformer import Transformer
+from pocketlm.model.transformer import Transformer, set_compiled, set_compute_dtype
 
 ShardOver = Literal["node", "all"]
 OnNonfinite = Literal["stop", "skip"]
 MUON_MOMENTUM = 0.95  # torch.optim.Muon's own default
+LONG_TRAINING = 10**10  # steps x parameters: 15 M for 670 steps, 18 minutes at 2,048 tokens a step on one core
 # Of the learning rate, for learned scales (our choice; ParetoQ's code takes all of it): the outermost level is -8 times
 # the scale, so that it moves as fast as a weight. All of it learns worse (docs/log.md).
 SCALE_LR_SHARE = 1 / 8
@@ -27,6 +29,8 @@ class OptimConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # both papers: Adam; Muon learns a small network in fewer tokens
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights and states are float32
     shard_over: ShardOver = "node"  # on several nodes: each holds all weights, or all nodes together hold them once
+    compile: Literal["auto", "yes", "no"] = "auto"  # each block by torch.compile; auto: where it pays
+    recompute_every: int = 0  # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
     final_lr_share: float  # of the peak, reached after the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
     beta1: float = 0.9
@@ -54,6 +58,10 @@ class OptimConfig:
             raise ValueError(f"on_nonfinite {self.on_nonfinite!r} is unknown; known: stop, skip")
         if self.shard_over not in ("node", "all"):
             raise ValueError(f"shard_over {self.shard_over!r} is unknown; known: node, all")
+        if self.compile not in ("auto", "yes", "no"):
+            raise ValueError(f"compile {self.compile!r} is unknown; known: auto, yes, no")
+        if self.recompute_every < 0:
+            raise ValueError(f"recompute_every {self.recompute_every} must not be negative; 0 recomputes nothing")
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
 
@@ -96,6 +104,27 @@ def product_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | No
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else None
     return torch.bfloat16 if config.compute_dtype == "bfloat16" else None
+
+
+def set_computing(model: Transformer, config: OptimConfig | None) -> str:
+    """Lets the model compute as config says, and says so in words; None: as a model does that does not train."""
+    dtype = product_dtype(config, next(model.parameters()).device) if config else None
+    compiled = config is not None and (config.compile == "yes" or (config.compile == "auto" and pays(model, config)))
+    set_compute_dtype(model, dtype)
+    set_compiled(model, compiled)
+    model.recompute_every = config.recompute_every if config else 0
+    return ("bfloat16" if dtype else "float32") + (", compiled" if compiled else "")
+
+
+def pays(model: Transformer, config: OptimConfig) -> bool:
+    """Whether compiling gains more time than it takes: on a GPU; on a processor in long trainings, where it has a compiler.
+
+    It saves a tenth of a step there (docs/benchmarks.md) and takes some 20 s, whatever the size.
+    """
+    if next(model.parameters()).is_cuda:
+        return True
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return config.num_steps * size >= LONG_TRAINING and any(map(shutil.which, ("g++", "clang++")))
 
 
 def lr_at(config: OptimConfig, step: int) -> float:

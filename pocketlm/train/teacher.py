@@ -9,9 +9,9 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer, set_compute_dtype
 from pocketlm.train.optim import OptimConfig, product_dtype
 from pocketlm.train.parallel import spread
-from pocketlm.train.vocabulary import Scores, scores
+from pocketlm.train.vocabulary import TeacherScores, scores
 
-Teacher = Callable[[Batch], Scores]
+Teacher = Callable[[Batch], TeacherScores]
 
 
 def live_teacher(model: Transformer, optim: OptimConfig) -> Teacher:
@@ -19,7 +19,7 @@ def live_teacher(model: Transformer, optim: OptimConfig) -> Teacher:
     model = spread(model.eval().requires_grad_(False), optim.shard_over)
     set_compute_dtype(model, product_dtype(optim, next(model.parameters()).device))
 
-    def teach(batch: Batch) -> Scores:
+    def teach(batch: Batch) -> TeacherScores:
         with torch.no_grad():
             return scores(model, model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids).flatten(0, 1))
 

@@ -116,7 +116,6 @@ def test_a_compressed_tensors_folder_holds_the_grid_by_its_formula(name, tokeniz
 
 @pytest.mark.parametrize("name", MODELS)
 def test_stock_transformers_opens_a_compressed_tensors_folder_as_our_grid(name, tokenizer, tmp_path: Path) -> None:
-    pytest.importorskip("compressed_tensors", reason="needs the extra pocketlm[dev]")
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
 

@@ -130,6 +130,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "optimizer": "muon",
         "compute_dtype": "bfloat16",
         "shard_over": "all",
+        "compile": "yes",
+        "recompute_every": 1,
         "schedule": "cosine",
         "final_lr_share": 0.5,
         "beta1": 0.5,

@@ -253,7 +253,7 @@ def test_a_truncated_gguf_is_named(
 @pytest.fixture(scope="module")
 def pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole .pte of the smallest network there is."""
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     import tiny
 
     from pocketlm.export.executorch import write_pte
@@ -263,7 +263,7 @@ def pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.SHAPE, vocab_size=262, num_hidden_layers=1, layer_types=(), hidden_size=32, intermediate_size=32
     )
     out = tmp_path_factory.mktemp("pte") / "model.pte"
-    return write_pte(Transformer(shape).eval(), tokenizer, out, context_length=32, quantization=None)
+    return write_pte(Transformer(shape).eval(), tokenizer, out, context_length=32)
 
 
 @pytest.mark.parametrize("command", [["chat"], ["eval", "--suite", "exam.jsonl"]])

@@ -22,6 +22,7 @@ from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
 from pocketlm.eval.agreement import Agreement
+from pocketlm.model import transformer
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.sampling import Sampling
@@ -208,11 +209,24 @@ def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., A
 
 
 def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What the stage left, which blocks were compiled, and which were worked out twice."""
+    seen: list[Any] = []
+    twice = transformer.checkpoint
+
+    def watched_compile(block: transformer.Block) -> None:
+        seen.append("compiled")  # and left as it is: the compiler takes its time
+
+    def watched_twice(block: transformer.Block, *rest: Any, **options: Any) -> Any:
+        seen.append("twice")
+        return twice(block, *rest, **options)
+
+    patch.setattr(transformer.Block, "compile", watched_compile)
+    patch.setattr(transformer, "checkpoint", watched_twice)
     try:
         pretrain(replace(BASES[PretrainConfig], optim=config), out, corpus=folder / "corpus")
     except FloatingPointError:
         assert config.on_nonfinite == "stop"
-    return files_of(out), mesh_shape(config.shard_over, world_size=4, local_world_size=2)
+    return files_of(out), seen, mesh_shape(config.shard_over, world_size=4, local_world_size=2)
 
 
 def after_save(config: SaveConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:

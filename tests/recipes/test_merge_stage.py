@@ -9,6 +9,7 @@ import torch
 from pocketlm.data.shards import write_shard
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.files import read_json, write_json
+from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.merge import MergeConfig, _validation, average, domain_losses, merge
@@ -79,6 +80,7 @@ def test_two_folders_of_one_name_and_quantized_models_are_refused(folders, tmp_p
         merge(CONFIG, tmp_path, corpus=corpus, models=[a, a])
     quantized = tmp_path / "int4"
     quantized.mkdir()
-    save_checkpoint(quantized, *load_checkpoint(a), quantization="int4_group32")
+    model, tokenizer = load_checkpoint(a)
+    save_checkpoint(quantized, prepare(model, CPU), tokenizer)
     with pytest.raises(ValueError, match="is quantized"):
         merge(CONFIG, tmp_path, corpus=corpus, models=[a, quantized])

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of
 from pocketlm.model.quant import SCALE, SCHEMES, prepare
@@ -20,10 +22,9 @@ TINY = {"context": 64, "steps": 3, "rows": 2, "int4_steps": 2, "lr": 1e-3, "form
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model as another library writes it: no chat template, no field of ours."""
-    transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("base")
-    shape = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    shape: dict[str, Any] = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads)).save_pretrained(folder)
     train_tokenizer(["a question and an answer about the weather " * 30], 265).save(folder)
     return folder

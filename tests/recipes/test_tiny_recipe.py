@@ -147,7 +147,7 @@ def test_the_gguf_predicts_text_as_well_as_its_checkpoint(finished: Path) -> Non
 
 
 def test_the_pte_predicts_text_as_well_as_its_checkpoint(finished: Path, tmp_path: Path) -> None:
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     result = CliRunner().invoke(
         app, ["export", str(finished / "int4"), "--to", "pte", "--out", str(tmp_path / "files")]
     )

@@ -1,5 +1,6 @@
 """Batches are pure functions of the step: which rows, from which source, in which order, and what their labels are."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pocketlm.data import rows as rows_module
 from pocketlm.data.batches import (
     BLOCK,
     ConversationRows,
@@ -20,9 +22,8 @@ from pocketlm.data.batches import (
     make_batches,
     pack,
     permuted,
-    row_starts,
 )
-from pocketlm.data.shards import write_shard
+from pocketlm.data.shards import read_shard, write_array, write_shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 
 EOS = 0
@@ -145,6 +146,66 @@ def test_every_row_of_a_source_comes_once_in_each_epoch(sources):
     epochs = [[tuple(ids) for ids in batches(step)[0].input_ids.tolist()] for step in range(3)]
     assert all(Counter(epoch) == expected for epoch in epochs)
     assert epochs[0] != epochs[1]
+
+
+def row_starts(offsets: np.ndarray, seq_len: int) -> list[int]:
+    """One row after the other: the reference."""
+    starts, start, end = [], 0, int(offsets[-1])
+    while start < end:
+        starts.append(start)
+        document = int(offsets[np.searchsorted(offsets, start + seq_len, side="right") - 1])
+        start = document if start < document < end else start + seq_len
+    return starts
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1000])  # documents worked on together
+@pytest.mark.parametrize("seq_len", [1, 4, 16, 37, 500])
+def test_rows_found_by_number_are_those_found_one_after_the_other(seq_len, at_once, tmp_path, monkeypatch):
+    """In memory, and from the file that a large shard keeps; the second time nothing is worked out."""
+    monkeypatch.setattr(rows_module, "AT_ONCE", at_once)
+    for seed in range(8):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        shard = write_shard(folder, "train", drawn_documents(seed), vocab_size=65536)
+        expected = row_starts(shard.offsets, seq_len)
+        for _ in range(2):
+            index = rows_module.row_index(shard, seq_len)
+            assert [index.start(number) for number in range(len(index))] == expected
+            kept = len(shard) > at_once
+            assert (folder / f"train.rows-{seq_len}").is_dir() == kept
+            if kept:
+                monkeypatch.setattr(rows_module, "row_runs", None)
+        monkeypatch.undo()
+        monkeypatch.setattr(rows_module, "AT_ONCE", at_once)
+        with pytest.raises(IndexError, match=f"row {len(index)} of a shard that holds {len(index)}"):
+            index.start(len(index))
+
+
+def test_a_shard_of_a_million_million_tokens_opens_and_gives_a_row_at_once(tmp_path):
+    """Its file has holes for tokens: reading them would take an hour."""
+    books, tokens = 1000, 10**12
+    np.save(tmp_path / "train.offsets.npy", np.arange(books + 1) * (tokens // books))
+    (tmp_path / "raw").touch()
+    write_array(tmp_path / "train.tokens.npy", tmp_path / "raw", np.dtype(np.uint16), tokens)
+    with open(tmp_path / "train.tokens.npy", "r+b") as file:
+        header = file.seek(0, 2)
+        file.truncate(header + 2 * tokens)
+        file.seek(header + 2 * (tokens - 5))
+        file.write(np.asarray([7, 8, 9], dtype=np.uint16).tobytes())
+    started = time.perf_counter()
+    found = TextRows(read_shard(tmp_path, "train"), 2048, EOS)
+    ids, labels, documents = found[len(found) - 1]
+    assert time.perf_counter() - started < 1  # 3 ms on a quiet machine
+    assert len(found) == books * -(-tokens // books // 2048)
+    place = (tokens // books) % 2048 - 5
+    assert ids[place : place + 3].tolist() == [7, 8, 9] and set(documents[: place + 5].tolist()) == {books}
+
+
+def test_offsets_that_fall_are_found_before_a_row_is_given(tmp_path):
+    write_shard(tmp_path, "train", [[EOS, 1], [EOS, 2, 3]], vocab_size=65536)
+    np.save(tmp_path / "train.offsets.npy", np.asarray([0, 7, 5]))
+    with pytest.raises(ValueError, match="do not rise from document to document"):
+        TextRows(read_shard(tmp_path, "train"), 4, EOS)
 
 
 @pytest.mark.parametrize("seq_len", [4, 16, 37])

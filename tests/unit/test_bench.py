@@ -70,7 +70,7 @@ def models(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / "checkpoint").mkdir()
     save_checkpoint(folder / "checkpoint", model, tokenizer)
     write_gguf(model, tokenizer, folder / "model.gguf", dtype="q4_0")
-    write_pte(model, tokenizer, folder / "model.pte", context_length=128, quantization=None)
+    write_pte(model, tokenizer, folder / "model.pte", context_length=128)
     return folder
 
 

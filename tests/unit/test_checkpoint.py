@@ -86,7 +86,7 @@ def test_the_quantization_of_a_checkpoint_comes_back_with_it(name, tokenizer, tm
     if name:
         prepare(model, SCHEMES[name])
     latent = {key: value.clone() for key, value in model.state_dict().items()}
-    save_checkpoint(tmp_path, model, tokenizer, name)
+    save_checkpoint(tmp_path, model, tokenizer)
     assert quantization_of(tmp_path) == name
     loaded, _ = load_checkpoint(tmp_path)
     assert all(torch.equal(value, latent[key]) for key, value in loaded.state_dict().items())

@@ -21,7 +21,7 @@ from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
 
-pytest.importorskip("executorch")
+pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
 from pocketlm.export.executorch import PteModel, load_kernels, write_pte
 from pocketlm.export.pte_read import absent_tensors
 
@@ -82,13 +82,13 @@ def model() -> Transformer:
 @pytest.fixture(scope="module")
 def float_file(model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("float") / "small.pte"
-    return write_pte(model, tokenizer, path, context_length=CONTEXT, quantization=None)
+    return write_pte(model, tokenizer, path, context_length=CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def int4_file(model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("int4") / "small.pte"
-    return write_pte(model, tokenizer, path, context_length=CONTEXT, quantization="int4_group32")
+    return write_pte(prepare(copy.deepcopy(model), INT4), tokenizer, path, context_length=CONTEXT)
 
 
 @pytest.fixture
@@ -286,19 +286,16 @@ def test_what_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     path = tmp_path / "never.pte"
     with pytest.raises(ValueError, match=r"context_length 97 .* 96 positions"):
-        write_pte(model, tokenizer, path, context_length=CONTEXT + 1, quantization=None)
+        write_pte(model, tokenizer, path, context_length=CONTEXT + 1)
     with pytest.raises(ValueError, match=r"int4_group32_weight_only.* no XNNPACK kernel"):
-        write_pte(model, tokenizer, path, context_length=CONTEXT, quantization="int4_group32_weight_only")
-    with pytest.raises(ValueError, match="rows of 48"):
-        narrow = network(intermediate_size=48)
-        write_pte(narrow, tokenizer, path, context_length=CONTEXT, quantization="int4_group32")
+        write_pte(
+            prepare(copy.deepcopy(model), SCHEMES["int4_group32_weight_only"]), tokenizer, path, context_length=CONTEXT
+        )
     with monkeypatch.context() as patch:
         patch.setattr(Tokenizer, "save", lambda *_: "no disk"[99])
         with pytest.raises(IndexError):
-            write_pte(
-                network(num_hidden_layers=1, layer_types=()), tokenizer, path, context_length=16, quantization=None
-            )
+            write_pte(network(num_hidden_layers=1, layer_types=()), tokenizer, path, context_length=16)
     monkeypatch.setitem(sys.modules, "executorch.kernels.quantized", None)
     with pytest.raises(ValueError, match=r"pip install 'pocketlm\[executorch\]'"):
-        write_pte(model, tokenizer, path, context_length=CONTEXT, quantization=None)
+        write_pte(model, tokenizer, path, context_length=CONTEXT)
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from pocketlm.corpus.sources import Source
 from pocketlm.export import gguf as gguf_file
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.generate import LanguageModel
-from pocketlm.model.quant import SCALE, SCHEMES, Scheme, prepare
+from pocketlm.model.quant import SCALE, SCHEMES, Scheme, prepare, scheme
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.curate import CurateConfig, curate
@@ -43,7 +43,8 @@ def tokenizer() -> Tokenizer:
 
 def checkpoint(folder: Path, tokenizer: Tokenizer, quantization: str | None = None, **fields) -> Path:
     folder.mkdir()
-    save_checkpoint(folder, Transformer(replace(SHAPE, **fields), seed=2), tokenizer, quantization)
+    model = Transformer(replace(SHAPE, **fields), seed=2)
+    save_checkpoint(folder, prepare(model, scheme(quantization)) if quantization else model, tokenizer)
     return folder
 
 
@@ -94,7 +95,7 @@ PTE = ExportConfig(name="files", formats=("pte",), context_length=128)
 
 
 def test_one_wrong_scale_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     from pocketlm.export import pte_network
 
     model = checkpoint(tmp_path / "m", tokenizer, "int4_group32", num_hidden_layers=1)
@@ -113,7 +114,7 @@ def test_one_wrong_scale_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> 
 
 
 def test_a_swapped_rope_layout_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     from pocketlm.export import pte_network
 
     model = checkpoint(tmp_path / "m", tokenizer, num_hidden_layers=1)
@@ -128,7 +129,7 @@ def test_a_swapped_rope_layout_of_a_pte_is_named(tokenizer, tmp_path, monkeypatc
 def test_a_pte_of_another_model_is_removed_and_what_computes_otherwise_is_told_apart(
     tokenizer, tmp_path, monkeypatch
 ) -> None:
-    pytest.importorskip("executorch")
+    pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     from pocketlm.export import executorch, pte_network
 
     model = checkpoint(tmp_path / "m", tokenizer, num_hidden_layers=1)

@@ -171,7 +171,7 @@ def test_logits_are_those_of_the_network(model):
 
 def test_an_opened_four_bit_checkpoint_generates_as_its_full_passes_do(tokenizer, tmp_path):
     network = prepare(Transformer(CONFIG), SCHEMES["int4_group32"])
-    save_checkpoint(tmp_path, network, tokenizer, "int4_group32")
+    save_checkpoint(tmp_path, network, tokenizer)
     opened = LanguageModel.open(tmp_path)
     assert opened.max_length == 64 and opened.tokenizer.vocab_size == 280
     assert opened.generate([PROMPTS[2]], max_new_tokens=20, stop_ids=set()) == [greedy(opened, PROMPTS[2], 20)]

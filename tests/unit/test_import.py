@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pocketlm.cli import app
 from pocketlm.export.gguf import write_gguf
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
+from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -82,7 +83,7 @@ def test_a_gguf_comes_in(here: Path, tokenizer: Tokenizer) -> None:
 
 def test_a_four_bit_checkpoint_stays_one(here: Path, tokenizer: Tokenizer) -> None:
     (here / "int4").mkdir()
-    save_checkpoint(here / "int4", Transformer(SHAPE), tokenizer, "int4_group32")
+    save_checkpoint(here / "int4", prepare(Transformer(SHAPE), CPU), tokenizer)
     assert pocketlm("import", "int4")[0] == 0
     assert quantization_of(Path("models/int4")) == "int4_group32"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -84,7 +85,7 @@ SCALES = {"of the weights": 1.0, "half, which clips": 0.5, "a tenth, which clips
 @pytest.mark.parametrize("name", SCALES)
 @pytest.mark.parametrize("groups", [1, 4])
 def test_values_and_gradients_are_those_of_torchao_s_range_learning(name: str, groups: int) -> None:
-    qat = pytest.importorskip("torchao.quantization.qat")
+    qat = pytest.importorskip("torchao.quantization.qat", reason="needs the extra pocketlm[executorch]")
     granularity: dict[str, Any] = {"granularity": "per_channel"} if groups == 1 else {"group_size": 16}
     config = qat.IntxFakeQuantizeConfig(INT4, **granularity, is_dynamic=False, range_learning=True)
     reference = qat.FakeQuantizedLinear(64, 48, weight_config=config)
@@ -240,8 +241,7 @@ def test_scales_move_with_their_rows_into_metas_layout_and_back(tokenizer: Token
 
 def torchao_prepared(folder: Path) -> Any:
     """The checkpoint in stock transformers, prepared by torchao as Pro's accelerator recipe is."""
-    transformers = pytest.importorskip("transformers")
-    qat = pytest.importorskip("torchao.quantization.qat")
+    qat = pytest.importorskip("torchao.quantization.qat", reason="needs the extra pocketlm[executorch]")
     from torchao.quantization import quantize_
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -317,7 +317,9 @@ def test_a_tied_checkpoint_with_two_ranges_is_refused(tokenizer: Tokenizer, tmp_
 
 
 def test_a_checkpoint_that_lost_its_scales_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, Transformer(CONFIG), tokenizer, "int4_channel")
+    save_checkpoint(tmp_path, prepare(Transformer(CONFIG), SCHEMES["int4_channel"]), tokenizer)
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=r"missing model\.embed_tokens\.weight_fake_quantizer\.scale"):
         load_checkpoint(tmp_path)
 

@@ -20,7 +20,7 @@ from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 from pocketlm.stages.export import ExportConfig, export, real_passages
 
-pytest.importorskip("executorch")
+pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
 from pocketlm.export.executorch import PteModel, load_kernels
 
 VOCABULARY = 264

@@ -1,5 +1,6 @@
 """The runner of ExecuTorch's phone apps opens our .pte with the tokenizer.json beside it, and says what PteModel says."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,10 +13,11 @@ from torch import nn
 
 from pocketlm.export import pte_network
 from pocketlm.model.generate import LanguageModel
+from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
-pytest.importorskip("executorch")
+pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
 from pocketlm.export.executorch import PteModel, load_kernels, silent_stderr, tokenizer_folder, write_pte
 
 VOCABULARY = 300
@@ -88,9 +90,8 @@ def ending(model: Transformer) -> Tokenizer:
 @pytest.fixture(scope="module", params=["float32", "int4 and an int8 cache"])
 def file(model: Transformer, ending: Tokenizer, request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pte") / "small.pte"
-    quantization = None if request.param == "float32" else "int4_group32"
-    int8 = "int8" in request.param
-    return write_pte(model, ending, path, context_length=CONTEXT, quantization=quantization, int8_cache=int8)
+    network = model if request.param == "float32" else prepare(copy.deepcopy(model), CPU)
+    return write_pte(network, ending, path, context_length=CONTEXT, int8_cache="int8" in request.param)
 
 
 class StockRunner:

@@ -153,7 +153,9 @@ def test_tokens_are_rounded_as_the_written_out_int8_grid_does(name):
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_tokens_are_rounded_as_torchao_does(name):
-    primitives = pytest.importorskip("torchao.quantization.quant_primitives")
+    primitives = pytest.importorskip(
+        "torchao.quantization.quant_primitives", reason="needs the extra pocketlm[executorch]"
+    )
     tokens = TOKENS[name]
     block = (1, tokens.shape[1])
     scale, zero = primitives.choose_qparams_affine(

@@ -124,7 +124,7 @@ def test_every_runtime_ends_its_answers_there(runtime, tokenizer, tmp_path: Path
         write_gguf(network, tokenizer, tmp_path / "model.gguf", dtype="f32")
         model = GgufModel(tmp_path / "model.gguf", cache_type="f32")
     elif runtime == "pte":
-        model = PteModel(write_pte(network, tokenizer, tmp_path / "model.pte", context_length=96, quantization=None))
+        model = PteModel(write_pte(network, tokenizer, tmp_path / "model.pte", context_length=96))
     else:
         model = LanguageModel(network, tokenizer)
     options = {"max_new_tokens": 24, "stop_ids": set()}

@@ -18,7 +18,7 @@ from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
-from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
+from pocketlm.train.optim import LONG_TRAINING, OptimConfig, lr_at, make_optimizers, pays, set_computing
 from pocketlm.train.state import SaveConfig, load_state, saved_states
 
 CONFIG = ModelConfig(
@@ -111,13 +111,13 @@ def test_resuming_at_any_step_gives_the_same_weights(stop, save_every, optim, un
 def test_a_polite_kill_saves_the_step_it_is_in_and_resuming_gives_the_same_weights(number, optim, unbroken, tmp_path):
     before = signal.getsignal(number)
 
-    def killed(step: int) -> list[Batch]:
-        if step == 2:
+    def killed(model: Transformer, batch: Batch) -> Tensor:
+        if torch.equal(batch.input_ids, batches(2)[0].input_ids):
             os.kill(os.getpid(), number)
-        return batches(step)
+        return next_token_loss(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, killed, optim, save_every_steps=100)
+        run(tmp_path, optim=optim, save_every_steps=100, loss_fn=killed)
     assert signal.getsignal(number) is before
     assert [state.name for state in saved_states(tmp_path)] == ["step-00000003"]
     assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2]
@@ -142,6 +142,68 @@ def test_a_four_bit_training_resumes_with_the_same_weights(name, tmp_path):
     with pytest.raises(Stopped):
         run(tmp_path / "broken", failing_at(3), model=student())
     assert same_bits(run(tmp_path / "broken", model=student()), whole)
+
+
+WINDOWED = replace(CONFIG, layer_types=("full_attention", "sliding_attention"), sliding_window=8, layer_repeats=2)
+
+
+def gradients(model: Transformer, optim: OptimConfig) -> tuple[list[Tensor], int]:
+    """(the loss and every gradient, how often a block ran) of one batch of packed documents."""
+    runs: list[int] = []
+    for block in model.model.layers:
+        block.self_attn.register_forward_hook(lambda *_: runs.append(1))
+    place = torch.arange(16).expand(2, 16)
+    batch = replace(batches(0)[0], positions=place % 11, doc_ids=place // 11)
+    set_computing(model, optim)
+    loss = next_token_loss(model, batch)
+    loss.backward()
+    set_computing(model, None)
+    return [loss, *(p.grad for p in model.parameters() if p.grad is not None)], len(runs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [None, "int4_group32", "int4_channel"])
+def test_recomputed_blocks_give_the_same_gradients_bit_for_bit(name, dtype):
+    found = []
+    for every, runs in ((0, 4), (1, 8), (2, 6), (3, 6)):  # two blocks, each applied twice
+        model = Transformer(WINDOWED)
+        if name is not None:
+            prepare(model, SCHEMES[name])
+        own, count = gradients(model, replace(OPTIM, recompute_every=every, compute_dtype=dtype))
+        assert count == runs
+        found.append(own)
+    assert len(found[0]) == 1 + len(list(model.parameters()))
+    for own in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(own, found[0], strict=True))
+
+
+def test_a_compiled_training_resumes_with_the_same_weights_and_is_near_the_other(tmp_path):
+    optim = replace(OPTIM, compile="yes", num_steps=4)
+    for name in (None, "int4_group32"):
+
+        def student(name: str | None = name) -> Transformer:
+            model = Transformer(replace(WINDOWED, layer_repeats=1))
+            return prepare(model, SCHEMES[name]) if name else model
+
+        folder = tmp_path / str(name)
+        folder.mkdir()
+        whole = run(folder / "whole", optim=optim, model=student())
+        with pytest.raises(Stopped):
+            run(folder / "broken", failing_at(2), optim, model=student())
+        torch.compiler.reset()  # as a new process would begin
+        assert same_bits(run(folder / "broken", optim=optim, model=student()), whole)
+        run(folder / "plain", optim=replace(optim, compile="no"), model=student())
+        losses = [[line["loss"] for line in logged(folder / kind)] for kind in ("whole", "plain")]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3 if name else 1e-5)
+        assert not any(block._compiled_call_impl for block in whole.model.layers)
+
+
+def test_blocks_are_compiled_for_long_trainings_alone_and_where_there_is_a_compiler(monkeypatch):
+    model = Transformer(CONFIG)
+    steps = LONG_TRAINING // sum(p.numel() for p in model.parameters()) + 1
+    assert pays(model, replace(OPTIM, num_steps=steps)) and not pays(model, replace(OPTIM, num_steps=steps - 1))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not pays(model, replace(OPTIM, num_steps=steps))
 
 
 def test_a_finished_training_called_again_does_nothing(optim, unbroken, tmp_path):
@@ -244,6 +306,8 @@ def test_a_schedule_without_warm_up_starts_at_the_peak_and_a_flat_one_stays():
         ({"optimizer": "sgd"}, "optimizer 'sgd' is unknown; known: adamw, muon"),
         ({"lr": 0.0}, r"lr 0\.0 must be positive"),
         ({"compute_dtype": "float16"}, "compute_dtype 'float16' is unknown"),
+        ({"compile": "maybe"}, "compile 'maybe' is unknown; known: auto, yes, no"),
+        ({"recompute_every": -1}, "recompute_every -1 must not be negative"),
     ],
 )
 def test_a_config_that_cannot_train_says_which_field(fields, message):

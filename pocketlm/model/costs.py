@@ -1,0 +1,109 @@
+"""What a network costs, from its shape alone: parameters, FLOPs of training, bytes kept for the backward pass.
+
+A FLOP is half a multiply-add, so a product [N, I] x [I, O] is 2NIO. Attention counts the pairs of query and key that are
+worked out: pieces of queries over the keys they may see, about half of T x T in a global layer; published utilisations
+mostly count all of it. Both agree with torch's FlopCounterMode to the last FLOP, and kept bytes with what autograd saves
+on the CPU to the last byte (tests/unit/test_costs.py).
+
+Shapes: B rows, T tokens, N = B x T, D hidden, H query heads, K kv heads, E head width, F feed-forward, V vocabulary
+"""
+
+from dataclasses import dataclass
+
+from pocketlm.model.attention import PIECE
+from pocketlm.model.transformer import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Of one pass through the blocks and the head: of products with weights, of attention, of the head's logits once."""
+
+    products: int
+    attention: int
+    head: int
+
+    @property
+    def forward(self) -> int:
+        return self.products + self.attention + self.head
+
+    def training(self, *, recomputed: float = 0.0) -> int:
+        """Forward and back. The way back takes twice a product; attention works its scores out once more there.
+
+        recomputed: share of the blocks that are worked out twice.
+        """
+        return int((3 + recomputed) * self.products + (3.5 + recomputed) * self.attention) + 3 * self.head
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Weights of the token table, and so of the output head."""
+    return config.vocab_size * config.hidden_size
+
+
+def block_matrices(config: ModelConfig) -> int:
+    """Weights of the linear layers of one block."""
+    attention = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+    return config.hidden_size * (attention + 3 * config.intermediate_size)
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """All parameters, tied ones once."""
+    norms = 2 * config.hidden_size + 2 * config.head_dim * (config.use_qk_norm and config.qk_norm_weight)
+    tables = head_parameters(config) * (1 if config.tie_word_embeddings else 2)
+    return tables + config.num_hidden_layers * (block_matrices(config) + norms) + config.hidden_size
+
+
+def flops_of(config: ModelConfig, rows: int, seq_len: int) -> Flops:
+    """Of a forward pass. Where documents of a row are kept apart, attention takes less, by as much as they are short."""
+    windows = [config.window(layer // config.layer_repeats) for layer in range(config.applications)]
+    pairs = sum(attention_pairs(window, seq_len) for window in windows)
+    return Flops(
+        products=2 * rows * seq_len * block_matrices(config) * config.applications,
+        attention=4 * rows * config.num_attention_heads * config.head_dim * pairs,  # scores, and the sum of values
+        head=2 * rows * seq_len * head_parameters(config),
+    )
+
+
+def attention_pairs(window: int | None, seq_len: int) -> int:
+    """Pairs of query and key that one head of a layer works out for a row; window None: a global layer."""
+    before = seq_len if window is None else window - 1  # keys before its first query that a piece sees
+    pieces = [(first, min(PIECE, seq_len - first)) for first in range(0, seq_len, PIECE)]
+    return sum(count * (count + min(first, before)) for first, count in pieces)
+
+
+def kept_bytes(
+    config: ModelConfig,
+    rows: int,
+    seq_len: int,
+    *,
+    product_bytes: int,
+    on_grid: bool = False,
+    recompute_every: int = 0,
+    masked: bool = False,
+    cuda: bool = False,
+) -> int:
+    """Bytes that the blocks of a forward pass leave for the backward pass: activations, and weights in another form.
+
+    product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are rounded while training.
+    recompute_every: as Transformer has it. masked: documents of a row are kept apart, which on CUDA takes a mask.
+    """
+    block = _block_bytes(config, rows, seq_len, product_bytes, on_grid, masked=masked, cuda=cuda)
+    twice = -(-config.applications // recompute_every) if recompute_every else 0
+    inputs = twice * 4 * rows * seq_len * config.hidden_size
+    return (config.applications - twice) * block + inputs + (block if twice else 0)
+
+
+def _block_bytes(
+    config: ModelConfig, rows: int, seq_len: int, product_bytes: int, on_grid: bool, *, masked: bool, cuda: bool
+) -> int:
+    D, F, H = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    q, kv = H * config.head_dim, config.num_key_value_heads * config.head_dim
+    copied = product_bytes < 4 or on_grid  # each linear layer then has its own copy of its input, and of its weight
+    per_token = 4 * 4 * D + 2 * 4 + (5 if copied else 2) * product_bytes * D  # norms and residuals, inputs of products
+    if config.use_qk_norm:
+        per_token += 4 * ((2 if config.qk_norm_weight else 1) * (q + kv) + H + config.num_key_value_heads)
+    per_token += product_bytes * (2 * (q + kv) + 4 * F)  # queries, keys, values and their result; the feed-forward's
+    if cuda:  # torch's own attention keeps its result, and the logs of its sums, beside the next product's input
+        per_token += product_bytes * q + 4 * H
+    weights = block_matrices(config) * product_bytes if copied else 0
+    mask = rows * seq_len**2 * product_bytes if masked and cuda else 0
+    return rows * seq_len * per_token + weights + mask

@@ -1,0 +1,161 @@
+"""The plan of a run: each stage's time, memory and disk on the devices asked for, beside what it took where it is done."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pocketlm.plan import here
+from pocketlm.plan.devices import Device
+from pocketlm.plan.speed import step_seconds
+from pocketlm.plan.stages import Stage
+from pocketlm.plan.work import Work
+from pocketlm.record import read_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """seconds: of wall clock, None where unknown. devices: how many of those asked for have work. memory: of each, at most.
+
+    actual_seconds: what it took; so far, carried on to its end, where it is unfinished. None where it has not begun.
+    """
+
+    stage: Stage
+    seconds: float | None
+    devices: int
+    memory: int | None
+    actual_seconds: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def device_hours(self) -> float | None:
+        return None if self.seconds is None else self.seconds * self.devices / 3600
+
+    @property
+    def ratio(self) -> float | None:
+        """Actual over planned time."""
+        return self.actual_seconds / self.seconds if self.actual_seconds and self.seconds else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers: bytes, seconds, tokens, FLOPs; null is unknown."""
+        stage = self.stage
+        return {
+            "stage": stage.call.name,
+            "function": stage.call.record["stage"],
+            "tokens": stage.tokens,
+            "flops": stage.flops,
+            "at_most": stage.at_most,
+            "seconds": self.seconds,
+            "devices": self.devices,
+            "device_hours": self.device_hours,
+            "memory_bytes": self.memory,
+            "memory_by_part": asdict(stage.work.memory("cpu", self.devices)) if stage.work else None,
+            "disk_bytes": stage.disk,
+            "resume_bytes": stage.resume,
+            "actual_seconds": self.actual_seconds,
+            "actual_over_planned": self.ratio,
+            "notes": list(self.notes),
+        }
+
+
+def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
+    """Of one stage on `count` such devices; device None: on this machine's processor, whose steps are tried."""
+    notes = list(stage.notes)
+    work = stage.work
+    ranks = work.ranks(count) if work else 1
+    if work and ranks < count:
+        notes.append(
+            f"a step's {work.rows_per_step:,} rows, {work.micro_batch_size} at once, keep {ranks} of {count} busy"
+        )
+    seconds = _seconds(stage, device, count)
+    if seconds is None and (work or stage.like):
+        notes.append("too large to be tried here")
+    memory = (
+        work.memory(device.kind if device else "cpu", ranks, device.per_machine if device else 1).peak if work else None
+    )
+    if memory and device and memory > device.memory_bytes:
+        notes.append(f"needs more memory than a {device.name} has ({device.memory_bytes / 1e9:.0f} GB)")
+    return Estimate(
+        stage=stage,
+        seconds=seconds,
+        devices=ranks,
+        memory=memory,
+        actual_seconds=actual_seconds(stage),
+        notes=tuple(notes),
+    )
+
+
+def _seconds(stage: Stage, device: Device | None, count: int) -> float | None:
+    """Training, then whatever else is computed, at the pace of such a training."""
+    total = 0.0
+    for work, flops in (
+        (stage.work, stage.work.flops if stage.work else 0),
+        (stage.like or stage.work, stage.other_flops),
+    ):
+        if work is None or not flops:
+            continue
+        step = _step(work, device, count)
+        if step is None:
+            return None
+        total += flops * step / (work.micro_batches * work.micro_batch_flops())
+    return total if stage.work or stage.like else None
+
+
+def _step(work: Work, device: Device | None, count: int) -> float | None:
+    if device is None:
+        return here.step_seconds(work)
+    fused = work.optim.compile == "yes" or (work.optim.compile == "auto" and device.kind == "cuda")
+    return step_seconds(work, device, count, fused=fused)
+
+
+def actual_seconds(stage: Stage) -> float | None:
+    """What the stage took if it is finished as it is now configured; if it is training, what it will take at its pace."""
+    state = stage.call.state()
+    if state == "done":
+        record = read_record(stage.call.folder)
+        return record["seconds"] if record else None
+    metrics = stage.call.folder / "metrics.jsonl"
+    if state != "unfinished" or stage.work is None or not metrics.is_file():
+        return None
+    paces = [pace for line in metrics.read_text(encoding="utf-8").splitlines() if (pace := _pace(line))]
+    return stage.work.tokens / median(paces) if paces else None
+
+
+def _pace(line: str) -> float | None:
+    """Tokens a second of one line of metrics.jsonl; None for a torn line."""
+    try:
+        return json.loads(line)["tokens_per_second"]
+    except (json.JSONDecodeError, KeyError):
+        return None
+
+
+def totals(estimates: list[Estimate]) -> dict[str, Any]:
+    """Sums over the stages that are known, and how many are not."""
+    timed = [each for each in estimates if each.seconds is not None]
+    both = [each for each in timed if each.actual_seconds is not None and each.seconds]
+    return {
+        "tokens": sum(each.stage.tokens or 0 for each in estimates),
+        "flops": sum(each.stage.flops or 0 for each in estimates),
+        "seconds": sum(each.seconds or 0.0 for each in timed),
+        "device_hours": sum(each.device_hours or 0.0 for each in timed),
+        "memory_bytes": max((each.memory for each in estimates if each.memory), default=None),
+        "disk_bytes": sum(each.stage.disk or 0 for each in estimates),
+        "resume_bytes": max((each.stage.resume for each in estimates), default=0),
+        "actual_seconds": sum(each.actual_seconds or 0.0 for each in estimates),
+        "actual_over_planned": sum(e.actual_seconds or 0.0 for e in both) / sum(e.seconds or 0.0 for e in both)
+        if both
+        else None,
+        "unknown": [each.stage.call.name for each in estimates if each.seconds is None],
+    }
+
+
+def plan_report(estimates: list[Estimate], run_dir: Path, device: Device | None, count: int) -> dict[str, Any]:
+    """What --json writes."""
+    return {
+        "run": str(run_dir),
+        "device": asdict(device) if device else here.describe(),
+        "count": count,
+        "stages": [each.as_json() for each in estimates],
+        "together": totals(estimates),
+    }
