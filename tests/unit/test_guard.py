@@ -41,7 +41,7 @@ SOURCES = {"code": 0.5, "texts": 0.5}
 
 def rows_of(seed: int) -> TextRows:
     tokens = np.random.default_rng(seed).integers(300, size=900).astype(np.uint16)
-    return TextRows(Shard(tokens, np.arange(0, 901, 30)), seq_len=16, eos_id=0)
+    return TextRows(Shard(tokens, np.arange(0, 901, 30), Path("train.tokens.npy")), seq_len=16, eos_id=0)
 
 
 def drawn(rows_per_step: int = 4, micro_batch_size: int = 2, **ranks: int) -> Callable[[int], list[Batch]]:
