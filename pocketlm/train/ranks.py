@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
-PATIENCE = timedelta(minutes=5)  # for a rank that hangs in training; of one that dies, the others hear within seconds
+PATIENCE = timedelta(minutes=10)  # for a rank that hangs, or loads for longer than others; one that dies is noticed in seconds
 POLL_SECONDS = 0.1
 FAREWELL_SECONDS = 5.0
 
