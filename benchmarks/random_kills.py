@@ -1,4 +1,4 @@
-"""300 random SIGKILLs, in steps, saves and changes of stages, by 1 and by 2 processes: every run ends with the bits of an unbroken one.
+"""300 random SIGKILLs, in steps, saves and stage changes, by 1 and 2 processes: every run ends with the bits of an unbroken one.
 
     python benchmarks/random_kills.py runs/kills                # 150 kills each; started again, it goes on
     python benchmarks/random_kills.py runs/kills --kills 20 --seed 7

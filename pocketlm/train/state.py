@@ -33,6 +33,7 @@ from pocketlm.train.ranks import ranks
 
 RESUME, MANIFEST = "resume", "state.json"
 RANKS_TIMEOUT_SECONDS = 600  # how long rank 0 waits for the files of the others; a dead rank ends the run long before
+ALONE_SECONDS = 10  # the same where training failed, so that a rank may be dead: within the 30 s that torchrun grants
 Optimizers = list[torch.optim.Optimizer]
 
 
@@ -177,14 +178,16 @@ def publish(partial: Path, folder: Path, step: int, alone: threading.Event) -> N
 
 
 def _notes_of_ranks(partial: Path, alone: threading.Event) -> list[Path]:
-    """The rank-N.json of every rank, waited for until this one is alone. TimeoutError where they do not come."""
-    deadline = time.monotonic() + RANKS_TIMEOUT_SECONDS
+    """The rank-N.json of every rank, waited for; not for long where this one may be alone. TimeoutError: they do not come."""
+    began = time.monotonic()
     while len(notes := sorted(partial.glob("rank-*.json"))) < ranks().world_size:
-        if time.monotonic() > deadline or alone.wait(0.02):
+        patience = ALONE_SECONDS if alone.is_set() else RANKS_TIMEOUT_SECONDS
+        if time.monotonic() > began + patience:
             raise TimeoutError(
-                f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files"
-                + ("" if alone.is_set() else f" in {RANKS_TIMEOUT_SECONDS} s; is it on a file system that all share?")
+                f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files in {patience} s; "
+                "is it on a file system that all of them share?"
             )
+        time.sleep(0.02)
     return notes
 
 
