@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
-PATIENCE = timedelta(minutes=5)  # for a rank that hangs in training; of one that dies, the others hear within seconds
+PATIENCE = timedelta(minutes=10)  # for a rank that hangs, or loads for long; one that dies is noticed in seconds
 POLL_SECONDS = 0.1
 FAREWELL_SECONDS = 5.0
 
@@ -108,8 +108,11 @@ def joined() -> Iterator[Board]:
     try:
         yield board
         status = 0
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        raise
     except BaseException as error:
-        status = getattr(error, "exit_code", getattr(error, "code", 1))  # typer's word, and SystemExit's
+        status = getattr(error, "exit_code", 1)  # typer's word for it
         raise
     finally:
         board.leave(ranks(), status)

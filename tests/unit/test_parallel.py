@@ -178,16 +178,25 @@ def test_ranks_share_out_the_weights_of_student_and_teacher(shard_over: ShardOve
     assert not any(rank[2] for rank in held)
 
 
-def interrupted(out: Path, optim: OptimConfig, number: int) -> Any:
-    """A training whose rank 1 gets a signal while it draws step 1, then the same again without; the weights' bits."""
+def signalled(number: int) -> LossFn:
+    """A loss in whose sixth call, of step 1 where a step has four micro-batches, rank 1 gets a signal."""
+    calls = 0
 
-    def draw(step: int) -> list[Batch]:
-        if step == 1 and ranks().rank == 1:
+    def loss(model: Transformer, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 6 and ranks().rank == 1:
             os.kill(os.getpid(), number)
-        return batches_of(Case())(step)
+        return next_token_loss(model, batch)
 
+    return loss
+
+
+def interrupted(out: Path, optim: OptimConfig) -> Any:
+    """A training whose rank 1 is asked to stop in step 1, then the same again; the weights' bits."""
     with pytest.raises(KeyboardInterrupt):
-        train(Transformer(SHAPE), draw, next_token_loss, optim, out, label="stopped", save=NEVER)
+        asked = signalled(signal.SIGTERM)
+        train(Transformer(SHAPE), batches_of(Case()), asked, optim, out, label="stopped", save=NEVER)
     left = [state.name for state in saved_states(out)], len(figures(out))
     bits = []
     for folder in (out, out / "unbroken"):
@@ -202,7 +211,7 @@ def interrupted(out: Path, optim: OptimConfig, number: int) -> Any:
 def test_ranks_stop_after_the_same_step_when_one_is_asked_to_and_resume_to_the_same_bits(
     optimizer: Any, tmp_path: Path
 ) -> None:
-    found = on_ranks(2, tmp_path, interrupted, tmp_path, replace(OPTIM, optimizer=optimizer), signal.SIGTERM)
+    found = on_ranks(2, tmp_path, interrupted, tmp_path, replace(OPTIM, optimizer=optimizer))
     for rank in found:
         assert not isinstance(rank, BaseException), rank
     (left, (resumed, unbroken), same), _ = found
@@ -230,13 +239,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None
 
 def killed(out: Path) -> None:
     """Rank 1 is gone in the middle of step 1."""
-
-    def draw(step: int) -> list[Batch]:
-        if step == 1 and ranks().rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return batches_of(Case())(step)
-
-    train(Transformer(SHAPE), draw, next_token_loss, OPTIM, out, label="killed", save=NEVER)
+    train(Transformer(SHAPE), batches_of(Case()), signalled(signal.SIGKILL), OPTIM, out, label="killed", save=NEVER)
 
 
 def test_a_rank_that_is_killed_ends_the_others_with_a_reason(tmp_path: Path) -> None:
