@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -83,11 +83,16 @@ def some_texts(file: Path | None, size: int) -> list[str]:
     return texts
 
 
-def library():
+def library() -> Iterator[str]:
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         text = path.read_bytes().decode("utf-8", errors="ignore")
         if text.strip():
             yield text
+
+
+def rows(file: Path) -> Iterator[str]:
+    with open(file, encoding="utf-8") as lines:
+        yield from map(text_of, lines)
 
 
 def text_of(line: str) -> str:
