@@ -75,7 +75,7 @@ def clock(busy: bool) -> float:
 def some_texts(file: Path | None, size: int) -> list[str]:
     """Texts of about `size` bytes: of a JSON-lines file, else of Python's library."""
     texts: list[str] = []
-    for text in library() if file is None else map(text_of, open(file, encoding="utf-8")):
+    for text in library() if file is None else rows(file):
         texts.append(text)
         size -= len(text.encode())
         if size <= 0:
