@@ -128,7 +128,7 @@ def _backward(upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor) 
     for rows, queries, keys, p in _pieces(q, k, first):
         above = _grouped(upstream, rows, queries, k.shape[1])
         of_p = torch.bmm(above, _flat(v, rows, keys).transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype)
+        of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
         of_q[rows, :, queries] = (
             torch.bmm(of_scores, _flat(k, rows, keys)).mul_(scale).view(of_q[rows, :, queries].shape)
         )

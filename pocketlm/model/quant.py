@@ -253,7 +253,15 @@ class FakeQuantEmbedding(OnGrid, Embedding):
     """The token table, and the tied head, as their four-bit selves: one weight, and so one range."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.embedding(input, self.grid_weight()).to(self.weight.dtype)
+        """In training only the rows looked up are put on the grid: the table may have a hundred times as many."""
+        if not torch.is_grad_enabled():
+            return F.embedding(input, self.grid_weight()).to(self.weight.dtype)
+        self._grid = None  # as in grid_weight
+        learned, dtype = self.learned_scale(), self.compute_dtype or torch.float32
+        ids = input.flatten()
+        scale = None if learned is None else F.embedding(ids, learned)
+        rows = fake_quantize_weight(F.embedding(ids, self.weight), self.scheme, scale, dtype)
+        return rows.view(*input.shape, -1).to(self.weight.dtype)
 
 
 def prepare(model: Transformer, scheme: Scheme) -> Transformer:

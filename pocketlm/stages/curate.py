@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from pocketlm.corpus.clean import EXAMPLES, Cleaner, Report, write_splits
 from pocketlm.corpus.decontaminate import EvaluationIndex
 from pocketlm.corpus.dedup import DuplicateIndex, MinHash
-from pocketlm.corpus.documents import SPLITS, Document, read_documents
+from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.sources import Source, check_source
+from pocketlm.data.encoding import encode_documents
 from pocketlm.data.shards import read_shard, write_shard
 from pocketlm.eval.suites import load_suite
 from pocketlm.model.files import read_json, write_folder, write_json
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 
-ENCODED_AT_ONCE = 1000  # documents; the tokenizer spreads them over the cores
 REPORT = "source.json"
 
 
@@ -173,15 +172,9 @@ def _encode(source: Source, out: Path, tokenizer: Tokenizer, progress: Progress)
         return
     with write_folder(folder) as partial:
         for split in SPLITS:
-            found = read_documents(out, source.name, split)
-            write_shard(partial, split, _encoded(found, tokenizer), vocab_size=tokenizer.vocab_size)
+            texts = (document.text for document in read_documents(out, source.name, split))
+            write_shard(partial, split, encode_documents(texts, tokenizer), vocab_size=tokenizer.vocab_size)
             progress.advance(bar)
-
-
-def _encoded(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    while batch := list(islice(documents, ENCODED_AT_ONCE)):
-        for ids in tokenizer.encode_batch([document.text for document in batch]):
-            yield [tokenizer.bos_id, *ids]
 
 
 def _summary(config: CurateConfig, out: Path, tokenizer: Tokenizer) -> dict[str, Any]:

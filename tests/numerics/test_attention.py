@@ -135,6 +135,7 @@ def test_training_attention_in_pieces_is_the_masked_one_forward_and_back(window,
         allowed = Mask(positions, None, None if plain else doc_ids, False, ()).allowed(0, window, 64)
         if plain:
             allowed = within(64, window or 64)
+        assert allowed is not None
         own = attention_in_pieces(q, k, v, first_keys(begins, window))
         expected = masked_attention(q, k, v, allowed)
         assert (own - expected).abs().max() <= 1e-14
@@ -153,7 +154,8 @@ def test_pieces_in_bfloat16_are_as_near_the_exact_gradients_as_torchs_own_attent
 
     expected = results(masked_attention(q, k, v, within(300, 300)), exact)
     own = results(attention_in_pieces(*narrow, torch.zeros(1, 300, dtype=torch.long)), narrow)
-    torchs = results(F.scaled_dot_product_attention(*narrow, is_causal=True, enable_gqa=True), narrow)
+    q, k, v = narrow
+    torchs = results(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), narrow)
     for mine, theirs, right in zip(own, torchs, expected, strict=True):
         assert mine.dtype == torch.bfloat16
         assert (mine - right).norm() <= 1.5 * (theirs - right).norm()

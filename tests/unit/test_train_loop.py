@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Attention, ModelConfig, Transformer
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import LONG_TRAINING, OptimConfig, lr_at, make_optimizers, pays, set_computing
@@ -150,8 +150,9 @@ WINDOWED = replace(CONFIG, layer_types=("full_attention", "sliding_attention"), 
 def gradients(model: Transformer, optim: OptimConfig) -> tuple[list[Tensor], int]:
     """(the loss and every gradient, how often a block ran) of one batch of packed documents."""
     runs: list[int] = []
-    for block in model.model.layers:
-        block.self_attn.register_forward_hook(lambda *_: runs.append(1))
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.register_forward_hook(lambda *_: runs.append(1))
     place = torch.arange(16).expand(2, 16)
     batch = replace(batches(0)[0], positions=place % 11, doc_ids=place // 11)
     set_computing(model, optim)
