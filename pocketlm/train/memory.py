@@ -45,8 +45,8 @@ class TrainingMemory:
 
     weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the backward pass.
     loss: the head's gradient, and blocks of logits. table: the gradient of the token table once more, for it is made dense
-    before it is added. again: of a block that is worked out twice. teacher: its weights. passing: what its forward pass holds. saving: the copy of weights and states
-    that is written to disk while training goes on.
+    before it is added. again: of a block that is worked out twice. teacher: its weights. passing: what its forward pass
+    holds. saving: the copy of weights and states that is written to disk while training goes on.
     """
 
     weights: int
