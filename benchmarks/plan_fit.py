@@ -29,14 +29,14 @@ def main() -> None:
         own.append(log_error(row, found))
         left_out.append(log_error(row, fitted(FITTED[:number] + FITTED[number + 1 :])))
         print(
-            f"{row.name:45} {row.tokens_per_second:9,.0f} tokens/s {percent(own[-1])}, left out {percent(left_out[-1])}"
+            f"{row.name:45} {row.tokens_per_second:9,.0f} tokens/s {percent(own[-1])}, left out {percent(left_out[-1])}, MFU {mfu(row):.0%}"
         )
     print(f"typical error (root mean square): {spread(own):.1%}, left out {spread(left_out):.1%}\n")
     for row in HELD_OUT:
         assert row.days is not None
         error = log_error(row, found)
         print(
-            f"{row.name:40} {row.days:4.1f} days published, {row.days * math.exp(error):4.1f} predicted {percent(error)}"
+            f"{row.name:40} {row.days:4.1f} days published, {row.days * math.exp(error):4.1f} predicted {percent(error)}, MFU {mfu(row):.0%}"
         )
 
 
@@ -62,6 +62,11 @@ def fitted(rows: Sequence[Published]) -> Fit:
         step = np.clip(np.linalg.lstsq(slopes, here, rcond=None)[0], -0.5, 0.5)
         at = at - step
     return Fit(**dict(zip((f.name for f in fields(Fit)), (float(x) for x in np.exp(at)), strict=True)))
+
+
+def mfu(row: Published) -> float:
+    """The share of the peak that the published pace makes, by FLOPs as the plan counts them."""
+    return row.tokens_per_second * row.work.flops / row.work.tokens / row.device.flops
 
 
 def spread(errors: Sequence[float]) -> float:

@@ -83,13 +83,15 @@ def kept_bytes(
 ) -> int:
     """Bytes that the blocks of a forward pass leave for the backward pass: activations, and weights in another form.
 
+    A block that is worked out twice leaves its input, and as much as any other when its turn comes on the way back.
+
     product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are rounded while training.
     recompute_every: as Transformer has it. masked: documents of a row are kept apart, which on CUDA takes a mask.
     """
     block = _block_bytes(config, rows, seq_len, product_bytes, on_grid, masked=masked, cuda=cuda)
     twice = -(-config.applications // recompute_every) if recompute_every else 0
     inputs = twice * 4 * rows * seq_len * config.hidden_size
-    return (config.applications - twice) * block + inputs + (block if twice else 0)
+    return (config.applications - twice) * block + inputs
 
 
 def _block_bytes(

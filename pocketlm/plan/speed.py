@@ -54,8 +54,3 @@ def communication_seconds(work: Work, device: Device, ranks: int) -> float:
         8 * num_parameters(work.model) / shards / device.network if shards < ranks else 0.0
     )  # gradients of machines
     return sizes * (shards - 1) / shards / wire + between
-
-
-def utilisation(work: Work, device: Device, seconds: float, count: int) -> float:
-    """MFU: FLOPs of a step over what the devices in use could do in that time."""
-    return work.micro_batches * work.micro_batch_flops() / (seconds * work.ranks(count) * device.flops)

@@ -193,8 +193,9 @@ def _select(call: Call, known: Known) -> Stage:
         known.corpora[call.folder] = corpus
     if corpus is None or shape is None:
         return Stage(call=call, notes=("its corpus or its model is unknown",))
-    limits = dict.fromkeys(corpus.domains, config.candidate_tokens + config.seq_len)  # the last piece is taken whole
-    tokens = sum(min(limit, (corpus.tokens or limits)[name]) for name, limit in limits.items())
+    limit: int = config.candidate_tokens + config.seq_len  # the last piece is taken whole
+    there = corpus.tokens or dict.fromkeys(corpus.domains, limit)
+    tokens = sum(min(limit, count) for count in there.values())
     domains = len(set(corpus.domains.values()))
     probes = domains * config.probe_rows * config.seq_len
     row = flops_of(shape, 1, config.seq_len)

@@ -10,7 +10,7 @@ from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.loop import train
-from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
@@ -120,4 +120,4 @@ def choose_loss(teacher: Path | None, tokenizer: Tokenizer, config: PretrainConf
         return next_token_loss
     network, own = load_checkpoint(teacher)
     check_teacher(tokenizer, own)
-    return distillation_loss(live_teacher(network, config.optim), label_share=config.label_share)
+    return distillation_loss(live_teacher(network, config.optim), Distillation(label_share=config.label_share))

@@ -45,8 +45,8 @@ class TrainingMemory:
 
     weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the backward pass.
     loss: the head's gradient, and blocks of logits. table: the gradient of the token table once more, for it is made dense
-    before it is added. teacher: its weights. passing: what its forward pass holds. saving: the copy of weights and states
-    that is written to disk while training goes on.
+    before it is added. again: of a block that is worked out twice. teacher: its weights. passing: what its forward pass
+    holds. saving: the copy of weights and states that is written to disk while training goes on.
     """
 
     weights: int
@@ -55,6 +55,7 @@ class TrainingMemory:
     kept: int
     loss: int
     table: int
+    again: int
     teacher: int
     passing: int
     saving: int
@@ -62,11 +63,15 @@ class TrainingMemory:
 
     @property
     def peak(self) -> int:
-        """The largest of: loading the teacher; the end of a forward pass, with the loss; the end of a backward pass."""
-        always = self.weights + self.states + self.teacher + self.saving
+        """The largest of: loading the teacher; the end of a forward pass, with the loss; the end of a backward pass; a save.
+
+        Up to `saving` more where a state is still being written when the next step is at its peak.
+        """
+        always = self.weights + self.states + self.teacher
         forward = always + self.kept + max(self.loss, self.passing) + (self.gradients if self.accumulates else 0)
+        again = always + self.kept + self.again + self.table + (self.gradients if self.accumulates else 0)
         backward = always + self.gradients + self.table * (2 if self.accumulates else 1)
-        return max(self.weights + 2 * self.teacher, forward, backward)
+        return max(self.weights + 2 * self.teacher, forward, again, backward, always + self.saving)
 
 
 def training_memory(
@@ -104,6 +109,7 @@ def training_memory(
         loss += 4 * N * teacher.hidden_size
     grid = head_parameters(model) * product_bytes if on_grid else 0  # the head's weight on its grid
     body = {"product_bytes": product_bytes, "masked": masked, "cuda": device == "cuda"}
+    whole = kept_bytes(model, rows, seq_len, on_grid=on_grid, **body)
     return TrainingMemory(
         weights=weights,
         gradients=4 * parameters // (1 if accumulates else shards),
@@ -111,6 +117,7 @@ def training_memory(
         kept=kept_bytes(model, rows, seq_len, on_grid=on_grid, recompute_every=optim.recompute_every, **body) + grid,
         loss=loss,
         table=table,
+        again=whole // model.applications if optim.recompute_every else 0,
         teacher=4 * num_parameters(teacher) // shards + (_whole(teacher) if shards > 1 else 0) if teacher else 0,
         passing=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications if teacher else 0,
         saving=4 * parameters // shards + states if saves and device == "cpu" else 0,
@@ -156,7 +163,7 @@ def check_memory(
     free = free_bytes(where) // (local if where.type == "cpu" else 1)
     if need.peak * (1 - MARGIN) <= free:
         return
-    names = ("weights", "gradients", "states", "kept", "loss", "teacher", "saving")
+    names = ("weights", "gradients", "states", "kept", "loss", "teacher")
     told = ", ".join(f"{name} {_gib(size)}" for name in names if (size := getattr(need, name)))
     each = " on each rank" if own.world_size > 1 else ""
     raise ValueError(
@@ -167,7 +174,7 @@ def check_memory(
 
 def _remedy(config: Trained, optim: OptimConfig, need: TrainingMemory) -> str:
     """What to change, by what weighs most."""
-    own = need.weights + need.gradients + need.states + need.saving
+    own = need.weights + need.gradients + need.states
     elsewhere = "more ranks, which share it (torchrun), or a machine with more memory."
     if need.teacher > max(own, need.kept):
         return f"The teacher weighs most: take a smaller one, {elsewhere}"
