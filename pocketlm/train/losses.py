@@ -32,7 +32,9 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_share <= 1:
-            raise ValueError(f"label_share {self.label_share} is no share; give 0 (the teacher alone) to 1 (labels alone)")
+            raise ValueError(
+                f"label_share {self.label_share} is no share; give 0 (the teacher alone) to 1 (labels alone)"
+            )
         if self.divergence not in DIVERGENCES:
             raise ValueError(f"divergence {self.divergence!r} is unknown; known: {', '.join(DIVERGENCES)}")
         if self.temperature <= 0:
@@ -46,7 +48,7 @@ def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     return head_loss(scores(model, hidden[counted]), labels=batch.labels[counted])
 
 
-def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> LossFn:  # noqa: B008 - frozen
+def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> LossFn:
     """The divergence of the model from the teacher, live or from disk, over the whole vocabulary, and a share of labels."""
 
     def loss(model: Transformer, batch: Batch) -> Tensor:

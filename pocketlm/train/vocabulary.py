@@ -276,6 +276,7 @@ class _Pass:
                     theirs = gradient.T @ inputs
                     of_weight[words] = theirs if first else of_weight[words].add_(theirs)
         return loss
+
     def block(self, words: slice, slope_sum: Tensor | float) -> tuple[Tensor, Tensor]:
         """(what these words add to the loss, its gradient [N, W] by their logits)."""
         task = self.task
