@@ -9,23 +9,23 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch.distributed as dist
 
 from pocketlm.model.batch import Batch
-from pocketlm.train.ranks import ALONE, Ranks
+from pocketlm.train.optim import OnNonfinite
+from pocketlm.train.ranks import Ranks, ranks
 
 WINDOW, SIGMAS = 128, 6.0  # OLMo-core's SkipStepOptimizer: the losses compared with, and how far off them is a spike
 LEAST_LOSSES = WINDOW // 2  # as there: fewer say too little of how far losses spread
 MOST_SKIPPED = 10  # steps in a row: beyond, the training has diverged, and skipping would hide it (our choice)
 SHOWN_ROWS = 32
-OnNonfinite = Literal["stop", "skip"]
 
 
 def may_update(
     step: int, loss: float, grad_norm: float, micro_batches: Sequence[Batch], losses: Sequence[float],
-    on_nonfinite: OnNonfinite, own: Ranks = ALONE,
+    on_nonfinite: OnNonfinite, own: Ranks,
 ) -> bool:  # fmt: skip
     """Whether the step's gradient may move the weights. False: skip it, which is told on stderr with the batch's rows.
 
@@ -102,20 +102,20 @@ def sigmas_above(loss: float, before: Sequence[float]) -> float:
 
 
 def token_digest(micro_batches: Sequence[Batch]) -> int:
-    """64 bits that tell which rows, tokens and labels, a step reads; neither their order nor micro-batches change it.
+    """A number that tells which rows, tokens and labels, a step reads; neither their order nor micro-batches change it.
 
-    A sum over rows modulo 2^64, so the sum over ranks is that of the whole batch. 0.2 ms for 8 rows of 2,048 tokens.
+    A sum over rows of 40 bits each, so that the digests of ranks add up, exactly in float64, to that of the whole batch.
     """
     total = 0
     for batch in micro_batches:
         for ids, labels in zip(batch.input_ids.numpy(), batch.labels.numpy(), strict=True):
-            row = hashlib.blake2b(ids.tobytes(), digest_size=8)
+            row = hashlib.blake2b(ids.tobytes(), digest_size=5)
             row.update(labels.tobytes())
             total += int.from_bytes(row.digest())
-    return total % 2**64
+    return total
 
 
 def _tell(text: str) -> None:
     """One line on the terminal of the first rank."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if ranks().first:
         print(text, file=sys.stderr, flush=True)

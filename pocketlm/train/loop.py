@@ -7,13 +7,12 @@ import torch
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer, set_compute_dtype
-from pocketlm.train.guard import OnNonfinite, Watch, may_update, token_digest
+from pocketlm.train.guard import Watch, may_update, token_digest
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics, Silence, read_metrics
-from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
+from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, product_dtype
 from pocketlm.train.parallel import (
     add_up,
-    add_up_digests,
     clip_gradients,
     gather_for_muon,
     gathered,
@@ -61,14 +60,12 @@ def train(
             for step in range(first_step, config.num_steps):
                 lr, micro_batches = lr_at(config, step), batches(step)
                 loss, grad_norm, tokens = train_step(
-                    model, optimizers, micro_batches, loss_fn, lr, config.grad_clip, step, config.on_nonfinite, own
+                    model, optimizers, micro_batches, loss_fn, lr, config.grad_clip, step, own, config.on_nonfinite
                 )
-                told = watch.see(step, loss, grad_norm)
-                digest = add_up_digests(own, token_digest(micro_batches))
-                metrics.log(step, loss, lr, grad_norm, tokens, digest, told)
                 states.check()
-                done = step + 1
-                (asked_to_stop,) = add_up(own, stop.is_set())
+                done, told = step + 1, watch.see(step, loss, grad_norm)
+                asked_to_stop, digest = add_up(own, stop.is_set(), token_digest(micro_batches))
+                metrics.log(step, loss, lr, grad_norm, tokens, int(digest), told)
                 if done % save.every_steps == 0 or done == config.num_steps or asked_to_stop:
                     metrics.flush()
                     states.write(model, optimizers, done)
@@ -88,8 +85,8 @@ def train_step(
     lr: float,
     grad_clip: float,
     step: int,
-    on_nonfinite: OnNonfinite = "stop",
     own: Ranks = ALONE,
+    on_nonfinite: OnNonfinite = "stop",
 ) -> tuple[float, float, int]:
     """(mean loss, gradient norm, tokens) of one update, of all ranks: their micro-batches add up to one batch's gradient."""
     sizes = [(batch.num_labels, batch.input_ids.numel()) for batch in micro_batches]

@@ -53,7 +53,7 @@ class Metrics:
             "lr": lr,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens": tokens,
-            "token_digest": f"{token_digest:016x}",
+            "token_digest": f"{token_digest:x}",
             "tokens_per_second": round(speed, 1),
             "seconds": round(seconds, 4),
             **told,
@@ -75,6 +75,14 @@ class Metrics:
         self.board.close()
 
 
+class Silence:
+    """What other ranks than the first have for metrics."""
+
+    def log(self, *figures: Any) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
 def read_metrics(out: Path, before_step: int) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of the steps before one; a line torn by a crash ends them."""
     file, rows = out / METRICS, []
@@ -86,11 +94,3 @@ def read_metrics(out: Path, before_step: int) -> list[dict[str, Any]]:
         if row["step"] < before_step:
             rows.append(row)
     return rows
-
-
-class Silence:
-    """What other ranks than the first have for metrics."""
-
-    def log(self, *figures: Any) -> None: ...
-    def flush(self) -> None: ...
-    def close(self) -> None: ...

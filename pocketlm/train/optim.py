@@ -10,6 +10,7 @@ from pocketlm.model.quant import SCALE
 from pocketlm.model.transformer import Transformer
 
 ShardOver = Literal["node", "all"]
+OnNonfinite = Literal["stop", "skip"]
 MUON_MOMENTUM = 0.95  # torch.optim.Muon's own default
 # Of the learning rate, for learned scales (our choice; ParetoQ's code takes all of it): the outermost level is -8 times
 # the scale, so that it moves as fast as a weight. All of it learns worse (docs/log.md).
@@ -33,7 +34,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0  # not stated in R1; the default of the trainer its scripts use
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite (our choice)
+    on_nonfinite: OnNonfinite = "stop"  # at a loss or gradient that is not finite (our choice)
 
     def summary(self) -> str:
         return f"lr {self.lr:g} ({self.optimizer}, {self.schedule} to {self.final_lr_share:g}x, warm-up {self.warmup_steps:,})"
@@ -49,10 +50,10 @@ class OptimConfig:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16")
-        if self.shard_over not in ("node", "all"):
-            raise ValueError(f"shard_over {self.shard_over!r} is unknown; known: node, all")
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite {self.on_nonfinite!r} is unknown; known: stop, skip")
+        if self.shard_over not in ("node", "all"):
+            raise ValueError(f"shard_over {self.shard_over!r} is unknown; known: node, all")
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
 

@@ -36,18 +36,12 @@ def on_all_ranks(stage: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def add_up(own: Ranks, *values: float) -> list[float]:
-    """Each value summed over all ranks."""
+    """Each value summed over all ranks, in float64: integers up to 2^53 exactly."""
     if own.world_size == 1:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(sums)
     return sums.tolist()
-
-
-def add_up_digests(own: Ranks, digest: int) -> int:
-    """A 64-bit number summed over all ranks, modulo 2^64; in halves, for float64 holds 53 bits."""
-    high, low = add_up(own, digest >> 32, digest & 0xFFFFFFFF)
-    return ((int(high) << 32) + int(low)) % 2**64
 
 
 def placed(batch: Batch, where: torch.device) -> Batch:

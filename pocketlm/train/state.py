@@ -33,7 +33,7 @@ from pocketlm.train.ranks import ranks
 
 RESUME, MANIFEST = "resume", "state.json"
 RANKS_TIMEOUT_SECONDS = 600  # how long rank 0 waits for the files of the others; a dead rank ends the run long before
-FAILING_TIMEOUT_SECONDS = 10  # the same when training has failed on rank 0: within the 30 s that torchrun grants
+ALONE_SECONDS = 10  # the same where training failed, so that a rank may be dead: within the 30 s that torchrun grants
 Optimizers = list[torch.optim.Optimizer]
 
 
@@ -76,7 +76,7 @@ class StateWriter:
         self.out, self.config = out, config
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
-        self.failing = threading.Event()  # training ends in an error: other ranks may be gone
+        self.alone = threading.Event()  # the training failed, so other ranks' files may never come
 
     def write(self, model: Transformer, optimizers: Optimizers, step: int) -> None:
         """Begin to write out/resume/step-N; returns when the copy is made."""
@@ -104,12 +104,14 @@ class StateWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not isinstance(error, Exception):
+        if error is None or isinstance(error, KeyboardInterrupt):  # which asked to stop: the state is what was promised
             self.wait()
             return
-        self.failing.set()
-        with contextlib.suppress(Exception):  # what training failed of is to be told, not what that led to here
+        self.alone.set()
+        try:
             self.wait()
+        except Exception as other:
+            error.add_note(f"{other}\n" + "\n".join(getattr(other, "__notes__", [])))
 
     def _write(self, step: int, pieces: dict[str, Piece]) -> None:
         partial = self.out / RESUME / f"partial-{step:08d}"
@@ -118,7 +120,7 @@ class StateWriter:
             write_own(partial, pieces)
             pieces.clear()  # its memory goes before the files of other ranks are waited for
             if ranks().first:
-                publish(partial, self.out / RESUME / f"step-{step:08d}", step, self.failing)
+                publish(partial, self.out / RESUME / f"step-{step:08d}", step, self.alone)
                 drop_old(self.out, self.config)
         except BaseException as error:
             error.add_note(f"(while the state of step {step} was written to {partial})")
@@ -157,9 +159,9 @@ def write_own(partial: Path, pieces: dict[str, Piece]) -> None:
     write_json(file.with_suffix(".json"), {"files": files, "tensors": tensors})
 
 
-def publish(partial: Path, folder: Path, step: int, failing: threading.Event) -> None:
+def publish(partial: Path, folder: Path, step: int, alone: threading.Event) -> None:
     """Rank 0: the manifest over the files of all ranks, once each is whole, and the folder's final name."""
-    notes = _notes_of_ranks(partial, failing)
+    notes = _notes_of_ranks(partial, alone)
     files: dict[str, Any] = {}
     tensors: Saved = {}
     for told in (read_json(note) for note in notes):
@@ -175,15 +177,15 @@ def publish(partial: Path, folder: Path, step: int, failing: threading.Event) ->
     _to_disk(folder.parent)
 
 
-def _notes_of_ranks(partial: Path, failing: threading.Event) -> list[Path]:
-    """The rank-N.json of every rank, waited for; not for long where training fails, for a rank may be dead."""
-    started = time.monotonic()
+def _notes_of_ranks(partial: Path, alone: threading.Event) -> list[Path]:
+    """The rank-N.json of every rank, waited for; not for long where this one may be alone. TimeoutError: they do not come."""
+    began = time.monotonic()
     while len(notes := sorted(partial.glob("rank-*.json"))) < ranks().world_size:
-        patience = FAILING_TIMEOUT_SECONDS if failing.is_set() else RANKS_TIMEOUT_SECONDS
-        if time.monotonic() > started + patience:
+        patience = ALONE_SECONDS if alone.is_set() else RANKS_TIMEOUT_SECONDS
+        if time.monotonic() > began + patience:
             raise TimeoutError(
                 f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files in {patience} s; "
-                "is it on a file system that all ranks share?"
+                "is it on a file system that all of them share?"
             )
         time.sleep(0.02)
     return notes

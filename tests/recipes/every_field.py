@@ -134,6 +134,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "warmup_steps": 2,
         "optimizer": "muon",
         "compute_dtype": "bfloat16",
+        "shard_over": "all",
         "schedule": "cosine",
         "final_lr_share": 0.5,
         "beta1": 0.5,

@@ -47,6 +47,7 @@ from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.train import loop
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.parallel import mesh_shape
 from pocketlm.train.state import SaveConfig, StateWriter, saved_states
 
 CASES = [(config, name) for config, names in FIELDS.items() for name in names]
@@ -228,7 +229,7 @@ def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.Monk
         pretrain(replace(BASES[PretrainConfig], optim=config), out, corpus=folder / "corpus")
     except FloatingPointError:
         assert config.on_nonfinite == "stop"
-    return files_of(out)
+    return files_of(out), mesh_shape(config.shard_over, world_size=4, local_world_size=2)
 
 
 def after_save(config: SaveConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:

@@ -70,7 +70,7 @@ def pocketlm(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "eval", "bench", "export"])
+@pytest.mark.parametrize("command", ["run", "verify-resume", "chat", "eval", "bench", "export"])
 def test_help_teaches_with_examples(command: str) -> None:
     status, shown = pocketlm(command, "--help")
     assert status == 0 and "Examples" in shown and f"pocketlm {command} runs" in shown.replace("recipes", "runs")

@@ -192,7 +192,7 @@ def test_equal_losses_are_no_spikes() -> None:
 def test_a_token_digest_is_the_same_on_any_ranks_and_micro_batches(micro: int, world: int) -> None:
     for step in range(3):
         parts = [drawn(micro_batch_size=micro, rank=rank, world_size=world)(step) for rank in range(world)]
-        assert sum(token_digest(part) for part in parts) % 2**64 == token_digest(drawn()(step))
+        assert sum(token_digest(part) for part in parts) == token_digest(drawn()(step))
 
 
 def test_a_token_digest_tells_one_token_and_one_label() -> None:
