@@ -81,7 +81,9 @@ def test_the_state_of_another_model_is_told(documents: Path, stopped: Path, fini
         (np.array([0.0, 1.0]), ["train.offsets.npy: holds float64"]),
     ],
 )
-def test_a_corrupt_shard_index_is_named(documents: Path, begun: Path, content: bytes | np.ndarray, words: list[str]) -> None:
+def test_a_corrupt_shard_index_is_named(
+    documents: Path, begun: Path, content: bytes | np.ndarray, words: list[str]
+) -> None:
     shutil.rmtree(begun / "base")
     index = begun / "corpus" / "shards" / "problems" / "train.offsets.npy"
     if isinstance(content, bytes):
