@@ -18,6 +18,7 @@ from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.state import SaveConfig
 
@@ -114,7 +115,9 @@ PHASE1 = PretrainConfig(
     rows_per_step=1024,  # Pro, phase 1: batches of 2M tokens. 640k of them are 1.34T, not the 1.4T it names
     micro_batch_size=8,
     seed=1,
-    label_share=0.0,  # Pro, phase 1: forward KL over the whole vocabulary; temperature not found
+    distillation=Distillation(
+        label_share=0.0
+    ),  # Pro, phase 1: forward KL over the whole vocabulary; temperature not found
     save=SaveConfig(every_steps=5_000),
 )
 PHASE2 = ExtendConfig(

@@ -18,6 +18,7 @@ from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.select import SelectConfig, select
+from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.state import SaveConfig
 
@@ -193,7 +194,7 @@ MID = replace(
     seq_len=4096,  # R1, table 2
     rows_per_step=4 * GPUS,  # R1, table 2
     micro_batch_size=4,
-    label_share=0.0,  # R1, section 3.2: KL to the teacher alone; direction and temperature not found (forward, 1)
+    distillation=Distillation(),  # R1, section 3.2: KL to the teacher alone; direction and temperature not found (forward, 1)
 )
 SELECT = SelectConfig(  # R1, section 6: keep the samples of positive influence on the current model
     name="select",

@@ -5,7 +5,7 @@ Which source a row comes from, which row of that source, and in which epoch are 
 Shapes: B rows of a micro-batch, T tokens
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,7 +14,7 @@ import torch
 
 from pocketlm.data.rows import row_index
 from pocketlm.data.shards import Shard
-from pocketlm.model.batch import IGNORE_INDEX, Batch
+from pocketlm.model.batch import IGNORE_INDEX, Batch, Span, document_key
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]  # input ids, labels, document ids, each [T]
 BLOCK = 4096  # rows after which every source has had exactly its share
@@ -62,6 +62,27 @@ class TextRows:
         labels[max(0, len(tokens) - 1) :] = IGNORE_INDEX
         return ids[:-1], labels, self.shard.documents_of(start, start + self.seq_len)
 
+    def spans(self, number: int, row: int = 0) -> Iterator[Span]:
+        """The documents of row `number`, which is row `row` of a batch."""
+        offsets, first = self.shard.offsets, self.index.start(number)
+        last = min(first + self.seq_len, int(offsets[-1]))
+        inside = np.searchsorted(offsets, np.asarray([first, last - 1]), side="right") - 1
+        for document in range(int(inside[0]), int(inside[1]) + 1):
+            begin, end = (int(at) for at in offsets[document : document + 2])
+            start, stop = max(begin, first), min(end, last)
+            yield Span(row, start - first, stop - first, self.key(document), start - begin)
+
+    def documents(self) -> int:
+        return len(self.shard)
+
+    def key(self, document: int) -> bytes:
+        """What stands for a document: of its ids alone."""
+        return document_key(self.document(document))
+
+    def document(self, number: int) -> np.ndarray:
+        """Ids of one document [T]."""
+        return self.shard.document(number)
+
 
 class ConversationRows:
     """Whole conversations packed into rows, first fit. Only the assistant's tokens are labels; none sees another conversation."""
@@ -99,6 +120,25 @@ class ConversationRows:
             at += n
         return ids, labels, documents
 
+    def spans(self, number: int, row: int = 0) -> Iterator[Span]:
+        """The conversations of row `number`, which is row `row` of a batch."""
+        at = 0
+        for which in self.rows[number]:
+            length = len(self.conversations[which][0])
+            yield Span(row, at, at + length, self.key(which), 0)
+            at += length
+
+    def documents(self) -> int:
+        return len(self.conversations)
+
+    def key(self, document: int) -> bytes:
+        """What stands for a conversation: of its ids alone."""
+        return document_key(self.document(document))
+
+    def document(self, number: int) -> np.ndarray:
+        """Ids of one conversation [T]."""
+        return np.asarray(self.conversations[number][0])
+
 
 def pack(lengths: Sequence[int], seq_len: int, open_rows: int = 32) -> list[list[int]]:
     """Which items share a row of seq_len tokens: each goes into the first of the newest `open_rows` rows with room."""
@@ -123,11 +163,17 @@ Rows = TextRows | ConversationRows
 
 
 def make_batches(
-    sources: Mapping[str, Rows], shares: Mapping[str, float], layout: Layout, *, separate_documents: bool
+    sources: Mapping[str, Rows],
+    shares: Mapping[str, float],
+    layout: Layout,
+    *,
+    separate_documents: bool,
+    name_documents: bool = False,
 ) -> Callable[[int], list[Batch]]:
     """batches(step): this rank's micro-batches of a step, rows drawn from `sources` in these shares.
 
     separate_documents: tokens see only their own document and positions start anew in each; else the row is one text.
+    name_documents: batches tell which documents their tokens are (`spans`), as a teacher from disk must know.
     """
     names = [name for name in sorted(shares) if shares[name] > 0]
     empty = [name for name in names if len(sources[name]) == 0]
@@ -144,7 +190,11 @@ def make_batches(
     def micro_batch(numbers: Sequence[int]) -> Batch:
         places = [place(number) for number in numbers]
         rows = [sources[name][at] for name, at in places]
-        return replace(collate(rows, separate_documents), rows=tuple(places))
+        batch = replace(collate(rows, separate_documents), rows=tuple(places))
+        if not name_documents:
+            return batch
+        spans = [span for row, (name, at) in enumerate(places) for span in sources[name].spans(at, row)]
+        return replace(batch, spans=tuple(spans))
 
     def batches(step: int) -> list[Batch]:
         share = layout.rows_per_step // layout.world_size

@@ -1,10 +1,29 @@
 """What one forward and backward pass reads: the word between data, which makes batches, and train, which uses them."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 IGNORE_INDEX = -100  # a label that counts for nothing, as in torch and transformers
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which document a piece of a row is: tokens start..stop of row `row` are those from `offset` on of document `key`."""
+
+    row: int
+    start: int
+    stop: int
+    key: bytes
+    offset: int
+
+
+def document_key(ids: Sequence[int] | np.ndarray) -> bytes:
+    """16 bytes that stand for a sequence of token ids, however it is stored, packed or cut into rows."""
+    return hashlib.blake2b(np.asarray(ids, dtype="<u4").tobytes(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +32,8 @@ class Batch:
 
     input_ids [B, T]; labels [B, T]: the next token, already shifted, or IGNORE_INDEX;
     positions [B, T] or None for 0..T-1; doc_ids [B, T] or None when a row attends to all of itself.
-    rows: (source, number in it) of each row, for messages.
+    rows: (source, number in it) of each row, for messages. spans: where the tokens come from, if batches were asked to
+    tell; padding is in none.
     """
 
     input_ids: Tensor
@@ -21,6 +41,7 @@ class Batch:
     positions: Tensor | None = None
     doc_ids: Tensor | None = None
     rows: tuple[tuple[str, int], ...] = ()
+    spans: tuple[Span, ...] | None = None
 
     @property
     def num_labels(self) -> int:

@@ -111,7 +111,7 @@ def _what_loss(stage: Stage) -> str:
     if stage.record["stage"] == "quantize":
         return "KL to the full-precision parent"
     if stage.record["inputs"].get("teacher"):
-        mixed = stage.record["config"].get("label_share")
+        mixed = (stage.record["config"].get("distillation") or {}).get("label_share")
         return f"KL to the teacher, {mixed:.0%} cross-entropy" if mixed else "KL to the teacher"
     return "cross-entropy"
 

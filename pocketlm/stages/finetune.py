@@ -8,18 +8,20 @@ from pocketlm.data.conversations import conversation_rows
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import plain_chat_template
 from pocketlm.train.loop import train
-from pocketlm.train.losses import next_token_loss
+from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
 from pocketlm.train.state import SaveConfig
+from pocketlm.train.teacher import is_cached, live_shape, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """One stage of SFT. sources: which of the corpus's sources hold the conversations; empty means all that do.
 
+    distillation: with a teacher, how the model learns from it.
     packed: several conversations share a row; R1's script gives each a row of its own, so a step is as many samples.
     """
 
@@ -31,6 +33,7 @@ class FinetuneConfig:
     seed: int
     sources: tuple[str, ...] = field(default=())
     packed: bool = True
+    distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=50)
 
     def summary(self) -> str:
@@ -39,9 +42,12 @@ class FinetuneConfig:
 
 
 @on_all_ranks
-def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) -> Path:
-    """A chat checkpoint in `out`. A base model's tokenizer gets a chat template here; one it already has is kept."""
-    check_memory(config, shape_of(model), masked=True)
+def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None) -> Path:
+    """A chat checkpoint in `out`. A base model's tokenizer gets a chat template here; one it already has is kept.
+
+    With `teacher`, a checkpoint or a cache that teach wrote, the answers are learnt from its distributions.
+    """
+    check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=True)
     own = ranks()
     student, tokenizer = load_checkpoint(model)
     tokenizer.chat_template = tokenizer.chat_template or plain_chat_template(tokenizer)
@@ -59,11 +65,15 @@ def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path) ->
         rank=own.rank,
         world_size=own.world_size,
     )
-    batches = make_batches({"conversations": rows}, {"conversations": 1.0}, layout, separate_documents=True)
+    sources, shares = {"conversations": rows}, {"conversations": 1.0}
+    batches = make_batches(sources, shares, layout, separate_documents=True, name_documents=is_cached(teacher))
+    loss_fn = next_token_loss
+    if teacher is not None:
+        loss_fn = distillation_loss(open_teacher(teacher, tokenizer, sources, config.optim), config.distillation)
     student = train(
         student,
         batches,
-        next_token_loss,
+        loss_fn,
         config.optim,
         out,
         label=config.name,

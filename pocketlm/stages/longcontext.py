@@ -13,22 +13,23 @@ from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.quant import prepare, scheme_of
-from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train
-from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
 from pocketlm.train.state import SaveConfig
-from pocketlm.train.teacher import check_teacher, live_teacher
+from pocketlm.train.teacher import is_cached, live_shape, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendConfig:
     """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's value is not known.
 
+    distillation: with a teacher, how the model learns from it. A teacher from disk reads each document by itself, and so
+    teaches nothing of packed short ones: long range comes from documents that are long themselves.
     optim None: widen and train nothing, as R1 does before its reasoning SFT.
     """
 
@@ -40,6 +41,7 @@ class ExtendConfig:
     seed: int
     rope_theta_factor: float
     shares: Shares | None = None
+    distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=25)
 
     def summary(self) -> str:
@@ -59,7 +61,7 @@ def extend_context(
 
     Without a teacher the loss is cross-entropy: how the teacher itself comes to read long documents.
     """
-    check_memory(config, shape_of(model), teacher=shape_of(teacher) if teacher else None, masked=False)
+    check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=False)
     own = ranks()
     student, tokenizer = load_checkpoint(model)
     if config.seq_len <= student.config.max_position_embeddings:
@@ -81,23 +83,15 @@ def extend_context(
         rank=own.rank,
         world_size=own.world_size,
     )
-    batches = make_batches(sources, shares, layout, separate_documents=False)
-    loss_fn = next_token_loss if teacher is None else long_teacher(teacher, tokenizer, config.seq_len, config.optim)
+    batches = make_batches(sources, shares, layout, separate_documents=False, name_documents=is_cached(teacher))
+    loss_fn = next_token_loss
+    if teacher is not None:
+        reader = open_teacher(teacher, tokenizer, sources, config.optim, reads=config.seq_len)
+        loss_fn = distillation_loss(reader, config.distillation)
     student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
     if own.first:
         save_checkpoint(out, student, tokenizer)
     return out
-
-
-def long_teacher(teacher: Path, tokenizer: Tokenizer, seq_len: int, optim: OptimConfig) -> LossFn:
-    """Forward KL from the checkpoint `teacher`, which must know these tokens and read that far."""
-    network, own = load_checkpoint(teacher)
-    check_teacher(tokenizer, own)
-    if network.config.max_position_embeddings < seq_len:
-        raise ValueError(
-            f"the teacher {teacher} reads {network.config.max_position_embeddings} tokens, not the {seq_len} asked for"
-        )
-    return distillation_loss(live_teacher(network, optim))
 
 
 def widened(model: Transformer, positions: int, theta_factor: float) -> Transformer:

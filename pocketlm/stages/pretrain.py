@@ -10,13 +10,13 @@ from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.loop import train
-from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
+from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
 from pocketlm.train.state import SaveConfig
-from pocketlm.train.teacher import check_teacher, live_teacher
+from pocketlm.train.teacher import is_cached, live_shape, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class PretrainConfig:
     model: the shape of a new network; None to go on from the input `model`.
     shares: of each source; None to take those of the input `selection` or `mix`.
     separate_documents: tokens see only their own document; R1's loader lets documents of a row see each other.
-    label_share: with a teacher, the share of plain cross-entropy in the loss.
+    distillation: with a teacher, how the model learns from it.
     """
 
     name: str
@@ -38,7 +38,7 @@ class PretrainConfig:
     model: ModelConfig | None = None
     shares: Shares | None = None
     separate_documents: bool = False
-    label_share: float = 0.0
+    distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=50)
 
     def summary(self) -> str:
@@ -61,12 +61,12 @@ def pretrain(
 ) -> Path:
     """A checkpoint in `out`, trained for config.optim.num_steps steps on `corpus`.
 
-    Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training; all of Pro).
+    Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training; all of Pro);
+    the teacher is a checkpoint, or a cache that teach wrote.
     `selection` replaces the corpus's training shards by the documents a select stage kept.
     """
     if shape := config.model or (shape_of(model) if model else None):
-        taught_by = shape_of(teacher) if teacher else None
-        check_memory(config, shape, teacher=taught_by, masked=config.separate_documents)
+        check_memory(config, shape, teacher=live_shape(teacher), masked=config.separate_documents)
     own = ranks()
     student, tokenizer = start(config.model, model, corpus, config.seed)
     if config.seq_len > student.config.max_position_embeddings:
@@ -85,8 +85,12 @@ def pretrain(
         rank=own.rank,
         world_size=own.world_size,
     )
-    batches = make_batches(sources, shares, layout, separate_documents=config.separate_documents)
-    loss_fn = choose_loss(teacher, tokenizer, config)
+    batches = make_batches(
+        sources, shares, layout, separate_documents=config.separate_documents, name_documents=is_cached(teacher)
+    )
+    loss_fn = next_token_loss
+    if teacher is not None:
+        loss_fn = distillation_loss(open_teacher(teacher, tokenizer, sources, config.optim), config.distillation)
     student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
     if own.first:
         save_checkpoint(out, student, tokenizer)
@@ -113,11 +117,3 @@ def check_same_tokens(own: Tokenizer, corpus_tokenizer: Tokenizer, model: Path, 
         raise ValueError(
             f"the tokenizer of {model} is not the one {corpus} was encoded with; curate with tokenizer={model}"
         )
-
-
-def choose_loss(teacher: Path | None, tokenizer: Tokenizer, config: PretrainConfig) -> LossFn:
-    if teacher is None:
-        return next_token_loss
-    network, own = load_checkpoint(teacher)
-    check_teacher(tokenizer, own)
-    return distillation_loss(live_teacher(network, config.optim), Distillation(label_share=config.label_share))

@@ -12,19 +12,20 @@ from pocketlm.model.quant import prepare, scheme
 from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.train.loop import train
-from pocketlm.train.losses import distillation_loss
+from pocketlm.train.losses import Distillation, distillation_loss
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import on_all_ranks
 from pocketlm.train.ranks import ranks
 from pocketlm.train.state import SaveConfig
-from pocketlm.train.teacher import live_teacher
+from pocketlm.train.teacher import is_cached, live_shape, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
     """scheme: a row of model/quant.py. optim None: round what is there (PTQ), train nothing.
 
+    distillation: how the model learns from its full-precision self.
     sources: whose conversations to train on; empty means all. shares: train on text in these shares instead, as a
     base model must (Pro quantizes its base).
     """
@@ -38,6 +39,7 @@ class QuantizeConfig:
     seed: int = 0
     sources: tuple[str, ...] = ()
     shares: Shares | None = None
+    distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=25)
 
     def __post_init__(self) -> None:
@@ -52,19 +54,22 @@ class QuantizeConfig:
 
 
 @on_all_ranks
-def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
+def quantize(
+    config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None, teacher: Path | None = None
+) -> Path:
     """A checkpoint in `out` whose latent weights were trained for `scheme`, straight-through: ranges learned, or min-max.
 
     Self-distillation (Pro, phase 4): forward KL from the frozen full-precision model on the corpus's conversations,
-    or on its text. ValueError where the weights were rounded to another 4-bit grid before.
+    or on its text; `teacher`, another checkpoint or a cache that teach wrote, takes its place.
+    ValueError where the weights were rounded to another 4-bit grid before.
     """
     own, own_scheme = ranks(), scheme(config.scheme)
     if quantization_of(model):
         raise ValueError(
             f"{model} is quantized already ({quantization_of(model)}); start from its full-precision parent"
         )
-    shape = shape_of(model)
-    check_memory(config, shape, teacher=shape, masked=config.shares is None, on_grid=True)
+    taught_by = live_shape(teacher or model)
+    check_memory(config, shape_of(model), teacher=taught_by, masked=config.shares is None, on_grid=True)
     student, tokenizer = load_checkpoint(model)
     refuse_rounding_again(student, on_grid_of(own_scheme), f"{config.name} ({config.scheme})")
     prepare(student, own_scheme)
@@ -84,8 +89,11 @@ def quantize(config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | N
             rank=own.rank,
             world_size=own.world_size,
         )
-        batches = make_batches(sources, shares, layout, separate_documents=config.shares is None)
-        loss_fn = distillation_loss(live_teacher(load_checkpoint(model)[0], config.optim))
+        batches = make_batches(
+            sources, shares, layout, separate_documents=config.shares is None, name_documents=is_cached(teacher)
+        )
+        reader = open_teacher(teacher or model, tokenizer, sources, config.optim)
+        loss_fn = distillation_loss(reader, config.distillation)
         student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
     if own.first:
         save_checkpoint(out, student, tokenizer)

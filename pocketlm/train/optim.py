@@ -96,14 +96,19 @@ def make_optimizers(model: Transformer, config: OptimConfig) -> list[torch.optim
 
 
 def product_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | None:
-    """What matrix products run in: None for float32. "auto" takes bfloat16 where the hardware multiplies it.
+    """What a training's matrix products run in: None for float32."""
+    return dtype_of(config.compute_dtype, device)
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of products that a config names, None for float32. "auto" takes bfloat16 where the hardware multiplies it.
 
     A processor without such instructions emulates bfloat16, several times slower than float32 (docs/log.md).
     """
-    if config.compute_dtype == "auto":
+    if name == "auto":
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else None
-    return torch.bfloat16 if config.compute_dtype == "bfloat16" else None
+    return torch.bfloat16 if name == "bfloat16" else None
 
 
 def set_computing(model: Transformer, config: OptimConfig | None) -> str:

@@ -26,6 +26,8 @@ from pocketlm.stages.pretrain import PretrainConfig
 from pocketlm.stages.quantize import QuantizeConfig
 from pocketlm.stages.report import ReportConfig
 from pocketlm.stages.select import SelectConfig
+from pocketlm.stages.teach import TeachConfig
+from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.state import SaveConfig
 
@@ -51,6 +53,7 @@ DRAWN = Sampling(temperature=1.0, top_p=0.9, seed=1)
 EVERY_3 = SaveConfig(every_steps=3)
 ROWS: Changes = {"rows_per_step": 4, "micro_batch_size": 2, "seed": 1}
 TRAINING = {"rows_per_step": 2, "micro_batch_size": 4, "seed": 2, "optim": FASTER, "save": SaveConfig(every_steps=2)}
+WARM = Distillation(temperature=2.0)
 SHARES = {"problems": 0.5, "notes": 0.5}
 FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when tests run
 
@@ -105,6 +108,8 @@ BASES: dict[type, Any] = {
     MergeConfig: MergeConfig(name="merged", resolution=2, seq_len=32, validation_rows=2),
     FinetuneConfig: FinetuneConfig(name="chat", optim=STEPS, seq_len=160, **ROWS, save=EVERY_3),
     QuantizeConfig: QuantizeConfig(name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save=EVERY_3),
+    Distillation: Distillation(),
+    TeachConfig: TeachConfig(name="cache", window=64, batch_tokens=256, shard_tokens=2000, compute_dtype="float32"),
     ImportConfig: ImportConfig(name="imported", source="them/model"),
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
@@ -255,7 +260,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "model": replace(SHAPE, intermediate_size=64),
         "shares": {"texts": 1.0},
         "separate_documents": True,
-        "label_share": 0.5,
+        "distillation": Distillation(label_share=0.5),
     },
     SelectConfig: {
         "name": "other",
@@ -267,7 +272,14 @@ FIELDS: dict[type, dict[str, Any]] = {
         "max_epochs": 0.9,
         "seed": 2,
     },
-    ExtendConfig: {"name": "other", **TRAINING, "seq_len": 176, "rope_theta_factor": 1.0, "shares": {"texts": 1.0}},
+    ExtendConfig: {
+        "name": "other",
+        **TRAINING,
+        "seq_len": 176,
+        "rope_theta_factor": 1.0,
+        "shares": {"texts": 1.0},
+        "distillation": WARM,
+    },
     MergeConfig: {
         "name": "other",
         "resolution": 3,
@@ -275,7 +287,14 @@ FIELDS: dict[type, dict[str, Any]] = {
         "validation_rows": 1,
         "domain_weights": {"maths": 1.0, "knowledge": 0.1},
     },
-    FinetuneConfig: {"name": "other", **TRAINING, "seq_len": 80, "sources": ("notes-asked",), "packed": False},
+    FinetuneConfig: {
+        "name": "other",
+        **TRAINING,
+        "seq_len": 80,
+        "sources": ("notes-asked",),
+        "packed": False,
+        "distillation": WARM,
+    },
     QuantizeConfig: {
         "name": "other",
         **TRAINING,
@@ -283,6 +302,18 @@ FIELDS: dict[type, dict[str, Any]] = {
         "seq_len": 80,
         "sources": ("notes-asked",),
         "shares": SHARES,
+        "distillation": WARM,
+    },
+    Distillation: {"label_share": 0.5, "divergence": "reverse_kl", "temperature": 2.0},
+    TeachConfig: {
+        "name": "other",
+        "window": 32,
+        "sources": ("notes",),
+        "conversations": True,
+        "min_gain": 1e-3,
+        "batch_tokens": 64,
+        "shard_tokens": 1000,
+        "compute_dtype": "bfloat16",
     },
     ImportConfig: {"name": "other", "source": "them/sibling", "revision": "v2"},
     ExportConfig: {

@@ -44,7 +44,9 @@ from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
+from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.train import loop
+from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.parallel import mesh_shape
 from pocketlm.train.state import SaveConfig, StateWriter, saved_states
@@ -208,6 +210,21 @@ def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., A
     return run
 
 
+def after_teach(config: TeachConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What was written, and the sizes in which the teacher read."""
+    seen: list[Any] = []
+    hidden = Transformer.hidden
+
+    def watched(self: Transformer, input_ids: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        seen.append(tuple(input_ids.shape))
+        return hidden(self, input_ids, *rest, **options)
+
+    patch.setattr(Transformer, "hidden", watched)
+    teach(config, out, corpus=folder / "corpus", teacher=folder / "chat")
+    skipped = ("begun.json", "teacher.json")  # which repeat the config
+    return {name: raw for name, raw in files_of(out).items() if name not in skipped}, seen
+
+
 def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     """What the stage left, which blocks were compiled, and which were worked out twice."""
     seen: list[Any] = []
@@ -358,8 +375,12 @@ AFTER: dict[type, Callable[..., Any]] = {
     MergeConfig: lambda config, folder, out, patch: files_of(
         merge(config, out, corpus=folder / "corpus", models=[folder / "model", folder / "sibling"])
     ),
-    FinetuneConfig: after_training(finetune, model="model"),
+    FinetuneConfig: after_training(finetune, model="model", teacher="sibling"),
     QuantizeConfig: after_training(quantize, model="chat"),
+    Distillation: lambda config, *rest: after_training(pretrain, teacher="sibling")(
+        replace(BASES[PretrainConfig], distillation=config), *rest
+    ),
+    TeachConfig: after_teach,
     ExportConfig: after_export,
     ImportConfig: after_import,
     RopeScaling: lambda config, *rest: after_model(replace(SHAPE, rope_scaling=config), *rest),
@@ -371,6 +392,7 @@ STAGES = {
     **{CurateConfig: curate, MixConfig: find_mix, PretrainConfig: pretrain, SelectConfig: select, MergeConfig: merge},
     **{ExtendConfig: extend_context, FinetuneConfig: finetune, QuantizeConfig: quantize, ExportConfig: export},
     **{EvaluateConfig: evaluate, ReportConfig: report, ImportConfig: import_model, BenchConfig: bench},
+    TeachConfig: teach,
 }
 
 

@@ -53,7 +53,7 @@ def sources(tmp_path) -> dict[str, TextRows]:
 
 def same(one: Batch, other: Batch) -> bool:
     pairs = zip(vars(one).values(), vars(other).values(), strict=True)
-    return all(a is b is None or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 def stacked(micro_batches: list[Batch]) -> torch.Tensor:

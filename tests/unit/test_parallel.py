@@ -19,7 +19,7 @@ from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.loop import train
-from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
+from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, ShardOver
 from pocketlm.train.parallel import mesh_shape, spread
 from pocketlm.train.ranks import ranks
@@ -97,7 +97,7 @@ def loss_of(case: Case) -> LossFn:
     if not case.taught:
         return next_token_loss
     teacher = Transformer(replace(case.shape, hidden_size=48, num_attention_heads=3), seed=7)
-    return distillation_loss(live_teacher(teacher, case.optim), label_share=0.3)
+    return distillation_loss(live_teacher(teacher, case.optim), Distillation(label_share=0.3))
 
 
 def student_of(case: Case) -> Transformer:

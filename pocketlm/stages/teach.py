@@ -1,0 +1,197 @@
+"""Teach: a teacher reads a corpus once, and what it says is kept on disk for any number of students and runs."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from pocketlm.data.batches import Rows
+from pocketlm.data.conversations import conversation_rows
+from pocketlm.data.corpus import text_rows
+from pocketlm.data.shards import list_sources
+from pocketlm.model.batch import document_key
+from pocketlm.model.checkpoint import load_checkpoint
+from pocketlm.model.tokenizer import Tokenizer, plain_chat_template
+from pocketlm.model.transformer import Transformer, set_compute_dtype
+from pocketlm.train.cache import DONE, CacheWriter, model_digest, tokenizer_digest
+from pocketlm.train.optim import dtype_of
+from pocketlm.train.ranks import device
+from pocketlm.train.sparse import size_in_bytes
+from pocketlm.train.teaching import encode_documents, find_shares
+
+SAMPLE_TOKENS = (
+    2**14
+)  # read first, from documents evenly spread: for the shares of words without entry, and the estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig:
+    """window: tokens the teacher reads at once; longer documents in overlapping windows. sources: empty means all.
+
+    conversations: the corpus's conversations as finetune and quantize write them (one longer than window is left out),
+    not its text. min_gain: nats; a word is stored for a token where that lowers the KL error by as much, so a smaller one
+    costs disk and is nearer to the whole distribution (docs/pipeline.md has figures). batch_tokens: read together.
+    shard_tokens: written together; an interrupted stage loses no more. compute_dtype: of the teacher's products.
+    """
+
+    name: str
+    window: int
+    sources: tuple[str, ...] = ()
+    conversations: bool = False
+    min_gain: float = 5e-3
+    batch_tokens: int = 8192
+    shard_tokens: int = 2**18
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.min_gain <= 0:
+            raise ValueError(f"min_gain {self.min_gain} must be above 0: every word of every token would be stored")
+        if self.window < 4:
+            raise ValueError(f"window {self.window} is below 4 tokens, a quarter of which overlaps")
+        if self.compute_dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16")
+
+    def summary(self) -> str:
+        what = "conversations" if self.conversations else "text"
+        return f"{what} in windows of {self.window:,}, words worth {self.min_gain:g} nats of a token's KL"
+
+
+def teach(config: TeachConfig, out: Path, *, corpus: Path, teacher: Path, selection: Path | None = None) -> Path:
+    """A teacher cache in `out`: give it to pretrain, finetune, extend_context or quantize as their `teacher`.
+
+    `selection` replaces the corpus's training shards, as in pretrain. ValueError: a teacher of other tokens, a window it
+    does not read, too little room on disk (estimated from what is read first), or an `out` begun with another teacher.
+    """
+    network, tokenizer = load_checkpoint(teacher)
+    if config.window > network.config.max_position_embeddings:
+        raise ValueError(
+            f"{config.name}.window {config.window} exceeds the teacher's {network.config.max_position_embeddings} "
+            "positions; lower it"
+        )
+    documents = list(training_documents(config, corpus, tokenizer, selection).values())
+    made_of = {
+        "teacher": model_digest(network),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "tokens": tokenizer.vocab_size,
+        "vocab_size": network.config.vocab_size,
+        "window": config.window,
+        "min_gain": config.min_gain,
+        "compute_dtype": config.compute_dtype,
+    }
+    network = network.eval().requires_grad_(False).to(device())
+    set_compute_dtype(network, dtype_of(config.compute_dtype, device()))
+    (out / DONE).unlink(missing_ok=True)  # what is there is whole only if nothing is added
+    write_cache(config, CacheWriter(out, made_of), network, documents, str(teacher))
+    return out
+
+
+def training_documents(
+    config: TeachConfig, corpus: Path, tokenizer: Tokenizer, selection: Path | None
+) -> dict[bytes, np.ndarray]:
+    """Token ids of each different document or conversation, by its key."""
+    sources: dict[str, Rows]
+    if config.conversations:
+        tokenizer.chat_template = tokenizer.chat_template or plain_chat_template(tokenizer)
+        sources = {"conversations": conversation_rows(corpus, config.sources, tokenizer, config.window)}
+    else:
+        own = Tokenizer.load(corpus / "tokenizer")
+        if own.backend.get_vocab() != tokenizer.backend.get_vocab():
+            raise ValueError(
+                f"{corpus} is encoded in {own.vocab_size} tokens, the teacher has {tokenizer.vocab_size} others; a "
+                "teacher reads a corpus that was curated with its tokenizer"
+            )
+        text = selection or corpus
+        wanted = dict.fromkeys(config.sources or list_sources(text), 1.0)
+        sources = dict(text_rows(text, wanted, config.window, tokenizer.eos_id))
+    found = (ids for rows in sources.values() for ids in _documents(rows))
+    return {document_key(ids): ids for ids in found}
+
+
+def _documents(rows: Rows) -> Iterator[np.ndarray]:
+    return (rows.document(number) for number in range(rows.documents()))
+
+
+def write_cache(
+    config: TeachConfig, cache: CacheWriter, network: Transformer, documents: list[np.ndarray], teacher: str
+) -> None:
+    """Everything not yet in the cache, a shard after another, and then teacher.json."""
+    left = [ids for ids in documents if document_key(ids) not in cache.done]
+    reading = {"window": config.window, "batch_tokens": config.batch_tokens}
+    sample = spread_sample(documents)
+    known = cache.shares()
+    shares = find_shares(network, sample, **reading) if known is None else torch.from_numpy(known).to(device())
+    if known is None:
+        cache.write_shares(shares.cpu().numpy())
+    tell_estimate(config, cache, network, sample, left, shares)
+    tokens = sum(len(ids) for ids in left)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"  {config.name}", total=tokens)
+        for shard in _shards(left, config.shard_tokens):
+            coded = encode_documents(network, shard, shares, **reading, min_gain=config.min_gain)
+            cache.write_shard({document_key(ids): own for ids, own in zip(shard, coded, strict=True)})
+            progress.advance(task, sum(len(ids) for ids in shard))
+    cache.finish({"teacher": teacher})
+
+
+def spread_sample(documents: list[np.ndarray]) -> list[np.ndarray]:
+    """The beginnings of documents evenly spread, about SAMPLE_TOKENS tokens."""
+    each = SAMPLE_TOKENS // 16
+    step = max(1, len(documents) * each // SAMPLE_TOKENS)
+    chosen, tokens = [], 0
+    for ids in documents[::step]:
+        chosen.append(np.asarray(ids[:each]))
+        tokens += len(chosen[-1])
+        if tokens >= SAMPLE_TOKENS:
+            break
+    return chosen
+
+
+def tell_estimate(
+    config: TeachConfig,
+    cache: CacheWriter,
+    network: Transformer,
+    sample: list[np.ndarray],
+    left: list[np.ndarray],
+    shares: torch.Tensor,
+) -> None:
+    """Show what the rest will take, from a part of the sample. ValueError: the disk is too small."""
+    started = time.perf_counter()
+    few = sample[: max(1, len(sample) // 4)]
+    reading = {"window": config.window, "batch_tokens": config.batch_tokens}
+    coded = encode_documents(network, few, shares, **reading, min_gain=config.min_gain)
+    seconds = time.perf_counter() - started
+    read, error = sum(len(own) for own, _ in coded), sum(kl for _, kl in coded)
+    stored = sum(size_in_bytes(len(own), len(own.ids), cache.bits) for own, _ in coded)
+    tokens = sum(len(ids) for ids in left)
+    needed, room = int(tokens * stored / read), shutil.disk_usage(cache.folder).free
+    told = (
+        f"{tokens:,} tokens at {stored / read:.1f} bytes (KL error {error / read:.3g} nats): about {needed / 1e6:,.1f} MB "
+        f"and {tokens * seconds / read / 60:,.1f} minutes"
+    )
+    Console(stderr=True, highlight=False).print(f"  {config.name}: {told}", style="dim", soft_wrap=True)
+    if needed > room:
+        raise ValueError(
+            f"{config.name}: {told}, but {cache.folder} has room for {room / 1e6:,.1f} MB; raise min_gain, name fewer "
+            "sources, or choose another --out"
+        )
+
+
+def _shards(documents: list[np.ndarray], shard_tokens: int) -> Iterator[list[np.ndarray]]:
+    """Documents in order, until shard_tokens are together."""
+    shard: list[np.ndarray] = []
+    tokens = 0
+    for ids in documents:
+        shard.append(ids)
+        tokens += len(ids)
+        if tokens >= shard_tokens:
+            yield shard
+            shard, tokens = [], 0
+    if shard:
+        yield shard
