@@ -28,16 +28,14 @@ def main() -> None:
     for number, row in enumerate(FITTED):
         own.append(log_error(row, found))
         left_out.append(log_error(row, fitted(FITTED[:number] + FITTED[number + 1 :])))
-        print(
-            f"{row.name:45} {row.tokens_per_second:9,.0f} tokens/s {percent(own[-1])}, left out {percent(left_out[-1])}, MFU {mfu(row):.0%}"
-        )
+        missed = f"{percent(own[-1])}, left out {percent(left_out[-1])}"
+        print(f"{row.name:45} {row.tokens_per_second:9,.0f} tokens/s {missed}, MFU {mfu(row):.0%}")
     print(f"typical error (root mean square): {spread(own):.1%}, left out {spread(left_out):.1%}\n")
     for row in HELD_OUT:
         assert row.days is not None
         error = log_error(row, found)
-        print(
-            f"{row.name:40} {row.days:4.1f} days published, {row.days * math.exp(error):4.1f} predicted {percent(error)}, MFU {mfu(row):.0%}"
-        )
+        days = f"{row.days:4.1f} days published, {row.days * math.exp(error):4.1f} predicted"
+        print(f"{row.name:40} {days} {percent(error)}, MFU {mfu(row):.0%}")
 
 
 def log_error(row: Published, fit: Fit) -> float:
