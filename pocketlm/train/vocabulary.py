@@ -97,9 +97,9 @@ def scores(model: Transformer, hidden: Tensor) -> Scores:
 class Divergence:
     """A distance of the model's distribution p from the teacher's q, by what one word adds to it.
 
-    parts: (log p, log q), both [N, W] -> (terms, slopes); the terms' sum is the distance, a slope is p times the
-    distance's derivative by p. slope_sum: of a token's slopes where it is always the same, else None. The gradient by
-    a logit is slope - p x (sum of slopes).
+    parts: (log p, log q), both [N, W] -> (the distance's part, slopes [N, W]); a slope is p times the distance's
+    derivative by p. It may write over log q. slope_sum: of a token's slopes where it is always the same, else None. The
+    gradient by a logit is slope - p x (sum of slopes).
     """
 
     parts: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -108,18 +108,18 @@ class Divergence:
 
 def _forward(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     q = log_q.exp()
-    return q * (log_q - log_p), -q
+    return log_q.sub_(log_p).mul_(q).sum(), q.neg_()
 
 
 def _reverse(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    terms = log_p.exp() * (log_p - log_q)
-    return terms, terms
+    terms = log_p.exp().mul_(log_p - log_q)
+    return terms.sum(), terms
 
 
 def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    slopes = 0.5 * log_p.exp() * (log_p - log_m)
-    return slopes + 0.5 * log_q.exp() * (log_q - log_m), slopes
+    slopes = (0.5 * log_p.exp()).mul_(log_p - log_m)
+    return slopes.sum() + (0.5 * log_q.exp()).mul_(log_q.sub_(log_m)).sum(), slopes
 
 
 FORWARD_KL = Divergence(_forward, slope_sum=-1.0)  # KL(q || p): both papers' distillation
@@ -214,39 +214,41 @@ class _Pass:
         self.kept: dict[tuple[int, int], Tensor] = {}
         self.norms = self._norms()
 
-    def logits(self, side: TeacherScores, words: slice) -> Tensor:
-        """[N, W], worked out, or kept from an earlier pass."""
+    def logits(self, side: TeacherScores, words: slice, temperature: float = 1.0) -> Tensor:
+        """[N, W], worked out, or kept from an earlier pass; to be written over."""
         key = (id(side), words.start)
-        if key in self.kept:
-            return self.kept[key].to(self.exact)
-        found = side.block(words)
-        if side.itemsize:
-            self.kept[key] = found
-        return found.to(self.exact)
+        found = self.kept.get(key)
+        if found is None:
+            found = side.block(words)
+            if side.itemsize:
+                self.kept[key] = found
+        copied = found.to(self.exact, copy=bool(side.itemsize))
+        return copied if temperature == 1 else copied.div_(temperature)
 
     def _norms(self) -> dict[str, Tensor]:
         """Log of the sum of exponentials [N, 1]: of the model at temperature 1, and of both at the task's."""
         T, teacher = self.task.temperature, self.teacher
         parts: dict[str, list[Tensor]] = {"labels": [], "model": [], "teacher": []}
         for words in self.blocks:
-            logits = self.logits(self.scores, words)
             if self.task.label_share > 0:
-                parts["labels"].append(logits.logsumexp(-1))
-            if teacher is not None:
-                parts["model"].append(tempered(logits, T).logsumexp(-1))
+                parts["labels"].append(_logsumexp(self.logits(self.scores, words)))
+            if teacher is not None and not (parts["labels"] and T == 1):
+                parts["model"].append(_logsumexp(self.logits(self.scores, words, T)))
             if teacher is not None and words.start < teacher.vocab_size:
-                parts["teacher"].append(tempered(self.logits(teacher, _known(words, teacher)), T).logsumexp(-1))
+                parts["teacher"].append(_logsumexp(self.logits(teacher, _known(words, teacher), T)))
+        parts["model"] = parts["model"] or parts["labels"]
         return {name: torch.stack(sums).logsumexp(0)[:, None] for name, sums in parts.items() if sums}
 
     def logs(self, words: slice) -> tuple[Tensor, Tensor]:
         """(log p, log q) [N, W] of the model and the teacher."""
         T, teacher = self.task.temperature, self.teacher
         assert teacher is not None
-        log_p = tempered(self.logits(self.scores, words), T) - self.norms["model"]
+        log_p = self.logits(self.scores, words, T).sub_(self.norms["model"])
         if words.start >= teacher.vocab_size:
             return log_p, torch.full_like(log_p, UNKNOWN)
-        log_q = tempered(self.logits(teacher, _known(words, teacher)), T) - self.norms["teacher"]
-        return log_p, F.pad(log_q, (0, log_p.shape[1] - log_q.shape[1]), value=UNKNOWN)
+        log_q = self.logits(teacher, _known(words, teacher), T).sub_(self.norms["teacher"])
+        beyond = log_p.shape[1] - log_q.shape[1]
+        return log_p, F.pad(log_q, (0, beyond), value=UNKNOWN) if beyond else log_q
 
     def slope_sum(self) -> Tensor | float:
         """Of each token's slopes over all words: known beforehand, or a pass of its own."""
@@ -284,17 +286,23 @@ class _Pass:
         gradient: Tensor | None = None
         if self.teacher is not None:
             log_p, log_q = self.logs(words)
-            terms, slopes = task.divergence.parts(log_p, log_q)
-            value += (1 - task.label_share) * terms.sum()
-            gradient = (slopes - log_p.exp_().mul_(slope_sum)).mul_((1 - task.label_share) / task.temperature)
+            part, slopes = task.divergence.parts(log_p, log_q)
+            value += (1 - task.label_share) * part
+            p = log_p.exp_()
+            gradient = p.add_(slopes) if task.divergence.slope_sum == -1 else slopes - p.mul_(slope_sum)
+            if (share := (1 - task.label_share) / task.temperature) != 1:
+                gradient.mul_(share)
         if task.labels is not None and task.label_share > 0:
-            log_p = self.logits(self.scores, words) - self.norms["labels"]
+            log_p = self.logits(self.scores, words).sub_(self.norms["labels"])
             here = ((task.labels >= words.start) & (task.labels < words.stop)).nonzero()[:, 0]
             places = (here, task.labels[here] - words.start)
             value -= task.label_share * log_p[places].sum()
             own = log_p.exp_()
             own[places] -= 1
-            gradient = own.mul_(task.label_share) if gradient is None else gradient.add_(own, alpha=task.label_share)
+            if gradient is not None:
+                gradient.add_(own, alpha=task.label_share)
+            else:
+                gradient = own if task.label_share == 1 else own.mul_(task.label_share)
         assert gradient is not None
         return value, gradient
 
@@ -304,5 +312,7 @@ def _known(words: slice, teacher: TeacherScores) -> slice:
     return slice(words.start, min(words.stop, teacher.vocab_size))
 
 
-def tempered(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1 else logits / temperature
+def _logsumexp(logits: Tensor) -> Tensor:
+    """[N] of logits [N, W], which are written over."""
+    highest = logits.amax(-1, keepdim=True)
+    return logits.sub_(highest).exp_().sum(-1).log_().add_(highest[:, 0])
