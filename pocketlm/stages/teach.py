@@ -26,9 +26,8 @@ from pocketlm.train.ranks import device
 from pocketlm.train.sparse import size_in_bytes
 from pocketlm.train.teaching import encode_documents, find_shares
 
-SAMPLE_TOKENS = (
-    2**14
-)  # read first, from documents evenly spread: for the shares of words without entry, and the estimate
+# Read first, from documents evenly spread: for the shares of words without entry, and for the estimate
+SAMPLE_TOKENS = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
