@@ -128,7 +128,7 @@ def test_a_source_that_cannot_be_read_is_named_and_the_others_are_kept(texts: Pa
         (["select.seq_len=many"], ("select.seq_len=many", "'many' is not a whole number")),
         (["selects.seed=9"], ("selects", "did you mean 'select'?")),
         (["mid.seq_len=4096"], ("mid.seq_len 4096 exceeds max_position_embeddings 64", "extend_context")),
-        (["mid.micro_batch_size=3"], ("rows_per_step 4", "micro-batches of 3")),
+        (["mid.micro_batch_size=3"], ("rows_per_step 4", "micro_batch_size 3")),
         (["mid.shares={}"], ("mid.shares", "sum to 0")),
         (['mid.shares={"problems": 1.5, "notes": -0.5}'], ("mid.shares", "must not be negative: notes -0.5")),
         (['mid.shares={"problems": 0.5, "notes": 0.4}'], ("mid.shares", "sum to 0.9000, not to 1")),
