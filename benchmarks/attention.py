@@ -1,0 +1,76 @@
+"""Attention of training in pieces, beside torch's own: forward and back of one layer, in turns, on one thread.
+
+    python benchmarks/attention.py
+
+6 query heads on 2, 64 wide, 4 rows, bfloat16, documents of 90 tokens in the packed rows. `ratio` is the median over rounds
+of (torch's seconds / ours): against SDPA with is_causal for whole rows, and with a mask of all pairs for packed documents
+and for windows, as SDPA needs one there.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pocketlm.model.attention import attention_in_pieces, first_keys
+
+B, H, K, E = 4, 6, 2, 64  # rows, query heads, kv heads, width of a head
+DOCUMENT, WINDOW = 90, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for length in arguments.lengths:
+        for name, begins, window in cases(length):
+            print(json.dumps(compare(name, length, first_keys(begins, window), arguments.rounds)), flush=True)
+
+
+def cases(length: int) -> list[tuple[str, Tensor, int | None]]:
+    """(name, where each token's document begins [1, T], window) of each case."""
+    place = torch.arange(length)[None]
+    whole = torch.zeros_like(place)
+    return [("causal", whole, None), ("window", whole, WINDOW), ("documents", place // DOCUMENT * DOCUMENT, None)]
+
+
+def compare(name: str, length: int, first: Tensor, rounds: int) -> dict:
+    """Seconds of both, and the median of the ratios of neighbouring calls, after one that does not count."""
+    q, k, v = (torch.randn(B, heads, length, E, dtype=torch.bfloat16, requires_grad=True) for heads in (H, K, K))
+    place = torch.arange(length)
+    pairs = (place[None] <= place[:, None]) & (place[None] >= first[0][:, None])  # [T, T]
+
+    def torchs() -> Tensor:
+        mask = {"is_causal": True} if name == "causal" else {"attn_mask": pairs}
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **mask)  # type: ignore[arg-type]
+
+    own, theirs = [], []
+    for _ in range(rounds + 1):
+        own.append(seconds(lambda: attention_in_pieces(q, k, v, first)))
+        theirs.append(seconds(torchs))
+    ratio = median(there / here for here, there in zip(own[1:], theirs[1:], strict=True))
+    return {
+        "case": name,
+        "tokens": length,
+        "ours_ms": round(1e3 * median(own[1:]), 1),
+        "sdpa_ms": round(1e3 * median(theirs[1:]), 1),
+        "ratio": round(ratio, 2),
+    }
+
+
+def seconds(attend: Callable[[], Tensor]) -> float:
+    """Of a forward and a backward pass."""
+    started = perf_counter()
+    attend().float().sum().backward()
+    return perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
