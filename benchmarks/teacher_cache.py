@@ -11,7 +11,8 @@ the teacher at four bits, and the teacher without the upper half of its layers.
 
 The published scheme (DistillKit, "budget pick"): 50 likeliest words, the first log-probability in bfloat16, the others by a
 least-squares fit of a + b t + c sqrt(t) in float32, ids packed. What is left goes to the other words evenly, as published, or
-by our shares. "bucket": what is left goes to the other words as the student has it, so they only learn their sum.
+by our shares. "bucket": what is left goes to the other words as the student has it, so they only learn
+their sum; its KL is that of the second student.
 """
 
 import argparse
@@ -87,8 +88,8 @@ def compare(teacher: Transformer, documents: list[np.ndarray], shares: Tensor) -
             states = [teacher.hidden(tokens, None)[0], four_bits.hidden(tokens, None)[0], half.hidden(tokens)]
             for some in torch.arange(len(ids)).split(128):
                 log_q, *log_ps = ((s[some] @ weight.T).log_softmax(-1) for s in states)
-                for name, size, log_back in schemes(log_q, shares, log_ps[0]):
-                    add(sums.setdefault(name, [0.0] * 7), size, log_q, log_back, log_ps, weight)
+                for name, size, log_backs in schemes(log_q, shares, log_ps):
+                    add(sums.setdefault(name, [0.0] * 7), size, log_q, log_backs, log_ps, weight)
     return [row(name, found) for name, found in sums.items()]
 
 
@@ -104,15 +105,16 @@ class Half:
         return self.model.hidden(ids, None)[0]
 
 
-def add(sums: list[float], size: float, log_q: Tensor, log_back: Tensor, log_ps: list[Tensor], weight: Tensor) -> None:
+def add(
+    sums: list[float], size: float, log_q: Tensor, log_backs: list[Tensor], log_ps: list[Tensor], weight: Tensor
+) -> None:
     """One piece's tokens, bytes, KL, and squared gradients: error and size for each student."""
-    q, back = log_q.exp(), log_back.exp()
-    error = ((back - q) @ weight).square().sum()
+    q = log_q.exp()
     sums[0] += len(q)
     sums[1] += size
-    sums[2] += float((q * (log_q - log_back)).sum())
-    for place, log_p in zip((3, 5), log_ps, strict=True):
-        sums[place] += float(error)
+    sums[2] += float((q * (log_q - log_backs[1])).sum())
+    for place, log_back, log_p in zip((3, 5), log_backs, log_ps, strict=True):
+        sums[place] += float(((log_back.exp() - q) @ weight).square().sum())
         sums[place + 1] += float(((log_p.exp() - q) @ weight).square().sum())
 
 
@@ -128,32 +130,36 @@ def row(name: str, sums: list[float]) -> dict:
     }
 
 
-def schemes(log_q: Tensor, shares: Tensor, log_p: Tensor):
-    """(name, bytes of these tokens, log of what is read back [N, V]) of each scheme."""
+def schemes(log_q: Tensor, shares: Tensor, log_ps: list[Tensor]):
+    """(name, bytes of these tokens, logs [N, V] of what each student reads back) of each scheme."""
     tokens, vocab_size = log_q.shape
     bits, even = id_bits(vocab_size), torch.full_like(shares, -float(np.log(vocab_size)))
     for gain in GAINS:
         coded, _ = encode(log_q, shares, gain)
         back = decode(coded, shares).block(slice(0, vocab_size)).log_softmax(-1)
-        yield f"ours, min_gain {gain:g}", size_in_bytes(tokens, len(coded.ids), bits), back
+        yield f"ours, min_gain {gain:g}", size_in_bytes(tokens, len(coded.ids), bits), [back] * 2
         if gain == 5e-3:
             stored = torch.zeros_like(log_q, dtype=torch.bool)
             counts = torch.from_numpy(coded.counts.astype(int))
             stored[torch.arange(tokens).repeat_interleave(counts), torch.from_numpy(coded.ids.astype(int))] = True
             size = size_in_bytes(tokens, len(coded.ids), bits)
-            yield "the same entries, rest even", size, filled(stored, back, even)
-            yield "the same entries, rest a bucket", size, filled(stored, back, log_p)
-            yield "the same entries, rest dropped", size, back.masked_fill(~stored, -torch.inf).log_softmax(-1)
+            yield "the same entries, rest even", size, [filled(stored, back, even)] * 2
+            yield "the same entries, rest a bucket", size, [filled(stored, back, log_p) for log_p in log_ps]
+            yield "the same entries, rest dropped", size, [back.masked_fill(~stored, -torch.inf).log_softmax(-1)] * 2
     values, ids = log_q.topk(max(FIXED))
     for k in FIXED:
         stored = torch.zeros_like(log_q, dtype=torch.bool).scatter_(1, ids[:, :k], True)
-        yield f"fixed k {k}, 16-bit values, shares", tokens * (k * bits / 8 + 2 * k), filled(stored, log_q, shares)
+        yield (
+            f"fixed k {k}, 16-bit values, shares",
+            tokens * (k * bits / 8 + 2 * k),
+            [filled(stored, log_q, shares)] * 2,
+        )
     fitted = published(values[:, :50])
     stored = torch.zeros_like(log_q, dtype=torch.bool).scatter_(1, ids[:, :50], True)
     size = tokens * (-(-50 * bits // 8) + 2 + 3 * 4)
     back = log_q.scatter(1, ids[:, :50], fitted)
-    yield "published, 50, rest even", size, filled(stored, back, even)
-    yield "published, 50, rest by shares", size, filled(stored, back, shares)
+    yield "published, 50, rest even", size, [filled(stored, back, even)] * 2
+    yield "published, 50, rest by shares", size, [filled(stored, back, shares)] * 2
 
 
 def published(values: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class TeachConfig:
 
     conversations: the corpus's conversations as finetune and quantize write them (one longer than window is left out),
     not its text. min_gain: nats; a word is stored for a token where that lowers the KL error by as much, so a smaller one
-    costs disk and is nearer to the whole distribution (docs/pipeline.md has figures). batch_tokens: read together.
+    costs disk and is nearer to the whole distribution (docs/benchmarks.md has figures). batch_tokens: read together.
     shard_tokens: written together; an interrupted stage loses no more. compute_dtype: of the teacher's products.
     """
 

@@ -13,6 +13,7 @@ students may read one cache. A shard is there when its index is; a folder withou
 import hashlib
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ class Cache:
     told: dict[str, Any]
     shares: torch.Tensor  # [V]
     index: np.ndarray
-    shards: list[np.ndarray]
+    shards: Sequence[np.ndarray]
     checked: set[bytes] = field(default_factory=set)
 
     def find(self, key: bytes) -> np.void | None:
@@ -180,7 +181,7 @@ class Cache:
         bits = id_bits(self.made_of["vocab_size"])
         raw = self.shards[shard][start : start + size_in_bytes(tokens, int(entry["entries"]), bits)]
         if key not in self.checked:
-            if zlib.crc32(raw.data) != entry["crc32"]:
+            if zlib.crc32(raw.tobytes()) != entry["crc32"]:
                 raise ValueError(f"{self.folder}/{shard:05}.bin is damaged at byte {start}; restore it, or teach again")
             self.checked.add(key)
         return from_bytes(raw, tokens, bits, first, stop)
@@ -205,9 +206,7 @@ def open_cache(folder: Path) -> Cache:
             raise ValueError(f"{path} is damaged: its sha256 is another; restore it, or teach again")
     shares = torch.from_numpy(np.load(folder / SHARES, allow_pickle=False))
     index = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
-    shards: list[np.ndarray] = [
-        np.memmap(folder / name, np.uint8, "r") for name in sorted(told["files"]) if name.endswith(".bin")
-    ]
+    shards = [np.memmap(folder / name, np.uint8, "r") for name in sorted(told["files"]) if name.endswith(".bin")]
     return Cache(folder, read_json(folder / BEGUN), told, shares, index, shards)
 
 

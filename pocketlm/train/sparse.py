@@ -69,8 +69,8 @@ def encode(logits: Tensor, shares: Tensor, min_gain: float) -> tuple[Encoded, Te
     q = log_q.exp()
     level = torch.zeros(len(q), 1, device=q.device)
     for _ in range(2):  # what is left depends on which words are stored, and the other way round; two turns settle it
-        stored = _gain(q, log_q, shares + level) > min_gain
-        left, share = (~stored * q).sum(-1, True), (~stored * shares.exp()).sum(-1, True)
+        others = (_gain(q, log_q, shares + level) <= min_gain).to(q.dtype)
+        left, share = (others * q).sum(-1, True), others @ shares.exp()[:, None]
         level = left.clamp(min=1e-13).log() - share.clamp(min=1e-13).log()
     gain = _gain(q, log_q, shares + level)
     chosen = gain > min_gain
@@ -88,8 +88,8 @@ def encode(logits: Tensor, shares: Tensor, min_gain: float) -> tuple[Encoded, Te
 
 
 def _gain(q: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
-    """Nats by which an entry for a word lowers the KL, where r is what the word gets without one: at least 0."""
-    return q * (log_q - log_r) - q + log_r.exp()
+    """Nats by which an entry for a word lowers the KL, where r, written over, is what the word gets without one: at least 0."""
+    return (log_q - log_r).mul_(q).sub_(q).add_(log_r.exp_())
 
 
 def _error(q: Tensor, log_q: Tensor, found: Encoded, shares: Tensor) -> Tensor:

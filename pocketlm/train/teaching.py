@@ -16,7 +16,7 @@ from torch import Tensor
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.sparse import Encoded, encode, joined, tail_shares, tails_of
 
-LOGITS_AT_ONCE = 2**24  # logits worked on together: 64 MiB in float32, and some copies
+LOGITS_AT_ONCE = 2**21  # worked on together: 8 MiB in float32, which stay in the processor's cache
 
 
 @dataclass(frozen=True)

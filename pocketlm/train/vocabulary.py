@@ -187,8 +187,8 @@ def _value_and_gradients(scores: Scores, task: _Task, wanted: bool) -> tuple[Ten
     of_weight = torch.zeros_like(weight, dtype=exact) if wanted and weight is not None else None
     loss = torch.zeros((), dtype=exact, device=x.device)
     for some in _few_tokens(scores, task):
-        part = _Pass(scores.rows(some), task.rows(some), exact)
-        loss += part.run(None if of_x is None else of_x[some], of_weight, first=some.start == 0)
+        of_some = None if of_x is None else of_x[some]  # no name for a pass: its logits go before the next one's come
+        loss += _Pass(scores.rows(some), task.rows(some), exact).run(of_some, of_weight, first=some.start == 0)
     return loss, of_x, of_weight
 
 
