@@ -18,7 +18,7 @@ from pocketlm.train.vocabulary import BLOCK_BYTES, KEPT_BYTES
 
 BLOCKS_AT_ONCE = 8  # of the loss's blocks of logits, in float32: both sides' logs, terms, slopes, gradients
 # Of the estimate, which is within a few percent of what is alive at once (benchmarks/memory.py). The C library keeps
-# freed blocks on top, up to half as much again: that is not counted, for it is no reason to refuse
+# freed blocks on top, up to three quarters as much again: that is not counted, for it is no reason to refuse
 MARGIN = 0.1
 
 
