@@ -93,18 +93,15 @@ def quantize_weight(weight: Tensor, scheme: Scheme, scale: Tensor | None = None)
 
     scale: the learned one, [O, G]; None takes the range of the weights.
     """
-    if scale is None:
-        snapped = group_scales(weight, scheme)
-        ratio = weight.detach().float().unflatten(-1, (snapped.shape[-1], -1)) / snapped.float()[..., None]
-    else:
-        snapped = snap(scale)
-        ratio = _learned_ratio(weight.detach(), snapped)
-    return ratio.round().clamp(scheme.lowest, scheme.highest).to(torch.int8).flatten(-2), snapped
+    snapped = group_scales(weight, scheme) if scale is None else snap(scale)
+    levels = _ratio(weight.detach(), snapped, learned=scale is not None).round_()
+    return levels.clamp_(scheme.lowest, scheme.highest).to(torch.int8).flatten(-2), snapped
 
 
-def _learned_ratio(weight: Tensor, snapped: Tensor) -> Tensor:
-    """Weight / scale [O, G, I / G], multiplied by the reciprocal as torchao does: ties of bfloat16 weights fall alike."""
-    return weight.float().unflatten(-1, (snapped.shape[-1], -1)) * (1.0 / snapped.float())[..., None]
+def _ratio(weight: Tensor, snapped: Tensor, *, learned: bool) -> Tensor:
+    """Weight / scale [O, G, I / G]; where the scale is learned, by its reciprocal as in torchao: ties of bfloat16 fall alike."""
+    groups, scale = weight.float().unflatten(-1, (snapped.shape[-1], -1)), snapped.float()[..., None]
+    return groups * (1.0 / scale) if learned else groups / scale
 
 
 def dequantize_weight(qweight: Tensor, scale: Tensor) -> Tensor:
@@ -122,16 +119,16 @@ def fake_quantize_weight(
     """
     if scale is not None:
         return _LearnedRange.apply(weight, scale, scheme, dtype)  # type: ignore[return-value]
-    return _StraightThrough.apply(weight, lambda w: _rounded(w, scheme, dtype))  # type: ignore[return-value]
+    return _StraightThrough.apply(weight, lambda w: _on_grid(w, scheme, None, dtype))  # type: ignore[return-value]
 
 
-def _rounded(weight: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
+def _on_grid(weight: Tensor, scheme: Scheme, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """What quantize and dequantize give, a few rows at a time and in place; adding 0 makes -0 the 0 that an integer is."""
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for some, place in _few_rows(weight, out):
-        scale = group_scales(some, scheme).float()[..., None]
-        levels = some.float().unflatten(-1, (scale.shape[-2], -1)) / scale
-        place.copy_(levels.round_().clamp_(scheme.lowest, scheme.highest).add_(0.0).mul_(scale).flatten(-2))
+    for some, place, *own in _few_rows(weight, out, *([] if scale is None else [scale])):
+        snapped = snap(own[0]) if own else group_scales(some, scheme)
+        levels = _ratio(some, snapped, learned=bool(own)).round_().clamp_(scheme.lowest, scheme.highest).add_(0.0)
+        place.copy_(levels.mul_(snapped.float()[..., None]).flatten(-2))
     return out
 
 
@@ -164,21 +161,16 @@ class _LearnedRange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scale: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
-        snapped = snap(scale).float()
-        ctx.save_for_backward(weight, snapped)
+        ctx.save_for_backward(weight, snap(scale).float())
         ctx.scheme = scheme
-        out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-        for some, own, place in _few_rows(weight, snapped, out):
-            levels = _learned_ratio(some, own).round_().clamp_(scheme.lowest, scheme.highest).add_(0.0)
-            place.copy_(levels.mul_(own[..., None]).flatten(-2))
-        return out
+        return _on_grid(weight, scheme, scale, dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, snapped = ctx.saved_tensors
         of_weight, of_scale = torch.empty_like(weight), torch.empty_like(snapped)
         for some, own, above, to_weight, to_scale in _few_rows(weight, snapped, upstream[0], of_weight, of_scale):
-            ratio = _learned_ratio(some, own)
+            ratio = _ratio(some, own, learned=True)
             gradient = above.float().view(ratio.shape)
             level = ratio.round()
             clamped = level.clamp(ctx.scheme.lowest, ctx.scheme.highest)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pocketlm.model.quant import Scheme, dequantize_weight, quantize_weight
 from pocketlm.model.transformer import Transformer
 
 GROUP = 32  # neighbours that share a scale in every 4-bit format of note, or a part of those that do
@@ -58,8 +57,3 @@ def is_rounded(weight: Tensor) -> bool:
     repeats = distinct <= 0.75 * there.sum(-1)  # a pruned group has few values, but each once
     rounded = tells & repeats & (fresh.sum(-1) <= LEVELS)
     return bool(tells.any()) and int(rounded.sum()) >= ROUNDED_SHARE * int(tells.sum())
-
-
-def on_grid_of(scheme: Scheme) -> Callable[[Tensor], Tensor]:
-    """What rounding to a scheme makes of a weight, its range that of the weights."""
-    return lambda weight: dequantize_weight(*quantize_weight(weight, scheme))

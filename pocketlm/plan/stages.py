@@ -9,6 +9,8 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pocketlm.model.checkpoint import shape_of
 from pocketlm.model.costs import flops_of
 from pocketlm.model.files import read_json
@@ -16,7 +18,10 @@ from pocketlm.model.transformer import ModelConfig
 from pocketlm.plan.work import Work
 from pocketlm.record import Call
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.teacher import is_cached
 
+# Bytes a token of a teacher on disk by TeachConfig.min_gain, as benchmarks/teacher_cache.py printed them for SmolLM2-135M
+CACHED_BYTES = {0.02: 37.2, 0.01: 58.3, 0.005: 92.5, 0.002: 170.4}
 _NOTHING = OptimConfig(lr=1.0, num_steps=1, warmup_steps=0, final_lr_share=1.0)  # of a stage that does not train
 
 
@@ -55,10 +60,11 @@ class Corpus:
 
 @dataclass
 class Known:
-    """What the stages so far leave behind, by folder; anything else is looked up on disk."""
+    """What the stages so far leave behind, by folder; anything else is looked up on disk. taught: teachers on disk."""
 
     models: dict[Path, ModelConfig | None] = field(default_factory=dict)
     corpora: dict[Path, Corpus] = field(default_factory=dict)
+    taught: set[Path] = field(default_factory=set)
 
     def model(self, path: Path | None) -> ModelConfig | None:
         if path is None:
@@ -88,7 +94,7 @@ def _pretrain(call: Call, known: Known) -> Stage:
 
 
 def _finetune(call: Call, known: Known) -> Stage:
-    return _training(call, known, known.model(_one(call, "model")), masked=True)
+    return _training(call, known, known.model(_one(call, "model")), masked=True, teacher="teacher")
 
 
 def _extend(call: Call, known: Known) -> Stage:
@@ -101,7 +107,8 @@ def _extend(call: Call, known: Known) -> Stage:
 
 def _quantize(call: Call, known: Known) -> Stage:
     shape = known.model(_one(call, "model"))
-    return _training(call, known, shape, masked=call.config.shares is None, teacher="model", scheme=call.config.scheme)
+    teacher = "teacher" if call.inputs.get("teacher") else "model"
+    return _training(call, known, shape, masked=call.config.shares is None, teacher=teacher, scheme=call.config.scheme)
 
 
 def _training(
@@ -116,6 +123,8 @@ def _training(
     """A stage that goes through the training loop, or where optim is None only writes its model again."""
     known.models[call.folder] = shape
     config, optim, taught_by = call.config, call.config.optim, _one(call, teacher) if teacher else None
+    if taught_by in known.taught or is_cached(taught_by):
+        taught_by = None  # what is read from disk computes nothing
     tokens = optim.num_steps * config.rows_per_step * config.seq_len if optim else 0
     taught = known.model(taught_by)
     lacking = [f"input {name} is not there: its shape is unknown" for name in ("model",) if shape is None]
@@ -220,6 +229,34 @@ def _select(call: Call, known: Known) -> Stage:
     )
 
 
+def _teach(call: Call, known: Known) -> Stage:
+    """A forward pass over the corpus, and what is kept of it: told as another teacher's was measured."""
+    known.taught.add(call.folder)
+    config, shape = call.config, known.model(_one(call, "teacher"))
+    corpus = known.corpus(_one(call, "selection") or _one(call, "corpus"))
+    if corpus is None or corpus.tokens is None or shape is None:
+        return Stage(call=call, notes=("its corpus is not counted yet, or its teacher is unknown",))
+    tokens = sum(count for name, count in corpus.tokens.items() if name in (config.sources or corpus.tokens))
+    rows = max(1, config.batch_tokens // config.window)
+    like = Work(model=shape, optim=_NOTHING, seq_len=config.window, rows_per_step=rows, micro_batch_size=rows)
+    return Stage(
+        call=call,
+        like=like,
+        other_flops=int(tokens / config.window * flops_of(shape, 1, config.window).forward),
+        tokens=tokens,
+        disk=int(tokens * cached_bytes(config.min_gain)),
+        at_most=True,
+        notes=("disk as for SmolLM2-135M; it is measured, and told, when the stage begins",),
+    )
+
+
+def cached_bytes(min_gain: float) -> float:
+    """Bytes a token of a teacher on disk, between the gains that were measured; beyond them that of the last."""
+    gains = np.log(sorted(CACHED_BYTES))
+    sizes = np.log([CACHED_BYTES[gain] for gain in sorted(CACHED_BYTES)])
+    return float(np.exp(np.interp(np.log(min_gain), gains, sizes)))
+
+
 def _merge(call: Call, known: Known) -> Stage:
     """The validation rows through every combination of weights."""
     config, models = call.config, call.inputs["models"]
@@ -257,6 +294,7 @@ COSTS: dict[str, Callable[[Call, Known], Stage]] = {
     "curate": _curate,
     "find_mix": _mix,
     "select": _select,
+    "teach": _teach,
     "merge": _merge,
 }
 

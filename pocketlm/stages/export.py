@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.layouts import LAYOUTS
-from pocketlm.model.quant import CPU, SCALE, OnGrid, prepare, scheme_of
-from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
+from pocketlm.model.quant import CPU, SCALE, OnGrid, fake_quantize_weight, prepare, scheme_of
+from pocketlm.model.rounded import refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -235,7 +236,7 @@ def as_stored(network: Transformer, dtype: str) -> Transformer:
 def refuse_lossy(network: Transformer, dtype: str) -> None:
     """Nothing, or a ValueError where a .gguf of this dtype would round four-bit values once more, and otherwise."""
     if dtype == "q4_0" and scheme_of(network) is None:
-        refuse_rounding_again(network, on_grid_of(CPU), "q4_0")
+        refuse_rounding_again(network, partial(fake_quantize_weight, scheme=CPU), "q4_0")
     if dtype == "q8_0":
         refuse_rounding_again(on_grid(network), rounded_q8_0, "q8_0")
 

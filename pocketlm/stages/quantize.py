@@ -1,6 +1,7 @@
 """Quantize to four bits: training on the grid with the full-precision model as teacher, or plain rounding."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pocketlm.data.batches import Layout, Rows, make_batches
@@ -8,8 +9,8 @@ from pocketlm.data.conversations import conversation_rows
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
-from pocketlm.model.quant import prepare, scheme
-from pocketlm.model.rounded import on_grid_of, refuse_rounding_again
+from pocketlm.model.quant import fake_quantize_weight, prepare, scheme
+from pocketlm.model.rounded import refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, distillation_loss
@@ -71,7 +72,7 @@ def quantize(
     taught_by = live_shape(teacher or model)
     check_memory(config, shape_of(model), teacher=taught_by, masked=config.shares is None, on_grid=True)
     student, tokenizer = load_checkpoint(model)
-    refuse_rounding_again(student, on_grid_of(own_scheme), f"{config.name} ({config.scheme})")
+    refuse_rounding_again(student, partial(fake_quantize_weight, scheme=own_scheme), f"{config.name} ({config.scheme})")
     prepare(student, own_scheme)
     if config.optim is not None:
         if corpus is None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import astuple, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from pocketlm.cli import app
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.costs import flops_of, num_parameters
+from pocketlm.model.files import write_json
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -21,11 +23,13 @@ from pocketlm.plan.devices import DEVICES, device
 from pocketlm.plan.estimate import Estimate, estimate
 from pocketlm.plan.published import FITTED, HELD_OUT
 from pocketlm.plan.speed import FIT, LEFT_OUT_ERROR, step_seconds
-from pocketlm.plan.stages import Stage, plan_stages
+from pocketlm.plan.stages import CACHED_BYTES, Stage, cached_bytes, plan_stages
 from pocketlm.plan.table import amount, size, span
 from pocketlm.plan.work import Work
 from pocketlm.recipe import load_recipe
 from pocketlm.run import plan
+from pocketlm.stages.pretrain import PretrainConfig, pretrain
+from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.state import SaveConfig
 
@@ -103,6 +107,35 @@ def test_a_teacher_on_disk_is_read_from_its_config(tmp_path: Path) -> None:
     (tmp_path / "teacher" / "model.safetensors").unlink()  # its weights are not needed
     work = stages_of("r1", tmp_path, teacher=tmp_path / "teacher")["mid1"].work
     assert work is not None and work.teacher is not None and num_parameters(work.teacher) == num_parameters(shape)
+
+
+def test_a_teacher_kept_on_disk_is_planned_and_costs_its_students_nothing(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["a few words"], 262)
+    for name in ("teacher", "corpus"):
+        (tmp_path / name).mkdir()
+    shape = replace(SHAPE, vocab_size=tokenizer.vocab_size)
+    save_checkpoint(tmp_path / "teacher", Transformer(shape), tokenizer)
+    tokens = {"a": 6_400, "b": 1_280}
+    sources = {name: {"domain": "code", "kept": {"train": {"tokens": n}}} for name, n in tokens.items()}
+    write_json(tmp_path / "corpus" / "curation.json", {"sources": sources})
+
+    def recipe(run: Any) -> None:
+        corpus, teacher = tmp_path / "corpus", tmp_path / "teacher"
+        taught = run(
+            teach, TeachConfig(name="taught", window=64, sources=("a",), min_gain=0.01), corpus=corpus, teacher=teacher
+        )
+        train = PretrainConfig(
+            name="student", model=shape, optim=STEPS, seq_len=64, rows_per_step=8, micro_batch_size=2, seed=1
+        )
+        run(pretrain, train, corpus=corpus, teacher=taught)
+        run(pretrain, replace(train, name="live"), corpus=corpus, teacher=teacher)
+
+    taught, student, live = plan_stages(plan(recipe, tmp_path / "run", missing_ok=True).calls)
+    assert taught.tokens == 6_400 and taught.disk == pytest.approx(6_400 * CACHED_BYTES[0.01], rel=1e-3)
+    assert taught.other_flops == 100 * flops_of(shape, 1, 64).forward
+    assert student.work is not None and student.work.teacher is None and student.notes == ()
+    assert live.work is not None and live.work.teacher == shape
+    assert CACHED_BYTES[0.01] < cached_bytes(0.007) < CACHED_BYTES[0.005]
 
 
 def test_every_kind_of_stage_of_the_demo_is_planned_or_said_not_to_be(tmp_path: Path) -> None:
