@@ -18,7 +18,7 @@ def plan_recipe(
     context: typer.Context,
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE [ARGUMENTS]", show_default=False)] = None,
     gpu: Annotated[
-        str, typer.Option(metavar="NAME", help="a100, h100, h200, b200, laptop; or this: try steps on this processor.")
+        str, typer.Option(metavar="NAME", help="a100, h100, h200, b200; or this: try steps on this processor.")
     ] = "this",
     count: Annotated[int, typer.Option(metavar="N", help="How many of them.")] = 1,
     out: Annotated[

@@ -8,7 +8,7 @@ GB = 10**9
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """flops: dense bfloat16 products a second. Bandwidths in bytes a second, one way: of memory, between the devices of
-    one machine (link), and of each device to other machines (network). kind: as torch names it."""
+    one machine (link), and of each device to other machines (network)."""
 
     name: str
     flops: float
@@ -18,7 +18,6 @@ class Device:
     network: float
     per_machine: int
     source: str
-    kind: str = "cuda"
 
 
 A100 = Device(
@@ -61,18 +60,7 @@ B200 = Device(
     per_machine=8,
     source="NVIDIA DGX B200 datasheet, an eighth of it",
 )
-LAPTOP = Device(
-    name="laptop",
-    flops=8 * 4.0e9 * 64,  # eight cores, two 256-bit fused multiply-adds of bfloat16 (32 lanes) a cycle, 4 GHz
-    memory_bytes=16 * GB,
-    bandwidth=90 * GB,
-    link=90 * GB,
-    network=0.1 * GB,
-    per_machine=1,
-    source="AMD Ryzen 7 7840U: 8 cores with AVX-512 bfloat16, LPDDR5-6400 of 128 bits less what tests lose",
-    kind="cpu",
-)
-DEVICES = {row.name: row for row in (A100, H100, H200, B200, LAPTOP)}
+DEVICES = {row.name: row for row in (A100, H100, H200, B200)}
 HERE = "this"
 
 

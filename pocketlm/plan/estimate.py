@@ -71,9 +71,7 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     seconds = _seconds(stage, device, count)
     if seconds is None and (work or stage.like):
         notes.append("too large to be tried here")
-    memory = (
-        work.memory(device.kind if device else "cpu", ranks, device.per_machine if device else 1).peak if work else None
-    )
+    memory = work.memory("cuda" if device else "cpu", ranks, device.per_machine if device else 1).peak if work else None
     if memory and device and memory > device.memory_bytes:
         notes.append(f"needs more memory than a {device.name} has ({device.memory_bytes / 1e9:.0f} GB)")
     return Estimate(
@@ -105,7 +103,7 @@ def _seconds(stage: Stage, device: Device | None, count: int) -> float | None:
 def _step(work: Work, device: Device | None, count: int) -> float | None:
     if device is None:
         return here.step_seconds(work)
-    fused = work.optim.compile == "yes" or (work.optim.compile == "auto" and device.kind == "cuda")
+    fused = work.optim.compile != "no"
     return step_seconds(work, device, count, fused=fused)
 
 

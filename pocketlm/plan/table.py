@@ -1,7 +1,9 @@
 """The plan of a run as a table for the terminal."""
 
+from itertools import compress
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
@@ -19,57 +21,53 @@ def plan_tables(estimates: list[Estimate], title: str, *, published: bool) -> Gr
     published: times come from published trainings and not from this machine.
     """
     acted = any(each.actual_seconds is not None for each in estimates)
-    table = Table(title=title, title_justify="left")
-    names = ("stage", "tokens", "FLOPs", "devices", "memory", "time", "hours", "disk", *(("actual", "ratio") * acted))
-    for name in names:
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    several = any(each.devices > 1 for each in estimates if each.stage.work)
+    names = ["stage", "tokens", "FLOPs", "devices", "memory", "time", "hours", "disk", "actual", "ratio"]
+    shown = [several or name not in ("devices", "hours") for name in names[:8]] + 2 * [acted]
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in compress(names, shown):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=name != "stage", overflow="fold")
     notes: list[str] = []
     for each in estimates:
         mark = ""
         if each.notes:
             notes.append(f"{len(notes) + 1}  {each.stage.call.name}: {'; '.join(each.notes)}")
             mark = f" [dim]{len(notes)}[/dim]"
-        table.add_row(*_cells(each, mark, acted))
+        table.add_row(*compress(_cells(each, mark), shown))
     together = totals(estimates)
     table.add_section()
-    table.add_row(
-        "together",
-        amount(together["tokens"]),
-        f"{together['flops']:.2g}",
-        "",
-        size(together["memory_bytes"]),
-        span(together["seconds"]),
-        hours(together["device_hours"]),
-        size(together["disk_bytes"]),
-        *((span(together["actual_seconds"]), _ratio(together["actual_over_planned"])) if acted else ()),
-    )
-    below = [*notes, *_told(together, published=published)]
+    cells = ["together", amount(together["tokens"]), _flops(together["flops"]), "", size(together["memory_bytes"])]
+    cells += [span(together["seconds"]), hours(together["device_hours"]), size(together["disk_bytes"])]
+    cells += [span(together["actual_seconds"]), _ratio(together["actual_over_planned"])] if acted else ["", ""]
+    table.add_row(*compress(cells, shown))
+    below = [*notes, *_told(together, published=published, several=several)]
     return Group(table, *(escape(line) for line in below))
 
 
-def _cells(each: Estimate, mark: str, acted: bool) -> list[str]:
+def _cells(each: Estimate, mark: str) -> list[str]:
     stage = each.stage
     most = "≤ " * stage.at_most
     return [
         stage.call.name + mark,
         UNKNOWN if stage.tokens is None else most + amount(stage.tokens),
-        UNKNOWN if stage.flops is None else f"{most}{stage.flops:.2g}",
+        UNKNOWN if stage.flops is None else most + _flops(stage.flops),
         str(each.devices) if stage.work or stage.like else "",
         size(each.memory) if stage.work else "",
         UNKNOWN if each.seconds is None else most + span(each.seconds),
         UNKNOWN if each.device_hours is None else most + hours(each.device_hours),
         UNKNOWN if stage.disk is None else most + size(stage.disk),
-        *(("" if each.actual_seconds is None else span(each.actual_seconds), _ratio(each.ratio)) if acted else ()),
+        "" if each.actual_seconds is None else span(each.actual_seconds),
+        _ratio(each.ratio),
     ]
 
 
-def _told(together: dict[str, Any], *, published: bool) -> list[str]:
+def _told(together: dict[str, Any], *, published: bool, several: bool) -> list[str]:
     lines = []
     if together["unknown"]:
         lines.append(f"Not in the times: {', '.join(together['unknown'])}.")
     lines.append(
-        "memory: of each device. hours: of all devices. disk: what stays; while a stage trains, its state takes up to "
-        f"{size(together['resume_bytes'])} more."
+        f"{'memory: of each device. hours: of all devices. ' * several}disk: what stays; while a stage trains, its state "
+        f"takes up to {size(together['resume_bytes'])} more."
     )
     lines.append(
         f"Times are of published trainings, which the model of them, fitted to the others, misses by {LEFT_OUT_ERROR:.0%}."
@@ -99,6 +97,11 @@ def span(seconds: float) -> str:
         if seconds >= 2 * unit:
             return f"{seconds / unit:.1f} {name}"
     return f"{seconds:.1f} s"
+
+
+def _flops(number: float) -> str:
+    """2.6e15."""
+    return f"{number:.2g}".replace("e+", "e")
 
 
 def hours(number: float) -> str:

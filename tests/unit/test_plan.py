@@ -266,7 +266,7 @@ def test_a_recipes_flags_are_told_with_the_plans() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--gpu", "h1000"], "--gpu h1000: unknown; known are a100, h100, h200, b200, laptop, and this"),
+        (["--gpu", "h1000"], "--gpu h1000: unknown; known are a100, h100, h200, b200, and this"),
         (["--gpu", "h100", "--count", "0"], "--count 0: at least 1"),
         (["--count", "8"], "--count 8: at least 1, and 1 on this machine"),
         (["--json", "nowhere/plan.json"], "there is no folder nowhere"),
