@@ -201,11 +201,9 @@ attention_in_pieces.register_autograd(_gradients, setup_context=_save)
 def sliding_attention(q: Tensor, k: Tensor, v: Tensor, window: int, piece: int = 128) -> Tensor:
     """Attention [B, H, T, E] of the last T of S tokens, each on `window` keys: `piece` queries at a time on what they see.
 
-    How prompts are read into a cache. Bfloat16 becomes float32 there, which takes less time.
+    How prompts are read into a cache, and windows in training on a GPU.
     """
-    dtype, ahead, before = q.dtype, k.shape[2] - q.shape[2], window - 1
-    if q.is_cpu and dtype == torch.bfloat16:
-        q, k, v = q.float(), k.float(), v.float()
+    ahead, before = k.shape[2] - q.shape[2], window - 1
     gap = torch.arange(piece, device=q.device)[:, None] + before - torch.arange(before + piece, device=q.device)
     mask = torch.zeros(gap.shape, dtype=q.dtype, device=q.device).masked_fill((gap < 0) | (gap > before), -math.inf)
     out = []
@@ -217,4 +215,4 @@ def sliding_attention(q: Tensor, k: Tensor, v: Tensor, window: int, piece: int =
             F.scaled_dot_product_attention(some, k[:, :, keys], v[:, :, keys], attn_mask=band, enable_gqa=grouped)
         )
         ahead += count
-    return torch.cat(out, 2).to(dtype)
+    return torch.cat(out, 2)

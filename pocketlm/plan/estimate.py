@@ -12,6 +12,7 @@ from pocketlm.plan.speed import step_seconds
 from pocketlm.plan.stages import Stage
 from pocketlm.plan.work import Work
 from pocketlm.record import read_record
+from pocketlm.train.memory import TrainingMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Estimate:
     stage: Stage
     seconds: float | None
     devices: int
-    memory: int | None
+    memory: TrainingMemory | None
     actual_seconds: float | None
     notes: tuple[str, ...]
 
@@ -49,8 +50,8 @@ class Estimate:
             "seconds": self.seconds,
             "devices": self.devices,
             "device_hours": self.device_hours,
-            "memory_bytes": self.memory,
-            "memory_by_part": asdict(stage.work.memory("cpu", self.devices)) if stage.work else None,
+            "memory_bytes": self.memory.peak if self.memory else None,
+            "memory_by_part": asdict(self.memory) if self.memory else None,
             "disk_bytes": stage.disk,
             "resume_bytes": stage.resume,
             "actual_seconds": self.actual_seconds,
@@ -71,8 +72,8 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     seconds = _seconds(stage, device, count)
     if seconds is None and (work or stage.like):
         notes.append("too large to be tried here")
-    memory = work.memory("cuda" if device else "cpu", ranks, device.per_machine if device else 1).peak if work else None
-    if memory and device and memory > device.memory_bytes:
+    memory = work.memory("cuda" if device else "cpu", ranks, device.per_machine if device else 1) if work else None
+    if memory and device and memory.peak > device.memory_bytes:
         notes.append(f"needs more memory than a {device.name} has ({device.memory_bytes / 1e9:.0f} GB)")
     return Estimate(
         stage=stage,
@@ -137,7 +138,7 @@ def totals(estimates: list[Estimate]) -> dict[str, Any]:
         "flops": sum(each.stage.flops or 0 for each in estimates),
         "seconds": sum(each.seconds or 0.0 for each in timed),
         "device_hours": sum(each.device_hours or 0.0 for each in timed),
-        "memory_bytes": max((each.memory for each in estimates if each.memory), default=None),
+        "memory_bytes": max((each.memory.peak for each in estimates if each.memory), default=None),
         "disk_bytes": sum(each.stage.disk or 0 for each in estimates),
         "resume_bytes": max((each.stage.resume for each in estimates), default=0),
         "actual_seconds": sum(each.actual_seconds or 0.0 for each in estimates),

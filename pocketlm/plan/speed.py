@@ -29,10 +29,8 @@ FIT = Fit(utilisation=0.528, eager_passes=12.86, fused_passes=1.521, exposed=0.1
 LEFT_OUT_ERROR = 0.10  # typical error of a published training's time by constants fitted to the others
 
 
-def step_seconds(
-    work: Work, device: Device, count: int, *, fused: bool, recomputed: float = 0.0, fit: Fit = FIT
-) -> float:
-    """Of one step on so many devices. recomputed: share of the forward pass worked out twice (activation checkpointing)."""
+def step_seconds(work: Work, device: Device, count: int, *, fused: bool, fit: Fit = FIT) -> float:
+    """Of one step on so many devices."""
     ranks = work.ranks(count)
     shape = {"rows": work.micro_batch_size, "seq_len": work.seq_len, "product_bytes": 2, "cuda": True}
     bytes_passed = kept_bytes(work.model, **shape)

@@ -52,7 +52,7 @@ def _cells(each: Estimate, mark: str) -> list[str]:
         UNKNOWN if stage.tokens is None else most + amount(stage.tokens),
         UNKNOWN if stage.flops is None else most + _flops(stage.flops),
         str(each.devices) if stage.work or stage.like else "",
-        size(each.memory) if stage.work else "",
+        size(each.memory.peak) if each.memory else "",
         UNKNOWN if each.seconds is None else most + span(each.seconds),
         UNKNOWN if each.device_hours is None else most + hours(each.device_hours),
         UNKNOWN if stage.disk is None else most + size(stage.disk),

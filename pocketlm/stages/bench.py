@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.machine import available_cores, memory_bytes, peak_memory_bytes, read_bandwidth
 from pocketlm.export.runtimes import labels_of, opened, prepare_runtime, size_of
 from pocketlm.model.files import read_json, write_json
-
-if TYPE_CHECKING:
-    pass
 
 CONTEXTS = (128, 1024, 2048, 4096, 8192)
 

@@ -74,7 +74,7 @@ def teach(config: TeachConfig, out: Path, *, corpus: Path, teacher: Path, select
             f"{config.name}.window {config.window} exceeds the teacher's {network.config.max_position_embeddings} "
             "positions; lower it"
         )
-    documents = list(training_documents(config, corpus, tokenizer, selection).values())
+    documents = training_documents(config, corpus, tokenizer, selection)
     made_of = {
         "teacher": model_digest(network),
         "tokenizer": tokenizer_digest(tokenizer),
@@ -118,24 +118,24 @@ def _documents(rows: Rows) -> Iterator[np.ndarray]:
 
 
 def write_cache(
-    config: TeachConfig, cache: CacheWriter, network: Transformer, documents: list[np.ndarray], teacher: str
+    config: TeachConfig, cache: CacheWriter, network: Transformer, documents: dict[bytes, np.ndarray], teacher: str
 ) -> None:
     """Everything not yet in the cache, a shard after another, and then teacher.json."""
-    left = [ids for ids in documents if document_key(ids) not in cache.done]
+    left = {key: ids for key, ids in documents.items() if key not in cache.done}
     reading = {"window": config.window, "batch_tokens": config.batch_tokens}
-    sample = spread_sample(documents)
+    sample = spread_sample(list(documents.values()))
     known = cache.shares()
     shares = find_shares(network, sample, **reading) if known is None else torch.from_numpy(known).to(device())
     if known is None:
         cache.write_shares(shares.cpu().numpy())
-    tell_estimate(config, cache, network, sample, left, shares)
-    tokens = sum(len(ids) for ids in left)
+    tokens = sum(map(len, left.values()))
+    tell_estimate(config, cache, network, sample, tokens, shares)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"  {config.name}", total=tokens)
         for shard in _shards(left, config.shard_tokens):
-            coded = encode_documents(network, shard, shares, **reading, min_gain=config.min_gain)
-            cache.write_shard({document_key(ids): own for ids, own in zip(shard, coded, strict=True)})
-            progress.advance(task, sum(len(ids) for ids in shard))
+            coded = encode_documents(network, list(shard.values()), shares, **reading, min_gain=config.min_gain)
+            cache.write_shard(dict(zip(shard, coded, strict=True)))
+            progress.advance(task, sum(map(len, shard.values())))
     cache.finish({"teacher": teacher})
 
 
@@ -157,10 +157,10 @@ def tell_estimate(
     cache: CacheWriter,
     network: Transformer,
     sample: list[np.ndarray],
-    left: list[np.ndarray],
+    tokens: int,
     shares: torch.Tensor,
 ) -> None:
-    """Show what the rest will take, from a part of the sample. ValueError: the disk is too small."""
+    """Show what the `tokens` that are left will take, from a part of the sample. ValueError: the disk is too small."""
     started = time.perf_counter()
     few = sample[: max(1, len(sample) // 4)]
     reading = {"window": config.window, "batch_tokens": config.batch_tokens}
@@ -168,7 +168,6 @@ def tell_estimate(
     seconds = time.perf_counter() - started
     read, error = sum(len(own) for own, _ in coded), sum(kl for _, kl in coded)
     stored = sum(size_in_bytes(len(own), len(own.ids), cache.bits) for own, _ in coded)
-    tokens = sum(len(ids) for ids in left)
     needed, room = int(tokens * stored / read), shutil.disk_usage(cache.folder).free
     told = (
         f"{tokens:,} tokens at {stored / read:.1f} bytes (KL error {error / read:.3g} nats): about {needed / 1e6:,.1f} MB "
@@ -182,15 +181,15 @@ def tell_estimate(
         )
 
 
-def _shards(documents: list[np.ndarray], shard_tokens: int) -> Iterator[list[np.ndarray]]:
+def _shards(documents: dict[bytes, np.ndarray], shard_tokens: int) -> Iterator[dict[bytes, np.ndarray]]:
     """Documents in order, until shard_tokens are together."""
-    shard: list[np.ndarray] = []
+    shard: dict[bytes, np.ndarray] = {}
     tokens = 0
-    for ids in documents:
-        shard.append(ids)
+    for key, ids in documents.items():
+        shard[key] = ids
         tokens += len(ids)
         if tokens >= shard_tokens:
             yield shard
-            shard, tokens = [], 0
+            shard, tokens = {}, 0
     if shard:
         yield shard

@@ -47,6 +47,21 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def meet() -> None:
+    """Returns when every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def least(number: int) -> int:
+    """The least of the ranks' numbers."""
+    if not dist.is_initialized():
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return int(found)
+
+
 class Board:
     """What the first rank tells the others. Alone there is nobody to tell, and every error is one's own to explain."""
 

@@ -22,14 +22,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pocketlm.model.checkpoint import open_safetensors
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.pieces import Piece, Saved, fill, filled_like, own_piece, write_pieces
-from pocketlm.train.ranks import ranks
+from pocketlm.train.ranks import least, meet, ranks
 
 RESUME, MANIFEST = "resume", "state.json"
 RANKS_TIMEOUT_SECONDS = 600  # how long rank 0 waits for the files of the others; a dead rank ends the run long before
@@ -221,7 +220,7 @@ def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
     if ranks().first:
         for leftover in (out / RESUME).glob("partial*"):
             shutil.rmtree(leftover)
-    _meet()
+    meet()
     folder, manifest = newest_whole(out)
     if folder is None:
         return 0
@@ -263,7 +262,7 @@ def damage(folder: Path, manifest: dict[str, Any]) -> str | None:
         file, told = folder / names[number], manifest["files"][names[number]]
         if not file.is_file() or file.stat().st_size != told["bytes"] or digest_of(file) != told["sha256"]:
             bad = min(bad, number)
-    bad = _least(bad)
+    bad = least(bad)
     if bad == len(names):
         return None
     file, told = folder / names[bad], manifest["files"][names[bad]]
@@ -335,21 +334,3 @@ def digest_of(file: Path) -> str:
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-# ---- ranks ----
-
-
-def _meet() -> None:
-    """Returns when every rank is here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def _least(number: int) -> int:
-    """The least of the ranks' numbers."""
-    if not dist.is_initialized():
-        return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MIN)
-    return int(found)
