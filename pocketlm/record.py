@@ -27,6 +27,7 @@ class Call:
     inputs: dict[str, Path | list[Path] | None]
     folder: Path
     record: dict[str, Any]  # stage, config, inputs, digest
+    beside: tuple[str, ...] = ()  # the stages that may run at the same time
 
     @property
     def name(self) -> str:
@@ -147,6 +148,15 @@ def as_json(value: Any, where: str = "config") -> Any:
 
 
 # ---- inputs ----
+
+
+def as_paths(value: Any, where: str) -> Path | list[Path] | None:
+    """An input as a path, a list of paths, or None; TypeError for anything else: a stage takes folders."""
+    if isinstance(value, (list, tuple)):
+        return [Path(item) for item in value]
+    if value is None or isinstance(value, (str, os.PathLike)):
+        return None if value is None else Path(value)
+    raise TypeError(f"{where} is a {type(value).__name__}; a stage takes paths, and everything else in its config")
 
 
 def _input(

@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -24,12 +25,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from pocketlm.model.files import write_json
-from pocketlm.record import RECORD, Call, damage, differences, list_outputs, make_record, read_record
+from pocketlm.record import RECORD, Call, as_paths, damage, differences, list_outputs, make_record, read_record
 from pocketlm.settings import Settings, apply_settings, check_stages, nearest
+from pocketlm.turns import Company, runs_on_all_ranks, take_turn, turns
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a folder's name; no dot, because --set splits at dots
 LOCK = ".lock"
-JOIN, PASS = "join", "pass"  # what the first rank tells the others of a stage that runs on all
 
 
 class Plan:
@@ -46,10 +47,21 @@ class Plan:
         self.calls: list[Call] = []
 
     def __call__(self, stage_fn: Callable[..., Path], config: Any, **inputs: Any) -> Path:
-        return self.add(stage_fn, config, inputs).folder
+        return self.side_by_side(stage_fn, [config], **inputs)[0]
 
-    def add(self, stage_fn: Callable[..., Path], config: Any, inputs: dict[str, Any]) -> Call:
-        """The call, its settings applied, its record made. ValueError if its name is taken or is none."""
+    def side_by_side(self, stage_fn: Callable[..., Path], configs: Sequence[Any], **inputs: Any) -> list[Path]:
+        return [call.folder for call in self.add(stage_fn, configs, inputs)]
+
+    def add(self, stage_fn: Callable[..., Path], configs: Sequence[Any], inputs: dict[str, Any]) -> list[Call]:
+        """The calls, with their settings and records. ValueError if a name is taken or is none."""
+        calls = [self._add(stage_fn, config, inputs) for config in configs]
+        if len(calls) > 1:
+            names = [call.name for call in calls]
+            calls = [replace(call, beside=tuple(name for name in names if name != call.name)) for call in calls]
+            self.calls[-len(calls) :] = calls
+        return calls
+
+    def _add(self, stage_fn: Callable[..., Path], config: Any, inputs: dict[str, Any]) -> Call:
         name = getattr(config, "name", None)
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise ValueError(f"a stage's config needs a name of letters, digits, - and _, not {name!r}")
@@ -58,7 +70,7 @@ class Plan:
                 f"two stages of the recipe are named {name!r}; give each its own name: it names the folder"
             )
         config = apply_settings(config, self.settings.get(name, {}))
-        inputs = {key: _as_paths(value, f"{name}: input {key}") for key, value in inputs.items()}
+        inputs = {key: as_paths(value, f"{name}: input {key}") for key, value in inputs.items()}
         digests = {call.folder.absolute(): call.digest for call in self.calls}
         named = {"reads": config.reads()} if hasattr(config, "reads") else {}  # files that the config names
         record = make_record(stage_fn, config, {**inputs, **named}, self.run_dir, digests, missing_ok=self.missing_ok)
@@ -85,16 +97,16 @@ class Run:
         *,
         plan: Plan | None = None,
         only: str | None = None,
-        tell: Callable[[str], None] = lambda word: None,
+        company: Company | None = None,
     ) -> None:
         """`plan` is the dry pass over the same recipe; the count of stages and settings come from it. `only`
-        names the one stage to run; every other is passed over, and what it needs must be there. `tell` reaches the
-        Follower on every other rank."""
+        names the one stage to run; every other is passed over, and what it needs must be there. `company`: where
+        this is the first of several ranks, and the others call the recipe with a Follower."""
         self.run_dir = Path(run_dir)
         self.stages = Plan(self.run_dir, plan.settings if plan else None)
         self.only = only
-        self.tell = tell
-        self.current: str | None = None  # the stage now running
+        self.company = company
+        self.current: str | None = None  # the stages now running
         self.console = Console(stderr=True, highlight=False)
         self._total = f" of {len(plan.calls)}" if plan else ""
         self._told: list[tuple[str, str, str, float]] = []  # stage, function, what happened, seconds
@@ -107,69 +119,68 @@ class Run:
 
     def __call__(self, stage_fn: Callable[..., Path], config: Any, **inputs: Any) -> Path:
         """The stage's folder, finished. Inputs are paths or lists of them."""
-        call = self.stages.add(stage_fn, config, inputs)
+        return self.side_by_side(stage_fn, [config], **inputs)[0]
+
+    def side_by_side(self, stage_fn: Callable[..., Path], configs: Sequence[Any], **inputs: Any) -> list[Path]:
+        """The folders of stages that need nothing of each other, finished: one after another, or with several ranks
+        at the same time, each on a part of them."""
+        calls = self.stages.add(stage_fn, configs, inputs)
+        company = self.company if runs_on_all_ranks(stage_fn) else None
+        for turn in turns([call.config for call in calls], company.world_size if company else 1):
+            to_do = [(calls[number], ranks) for number, ranks in turn.items() if self._is_to_do(calls[number])]
+            begun = [_begin(call, ranks) for call, ranks in to_do]
+            if company:
+                company.tell(" ".join(call.name for call, _ in to_do))
+            if begun:
+                self._execute(begun, company)
+        return [call.folder for call in calls]
+
+    def _is_to_do(self, call: Call) -> bool:
+        """Whether the stage is to be called. ValueError where it was called otherwise, or what it needs is not there."""
         if self.only not in (None, call.name):
-            self._tell(call, PASS)
-            return call.folder
+            return False
         _check_same([call])
         found = read_record(call.folder)
         self._header(call)
         if found and found["status"] == "finished":
             _check_whole(call, found)
             self._finish(call, "done before", found["seconds"])
-            self._tell(call, PASS)
-            return call.folder
+            return False
         self._check_inputs(call)
-        self._execute(call, found)
-        return call.folder
+        return True
 
-    def _execute(self, call: Call, found: dict[str, Any] | None) -> None:
-        """Calls the stage, for the first time or again, and writes down what came out."""
-        seconds_before = found["seconds"] if found else 0.0
-        call.folder.mkdir(parents=True, exist_ok=True)
-        record = {
-            **call.record,
-            "pocketlm": _version(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "status": "started",
-            "seconds": seconds_before,
-        }
-        write_json(call.folder / RECORD, record)
-        self.current = call.name
+    def _execute(self, turn: list["_Begun"], company: Company | None) -> None:
+        """Calls the stages of one turn, and writes down what came out."""
+        self.current = " and ".join(each.call.name for each in turn)
         start = time.monotonic()
-        self._tell(call, JOIN)
         try:
-            call.stage_fn(call.config, call.folder, **call.inputs)
+            took = take_turn([(partial(_call, each.call), each.ranks) for each in turn], company)
         except KeyboardInterrupt:
-            record["seconds"] = round(seconds_before + time.monotonic() - start, 2)
-            write_json(call.folder / RECORD, record)
+            for each in turn:
+                each.record["seconds"] = round(each.record["seconds"] + time.monotonic() - start, 2)
+                write_json(each.call.folder / RECORD, each.record)
             raise
-        except Exception as error:
-            error.add_note(f"(in stage {call.name}: {call.folder})")
-            raise
-        record["seconds"] = round(seconds_before + time.monotonic() - start, 2)
-        write_json(call.folder / RECORD, {**record, "status": "finished", "files": list_outputs(call.folder)})
-        shutil.rmtree(call.folder / "resume", ignore_errors=True)  # what only an unfinished stage needs
+        for each, seconds in zip(turn, took, strict=True):
+            call, record = each.call, each.record
+            record["seconds"] = round(record["seconds"] + seconds, 2)
+            write_json(call.folder / RECORD, {**record, "status": "finished", "files": list_outputs(call.folder)})
+            shutil.rmtree(call.folder / "resume", ignore_errors=True)  # what only an unfinished stage needs
+            self._finish(call, "resumed" if each.again else "ran", record["seconds"])
         self.current = None
-        self._finish(call, "resumed" if found else "ran", record["seconds"])
-
-    def _tell(self, call: Call, word: str) -> None:
-        if runs_on_all_ranks(call.stage_fn):
-            self.tell(word)
 
     def _check_inputs(self, call: Call) -> None:
         """Nothing, or a ValueError naming a stage of this run that is needed and not done."""
         wanted = [
             path for value in call.inputs.values() if value for path in (value if isinstance(value, list) else [value])
         ]
-        for other in self.stages.calls[:-1]:
+        for other in self.stages.calls:
             if any(path.is_relative_to(other.folder) for path in wanted) and (state := other.state()) != "done":
                 raise ValueError(f"stage {call.name} needs {other.name}, which is {state}; run that first, or all")
 
     # ---- what is shown ----
 
     def _header(self, call: Call) -> None:
-        text = f"stage {len(self.stages.calls)}{self._total} · {call.record['stage']} · {call.name}"
+        text = f"stage {self.stages.names.index(call.name) + 1}{self._total} · {call.record['stage']} · {call.name}"
         if self.console.is_terminal:
             self.console.rule(f"[bold]{text}", align="left")
         else:
@@ -203,29 +214,6 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Follower:
-    """What other ranks than the first call a recipe with: they join it in the stages that run on all ranks.
-
-    It writes nothing and checks nothing: the first rank's Run does, and what stops that one stops all.
-    """
-
-    def __init__(self, run_dir: Path, settings: Settings, hear: Callable[[], str]) -> None:
-        self.run_dir, self.settings, self.hear = run_dir, settings, hear
-
-    def __call__(self, stage_fn: Callable[..., Path], config: Any, **inputs: Any) -> Path:
-        """The stage's folder. A stage that the first rank runs alone may not have finished yet."""
-        folder = self.run_dir / config.name
-        if runs_on_all_ranks(stage_fn) and self.hear() == JOIN:
-            config = apply_settings(config, self.settings.get(config.name, {}))
-            stage_fn(config, folder, **{key: _as_paths(value, key) for key, value in inputs.items()})
-        return folder
-
-
-def runs_on_all_ranks(stage_fn: Callable[..., Path]) -> bool:
-    """Whether every rank calls the stage (train/parallel.py marks those that train); else the first does, for all."""
-    return getattr(stage_fn, "on_all_ranks", False)
 
 
 def plan(
@@ -266,6 +254,39 @@ def key_figures(config: Any, count: int = 4) -> str:
     return " ".join(f"{name}={value}" for name, value in list(plain.items())[:count])
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A stage about to be called. record: as written down, its seconds those of earlier calls. again: there were any."""
+
+    call: Call
+    ranks: range
+    record: dict[str, Any]
+    again: bool
+
+
+def _begin(call: Call, ranks: range) -> _Begun:
+    found = read_record(call.folder)
+    record = {
+        **call.record,
+        "pocketlm": _version(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "started",
+        "seconds": found["seconds"] if found else 0.0,
+    }
+    call.folder.mkdir(parents=True, exist_ok=True)
+    write_json(call.folder / RECORD, record)
+    return _Begun(call, ranks, record, again=found is not None)
+
+
+def _call(call: Call) -> None:
+    """The stage, called. An error says in which stage it was."""
+    try:
+        call.stage_fn(call.config, call.folder, **call.inputs)
+    except Exception as error:
+        error.add_note(f"(in stage {call.name}: {call.folder})")
+        raise
+
+
 def _check_same(calls: list[Call]) -> None:
     """Nothing, or a ValueError that shows how a stage's folder was made otherwise, and which others."""
     found = [(call, read_record(call.folder)) for call in calls]
@@ -290,15 +311,6 @@ def _check_whole(call: Call, found: dict[str, Any]) -> None:
             + "\n".join(f"  {line}" for line in broken[:10])
             + f"\nRestore them, or delete {call.folder} to run the stage anew."
         )
-
-
-def _as_paths(value: Any, where: str) -> Path | list[Path] | None:
-    """An input as a path, a list of paths, or None; TypeError for anything else: a stage takes folders."""
-    if isinstance(value, (list, tuple)):
-        return [Path(item) for item in value]
-    if value is None or isinstance(value, (str, os.PathLike)):
-        return None if value is None else Path(value)
-    raise TypeError(f"{where} is a {type(value).__name__}; a stage takes paths, and everything else in its config")
 
 
 def _lock(run_dir: Path) -> TextIO:

@@ -236,15 +236,15 @@ def recipe(run, *, effort: float = 1.0):
         extend_context, replace(EXTEND, optim=steps(60, ANNEAL, 4e-3)), corpus=corpus, model=mid, teacher=teacher
     )
     branches = {"maths": {"problems": 0.9, "notes": 0.1}, "code": {"code": 0.7, "problems": 0.2, "notes": 0.1}}
-    specialists = [
-        run(
-            pretrain,
-            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(40, ANNEAL, 4e-3)),
-            corpus=corpus,
-            model=long,
-        )
-        for domain, shares in branches.items()
-    ]
+    specialists = run.side_by_side(
+        pretrain,
+        [
+            replace(PHASE, name=f"branch-{domain}", shares=shares, optim=steps(40, ANNEAL, 4e-3))
+            for domain, shares in branches.items()
+        ],
+        corpus=corpus,
+        model=long,
+    )
     merged = run(
         merge,
         MergeConfig(name="merged", resolution=10, seq_len=WINDOW, validation_rows=8),

@@ -186,16 +186,13 @@ def recipe(run, *, tokenizer: Path = Path("Llama-4-tokenizer"), teacher: Path = 
     )
     phase1 = run(pretrain, PHASE1, corpus=corpus, teacher=teacher)
     phase2 = run(extend_context, PHASE2, corpus=corpus, model=phase1, teacher=teacher)
-    branches = [
-        run(
-            pretrain,
-            replace(BRANCH, name=f"branch-{domain}", shares=shares),
-            corpus=corpus,
-            model=phase2,
-            teacher=teacher,  # loss of this phase not found; distillation, as in phases 1 and 2
-        )
-        for domain, shares in SPECIALISTS.items()
-    ]
+    branches = run.side_by_side(
+        pretrain,
+        [replace(BRANCH, name=f"branch-{domain}", shares=shares) for domain, shares in SPECIALISTS.items()],
+        corpus=corpus,
+        model=phase2,
+        teacher=teacher,  # loss of this phase not found; distillation, as in phases 1 and 2
+    )
     base = run(merge, MERGE, corpus=corpus, models=branches)
     int4 = run(quantize, QAT, model=base, corpus=corpus)  # the full-precision base is its own teacher: Pro, phase 4
     files = run(export, ExportConfig(name="files", context_length=8192), model=int4)  # table 10 measures up to 8k

@@ -18,6 +18,7 @@ FRAME = {
     "settings",
     "recipe",
     "messages",
+    "turns",
 }  # files beside the floors: stages come to them as arguments
 VAGUE = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
 ONE_WRAPPER = {"executorch", "xllamacpp"}  # optional packages: one file each may import them

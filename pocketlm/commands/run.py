@@ -107,7 +107,7 @@ def run_recipe(
         console = Console()
         console.print(plan_table(dry))
         return
-    with Run(run_dir, plan=dry, only=only, tell=board.tell) as live, sigterm_as_interrupt():
+    with Run(run_dir, plan=dry, only=only, company=board) as live, sigterm_as_interrupt():
         board.tell("go")
         try:
             recipe(live, **flags)
@@ -122,12 +122,12 @@ def run_recipe(
 
 def follow_recipe(recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], board: "Board") -> None:
     """What every other rank does: it goes with the first through the stages that run on all, and leaves when that one does."""
-    from pocketlm.run import Follower
     from pocketlm.settings import parse_settings
+    from pocketlm.turns import Follower
 
     with sigterm_as_interrupt():
         try:
-            recipe(Follower(run_dir, parse_settings(settings), board.hear), **flags)
+            recipe(Follower(run_dir, parse_settings(settings), board), **flags)
             board.hear()
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None  # the first rank says so
@@ -135,17 +135,18 @@ def follow_recipe(recipe: Any, flags: dict[str, Any], run_dir: Path, settings: l
 
 def check_rows(calls: "list[Call]", world_size: int) -> None:
     """Nothing, or a ValueError naming a training to come whose rows the ranks cannot share evenly."""
-    from pocketlm.run import runs_on_all_ranks
+    from pocketlm.turns import num_ranks, runs_on_all_ranks
 
     for call in calls:
         config = call.config
         if not runs_on_all_ranks(call.stage_fn) or config.optim is None or call.state() == "done":
             continue
-        together = config.micro_batch_size * world_size
+        ranks = num_ranks(config, len(call.beside), world_size)
+        together = config.micro_batch_size * ranks
         if config.rows_per_step % together:
             raise ValueError(
                 f"{call.name}.rows_per_step {config.rows_per_step} does not divide into micro-batches of "
-                f"{call.name}.micro_batch_size {config.micro_batch_size} on {world_size} rank{'s' * (world_size > 1)}; "
+                f"{call.name}.micro_batch_size {config.micro_batch_size} on {ranks} rank{'s' * (ranks > 1)}; "
                 f"make it a multiple of {together}, or choose other numbers of either"
             )
 

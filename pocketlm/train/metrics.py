@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch.utils.tensorboard import SummaryWriter
 
 from pocketlm.model.files import write_text
+from pocketlm.train.ranks import has_the_screen
 
 METRICS = "metrics.jsonl"
 
@@ -32,7 +33,8 @@ class Metrics:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self.progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        console = Console(stderr=True)
+        self.progress = Progress(*columns, console=console, refresh_per_second=4, disable=not has_the_screen())
         self.task = self.progress.add_task(label, total=num_steps, completed=first_step, figures="")
         self.progress.start()
         self.last = time.perf_counter()

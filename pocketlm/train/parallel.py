@@ -68,8 +68,8 @@ def mesh_shape(shard_over: ShardOver, world_size: int, local_world_size: int) ->
     return (world_size // local_world_size, local_world_size)
 
 
-@cache  # a mesh owns process groups, so that each shape has one
-def make_mesh(shape: tuple[int, ...]) -> DeviceMesh:
+@cache  # a mesh owns process groups, so that each shape has one as long as the ranks stay together
+def make_mesh(shape: tuple[int, ...], together: dist.ProcessGroup) -> DeviceMesh:
     return init_device_mesh(device().type, shape, mesh_dim_names=("nodes", "shards")[-len(shape) :])
 
 
@@ -83,7 +83,8 @@ def spread(model: Transformer, shard_over: ShardOver) -> Transformer:
     world_size = ranks().world_size
     if world_size == 1:
         return model.to(device())
-    mesh = make_mesh(mesh_shape(shard_over, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
+    shape = mesh_shape(shard_over, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    mesh = make_mesh(shape, dist.group.WORLD)
     for block in model.model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)

@@ -47,6 +47,11 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def has_the_screen() -> bool:
+    """Whether this is the run's first rank: where stages run side by side, theirs alone shows a live line."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def meet() -> None:
     """Returns when every rank is here."""
     if dist.is_initialized():
@@ -63,10 +68,13 @@ def least(number: int) -> int:
 
 
 class Board:
-    """What the first rank tells the others. Alone there is nobody to tell, and every error is one's own to explain."""
+    """What a run's ranks tell each other. Alone there is nobody to tell, and every error is one's own to explain."""
 
-    def __init__(self, store: Store | None = None) -> None:
-        self.store, self.words = store, 0
+    def __init__(self, own: Ranks = ALONE, store: Store | None = None) -> None:
+        """own: this rank among all of the run, whatever group it is in."""
+        self.own, self.world_size = own, own.world_size
+        self.launch, self.store = store, PrefixStore("board", store) if store else None
+        self.words = self.meetings = self.formed = 0
 
     def tell(self, word: str) -> None:
         """The first rank's next word to the others."""
@@ -84,15 +92,54 @@ class Board:
             time.sleep(POLL_SECONDS)
         return self.store.get(f"word {self.words}").decode()
 
-    def leave(self, own: Ranks, status: int) -> None:
+    def share(self, word: str) -> list[str]:
+        """Every rank's word, waited for as long as it takes. ConnectionError where one left instead."""
+        assert self.store is not None
+        self.meetings += 1
+        places = [f"meeting {self.meetings} {rank}" for rank in range(self.world_size)]
+        self.store.set(places[self.own.rank], word)
+        while not self.store.check(places):
+            if self.store.add("gone", 0):
+                raise ConnectionError("another rank ended before its stage was done; start the same command again")
+            time.sleep(POLL_SECONDS)
+        return [self.store.get(place).decode() for place in places]
+
+    @contextlib.contextmanager
+    def apart(self, groups: list[range]) -> Iterator[int | None]:
+        """While the block lasts, each of these ranges of ranks is a group of its own, which is all that `ranks()` tells of.
+
+        Comes with the number of this rank's; None where it is in none.
+        """
+        self.share("leaving the group")  # else one that is still in its last exchange would lose its partners
+        self.form(next((group for group in groups if self.own.rank in group), None))
+        yield next((number for number, group in enumerate(groups) if self.own.rank in group), None)
+        self.share("coming back")
+        self.form(range(self.world_size))
+
+    def form(self, group: range | None) -> None:
+        """This rank's process group, of these ranks of the run; None: it is alone."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self.formed += 1
+        if group is not None:
+            assert self.launch is not None
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=PrefixStore(f"group {self.formed} {group.start}", self.launch),
+                rank=group.index(self.own.rank),
+                world_size=len(group),
+                timeout=PATIENCE,
+            )
+
+    def leave(self, status: int) -> None:
         """The first rank's last word, and a moment for the others to hear it: the store may go with this process."""
         with contextlib.suppress(dist.DistError):
             assert self.store is not None
             gone = self.store.add("gone", 1)
-            if own.first:
+            if self.own.first:
                 self.store.set("left", str(status))
                 deadline = time.monotonic() + FAREWELL_SECONDS
-                while gone < own.world_size and time.monotonic() < deadline:
+                while gone < self.world_size and time.monotonic() < deadline:
                     time.sleep(POLL_SECONDS)
                     gone = self.store.add("gone", 0)
 
@@ -112,14 +159,8 @@ def joined() -> Iterator[Board]:
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     store, rank, world_size = next(rendezvous("env://", timeout=PATIENCE))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=PrefixStore("group", store),
-        rank=rank,
-        world_size=world_size,
-        timeout=PATIENCE,
-    )
-    board, status = Board(PrefixStore("board", store)), 1
+    board, status = Board(Ranks(rank, world_size), store), 1
+    board.form(range(world_size))
     try:
         yield board
         status = 0
@@ -130,7 +171,7 @@ def joined() -> Iterator[Board]:
         status = getattr(error, "exit_code", 1)  # typer's word for it
         raise
     finally:
-        board.leave(ranks(), status)
+        board.leave(status)
         if status == 0:  # else others may not come to leave the group in order
             dist.destroy_process_group()
 

@@ -147,10 +147,12 @@ def every_stage(run, folder: Path, corpus: Path) -> Path:
     chosen = run(select, SELECT, corpus=corpus, model=base)
     mid = run(pretrain, replace(PHASE, name="mid"), corpus=corpus, model=base, selection=chosen, teacher=wide)
     long = run(extend_context, EXTEND, corpus=corpus, model=mid, teacher=teacher, mix=mix)
-    branches = [
-        run(pretrain, replace(PHASE, name=f"branch-{name}", shares=shares), corpus=corpus, model=long)
-        for name, shares in SHARES.items()
-    ]
+    branches = run.side_by_side(
+        pretrain,
+        [replace(PHASE, name=f"branch-{name}", shares=shares) for name, shares in SHARES.items()],
+        corpus=corpus,
+        model=long,
+    )
     merged = run(
         merge,
         MergeConfig(name="merged", resolution=4, seq_len=WINDOW, validation_rows=2),

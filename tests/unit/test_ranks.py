@@ -14,7 +14,7 @@ RECIPE = '''
 import os, time
 from dataclasses import dataclass
 from pathlib import Path
-from pocketlm.train.parallel import on_all_ranks
+from pocketlm.train.parallel import add_up, on_all_ranks
 from pocketlm.train.ranks import ranks
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +25,25 @@ class Config:
     micro_batch_size: int = 1
     failing: str = ""  # ranks that do
     seconds: float = 0.0
+    awaits: str = ""  # a stage that must have begun before this one ends
 
 def leave_trace(config, out, **inputs):
     time.sleep(config.seconds)
-    assert all((path / "rank-0").exists() for path in inputs.values())
-    (out / f"rank-{ranks().rank}").touch()
-    if str(ranks().rank) in config.failing:
+    assert all(list(path.glob("rank-*")) for path in inputs.values())
+    rank = os.environ.get("RANK", "0")
+    (out / f"rank-{rank}").touch()
+    if rank in config.failing:
         raise ValueError(f"{config.name} cannot be done")
+    deadline = time.monotonic() + 20
+    while config.awaits and not list((out.parent / config.awaits).glob("rank-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     return out
 
 @on_all_ranks
 def train(config, out, **inputs):
+    assert add_up(ranks(), 1.0) == [ranks().world_size]
+    (out / f"world-{ranks().world_size}").touch()
     return leave_trace(config, out, **inputs)
 
 def prepare(config, out, **inputs):
@@ -50,6 +58,18 @@ def recipe(run):
 '''
 
 
+BRANCHES = (
+    RECIPE[: RECIPE.index("def recipe")]
+    + '''
+def recipe(run):
+    """Three stages side by side, between two on all ranks."""
+    base = run(train, Config(name="base"))
+    branches = run.side_by_side(train, [Config(name=name) for name in "abc"], base=base)
+    return run(train, Config(name="merged"), **dict(zip("abc", branches)))
+'''
+)
+
+
 def command(words: list[str], log: str) -> None:
     from pocketlm.cli import app
 
@@ -59,10 +79,10 @@ def command(words: list[str], log: str) -> None:
     app(words)
 
 
-def run_on(world_size: int, folder: Path, *words: str) -> tuple[list[int | None], str]:
-    """(exit status of each rank, what they showed together) of `pocketlm run` with the recipe above."""
+def run_on(world_size: int, folder: Path, *words: str, text: str = RECIPE) -> tuple[list[int | None], str]:
+    """(exit status of each rank, what they showed together) of `pocketlm run` with a recipe above."""
     recipe, log = folder / "four.py", folder / "shown.txt"
-    recipe.write_text(RECIPE)
+    recipe.write_text(text)
     log.write_text("")
     told = ["run", str(recipe), "--out", str(folder / "run"), *words]
     processes = start_ranks(world_size, command, told, str(log))
@@ -90,6 +110,58 @@ def test_a_finished_stage_is_passed_by_all_ranks(tmp_path: Path) -> None:
     statuses, shown = run_on(2, tmp_path)
     assert statuses == [0, 0] and "base: done before" in shown and "chat: ran" in shown
     assert traces(tmp_path) == {"base": ["0", "1"], "chat": ["0", "1"], "chosen": ["0"], "text": ["0"]}
+
+
+def side_by_side(world_size: int, folder: Path, *words: str) -> tuple[dict[str, str], str]:
+    """(the ranks of each stage, what was shown) of a run of BRANCHES that ends well."""
+    statuses, shown = run_on(world_size, folder, *words, text=BRANCHES)
+    assert statuses == [0] * world_size, shown
+    found = {stage: "".join(names) for stage, names in traces(folder).items()}
+    for stage, own in found.items():
+        assert (folder / "run" / stage / f"world-{len(own)}").exists()
+    return found, shown
+
+
+@pytest.mark.parametrize(
+    ("world_size", "a", "b", "c"), [(1, "0", "0", "0"), (2, "0", "1", "0"), (4, "0", "1", "2"), (6, "01", "23", "45")]
+)
+def test_stages_side_by_side_share_the_ranks_and_come_by_turns_where_these_are_few(
+    world_size: int, a: str, b: str, c: str, tmp_path: Path
+) -> None:
+    found, shown = side_by_side(world_size, tmp_path)
+    everyone = "012345"[:world_size]
+    assert found == {"base": everyone, "a": a, "b": b, "c": c, "merged": everyone}
+    assert [shown.count(f"{stage}: ran") for stage in found] == [1] * 5
+    assert shown.count("stage 3 of 5 · train · b") == 1
+
+
+def test_stages_side_by_side_run_at_the_same_time(tmp_path: Path) -> None:
+    side_by_side(2, tmp_path, "--set", "a.awaits=b", "--set", "b.awaits=a")
+
+
+def test_a_stage_takes_no_more_of_its_ranks_than_its_rows_divide_into(tmp_path: Path) -> None:
+    found, _ = side_by_side(6, tmp_path, "--set", "b.rows_per_step=3")
+    assert (found["a"], found["b"], found["c"]) == ("01", "2", "45")
+
+
+def test_a_stage_run_alone_has_the_ranks_that_it_has_beside_others(tmp_path: Path) -> None:
+    assert side_by_side(2, tmp_path, "--only", "base")[0] == {"base": "01"}
+    assert side_by_side(2, tmp_path, "--only", "b")[0] == {"base": "01", "b": "1"}
+    found, shown = side_by_side(2, tmp_path)
+    assert (found["a"], found["b"], found["c"]) == ("0", "1", "0")
+    assert "b: done before" in shown and "a: ran" in shown
+
+
+@pytest.mark.parametrize("failing", ["0", "1"])
+def test_an_error_of_one_of_the_stages_side_by_side_is_told_once_and_ends_all_ranks(
+    failing: str, tmp_path: Path
+) -> None:
+    stage = "ab"[int(failing)]
+    statuses, shown = run_on(2, tmp_path, "--set", f"{stage}.failing={failing}", text=BRANCHES)
+    assert statuses == [2, 2], shown
+    assert shown.count(f"{stage} cannot be done") == 1 and "Traceback" not in shown
+    statuses, shown = run_on(2, tmp_path, "--only", "c", text=BRANCHES)
+    assert statuses == [0, 0] and traces(tmp_path)["c"] == ["0"]
 
 
 @pytest.mark.parametrize(("stage", "failing"), [("text", "0"), ("base", "0 1 2"), ("chat", "0")])
