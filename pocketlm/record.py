@@ -27,11 +27,16 @@ class Call:
     inputs: dict[str, Path | list[Path] | None]
     folder: Path
     record: dict[str, Any]  # stage, config, inputs, digest
-    beside: tuple[str, ...] = ()  # the stages that may run at the same time
+    side_by_side: tuple[str, ...] = ()  # the stages, itself among them, that may run at the same time; none if alone
 
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def num_beside(self) -> int:
+        """How many stages, itself among them, may run at the same time."""
+        return max(1, len(self.side_by_side))
 
     @property
     def digest(self) -> str:

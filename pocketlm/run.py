@@ -56,9 +56,8 @@ class Plan:
         """The calls, with their settings and records. ValueError if a name is taken or is none."""
         calls = [self._add(stage_fn, config, inputs) for config in configs]
         if len(calls) > 1:
-            names = [call.name for call in calls]
-            calls = [replace(call, beside=tuple(name for name in names if name != call.name)) for call in calls]
-            self.calls[-len(calls) :] = calls
+            names = tuple(call.name for call in calls)
+            self.calls[-len(calls) :] = calls = [replace(call, side_by_side=names) for call in calls]
         return calls
 
     def _add(self, stage_fn: Callable[..., Path], config: Any, inputs: dict[str, Any]) -> Call:

@@ -141,7 +141,7 @@ def check_rows(calls: "list[Call]", world_size: int) -> None:
         config = call.config
         if not runs_on_all_ranks(call.stage_fn) or config.optim is None or call.state() == "done":
             continue
-        ranks = num_ranks(config, len(call.beside), world_size)
+        ranks = num_ranks(config, call.num_beside, world_size)
         together = config.micro_batch_size * ranks
         if config.rows_per_step % together:
             raise ValueError(

@@ -19,12 +19,14 @@ from pocketlm.train.memory import TrainingMemory
 class Estimate:
     """seconds: of wall clock, None where unknown. devices: how many of those asked for have work. memory: of each, at most.
 
+    overlaps: it runs at the same time as the stage before it, on other devices.
     actual_seconds: what it took; so far, carried on to its end, where it is unfinished. None where it has not begun.
     """
 
     stage: Stage
     seconds: float | None
     devices: int
+    overlaps: bool
     memory: TrainingMemory | None
     actual_seconds: float | None
     notes: tuple[str, ...]
@@ -49,6 +51,7 @@ class Estimate:
             "at_most": stage.at_most,
             "seconds": self.seconds,
             "devices": self.devices,
+            "overlaps": self.overlaps,
             "device_hours": self.device_hours,
             "memory_bytes": self.memory.peak if self.memory else None,
             "memory_by_part": asdict(self.memory) if self.memory else None,
@@ -64,12 +67,14 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     """Of one stage on `count` such devices; device None: on this machine's processor, whose steps are tried."""
     notes = list(stage.notes)
     work = stage.work
-    ranks = work.ranks(count) if work else 1
-    if work and ranks < count:
+    at_once = min(stage.call.num_beside, count)
+    share = count // at_once
+    ranks = work.ranks(share) if work else 1
+    if work and ranks < share:
         notes.append(
-            f"a step's {work.rows_per_step:,} rows, {work.micro_batch_size} at once, keep {ranks} of {count} busy"
+            f"a step's {work.rows_per_step:,} rows, {work.micro_batch_size} at once, keep {ranks} of {share} busy"
         )
-    seconds = _seconds(stage, device, count)
+    seconds = _seconds(stage, device, share)
     if seconds is None and (work or stage.like):
         notes.append("too large to be tried here")
     memory = work.memory("cuda" if device else "cpu", ranks, device.per_machine if device else 1) if work else None
@@ -79,6 +84,7 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
         stage=stage,
         seconds=seconds,
         devices=ranks,
+        overlaps=at_once > 1 and stage.call.side_by_side.index(stage.call.name) % at_once > 0,
         memory=memory,
         actual_seconds=actual_seconds(stage),
         notes=tuple(notes),
@@ -130,23 +136,33 @@ def _pace(line: str) -> float | None:
 
 
 def totals(estimates: list[Estimate]) -> dict[str, Any]:
-    """Sums over the stages that are known, and how many are not."""
+    """Sums over the stages that are known, and which are not. Seconds are of the clock: of stages side by side the longest's."""
     timed = [each for each in estimates if each.seconds is not None]
     both = [each for each in timed if each.actual_seconds is not None and each.seconds]
     return {
         "tokens": sum(each.stage.tokens or 0 for each in estimates),
         "flops": sum(each.stage.flops or 0 for each in estimates),
-        "seconds": sum(each.seconds or 0.0 for each in timed),
+        "seconds": _by_turns(estimates, [each.seconds for each in estimates]),
         "device_hours": sum(each.device_hours or 0.0 for each in timed),
         "memory_bytes": max((each.memory.peak for each in estimates if each.memory), default=None),
         "disk_bytes": sum(each.stage.disk or 0 for each in estimates),
         "resume_bytes": max((each.stage.resume for each in estimates), default=0),
-        "actual_seconds": sum(each.actual_seconds or 0.0 for each in estimates),
+        "actual_seconds": _by_turns(estimates, [each.actual_seconds for each in estimates]),
         "actual_over_planned": sum(e.actual_seconds or 0.0 for e in both) / sum(e.seconds or 0.0 for e in both)
         if both
         else None,
         "unknown": [each.stage.call.name for each in estimates if each.seconds is None],
     }
+
+
+def _by_turns(estimates: list[Estimate], seconds: list[float | None]) -> float:
+    """The sum of each turn's longest; unknown ones count as nothing."""
+    longest: list[float] = []
+    for each, known in zip(estimates, seconds, strict=True):
+        if not each.overlaps:
+            longest.append(0.0)
+        longest[-1] = max(longest[-1], known or 0.0)
+    return sum(longest)
 
 
 def plan_report(estimates: list[Estimate], run_dir: Path, device: Device | None, count: int) -> dict[str, Any]:

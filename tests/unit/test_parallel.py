@@ -6,12 +6,14 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rank_processes import on_ranks
+from rank_processes import on_ranks, start_ranks
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -22,9 +24,10 @@ from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, ShardOver
 from pocketlm.train.parallel import mesh_shape, spread
-from pocketlm.train.ranks import ranks
+from pocketlm.train.ranks import joined, ranks
 from pocketlm.train.state import SaveConfig, saved_states
 from pocketlm.train.teacher import live_teacher
+from pocketlm.turns import take_turn
 
 SHAPE = ModelConfig(
     vocab_size=301,  # odd, so that ranks hold unequal parts of the table
@@ -149,6 +152,36 @@ def test_several_ranks_train_what_one_trains(outcomes, name: str, world_size: in
     assert weights.keys() == expected_weights.keys()
     for key, tensor in expected_weights.items():
         assert (weights[key] - tensor).abs().max() <= of_weights, key
+
+
+APART = "cross-entropy"  # the case for ranks that part and meet again
+
+
+def train_apart(folder: Path) -> None:
+    """Two trainings at the same time, each on two of four ranks, then one on all four, then the two again."""
+    with joined() as board:
+
+        def alone(name: str) -> None:
+            case, out = CASES[APART], folder / name
+            out.mkdir(exist_ok=True)
+            model = train(student_of(case), batches_of(case), loss_of(case), case.optim, out, label=name, save=NEVER)
+            if ranks().first:
+                save_file(model.state_dict(), out / "weights.safetensors")
+
+        take_turn([(partial(alone, "left"), range(2)), (partial(alone, "right"), range(2, 4))], board)
+        alone("all")
+        take_turn([(partial(alone, "left again"), range(2)), (partial(alone, "right again"), range(2, 4))], board)
+
+
+def test_ranks_that_part_train_what_as_many_train_by_themselves(outcomes, tmp_path: Path) -> None:
+    for process in start_ranks(4, train_apart, tmp_path, nodes=2):
+        process.join(120)
+        assert process.exitcode == 0
+    for name, world_size in {"left": 2, "right": 2, "all": 4, "left again": 2, "right again": 2}.items():
+        expected, weights = outcomes[world_size][APART]
+        assert figures(tmp_path / name) == expected, name
+        found = load_file(tmp_path / name / "weights.safetensors")
+        assert all(torch.equal(found[key], tensor) for key, tensor in weights.items() if key in found), name
 
 
 def own_part(module: nn.Module) -> int:

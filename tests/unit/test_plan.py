@@ -20,7 +20,7 @@ from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.plan import here
 from pocketlm.plan.devices import DEVICES, device
-from pocketlm.plan.estimate import Estimate, estimate
+from pocketlm.plan.estimate import Estimate, estimate, totals
 from pocketlm.plan.published import FITTED, HELD_OUT
 from pocketlm.plan.speed import FIT, LEFT_OUT_ERROR, step_seconds
 from pocketlm.plan.stages import CACHED_BYTES, Stage, cached_bytes, plan_stages
@@ -205,7 +205,7 @@ def test_a_step_too_large_to_be_tried_is_put_together_from_a_part_of_it(monkeypa
     whole = here.step_seconds(work)
     monkeypatch.setattr(here, "TRIED_FLOPS", 0)
     parts = here.step_seconds(work)
-    assert whole and parts and 0.3 < parts / whole < 3  # a busy machine's clock is rough
+    assert whole and parts and 0.1 < parts / whole < 10  # a busy machine's clock is rough
     monkeypatch.setattr(here, "free_bytes", lambda where: 1)
     assert here.step_seconds(work) is None
 
@@ -231,6 +231,25 @@ def test_device_hours_are_those_of_the_devices_at_work(tmp_path: Path) -> None:
     told = estimated(stages_of("r1", tmp_path)["phase1"], 128)
     assert told.seconds and told.device_hours == pytest.approx(128 * told.seconds / 3600)
     assert told.actual_seconds is None and told.ratio is None
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "overlaps"), [(1, 1, [False] * 3), (2, 1, [False, True, False]), (13, 4, [False, True, True])]
+)
+def test_stages_side_by_side_share_the_devices_and_count_as_long_as_the_longest(
+    count: int, devices: int, overlaps: list[bool], tmp_path: Path
+) -> None:
+    train = PretrainConfig(name="a", model=SHAPE, optim=STEPS, seq_len=64, rows_per_step=8, micro_batch_size=1, seed=1)
+    longer = replace(train, name="b", optim=replace(STEPS, num_steps=300))
+
+    def recipe(run: Any) -> None:
+        run.side_by_side(pretrain, [train, longer, replace(train, name="c")], corpus=tmp_path)
+
+    dry = plan(recipe, tmp_path / "run", missing_ok=True)
+    found = [estimated(stage, count) for stage in plan_stages(dry.calls)]
+    assert [each.devices for each in found] == [devices] * 3 and [each.overlaps for each in found] == overlaps
+    a, b, c = (each.seconds or 0.0 for each in found)
+    assert totals(found)["seconds"] == pytest.approx(b + {1: a + c, 2: c, 13: 0.0}[count])
 
 
 def test_amounts_are_told_in_units_that_fit() -> None:
