@@ -56,7 +56,8 @@ def _weights(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
     """What XNNPACK multiplies by: each linear layer, the turn of RoPE, and the means of the norms."""
     config = network.config
     eye = torch.eye(config.head_dim)
-    yield "RoPE's half turn", rotate(eye, torch.zeros_like(eye), torch.ones_like(eye)).T
+    quarter = torch.zeros(1, 1, config.head_dim), torch.ones(1, 1, config.head_dim)  # cos and sin of a right angle
+    yield "RoPE's half turn", rotate(eye[None, None], *quarter)[0, 0].T
     for size in (config.hidden_size, config.head_dim) if config.use_qk_norm else (config.hidden_size,):
         yield f"the mean of {size} channels", torch.full((1, size), 1.0 / size)
     matrices = {name: p for name, p in network.named_parameters() if p.dim() == 2}

@@ -1,7 +1,7 @@
 """Who looks at whom, and the attention that follows: causal, in windows, in packed documents, on a cache.
 
-Training on the processor goes piece by piece, over the keys that a piece's queries may see, so that neither windows nor
-packed documents need a mask of T x T; what reads a cache goes through torch's own attention.
+Rows that are one document go through torch's own attention, which is fastest there. In training on the processor windows and
+packed documents go piece by piece, over the keys that a piece's queries may see, so that neither needs a mask of T x T.
 
 Shapes: B batch, T tokens, S keys, H query heads, K kv heads, G heads that share a kv head, E head width, N queries of a piece
 """
@@ -54,16 +54,16 @@ class Mask:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None) -> Tensor:
         """Attention output [B, H, T, E] of q [B, H, T, E], all tokens or the last one, on k, v [B, K, S, E]."""
         T, S = q.shape[2], k.shape[2]
+        grouped = q.shape[1] != k.shape[1]
+        if self.plain and (window is None or window >= S):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=grouped)
         if T == S and self.first:
             return attention_in_pieces(q, k, v, self.first[window])
-        grouped = q.shape[1] != k.shape[1]
-        if not self.plain:
-            mask = self.allowed(layer, window, S)
-            mask = None if mask is None else mask[:, :, -T:]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        if window is not None and window < S:
+        if self.plain and window is not None:
             return sliding_attention(q, k, v, window)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=grouped)
+        mask = self.allowed(layer, window, S)
+        mask = None if mask is None else mask[:, :, -T:]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
     def allowed(self, layer: int, window: int | None, num_keys: int) -> Tensor | None:
         """True where a query may attend: [B, 1, T, S], from positions alone, so it holds in training and decoding.

@@ -1,9 +1,9 @@
 """What a network costs, from its shape alone: parameters, FLOPs of training, bytes kept for the backward pass.
 
 A FLOP is half a multiply-add, so a product [N, I] x [I, O] is 2NIO. Attention counts the pairs of query and key that are
-worked out: pieces of queries over the keys they may see, about half of T x T in a global layer; published utilisations
-mostly count all of it. Both agree with torch's FlopCounterMode to the last FLOP, and kept bytes with what autograd saves
-on the CPU to the last byte (tests/unit/test_costs.py).
+worked out in pieces of queries over the keys they may see, about half of T x T in a global layer; published utilisations
+mostly count all of it, as torch's FlopCounterMode does of torch's own attention. It agrees with the rest to the last FLOP,
+and what autograd saves on the CPU with kept bytes to the last byte (tests/unit/test_costs.py).
 
 Shapes: B rows, T tokens, N = B x T, D hidden, H query heads, K kv heads, E head width, F feed-forward, V vocabulary
 """
@@ -86,17 +86,28 @@ def kept_bytes(
     A block that is worked out twice leaves its input, and as much as any other when its turn comes on the way back.
 
     product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are rounded while training.
-    recompute_every: as Transformer has it. masked: documents of a row are kept apart, which on CUDA takes a mask.
+    recompute_every: as Transformer has it. masked: documents of a row are kept apart, which on CUDA takes a mask, and on
+    the CPU goes in pieces, which keep nothing of their own.
     """
-    block = _block_bytes(config, rows, seq_len, product_bytes, on_grid, masked=masked, cuda=cuda)
-    twice = -(-config.applications // recompute_every) if recompute_every else 0
-    inputs = twice * 4 * rows * seq_len * config.hidden_size
-    return (config.applications - twice) * block + inputs
+    block = _block_bytes(config, rows, seq_len, product_bytes, on_grid, masked=masked and cuda)
+    # torch's own attention keeps the logs of its sums, and its result, which is the next product's input if not rounded
+    own = 4 * rows * seq_len * config.num_attention_heads
+    own += on_grid * product_bytes * rows * seq_len * config.num_attention_heads * config.head_dim
+    total = 0
+    for number in range(config.applications):
+        if recompute_every and number % recompute_every == 0:
+            total += 4 * rows * seq_len * config.hidden_size
+        else:
+            window = config.window(number // config.layer_repeats)
+            in_pieces = not cuda and (masked or (window is not None and window < seq_len))
+            total += block if in_pieces else block + own
+    return total
 
 
 def _block_bytes(
-    config: ModelConfig, rows: int, seq_len: int, product_bytes: int, on_grid: bool, *, masked: bool, cuda: bool
+    config: ModelConfig, rows: int, seq_len: int, product_bytes: int, on_grid: bool, *, masked: bool
 ) -> int:
+    """masked: with a mask of all pairs."""
     D, F, H = config.hidden_size, config.intermediate_size, config.num_attention_heads
     q, kv = H * config.head_dim, config.num_key_value_heads * config.head_dim
     copied = product_bytes < 4 or on_grid  # each linear layer then has its own copy of its input, and of its weight
@@ -104,8 +115,6 @@ def _block_bytes(
     if config.use_qk_norm:
         per_token += 4 * ((2 if config.qk_norm_weight else 1) * (q + kv) + H + config.num_key_value_heads)
     per_token += product_bytes * (2 * (q + kv) + 4 * F)  # queries, keys, values and their result; the feed-forward's
-    if cuda:  # torch's own attention keeps its result, and the logs of its sums, beside the next product's input
-        per_token += product_bytes * q + 4 * H
     weights = block_matrices(config) * product_bytes if copied else 0
-    mask = rows * seq_len**2 * product_bytes if masked and cuda else 0
+    mask = rows * seq_len**2 * product_bytes if masked else 0
     return rows * seq_len * per_token + weights + mask

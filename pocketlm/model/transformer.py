@@ -101,7 +101,7 @@ class ModelConfig:
         return tuple(GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers))
 
 
-Rope = tuple[Tensor, Tensor]  # cos and sin [B, 1, T, E]
+Rope = tuple[Tensor, Tensor]  # cos and sin [B, T, E]
 
 
 class Linear(nn.Linear):
@@ -137,12 +137,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int) -> Tensor:
         """Of the last `asking` tokens of x [B, T, D]; all T are looked at, and stored."""
         B, T, _ = x.shape
-        q = self.q_proj(newest(x, asking)).view(B, asking, -1, self.head_dim).transpose(1, 2)  # [B, H, asking, E]
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, E]
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q = self.q_proj(newest(x, asking)).view(B, asking, -1, self.head_dim)  # [B, asking, H, E]
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # [B, T, K, E]
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
         if self.use_qk_norm:
             q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
         q, k = rotate(q, *(newest(angles, asking) for angles in rope)).to(v.dtype), rotate(k, *rope).to(v.dtype)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [B, H, asking, E], [B, K, T, E] twice
         if cache is not None:
             k, v = cache.update(layer, k, v)
         out = mask.attend(q, k, v, layer, self.window)
@@ -317,8 +318,8 @@ def rope_frequencies(config: ModelConfig, device: torch.device | None = None) ->
 
 
 def rope_angles(positions: Tensor, frequencies: Tensor) -> Rope:
-    """cos and sin [B, 1, T, E] of the rotary angles, in float32, in the half-split layout of Hugging Face's Llama."""
-    angle = positions[:, None, :, None].float() * frequencies
+    """cos and sin [B, T, E] of the rotary angles, in float32, in the half-split layout of Hugging Face's Llama."""
+    angle = positions[:, :, None].float() * frequencies
     angle = torch.cat([angle, angle], -1)
     return angle.cos(), angle.sin()
 
@@ -329,5 +330,6 @@ def newest(x: Tensor, count: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, T, H, E] turned by the angles [B, T, E] of its tokens."""
     first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
+    return x * cos[:, :, None] + torch.cat([-second, first], -1) * sin[:, :, None]

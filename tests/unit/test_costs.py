@@ -77,9 +77,11 @@ def test_flops_are_those_that_torch_counts_forward_and_back(
 ) -> None:
     monkeypatch.setattr(attention, "attention_in_pieces", InPieces.apply)
     model = Transformer(shape)
-    ids, *_ = inputs(masked=False)
+    """As attention goes in pieces; a row of one document goes through torch's own, which is counted as all pairs."""
+    ids, positions, doc_ids = inputs(masked=True)
+    assert doc_ids is not None
     with FlopCounterMode(display=False) as counter:
-        logits = model(ids)
+        logits = model(ids, positions, doc_ids=torch.zeros_like(doc_ids))
         forward = counter.get_total_flops()
         logits.sum().backward()
     expected = flops_of(shape, ROWS, SEQ_LEN)
@@ -108,7 +110,7 @@ def test_kept_bytes_are_those_that_autograd_saves(
 ) -> None:
     """What two more layers add, so that what the ends of the network keep is left out; each storage counts once.
 
-    On the CPU documents that are kept apart need no mask, so nothing more is kept.
+    On the CPU documents that are kept apart need no mask, and what goes in pieces keeps nothing of its own.
     """
     deeper = replace(shape, num_hidden_layers=4, layer_types=shape.layer_types * 2)
     expected = [
