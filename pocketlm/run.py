@@ -4,6 +4,7 @@ In a recipe, or in a notebook after `run = Run(Path("runs/mine"))`:
 
     corpus = run(curate, CurateConfig(name="corpus", ...), documents=Path("notes.txt"))
     model = run(pretrain, PretrainConfig(name="base", ...), corpus=corpus)
+    branches = run.side_by_side(pretrain, [replace(BRANCH, name=...), replace(BRANCH, name=...)], corpus=corpus, model=model)
 """
 
 import fcntl

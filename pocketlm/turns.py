@@ -38,7 +38,7 @@ def num_ranks(config: Any, num_stages: int, world_size: int) -> int:
     because a specialist's step may be a single long row (Pro, section 6).
     """
     share = world_size // min(num_stages, world_size)
-    if num_stages == 1:
+    if num_stages == 1 or share == 1:
         return share
     fitting = (count for count in range(share, 0, -1) if config.rows_per_step % (config.micro_batch_size * count) == 0)
     return next(fitting, share)
@@ -49,7 +49,7 @@ def turns(configs: Sequence[Any], world_size: int) -> list[dict[int, range]]:
 
     The same for the same ranks, whatever is finished: a stage that is resumed trains on as many as before.
     """
-    at_once = min(len(configs), world_size)
+    at_once = max(1, min(len(configs), world_size))
     firsts = [number % at_once * (world_size // at_once) for number in range(len(configs))]
     counts = [num_ranks(config, len(configs), world_size) for config in configs]
     ranks = [range(first, first + count) for first, count in zip(firsts, counts, strict=True)]

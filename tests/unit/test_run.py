@@ -87,6 +87,17 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
     }
 
 
+def test_stages_side_by_side_run_one_after_another_in_one_process(tmp_path: Path) -> None:
+    configs = [Write(name="one"), Write(name="two")]
+    dry = plan(lambda run: run.side_by_side(write, configs), tmp_path)
+    assert [call.side_by_side for call in dry.calls] == [("one", "two")] * 2
+    with Run(tmp_path, plan=dry) as run:
+        assert run.side_by_side(write, configs) == [tmp_path / "one", tmp_path / "two"]
+        assert run.side_by_side(write, []) == []
+    assert CALLS == ["one", "two"]
+    assert [record_of(tmp_path / name)["status"] for name in CALLS] == ["finished"] * 2
+
+
 def test_a_stage_that_failed_is_called_again_on_its_folder(tmp_path: Path) -> None:
     with Run(tmp_path) as run, pytest.raises(ValueError, match="the corpus is empty"):
         run(failing, Write(name="a"))
