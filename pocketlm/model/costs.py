@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, N = B x T, D hidden, H query heads, K kv heads, E head
 
 from dataclasses import dataclass
 
-from pocketlm.model.attention import PIECE
+from pocketlm.model.attention import PIECE, goes_in_pieces
 from pocketlm.model.transformer import ModelConfig
 
 
@@ -86,8 +86,8 @@ def kept_bytes(
     A block that is worked out twice leaves its input, and as much as any other when its turn comes on the way back.
 
     product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are rounded while training.
-    recompute_every: as Transformer has it. masked: documents of a row are kept apart, which on CUDA takes a mask, and on
-    the CPU goes in pieces, which keep nothing of their own.
+    recompute_every: as Transformer has it. masked: documents of a row are kept apart, which on CUDA takes a mask. What goes
+    in pieces on the CPU keeps nothing of its own.
     """
     block = _block_bytes(config, rows, seq_len, product_bytes, on_grid, masked=masked and cuda)
     # torch's own attention keeps the logs of its sums, and its result, which is the next product's input if not rounded
@@ -99,7 +99,7 @@ def kept_bytes(
             total += 4 * rows * seq_len * config.hidden_size
         else:
             window = config.window(number // config.layer_repeats)
-            in_pieces = not cuda and (masked or (window is not None and window < seq_len))
+            in_pieces = not cuda and goes_in_pieces(window, seq_len, config.head_dim, plain=not masked)
             total += block if in_pieces else block + own
     return total
 

@@ -34,6 +34,7 @@ SHAPES = {
         GLOBAL_ONLY, use_qk_norm=False, layer_types=("sliding_attention", "full_attention"), sliding_window=64
     ),
     "repeated": replace(GLOBAL_ONLY, layer_repeats=2),
+    "wide heads": replace(GLOBAL_ONLY, head_dim=64),
 }
 FORWARD, BACKWARD = attention.attention_in_pieces._init_fn, attention._backward._init_fn  # what the operators run
 ROWS, SEQ_LEN = 2, 300  # two whole pieces of a local layer, and a part
