@@ -67,7 +67,8 @@ def test_actual_time_stands_beside_the_plan_of_finished_stages(
     file = tmp_path / "plan.json"
     words = ["plan", str(TINY), str(documents), "--out", str(finished), "--json", str(file)]
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
-    assert result.exit_code == 0 and "ratio" in result.output and "this machine's processor" in result.output
+    shown = " ".join(result.output.split())  # wherever the title was broken
+    assert result.exit_code == 0 and "ratio" in shown and "this machine's processor" in shown
     assert json.loads(file.read_text())["together"]["actual_over_planned"] > 0
 
 

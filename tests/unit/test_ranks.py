@@ -194,7 +194,7 @@ def test_bad_input_is_told_once_before_anything_starts(words: list[str], message
 def test_a_dry_run_and_help_end_all_ranks_in_order(word: str, shows: str, tmp_path: Path) -> None:
     statuses, shown = run_on(2, tmp_path, word)
     assert statuses == [0, 0] and not (tmp_path / "run").exists()
-    assert shown.count(shows) == 1
+    assert " ".join(shown.split()).count(shows) == 1  # wherever a title was broken
 
 
 @pytest.mark.parametrize("asked", [0, 1])
