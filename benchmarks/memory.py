@@ -111,7 +111,7 @@ def estimated(case: Case) -> int:
         seq_len=case.seq_len,
         accumulates=case.micro_batches > 1,
         masked=case.masked,
-        saves=case.saves,
+        saves=True,
         teacher=case.teacher,
         on_grid=case.scheme is not None,
     ).peak

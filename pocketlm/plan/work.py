@@ -69,7 +69,7 @@ class Work:
             seq_len=self.seq_len,
             accumulates=self.micro_batches > ranks,
             masked=self.masked,
-            saves=self.save is not None and self.save.every_steps < self.optim.num_steps,
+            saves=self.save is not None,
             teacher=self.teacher,
             on_grid=self.scheme is not None,
             device=device,

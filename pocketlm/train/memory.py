@@ -13,8 +13,7 @@ from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.optim import OptimConfig, product_dtype
 from pocketlm.train.parallel import mesh_shape
 from pocketlm.train.ranks import device, ranks
-from pocketlm.train.state import SaveConfig
-from pocketlm.train.vocabulary import BLOCK_BYTES, KEPT_BYTES
+from pocketlm.train.vocabulary import BLOCK_BYTES, tokens_at_a_time
 
 BLOCKS_AT_ONCE = 8  # of the loss's blocks of logits, in float32: both sides' logs, terms, slopes, gradients
 # Of the estimate, which is within a few percent of what is alive at once (benchmarks/memory.py). The C library keeps
@@ -35,8 +34,6 @@ class Trained(Protocol):
     def rows_per_step(self) -> int: ...
     @property
     def micro_batch_size(self) -> int: ...
-    @property
-    def save(self) -> SaveConfig: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +43,7 @@ class TrainingMemory:
     weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the backward pass.
     loss: the head's gradient, and blocks of logits. table: the gradient of the token table once more, for it is made dense
     before it is added. again: of a block that is worked out twice. teacher: its weights. passing: what its forward pass
-    holds. saving: the copy of weights and states that is written to disk while training goes on.
+    holds. saving: the copy of weights and states that is written to disk.
     """
 
     weights: int
@@ -90,7 +87,7 @@ def training_memory(
 ) -> TrainingMemory:
     """What training holds with micro-batches of rows x seq_len tokens, the model shared out among `shards` ranks.
 
-    masked: documents of a row are kept apart. saves: states are written before the last step. on_grid: training for four
+    masked: documents of a row are kept apart. saves: states are written, if only at the end. on_grid: training for four
     bits. Shared out, a block's weights are whole when it runs, the table's and the head's always, and gradients too while
     they add up. What the process holds before is not in it; on CUDA the copy that is saved lies in the processor's memory.
     """
@@ -101,7 +98,8 @@ def training_memory(
     inner = model.num_hidden_layers * block_matrices(model) if optim.optimizer == "muon" else 0  # one state, not two
     states = 4 * 2 * (parameters - inner) // shards + 4 * inner  # Muon's are whole on each rank
     weights = 4 * parameters // shards + (_whole(model) if shards > 1 else 0)
-    logits = min(N * model.vocab_size * product_bytes * (2 if teacher else 1), KEPT_BYTES)
+    of_token = model.vocab_size * product_bytes * (2 if teacher else 1)
+    logits = tokens_at_a_time(N, of_token) * of_token
     blocks = min(BLOCKS_AT_ONCE * BLOCK_BYTES, 4 * N * model.vocab_size * BLOCKS_AT_ONCE)
     hidden = N * model.hidden_size * (4 + 4 + product_bytes)  # chosen rows, their gradient, and them in products
     loss = table + hidden + blocks + logits
@@ -154,7 +152,7 @@ def check_memory(
         seq_len=config.seq_len,
         accumulates=config.rows_per_step > config.micro_batch_size * own.world_size,
         masked=masked,
-        saves=config.save.every_steps < config.optim.num_steps,
+        saves=True,
         teacher=teacher,
         on_grid=on_grid,
         device=where.type,
@@ -163,7 +161,7 @@ def check_memory(
     free = free_bytes(where) // (local if where.type == "cpu" else 1)
     if need.peak * (1 - MARGIN) <= free:
         return
-    names = ("weights", "gradients", "states", "kept", "loss", "teacher")
+    names = ("weights", "gradients", "states", "saving", "kept", "loss", "teacher")
     told = ", ".join(f"{name} {_gib(size)}" for name in names if (size := getattr(need, name)))
     each = " on each rank" if own.world_size > 1 else ""
     raise ValueError(

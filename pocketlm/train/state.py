@@ -76,11 +76,13 @@ class StateWriter:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.alone = threading.Event()  # the training failed, so other ranks' files may never come
+        self.own_written = threading.Event()  # this rank's file, of the state begun last
 
     def write(self, model: Transformer, optimizers: Optimizers, step: int) -> None:
         """Begin to write out/resume/step-N; returns when the copy is made."""
-        self.wait()
+        self.finish()
         pieces = {name: piece for name, tensor in named_tensors(model, optimizers) if (piece := own_piece(tensor))}
+        self.own_written.clear()
         self.thread = threading.Thread(target=self._write, args=(step, pieces), name="state")
         self.thread.start()
 
@@ -90,9 +92,12 @@ class StateWriter:
             error, self.error = self.error, None
             raise error
 
-    def wait(self) -> None:
-        """Returns when nothing is being written; raises what `check` would."""
+    def finish(self) -> None:
+        """Returns when nothing is being written on any rank; raises what `check` would."""
         if self.thread:
+            self.own_written.wait()
+            self.check()
+            meet()  # a rank that died is noticed here, at once; by the file that does not come, after minutes
             self.thread.join()
             self.thread = None
         self.check()
@@ -104,13 +109,21 @@ class StateWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None or isinstance(error, KeyboardInterrupt):  # which asked to stop: the state is what was promised
-            self.wait()
-            return
+            try:
+                self.finish()
+            except Exception as lost:
+                self._give_up(lost)
+                raise
+        else:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Lets a save that other ranks may still take part in come to its end, but does not wait for long."""
         self.alone.set()
-        try:
-            self.wait()
-        except Exception as other:
-            error.add_note(f"{other}\n" + "\n".join(getattr(other, "__notes__", [])))
+        if self.thread:
+            self.thread.join()
+        if self.error:
+            error.add_note(f"{self.error}\n" + "\n".join(getattr(self.error, "__notes__", [])))
 
     def _write(self, step: int, pieces: dict[str, Piece]) -> None:
         partial = self.out / RESUME / f"partial-{step:08d}"
@@ -118,12 +131,15 @@ class StateWriter:
             partial.mkdir(parents=True, exist_ok=True)
             write_own(partial, pieces)
             pieces.clear()  # its memory goes before the files of other ranks are waited for
+            self.own_written.set()
             if ranks().first:
                 publish(partial, self.out / RESUME / f"step-{step:08d}", step, self.alone)
                 drop_old(self.out, self.config)
         except BaseException as error:
             error.add_note(f"(while the state of step {step} was written to {partial})")
             self.error = error
+        finally:
+            self.own_written.set()
 
 
 # ---- what a state holds ----

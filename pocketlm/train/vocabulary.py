@@ -196,10 +196,14 @@ def _few_tokens(scores: Scores, task: _Task) -> Iterator[slice]:
     """All tokens in as few equal parts as let the logits of each be kept."""
     N = scores.x.shape[0]
     sides = [scores] if task.teacher is None or task.label_share == 1 else [scores, task.teacher]
-    each = scores.vocab_size * sum(side.itemsize for side in sides)
-    parts = math.ceil(N / max(1, KEPT_BYTES // each))
-    size = math.ceil(N / max(1, parts))
+    size = tokens_at_a_time(N, scores.vocab_size * sum(side.itemsize for side in sides))
     return (slice(first, min(first + size, N)) for first in range(0, N, max(1, size)))
+
+
+def tokens_at_a_time(num_tokens: int, bytes_each: int) -> int:
+    """Tokens in each of the fewest even parts whose logits fit in KEPT_BYTES; bytes_each: of one token's."""
+    parts = math.ceil(num_tokens / max(1, KEPT_BYTES // bytes_each))
+    return math.ceil(num_tokens / max(1, parts))
 
 
 class _Pass:

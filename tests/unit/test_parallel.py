@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.train import state
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, ShardOver
@@ -283,6 +284,20 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_reason(tmp_path: Path) -> 
         error
     ) and "goes on from the last saved state" in str(error)
     assert time.monotonic() - started < 60
+
+
+def killed_in_the_last_save(out: Path) -> None:
+    """Rank 1 is gone while it writes the state of the last step, after which nothing is exchanged any more."""
+    if ranks().rank == 1:
+        state.write_own = lambda partial, pieces: os.kill(os.getpid(), signal.SIGKILL)
+    train(Transformer(SHAPE), batches_of(Case()), next_token_loss, OPTIM, out, label="killed", save=NEVER)
+
+
+def test_a_rank_that_is_killed_in_the_last_save_ends_the_others_with_a_reason(tmp_path: Path) -> None:
+    started = time.monotonic()
+    error, dead = on_ranks(2, tmp_path, killed_in_the_last_save, tmp_path)
+    assert dead is None and isinstance(error, ConnectionError) and "rank 0 of 2 lost the others" in str(error), error
+    assert time.monotonic() - started < 60 and saved_states(tmp_path) == []
 
 
 @pytest.mark.parametrize(
