@@ -1,8 +1,10 @@
-"""Attention of training in pieces, beside torch's own: forward and back of one layer, in turns, on one thread.
+"""Attention of training in pieces, beside torch's own: forward and back of one layer, in turns.
 
-    python benchmarks/attention.py
+    python benchmarks/attention.py                                      # on one thread
+    python benchmarks/attention.py --threads 2 --lengths 256 512 1024 2048
+    python benchmarks/attention.py --threads 2 --head-dim 32            # as narrow as the demo's
 
-6 query heads on 2, 64 wide, 4 rows, bfloat16, documents of 90 tokens in the packed rows. `ratio` is the median over rounds
+6 query heads on 2, 4 rows, bfloat16, documents of 90 tokens in the packed rows. `ratio` is the median over rounds
 of (torch's seconds / ours): against SDPA with is_causal for whole rows, and with a mask of all pairs for packed documents
 and for windows, as SDPA needs one there.
 """
@@ -19,19 +21,22 @@ from torch import Tensor
 
 from pocketlm.model.attention import attention_in_pieces, first_keys
 
-B, H, K, E = 4, 6, 2, 64  # rows, query heads, kv heads, width of a head
+B, H, K = 4, 6, 2  # rows, query heads, kv heads
 DOCUMENT, WINDOW = 90, 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--head-dim", type=int, default=64, help="width of a head")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     for length in arguments.lengths:
         for name, begins, window in cases(length):
-            print(json.dumps(compare(name, length, first_keys(begins, window), arguments.rounds)), flush=True)
+            told = compare(name, length, arguments.head_dim, first_keys(begins, window), arguments.rounds)
+            print(json.dumps({**told, "threads": arguments.threads}), flush=True)
 
 
 def cases(length: int) -> list[tuple[str, Tensor, int | None]]:
@@ -41,9 +46,9 @@ def cases(length: int) -> list[tuple[str, Tensor, int | None]]:
     return [("causal", whole, None), ("window", whole, WINDOW), ("documents", place // DOCUMENT * DOCUMENT, None)]
 
 
-def compare(name: str, length: int, first: Tensor, rounds: int) -> dict:
+def compare(name: str, length: int, head_dim: int, first: Tensor, rounds: int) -> dict:
     """Seconds of both, and the median of the ratios of neighbouring calls, after one that does not count."""
-    q, k, v = (torch.randn(B, heads, length, E, dtype=torch.bfloat16, requires_grad=True) for heads in (H, K, K))
+    q, k, v = (torch.randn(B, heads, length, head_dim, dtype=torch.bfloat16, requires_grad=True) for heads in (H, K, K))
     place = torch.arange(length)
     pairs = (place[None] <= place[:, None]) & (place[None] >= first[0][:, None])  # [T, T]
 
@@ -59,6 +64,7 @@ def compare(name: str, length: int, first: Tensor, rounds: int) -> dict:
     return {
         "case": name,
         "tokens": length,
+        "head_dim": head_dim,
         "ours_ms": round(1e3 * median(own[1:]), 1),
         "sdpa_ms": round(1e3 * median(theirs[1:]), 1),
         "ratio": round(ratio, 2),

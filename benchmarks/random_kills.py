@@ -1,10 +1,11 @@
-"""300 random SIGKILLs, in steps, saves and stage changes, by 1 and 2 processes: every run ends with the bits of an unbroken one.
+"""350 random SIGKILLs, in steps, saves and stage changes, by 1 and 2 processes: every run ends with the bits of an unbroken one.
 
-    python benchmarks/random_kills.py runs/kills                # 150 kills each; started again, it goes on
-    python benchmarks/random_kills.py runs/kills --kills 20 --seed 7
+    python benchmarks/random_kills.py runs/kills                # 150, 150 and 50 kills; started again, it goes on
+    python benchmarks/random_kills.py runs/kills --share 0.1 --seed 7
 
-The recipe is tests/recipes/tiny.py from nothing to four bits: curate, pre-train, select, distil, merge, SFT, QAT; 12 steps
-a training, a state each 2. Prints a line of JSON for each number of processes; the exit status is 1 where a bit was lost.
+The recipe is tests/recipes/tiny.py from nothing to four bits: curate, pre-train, select, distil, merge, SFT, QAT; and by two
+processes also its three specialists side by side; 12 steps a training, a state each 2. Prints a line of JSON for each part;
+the exit status is 1 where a bit was lost.
 """
 
 import argparse
@@ -18,34 +19,41 @@ from pathlib import Path
 from random import Random
 
 REPOSITORY = Path(__file__).parents[1]
-TRAININGS = ("base", "mid", "chat", "int4")
+TRAININGS = {
+    "short": ("base", "mid", "chat", "int4"),
+    "specialists": ("base", "branch-problems", "branch-notes", "branch-texts"),
+}
+PARTS = (("short", 1, 150), ("short", 2, 150), ("specialists", 2, 50))  # of the recipe, processes, kills
 STEPS = 12
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kills", type=int, default=150, help="for each number of processes")
+    parser.add_argument("--share", type=float, default=1.0, help="of the kills")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     documents = arguments.out / "documents"
     write_documents(documents)
-    lost = [broke(arguments.out, documents, p, arguments.kills, arguments.seed) for p in arguments.processes]
+    lost = [
+        broke(arguments.out, documents, part, processes, max(1, round(kills * arguments.share)), arguments.seed)
+        for part, processes, kills in PARTS
+    ]
     sys.exit(any(lost))
 
 
-def broke(out: Path, documents: Path, processes: int, kills: int, seed: int) -> bool:
+def broke(out: Path, documents: Path, part: str, processes: int, kills: int, seed: int) -> bool:
     """Whether a bit was lost; what happened is printed."""
-    folder = out / f"{processes}"
-    settings = [word for name in TRAININGS for word in ("--set", f"{name}.optim.num_steps={STEPS}")]
+    folder = out / f"{part}-{processes}"
+    settings = [word for name in TRAININGS[part] for word in ("--set", f"{name}.optim.num_steps={STEPS}")]
     command = [sys.executable, "-m", "pocketlm.cli", "verify-resume", REPOSITORY / "tests" / "recipes" / "tiny.py"]
-    command += [documents, "--short", "--out", folder, "--kills", kills, "--seed", seed, "--processes", processes]
+    command += [documents, f"--{part}", "--out", folder, "--kills", kills, "--seed", seed, "--processes", processes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     start = time.monotonic()
     status = subprocess.run([str(word) for word in command + settings], env=environment).returncode
     hits = [json.loads(line) for line in (folder / "kills.jsonl").read_text().splitlines()]
     told = {
+        "recipe": part,
         "processes": processes,
         "seed": seed,
         "kills": len(hits),

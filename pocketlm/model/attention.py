@@ -87,8 +87,8 @@ class Mask:
 def goes_in_pieces(window: int | None, num_tokens: int, head_dim: int, plain: bool) -> bool:
     """Whether attention of whole rows on the processor does, rather than through torch's own.
 
-    For plain rows that is the faster: a step of 15M parameters (64 channels) took 1.07 times as long through torch's own
-    at 512 tokens (one thread: 1.15) and 0.96 times at 1,024; attention of 32 channels takes 0.6 to 0.8 of the time there.
+    Plain rows go the faster way. A step of 15M parameters (64 channels) takes 0.93 of the time in pieces at 512 tokens, on
+    one thread 0.87, and 1.04 times at 1,024; heads of 32 channels take 1.3 to 1.7 times as long (docs/log.md).
     """
     return not plain or (window is not None and window < num_tokens) or (num_tokens <= 512 and head_dim >= 64)
 

@@ -54,26 +54,39 @@ def refused(*words: object) -> str:
     return " ".join(done.output.split())
 
 
+def equal_in(shown: str, stage: str) -> int:
+    """How many of token ids, losses and weights the table tells to be equal."""
+    return next(line for line in shown.splitlines() if f"│ {stage} " in line).count("equal")
+
+
 def hits(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "kills.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 def test_a_stage_killed_at_random_moments_is_the_stage_left_alone(
-    processes: int, documents: Path, environment: dict[str, str], tmp_path: Path
+    documents: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    words = (TINY, documents, "--short", "--stage", "base", "--processes", processes, "--out", tmp_path / "proof")
+    words = (TINY, documents, "--short", "--stage", "base", "--out", tmp_path / "proof")
     status, shown = verify(environment, *words, "--kills", 2)
     assert status == 0 and "every bit is that of the unbroken run" in shown, shown
-    row = next(line for line in shown.splitlines() if "│ base" in line)
-    assert row.count("equal") == 3 and "DIFFER" not in shown and "corpus" not in row
+    assert equal_in(shown, "base") == 3 and "DIFFER" not in shown and "│ corpus" not in shown
     assert len(hits(tmp_path / "proof")) == 2
     assert {hit["place"] for hit in hits(tmp_path / "proof")} <= set(PLACES)
     assert not (tmp_path / "proof" / "broken").exists()
-    if processes == 1:
-        status, shown = verify(environment, *words, "--kills", 3)  # it goes on, and adds one
-        assert status == 0 and len(hits(tmp_path / "proof")) == 3, shown
-        assert "holds another proof" in refused(*words, "--kills", 3, "--seed", 9)
+    status, shown = verify(environment, *words, "--kills", 3)  # it goes on, and adds one
+    assert status == 0 and len(hits(tmp_path / "proof")) == 3, shown
+    assert "holds another proof" in refused(*words, "--kills", 3, "--seed", 9)
+
+
+def test_specialists_side_by_side_killed_at_random_moments_are_those_left_alone(
+    documents: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = (TINY, documents, "--specialists", "--processes", 2, "--out", tmp_path / "proof")
+    status, shown = verify(environment, *words, "--kills", 2)
+    assert status == 0 and "every bit is that of the unbroken run" in shown, shown
+    for stage in ("base", "branch-problems", "branch-notes", "branch-texts"):
+        assert equal_in(shown, stage) == 3, shown
+    assert len(hits(tmp_path / "proof")) == 2
 
 
 def test_a_stage_that_does_not_resume_is_found(environment: dict[str, str], tmp_path: Path) -> None:

@@ -98,10 +98,28 @@ def corpus_of(folder: Path) -> CurateConfig:
     )
 
 
-def recipe(run, folder: Path, *, short: bool = False):
-    """short: the seven stages that test_killed.py interrupts."""
+def recipe(run, folder: Path, *, short: bool = False, specialists: bool = False):
+    """short: the seven stages that test_killed.py interrupts. specialists: three side by side, and what they need."""
     corpus = run(curate, corpus_of(folder))
+    if specialists:
+        return branched(run, corpus)
     return interrupted(run, corpus) if short else every_stage(run, folder, corpus)
+
+
+def branched(run, corpus: Path) -> Path:
+    """Three specialists and their merge."""
+    uniform = dict.fromkeys(("problems", "notes", "recall", "texts"), 0.25)
+    base = run(pretrain, replace(PHASE, name="base", model=SHAPE, shares=uniform), corpus=corpus)
+    names = ("problems", "notes", "texts")
+    branches = run.side_by_side(
+        pretrain,
+        [replace(PHASE, name=f"branch-{name}", shares={name: 1.0}) for name in names],
+        corpus=corpus,
+        model=base,
+    )
+    return run(
+        merge, MergeConfig(name="merged", resolution=2, seq_len=32, validation_rows=2), corpus=corpus, models=branches
+    )
 
 
 def interrupted(run, corpus: Path) -> Path:
