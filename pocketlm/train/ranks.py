@@ -14,8 +14,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 PATIENCE = timedelta(minutes=10)  # for a rank that hangs, or loads for long; one that dies is noticed in seconds
+FORMING = timedelta(seconds=20)  # for ranks that are all there to find each other: torch hears no signal in it
 POLL_SECONDS = 0.1
 FAREWELL_SECONDS = 5.0
 
@@ -122,6 +124,9 @@ class Board:
         if dist.is_initialized():
             dist.destroy_process_group()
         self.formed += 1
+        self.share(
+            "forming a group"
+        )  # all are here, so that to connect takes no time; who dies now is not waited for long
         if group is not None:
             assert self.launch is not None
             dist.init_process_group(
@@ -129,8 +134,9 @@ class Board:
                 store=PrefixStore(f"group {self.formed} {group.start}", self.launch),
                 rank=group.index(self.own.rank),
                 world_size=len(group),
-                timeout=PATIENCE,
+                timeout=FORMING,
             )
+            _set_pg_timeout(PATIENCE)
         self.share("in the group")  # gloo's ranks connect one by one: one that went on and left would fail the others
 
     def leave(self, status: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from rank_processes import on_ranks, start_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -183,6 +184,24 @@ def test_ranks_that_part_train_what_as_many_train_by_themselves(outcomes, tmp_pa
         assert figures(tmp_path / name) == expected, name
         found = load_file(tmp_path / name / "weights.safetensors")
         assert all(torch.equal(found[key], tensor) for key, tensor in weights.items() if key in found), name
+
+
+def left_alone_at_the_door() -> None:
+    """Rank 1 is gone when both connect to each other."""
+    with joined() as board:
+        if board.own.rank == 1:
+            dist.init_process_group = lambda *how, **details: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
+        with board.apart([range(2)]):
+            raise AssertionError("one rank alone is no group of two")
+
+
+def test_a_rank_that_dies_while_a_group_is_formed_is_not_waited_for_long() -> None:
+    started = time.monotonic()
+    waiting, dead = start_ranks(2, left_alone_at_the_door)
+    for process in (waiting, dead):
+        process.join(60)
+    assert (waiting.exitcode, dead.exitcode) == (1, -signal.SIGKILL)
+    assert time.monotonic() - started < 50
 
 
 def own_part(module: nn.Module) -> int:
