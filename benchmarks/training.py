@@ -6,6 +6,7 @@
     python benchmarks/training.py 15m --against ours-int4_group32 ours-int4_channel     # our own step in four bits
     python benchmarks/training.py 15m --against ours-documents ours-eager ours-recompute
     python benchmarks/training.py 15m --against ours-int4_group32+eager --ours ours-eager
+    python benchmarks/training.py 15m --profile             # where the time of our step goes, by torch's profiler
 
 The same network (Qwen3's layout, tied table), the same first weights, the same rows of random tokens, products in
 bfloat16, weights and optimizer states in float32, fused AdamW, gradients clipped to 1. Each contestant is a process of
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from pocketlm.eval.machine import memory_bytes, peak_memory_bytes
 from pocketlm.model.batch import Batch
+from pocketlm.model.costs import flops_of
 from pocketlm.model.presets import R1_140M
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ModelConfig, Transformer, set_compiled, set_compute_dtype
@@ -52,6 +54,11 @@ SHAPES = {
     ),
 }
 REFERENCES = ("plain", "plain-compiled", "trainer", "trainer-compiled", "litgpt")
+ATTENTION = tuple(  # operators: in pieces, and torch's own
+    f"{name}{way}"
+    for name in ("pocketlm::attention_in_pieces", "aten::_scaled_dot_product_flash_attention_for_cpu")
+    for way in ("", "_backward")
+)
 Step = Callable[[Tensor], float]  # rows [B, T + 1] -> loss
 
 
@@ -65,9 +72,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--busy", action="store_true", help="count processor time, where others use the machine too")
+    parser.add_argument(
+        "--profile", action="store_true", help="shares of our step's time, and the speed of its products"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.profile:
+        print(json.dumps(profiled(SHAPES[arguments.shape], arguments.ours, arguments.rows, arguments.seq_len)))
+        return
     if arguments.child:
         serve(arguments.child, SHAPES[arguments.shape], arguments.rows, arguments.seq_len)
         return
@@ -108,6 +121,28 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     print(json.dumps(told), flush=True)
     return told
+
+
+def profiled(shape: ModelConfig, name: str, rows: int, seq_len: int) -> dict[str, float]:
+    """Shares of the time of our step: products with weights, attention, and the products in it; GFLOP/s of the first."""
+    step = ours(shape, name)
+    steps = [torch.randint(shape.vocab_size, (rows, seq_len + 1)) for _ in range(5)]
+    for batch in steps[:3]:  # compiles
+        step(batch)
+    with torch.profiler.profile() as profile:
+        for batch in steps[3:]:
+            step(batch)
+    found = profile.key_averages()
+    whole = sum(each.self_cpu_time_total for each in found)
+    products, inner = (sum(e.self_cpu_time_total for e in found if e.key == op) for op in ("aten::mm", "aten::bmm"))
+    attention = sum(each.cpu_time_total for each in found if each.key in ATTENTION)
+    flops = flops_of(shape, rows, seq_len)
+    return {
+        "products_share": round(products / whole, 3),
+        "products_gflops": round(2 * 3 * (flops.products + flops.head) / products / 1e3),  # two steps, microseconds
+        "attention_share": round(attention / whole, 3),
+        "attention_products_share": round(inner / whole, 3),
+    }
 
 
 @contextmanager

@@ -31,13 +31,18 @@ def runs_on_all_ranks(stage_fn: Callable[..., Path]) -> bool:
     return getattr(stage_fn, "on_all_ranks", False)
 
 
+def at_once(num_stages: int, world_size: int) -> int:
+    """How many of so many stages side by side run at the same time."""
+    return max(1, min(num_stages, world_size))
+
+
 def num_ranks(config: Any, num_stages: int, world_size: int) -> int:
     """How many of the ranks a stage has that is one of so many side by side; all of them where it is the only one.
 
     Of its even share it takes as many as its rows divide into, and the others wait: that is worth more than to refuse,
     because a specialist's step may be a single long row (Pro, section 6).
     """
-    share = world_size // min(num_stages, world_size)
+    share = world_size // at_once(num_stages, world_size)
     if num_stages == 1 or share == 1:
         return share
     fitting = (count for count in range(share, 0, -1) if config.rows_per_step % (config.micro_batch_size * count) == 0)
@@ -49,12 +54,12 @@ def turns(configs: Sequence[Any], world_size: int) -> list[dict[int, range]]:
 
     The same for the same ranks, whatever is finished: a stage that is resumed trains on as many as before.
     """
-    at_once = max(1, min(len(configs), world_size))
-    firsts = [number % at_once * (world_size // at_once) for number in range(len(configs))]
+    together = at_once(len(configs), world_size)
+    firsts = [number % together * (world_size // together) for number in range(len(configs))]
     counts = [num_ranks(config, len(configs), world_size) for config in configs]
     ranks = [range(first, first + count) for first, count in zip(firsts, counts, strict=True)]
     numbers = range(len(configs))
-    return [{number: ranks[number] for number in numbers[i : i + at_once]} for i in numbers[::at_once]]
+    return [{number: ranks[number] for number in numbers[i : i + together]} for i in numbers[::together]]
 
 
 def take_turn(jobs: Sequence[tuple[Callable[[], object], range]], company: Company | None) -> list[float]:

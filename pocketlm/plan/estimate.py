@@ -13,6 +13,7 @@ from pocketlm.plan.stages import Stage
 from pocketlm.plan.work import Work
 from pocketlm.record import read_record
 from pocketlm.train.memory import TrainingMemory
+from pocketlm.turns import at_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     """Of one stage on `count` such devices; device None: on this machine's processor, whose steps are tried."""
     notes = list(stage.notes)
     work = stage.work
-    at_once = min(stage.call.num_beside, count)
-    share = count // at_once
+    together = at_once(stage.call.num_beside, count)
+    share = count // together
     ranks = work.ranks(share) if work else 1
     if work and ranks < share:
         notes.append(
@@ -84,7 +85,7 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
         stage=stage,
         seconds=seconds,
         devices=ranks,
-        overlaps=at_once > 1 and stage.call.side_by_side.index(stage.call.name) % at_once > 0,
+        overlaps=together > 1 and stage.call.side_by_side.index(stage.call.name) % together > 0,
         memory=memory,
         actual_seconds=actual_seconds(stage),
         notes=tuple(notes),

@@ -113,20 +113,17 @@ class Board:
 
         Comes with the number of this rank's; None where it is in none.
         """
-        self.share("leaving the group")  # else one that is still in its last exchange would lose its partners
-        self.form(next((group for group in groups if self.own.rank in group), None))
-        yield next((number for number, group in enumerate(groups) if self.own.rank in group), None)
-        self.share("coming back")
+        own = next((number for number, group in enumerate(groups) if self.own.rank in group), None)
+        self.form(None if own is None else groups[own])
+        yield own
         self.form(range(self.world_size))
 
     def form(self, group: range | None) -> None:
-        """This rank's process group, of these ranks of the run; None: it is alone."""
+        """This rank's process group, of these ranks of the run; None: it is alone. All ranks of the run call it together."""
+        self.formed += 1
+        self.share("here")  # none is still in an exchange of the last group, and to connect need not be waited for long
         if dist.is_initialized():
             dist.destroy_process_group()
-        self.formed += 1
-        self.share(
-            "forming a group"
-        )  # all are here, so that to connect takes no time; who dies now is not waited for long
         if group is not None:
             assert self.launch is not None
             dist.init_process_group(
@@ -137,7 +134,7 @@ class Board:
                 timeout=FORMING,
             )
             _set_pg_timeout(PATIENCE)
-        self.share("in the group")  # gloo's ranks connect one by one: one that went on and left would fail the others
+        self.share("connected")  # gloo's ranks connect one by one: one that went on and left would fail the others
 
     def leave(self, status: int) -> None:
         """The first rank's last word, and a moment for the others to hear it: the store may go with this process."""

@@ -183,7 +183,8 @@ def test_ranks_that_part_train_what_as_many_train_by_themselves(outcomes, tmp_pa
         expected, weights = outcomes[world_size][APART]
         assert figures(tmp_path / name) == expected, name
         found = load_file(tmp_path / name / "weights.safetensors")
-        assert all(torch.equal(found[key], tensor) for key, tensor in weights.items() if key in found), name
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in weights.items()), name
 
 
 def left_alone_at_the_door() -> None:
