@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.model.checkpoint import WEIGHTS, hugging_face_config, read_safetensors, stored_tensors, write_files
+from pocketlm.model.checkpoint import WEIGHTS, hugging_face_config, stored_tensors, write_files
 from pocketlm.model.files import write_folder
 from pocketlm.model.layouts import native_layout
 from pocketlm.model.quant import SCALE, FakeQuantLinear, OnGrid, dequantize_weight, scheme_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import LOCAL, Transformer
+from pocketlm.model.weights import read_safetensors
 
 BLOCK = 32  # weights that share a scale in MLX's smallest group
 SHIFTS = 4 * np.arange(8, dtype=np.uint32)  # both fill a 32-bit word from its lowest four bits

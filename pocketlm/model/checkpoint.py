@@ -1,23 +1,33 @@
 """A folder that Hugging Face opens, and a model again from such a folder. Only safetensors and JSON: never a pickle."""
 
 import contextlib
-from collections.abc import Iterator
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pocketlm.model.files import read_json, write_json
+from pocketlm.model.adapters import Adapter, merge_adapter
+from pocketlm.model.costs import num_parameters
+from pocketlm.model.files import write_json
+from pocketlm.model.json_shape import OR_NULL, TEXT, JsonObject, read_object
 from pocketlm.model.layouts import LAYOUTS, Layout, layout_of, native_layout
 from pocketlm.model.quant import ACCELERATOR, SCALE, prepare, scheme, scheme_of, snap
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from pocketlm.model.weights import (
+    ADAPTER_CONFIG,
+    INDEX,
+    WEIGHTS,
+    count_numbers,
+    open_safetensors,
+    read_tensors,
+    unread_weights,
+    weight_files,
+)
 
 
 def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, *, layout: str | None = None) -> None:
@@ -77,6 +87,9 @@ def hugging_face_config(
         fields.pop(ours)
     scaling = config.rope_scaling
     rope = {"rope_type": "llama3", **asdict(scaling)} if scaling else {"rope_type": "default"}
+    bos = {"bos_token_id": tokenizer.bos_id}
+    if tokenizer.bos_id is None and layout.name == "cwm":  # its class takes no null
+        bos = {}
     return {
         "architectures": [layout.architecture],
         **fields,
@@ -88,7 +101,7 @@ def hugging_face_config(
         "mlp_bias": False,
         "hidden_act": "silu",
         "dtype": "float32",
-        "bos_token_id": tokenizer.bos_id,
+        **bos,
         "eos_token_id": sorted(tokenizer.stop_ids),
         "pocketlm": own,
     }
@@ -98,25 +111,70 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     """(model in float32, tokenizer) of a checkpoint folder in any of the LAYOUTS.
 
     A missing file, a field this network cannot honour, and missing, unexpected or misshaped tensors are ValueErrors
-    that list the names. A checkpoint trained for four bits comes back computing in four bits.
+    that list the names. A checkpoint trained for four bits comes back computing in four bits. Where two sets of
+    weights lie in the folder, a line on stderr says which is read.
     """
     folder = Path(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"{folder}: {ADAPTER_CONFIG} is there, so its weights are not the whole model; `pocketlm import {folder}` "
+            f"merges the adapter (where the weights are merged already, delete {ADAPTER_CONFIG})"
+        )
     config, layout = _read_config(folder)
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size > config.vocab_size:
+    check_ids(tokenizer, config, folder)
+    if INDEX in unread_weights(folder):
+        print(f"{folder}: {WEIGHTS} is read, not the shards of {INDEX}, as transformers does", file=sys.stderr)
+    return _filled(folder, config, layout, read_tensors(folder)), tokenizer
+
+
+def load_adapted(base: Path, adapter: Adapter) -> tuple[Transformer, Tokenizer, int]:
+    """(model in float32, tokenizer, matrices changed) of a checkpoint folder and an adapter merged into it.
+
+    The tokenizer is the adapter's where it has one: it was trained with that. Errors as load_checkpoint's.
+    """
+    config, layout = _read_config(base)
+    tokenizer = Tokenizer.load(adapter.folder if (adapter.folder / "tokenizer.json").is_file() else base)
+    check_ids(tokenizer, config, base)
+    if quantization_of(base):
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {config.vocab_size} rows; "
-            "this tokenizer belongs to another checkpoint"
+            f"{base} is quantized ({quantization_of(base)}); merge the adapter into its full-precision parent"
+        )
+    tensors = read_tensors(base)
+    changed = merge_adapter(tensors, adapter)
+    return _filled(base, config, layout, tensors), tokenizer, changed
+
+
+def _filled(folder: Path, config: ModelConfig, layout: Layout, tensors: dict[str, Tensor]) -> Transformer:
+    """The network of a folder with its tensors in it."""
+    asked, found = num_parameters(config), count_numbers(folder)
+    if asked > 2 * found + 2**20:  # before it is allocated: a size that somebody mistyped may ask for terabytes
+        raise ValueError(
+            f"{folder}: the weights do not fit config.json, whose sizes ask for {asked:,} parameters; there are {found:,}"
         )
     model = Transformer(config)
     quantization = quantization_of(folder)
     if quantization:
         prepare(model, scheme(quantization))
-    tensors = {layout.name_in(name): tensor for name, tensor in read_tensors(folder).items()}
-    load_tensors(model, tensors, str(folder))
+    load_tensors(model, {layout.name_in(name): tensor for name, tensor in tensors.items()}, str(folder))
     if layout.interleaved:  # after load_tensors, which names what is misshaped
         model.load_state_dict({n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()})
-    return model, tokenizer
+    return model
+
+
+def check_ids(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
+    """Nothing, or a ValueError where a token's id lies beyond the embedding. More rows than tokens are fine.
+
+    Added tokens count too, and the greatest id, not how many there are: ids may have gaps.
+    """
+    words = tokenizer.backend.get_vocab(with_added_tokens=True)
+    word, greatest = max(words.items(), key=lambda item: item[1], default=("", -1))
+    greatest = max([greatest, *tokenizer.stop_ids])
+    if greatest >= config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {len(words)} tokens with ids up to {greatest} ({word!r}), the embedding only "
+            f"{config.vocab_size} rows; this tokenizer belongs to another checkpoint"
+        )
 
 
 def shape_of(folder: Path) -> ModelConfig:
@@ -125,14 +183,18 @@ def shape_of(folder: Path) -> ModelConfig:
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, Layout]:
+    raw = raw_config(folder)
+    layout = layout_of(raw)
+    return layout.read(raw), layout
+
+
+def raw_config(folder: Path) -> JsonObject:
+    """config.json of a checkpoint folder; FileNotFoundError where there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint folder at {folder}")
-    config_file = folder / "config.json"
-    if not config_file.is_file():
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no config.json")
-    raw = read_json(config_file)
-    layout = layout_of(raw, config_file)
-    return layout.read(raw, config_file), layout
+    return read_object(folder / "config.json")
 
 
 def quantization_of(folder: Path) -> str | None:
@@ -141,53 +203,13 @@ def quantization_of(folder: Path) -> str | None:
     A folder that is not ours says it with its tensors: torchao's learned scales, as in Meta's *-int4-accelerator. Their
     names do not tell the bits; Meta published four.
     """
-    raw = read_json(folder / "config.json")
+    raw = raw_config(folder)
     if "pocketlm" in raw:
-        return raw["pocketlm"].get("quantization")
+        return raw.object("pocketlm").typed("quantization", TEXT + OR_NULL, None)
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(open_safetensors(file)) for file in weight_files(folder)]
         learned = any(name.endswith(SCALE) for content in opened for name in content.keys())  # noqa: SIM118
     return ACCELERATOR.name if learned else None
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors file or shards, by name, in float32."""
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        tensors.update(read_safetensors(file))
-    return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint; FileNotFoundError names the one that is missing."""
-    index = folder / INDEX
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS]
-    for name in names:
-        file = folder / name
-        if not file.is_file():
-            pickles = sorted(found.name for found in folder.glob("*.bin"))
-            hint = "".join(
-                f"; {found} is a pickle, which may run code: save it as safetensors first" for found in pickles[:1]
-            )
-            raise FileNotFoundError(f"{folder} lacks the weights file {name}{hint}")
-    return [folder / name for name in names]
-
-
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file; a truncated or foreign file is a ValueError that names it."""
-    with open_safetensors(file) as content:
-        names = list(content.keys())  # safe_open is no mapping
-        return {name: content.get_tensor(name) for name in names}
-
-
-@contextlib.contextmanager
-def open_safetensors(file: Path) -> Iterator[Any]:
-    """A safetensors file, opened; a truncated or foreign one is a ValueError that names it."""
-    try:
-        with safe_open(file, framework="pt") as content:
-            yield content
-    except SafetensorError as error:
-        raise ValueError(f"{file}: damaged or not a safetensors file ({error}); fetch or save it again") from None
 
 
 def load_tensors(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pocketlm.model.json_shape import read_any
+
 
 def write_text(path: Path, text: str) -> Path:
     """The path, now holding `text`. Readers see the old file or the new one, never a part of either."""
@@ -26,13 +28,11 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; a ValueError names the file and line when it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); restore or delete the file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; restore or delete the file") from None
+    """The content of a JSON file; a ValueError names the file and line when it is not JSON.
+
+    Where fields of it are looked at, `json_shape.read_object` says which of them is missing or of another kind.
+    """
+    return read_any(path)
 
 
 @contextmanager

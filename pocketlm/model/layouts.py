@@ -14,16 +14,23 @@ names are those of `model/transformer.py`; here is all that knows about others.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling
+from pocketlm.model.config_reading import (
+    read_cwm,
+    read_llama,
+    read_llama4_text,
+    read_mobilellm,
+    read_pro,
+    read_qwen3,
+)
+from pocketlm.model.json_shape import OR_NULL, TEXTS, JsonObject, described
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig
 
 Raw = dict[str, Any]  # config.json
 PRO_ARCHITECTURE = "MobileLLMP1ForCausalLM"
-CHUNKED = "chunked_attention"  # Llama 4's local layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,7 @@ class Layout:
 
     name: str
     architecture: str
-    read: Callable[[Raw, Path], ModelConfig]
+    read: Callable[[JsonObject], ModelConfig]
     write: Callable[[ModelConfig], Raw]
     interleaved: bool = False
     mlp: str = "mlp"
@@ -74,14 +81,16 @@ def interleaved(rows: Tensor, head_dim: int) -> Tensor:
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2).contiguous()
 
 
-def layout_of(raw: Raw, file: Path) -> Layout:
+def layout_of(raw: JsonObject) -> Layout:
     """The layout of a config.json; ValueError for one that is not read here."""
-    if PRO_ARCHITECTURE in (raw.get("architectures") or ()):
+    if PRO_ARCHITECTURE in (raw.typed("architectures", TEXTS + OR_NULL, None) or ()):
         return LAYOUTS["mobilellm-pro"]
-    found = LAYOUTS.get(str(raw.get("model_type")))
-    if found is None:
-        raise ValueError(f"{file}: model_type {raw.get('model_type')!r} is not read here; known: {', '.join(LAYOUTS)}")
-    return found
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in LAYOUTS:
+        shown = ascii(kind[:40]) if isinstance(kind, str) else kind if kind is None else described(kind)
+        nested = "; its text_config is one level down, a model of more than text" if raw.get("text_config") else ""
+        raise ValueError(f"{raw.file}: model_type {shown} is not read here; known: {', '.join(LAYOUTS)}{nested}")
+    return LAYOUTS[kind]
 
 
 def native_layout(config: ModelConfig) -> Layout:
@@ -91,192 +100,6 @@ def native_layout(config: ModelConfig) -> Layout:
     if config.use_qk_norm:
         return LAYOUTS["qwen3"]
     return LAYOUTS["cwm" if LOCAL in config.layer_types else "llama"]
-
-
-# ---- reading ----
-
-
-def _read_llama(raw: Raw, file: Path) -> ModelConfig:
-    _refuse_window(raw, file)
-    return _shape(raw, file, use_qk_norm=False)
-
-
-def _read_mobilellm(raw: Raw, file: Path) -> ModelConfig:
-    config = _read_llama(raw, file)
-    tied = config.tie_word_embeddings or raw.get("share_embedding", False)
-    return replace(config, tie_word_embeddings=tied, layer_repeats=2 if raw.get("layer_sharing", False) else 1)
-
-
-def _read_qwen3(raw: Raw, file: Path) -> ModelConfig:
-    own = raw.get("pocketlm", {})
-    layer_types = raw.get("layer_types")
-    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window", False) else None
-    if layer_types is None and window is not None:
-        first = raw.get("max_window_layers", 28)
-        layer_types = [LOCAL if i >= first else GLOBAL for i in range(raw.get("num_hidden_layers", 0))]
-    return _shape(
-        {"head_dim": 128, **raw},
-        file,
-        use_qk_norm=True,
-        qk_norm_weight=own.get("qk_norm_weight", True),
-        layer_types=layer_types,
-        sliding_window=window,
-    )
-
-
-def _read_cwm(raw: Raw, file: Path) -> ModelConfig:
-    for field in ("layer_types", "rope_parameters"):  # its own defaults are those of a 32B model
-        if not raw.get(field):
-            raise ValueError(f"{file}: field {field} is missing")
-    return _shape(
-        raw, file, use_qk_norm=False, layer_types=raw["layer_types"], sliding_window=raw.get("sliding_window", 8192)
-    )
-
-
-def _read_llama4_text(raw: Raw, file: Path) -> ModelConfig:
-    """Every layer dense, global and with RoPE, as MobileLLM-R1; Llama 4's own mixtures and NoPE layers are refused.
-
-    `intermediate_size` is the experts' width; a dense layer has `intermediate_size_mlp`.
-    """
-    _refuse_experts(raw, file)
-    _refuse_nope(raw, file, default_is_rope=False)
-    positions, chunk = raw.get("max_position_embeddings", 0), raw.get("attention_chunk_size", 8192)
-    kinds = raw.get("layer_types") or [CHUNKED]
-    if CHUNKED in kinds and chunk is not None and chunk < positions:
-        raise ValueError(
-            f"{file}: attention_chunk_size {chunk} is below max_position_embeddings {positions}; chunked attention is "
-            "not in this network (set max_position_embeddings to the chunk to use the model that far)"
-        )
-    return _shape(
-        _dense_width(raw, file),
-        file,
-        use_qk_norm=raw.get("use_qk_norm", True),
-        layer_types=[GLOBAL if kind == CHUNKED else kind for kind in kinds] if raw.get("layer_types") else None,
-        theta=500_000.0,
-    )
-
-
-def _read_pro(raw: Raw, file: Path) -> ModelConfig:
-    """MobileLLM-Pro: Llama 4's fields, with windows. Nothing that changes the numbers is guessed: it must be there."""
-    _refuse_experts(raw, file, dense=True)
-    _refuse_nope(raw, file, default_is_rope=True)
-    for field in ("layer_types", "sliding_window", "use_qk_norm"):
-        if raw.get(field) is None:
-            raise ValueError(
-                f"{file}: field {field} is missing, and the report does not tell it; add it to config.json"
-            )
-    if not (raw.get("rope_theta") or _rope(raw).get("rope_theta")):
-        raise ValueError(f"{file}: field rope_theta is missing, and the report does not tell it; add it to config.json")
-    return _shape(
-        _dense_width(raw, file),
-        file,
-        use_qk_norm=raw["use_qk_norm"],
-        layer_types=raw["layer_types"],
-        sliding_window=raw["sliding_window"],
-    )
-
-
-def _dense_width(raw: Raw, file: Path) -> Raw:
-    if "intermediate_size_mlp" not in raw:
-        raise ValueError(f"{file}: field intermediate_size_mlp is missing")
-    return {**raw, "intermediate_size": raw["intermediate_size_mlp"]}
-
-
-def _refuse_experts(raw: Raw, file: Path, dense: bool = False) -> None:
-    layers, experts = raw.get("moe_layers"), raw.get("num_local_experts")
-    if not (layers == [] or experts == 0 or (dense and not layers and not experts)):
-        raise ValueError(
-            f"{file}: a mixture of experts (moe_layers {layers}, num_local_experts {experts}); only dense models are read"
-        )
-
-
-def _refuse_nope(raw: Raw, file: Path, default_is_rope: bool) -> None:
-    turned = (raw.get("no_rope_layers") or [])[: raw.get("num_hidden_layers", 0)]
-    if (not turned and not default_is_rope) or not all(turned):
-        raise ValueError(
-            f"{file}: no_rope_layers leaves layers without RoPE (0 means none); this network has RoPE in all"
-        )
-
-
-def _refuse_window(raw: Raw, file: Path) -> None:
-    if LOCAL in (raw.get("layer_types") or ()) or raw.get("use_sliding_window", False):
-        raise ValueError(f"{file}: model_type {raw['model_type']} has no local layers, but config.json asks for some")
-
-
-def _rope(raw: Raw) -> Raw:
-    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-
-
-def _rope_scaling(raw: Raw, file: Path) -> RopeScaling | None:
-    rope = _rope(raw)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in ("default", None):
-        return None
-    if kind != "llama3":
-        raise ValueError(f"{file}: rope type {kind!r} cannot be honoured here; known: default, llama3")
-    try:
-        return RopeScaling(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_position_embeddings=int(
-                rope.get("original_max_position_embeddings") or raw["max_position_embeddings"]
-            ),
-        )
-    except KeyError as error:
-        raise ValueError(f"{file}: rope type llama3 lacks {error.args[0]}") from None
-
-
-def _shape(
-    raw: Raw,
-    file: Path,
-    *,
-    use_qk_norm: bool,
-    qk_norm_weight: bool = False,
-    layer_types: list[str] | None = None,
-    sliding_window: int | None = None,
-    theta: float = 10_000.0,
-) -> ModelConfig:
-    """The fields all layouts share. `theta`: what the layout's class takes where config.json names none."""
-    rope = _rope(raw)
-    refused = {
-        "attention_bias": raw.get("attention_bias", False),
-        "mlp_bias": raw.get("mlp_bias", False),
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "partial_rotary_factor": rope.get("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0) != 1.0,
-        "quantization_config": raw.get("quantization_config") is not None,
-    }
-    if any(refused.values()):
-        fields = ", ".join(name for name, is_set in refused.items() if is_set)
-        raise ValueError(f"{file}: this network cannot honour {fields} as set there")
-    windowed = LOCAL in (layer_types or ())
-    try:
-        return ModelConfig(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            num_hidden_layers=raw["num_hidden_layers"],
-            num_attention_heads=raw["num_attention_heads"],
-            num_key_value_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-            max_position_embeddings=raw["max_position_embeddings"],
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or theta),
-            rms_norm_eps=raw["rms_norm_eps"],
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
-            use_qk_norm=use_qk_norm,
-            qk_norm_weight=qk_norm_weight,
-            layer_types=tuple(layer_types or ()) if windowed else (),
-            sliding_window=sliding_window if windowed else None,
-            initializer_range=raw.get("initializer_range", 0.02),
-            rope_scaling=_rope_scaling(raw, file),
-        )
-    except KeyError as error:
-        raise ValueError(f"{file}: field {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from None
-
-
-# ---- writing ----
 
 
 def _cannot(layout: str, *, holds: bool, what: str) -> None:
@@ -338,7 +161,7 @@ def _write_llama4_text(config: ModelConfig) -> Raw:
 
 
 def _write_pro(config: ModelConfig) -> Raw:
-    """The fields that `_read_pro` asks for. Meta's own class, code on the hub, has not been tried on them."""
+    """The fields that `read_pro` asks for. Meta's own class, code on the hub, has not been tried on them."""
     _cannot("mobilellm-pro", holds=not config.qk_norm_weight, what="its QK-norm has weights")
     _cannot("mobilellm-pro", holds=LOCAL in config.layer_types, what="it has no local layers")
     _cannot("mobilellm-pro", holds=config.layer_repeats == 1, what="it applies blocks more than once")
@@ -356,22 +179,22 @@ def _write_pro(config: ModelConfig) -> Raw:
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout(name="llama", architecture="LlamaForCausalLM", read=_read_llama, write=_write_llama),
-        Layout(name="qwen3", architecture="Qwen3ForCausalLM", read=_read_qwen3, write=_write_qwen3),
-        Layout(name="cwm", architecture="CwmForCausalLM", read=_read_cwm, write=_write_cwm),
+        Layout(name="llama", architecture="LlamaForCausalLM", read=read_llama, write=_write_llama),
+        Layout(name="qwen3", architecture="Qwen3ForCausalLM", read=read_qwen3, write=_write_qwen3),
+        Layout(name="cwm", architecture="CwmForCausalLM", read=read_cwm, write=_write_cwm),
         Layout(
             name="llama4_text",
             architecture="Llama4ForCausalLM",
-            read=_read_llama4_text,
+            read=read_llama4_text,
             write=_write_llama4_text,
             interleaved=True,
             mlp="feed_forward",
         ),
-        Layout(name="mobilellm", architecture="MobileLLMForCausalLM", read=_read_mobilellm, write=_write_mobilellm),
+        Layout(name="mobilellm", architecture="MobileLLMForCausalLM", read=read_mobilellm, write=_write_mobilellm),
         Layout(
             name="mobilellm-pro",
             architecture=PRO_ARCHITECTURE,
-            read=_read_pro,
+            read=read_pro,
             write=_write_pro,
             interleaved=True,
             mlp="feed_forward",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.export.gguf_read import read_gguf
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
-from pocketlm.model.files import read_json, write_json
+from pocketlm.model.checkpoint import load_checkpoint, raw_config, save_checkpoint
+from pocketlm.model.files import write_json
 from pocketlm.model.layouts import layout_of, native_layout
 from pocketlm.model.quant import SCALE, SMALLEST_SCALE, snap
 from pocketlm.model.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ def read_source(config: ImportConfig) -> tuple[Transformer, Tokenizer, dict[str,
     elif config.revision is not None:
         raise ValueError(f"{config.name}.revision is for models of the hub; {config.source} is on this machine")
     model, tokenizer = load_checkpoint(path)
-    layout = layout_of(read_json(path / "config.json"), path).name
+    layout = layout_of(raw_config(path)).name
     came: dict[str, Any] = {"from": config.source, "was": layout}
     scales = [parameter.detach() for name, parameter in model.named_parameters() if name.endswith(SCALE)]
     if scales:

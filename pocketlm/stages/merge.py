@@ -1,6 +1,6 @@
 """Merge: specialists that grew from one trunk become one model by a weighted average, the weights searched on validation."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from pocketlm.data.corpus import open_shards, source_domains
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import write_json
+from pocketlm.model.same_tokens import pipeline_differences, role_differences, vocabulary_differences
+from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.losses import next_token_loss
 
@@ -53,11 +55,10 @@ def merge(config: MergeConfig, out: Path, *, corpus: Path, models: list[Path]) -
     loaded = [load_checkpoint(path) for path in models]
     networks = [network for network, _ in loaded]
     check_mergeable(networks, names)
+    tokenizer, template_of = common_tokenizer([tokenizer for _, tokenizer in loaded], names)
+    check_corpus(tokenizer, names[0], corpus)
     states = [network.state_dict() for network in networks]
-    target, tokenizer = (
-        Transformer(networks[0].config),
-        loaded[0][1],
-    )  # of its own: a state dict shares its model's memory
+    target = Transformer(networks[0].config)  # of its own: a state dict shares its model's memory
     validation = _validation(config, corpus, tokenizer.eos_id)
     grid = weight_grid(len(models), config.resolution)
     uniform = tuple(1 / len(models) for _ in models)
@@ -71,6 +72,7 @@ def merge(config: MergeConfig, out: Path, *, corpus: Path, models: list[Path]) -
     save_checkpoint(out, target, tokenizer)
     single = {name: scored[tuple(float(i == j) for j in range(len(names)))] for i, name in enumerate(names)}
     report = {
+        "chat_template_of": template_of,
         "weights": dict(zip(names, best, strict=True)),
         "best": scored[best],
         "uniform": scored[uniform],
@@ -82,11 +84,62 @@ def merge(config: MergeConfig, out: Path, *, corpus: Path, models: list[Path]) -
 
 
 def check_mergeable(networks: list[Transformer], names: list[str]) -> None:
+    """Nothing, or a ValueError where there are too few models, or two of different shapes: with the fields that differ."""
     if len(networks) < 2:
         raise ValueError("merge needs at least two models")
+    first = asdict(networks[0].config)
     for network, name in zip(networks, names, strict=True):
-        if network.config != networks[0].config:
-            raise ValueError(f"{name} and {names[0]} have different shapes; only branches of one trunk can be merged")
+        other = asdict(network.config)
+        differing = [f"{field} {first[field]} and {other[field]}" for field in first if first[field] != other[field]]
+        if differing:
+            raise ValueError(
+                f"{names[0]} and {name} have different shapes ({'; '.join(differing)}); only branches of one trunk can be "
+                "merged"
+            )
+
+
+def common_tokenizer(tokenizers: list[Tokenizer], names: list[str]) -> tuple[Tokenizer, str | None]:
+    """(the tokenizer of the merged model, whose chat template it has): all models must mean the same by their ids.
+
+    ValueError names what differs: words, the way text is cut into them, special tokens, chat templates. Where some have
+    no template at all (a trunk beside a chat model grown from it) the merged model has that of the others: without one
+    it could not be talked to, and there is no second one that it would contradict.
+    """
+    for tokenizer, name in zip(tokenizers, names, strict=True):
+        for what, compared in (
+            ("words", vocabulary_differences),
+            ("ways to cut text into words", pipeline_differences),
+            ("special tokens", role_differences),
+        ):
+            differences = compared(tokenizers[0], tokenizer)
+            if differences:
+                raise ValueError(
+                    f"{names[0]} and {name} have different {what}: {'; '.join(differences)}; their weights mean other "
+                    "things by the same ids, so an average would mean nothing"
+                )
+    chatting = [i for i, tokenizer in enumerate(tokenizers) if tokenizer.chat_template is not None]
+    for i in chatting:
+        if tokenizers[i].chat_template != tokenizers[chatting[0]].chat_template:
+            raise ValueError(
+                f"{names[chatting[0]]} and {names[i]} have different chat templates: each learnt its answers after "
+                "other words; train one of them again with the template of the other"
+            )
+    if not chatting:
+        return tokenizers[0], None
+    if len(chatting) < len(tokenizers):
+        text = f"  not all models have a chat template; the merged one has that of {names[chatting[0]]}"
+        Console(stderr=True, highlight=False).print(text, style="dim", soft_wrap=True)
+    return tokenizers[chatting[0]], names[chatting[0]]
+
+
+def check_corpus(tokenizer: Tokenizer, name: str, corpus: Path) -> None:
+    """Nothing, or a ValueError where the validation text was encoded with other words than the models'."""
+    differences = vocabulary_differences(tokenizer, Tokenizer.load(corpus / "tokenizer"))
+    if differences:
+        raise ValueError(
+            f"the tokenizer of {name} is not the one {corpus} was encoded with: {'; '.join(differences)} (the model first); "
+            "curate with tokenizer= one of the models"
+        )
 
 
 def weight_grid(branches: int, resolution: int) -> list[tuple[float, ...]]:

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketlm.model.checkpoint import open_safetensors
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.transformer import Transformer
+from pocketlm.model.weights import open_safetensors
 from pocketlm.train.pieces import Piece, Saved, fill, filled_like, own_piece, write_pieces
 from pocketlm.train.ranks import least, meet, ranks
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
+from pocketlm.model.same_tokens import vocabulary_differences
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
 from pocketlm.train.cache import DONE, Cache, cached_scores, missing, open_cache, tokenizer_digest
@@ -90,10 +91,11 @@ def check_teacher(student: Tokenizer, teacher: Tokenizer) -> None:
 
     Embeddings padded to different sizes do not matter (vocabulary.py).
     """
-    if student.backend.get_vocab() != teacher.backend.get_vocab():
+    differences = vocabulary_differences(teacher, student)
+    if differences:
         raise ValueError(
-            f"teacher and student have different vocabularies ({teacher.vocab_size} and {student.vocab_size} tokens); "
-            "full-vocabulary distillation needs the same tokenizer"
+            f"teacher and student have different vocabularies ({teacher.vocab_size} and {student.vocab_size} tokens): "
+            f"{'; '.join(differences)} (teacher first); full-vocabulary distillation needs the same tokenizer"
         )
 
 

@@ -153,7 +153,7 @@ def test_a_config_that_is_not_json_is_named_with_the_line(folder):
 
 def test_a_tokenizer_larger_than_the_embedding_belongs_to_another_checkpoint(folder):
     edit(folder, vocab_size=279)
-    with pytest.raises(ValueError, match="the tokenizer has 280 tokens, the embedding only 279 rows"):
+    with pytest.raises(ValueError, match=r"the tokenizer has 280 tokens .*, the embedding only 279 rows"):
         load_checkpoint(folder)
 
 

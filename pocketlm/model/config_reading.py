@@ -1,0 +1,270 @@
+"""The network that a config.json describes: each field resolved as transformers resolves it, or refused by its name.
+
+Where two fields disagree transformers' own order is kept: rope_scaling before rope_parameters, what stands in them before
+rope_theta beside them, a field left out is its class's default (config_fields.py). A test over many changed files
+compares with transformers' logits.
+"""
+
+from dataclasses import replace
+
+from pocketlm.model.config_fields import DEFAULTS, Defaults, check_fields
+from pocketlm.model.json_shape import FLAG, NUMBER, OR_NULL, TEXT, TEXTS, WHOLE, JsonObject, described
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling
+
+CHUNKED = "chunked_attention"  # Llama 4's local layers
+LARGEST_SIZE, MOST_LAYERS, MOST_POSITIONS = 2**24, 2**12, 2**31  # no model is larger; torch would ask for terabytes
+MOST_THETA = 1e30  # float32 ends at 3.4e38
+
+
+def read_llama(raw: JsonObject) -> ModelConfig:
+    """Llama, SmolLM2: every layer global, no QK-norm."""
+    check_fields(raw, "llama")
+    _refuse_window(raw)
+    _whole_heads(raw)
+    return _shape(raw, DEFAULTS["llama"], use_qk_norm=False)
+
+
+def read_mobilellm(raw: JsonObject) -> ModelConfig:
+    """MobileLLM 2024: Llama's fields, its own name for tied embeddings, and blocks applied twice."""
+    check_fields(raw, "mobilellm")
+    _refuse_window(raw)
+    config = _shape(raw, DEFAULTS["mobilellm"], use_qk_norm=False)
+    tied = config.tie_word_embeddings or raw.get("share_embedding", False)
+    return replace(config, tie_word_embeddings=tied, layer_repeats=2 if raw.get("layer_sharing", False) else 1)
+
+
+def read_qwen3(raw: JsonObject) -> ModelConfig:
+    """Qwen3, and ours with QK-norm: windows as layer_types say, else from max_window_layers on."""
+    check_fields(raw, "qwen3")
+    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window", False) else None
+    layer_types = raw.get("layer_types")
+    if layer_types is None and window is not None:
+        first = raw.get("max_window_layers", 28)
+        layer_types = [LOCAL if i >= first else GLOBAL for i in range(_layers(raw))]
+    return _shape(
+        raw,
+        DEFAULTS["qwen3"],
+        use_qk_norm=True,
+        qk_norm_weight=raw.object("pocketlm", None).typed("qk_norm_weight", FLAG, True),
+        layer_types=layer_types,
+        sliding_window=window,
+    )
+
+
+def read_cwm(raw: JsonObject) -> ModelConfig:
+    """CWM, and ours for windows without QK-norm. Its own default RoPE and windows, those of a 32B model, are not taken."""
+    check_fields(raw, "cwm")
+    raw.typed("layer_types", TEXTS)
+    if not (raw.get("rope_parameters") or raw.get("rope_scaling")):
+        raise ValueError(f"{raw.file}: field rope_parameters is missing")
+    _whole_heads(raw)
+    return _shape(
+        raw,
+        DEFAULTS["cwm"],
+        use_qk_norm=False,
+        layer_types=raw["layer_types"],
+        sliding_window=raw.get("sliding_window", 8192),
+    )
+
+
+def read_llama4_text(raw: JsonObject) -> ModelConfig:
+    """Every layer dense, global and with RoPE, as MobileLLM-R1; Llama 4's own mixtures and NoPE layers are refused.
+
+    `intermediate_size` is the experts' width; a dense layer has `intermediate_size_mlp`.
+    """
+    check_fields(raw, "llama4_text")
+    if raw.get("moe_layers") != []:
+        _refuse_experts(raw)
+    _refuse_nope(raw)
+    chunk, positions = raw.get("attention_chunk_size", 8192), raw.typed("max_position_embeddings", WHOLE)
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        if len(raw["no_rope_layers"]) != _layers(raw):
+            raise raw.wrong("no_rope_layers", f"names {len(raw['no_rope_layers'])} layers, not num_hidden_layers")
+        kinds = [GLOBAL if chunk is None else CHUNKED] * _layers(raw)
+    if CHUNKED in kinds and (chunk is None or chunk < positions):
+        raise ValueError(
+            f"{raw.file}: attention_chunk_size {described(chunk)} is below max_position_embeddings {positions}; "
+            "chunked attention is not in this network (set max_position_embeddings to the chunk to use the model that far)"
+        )
+    return _shape(
+        _dense_width(raw),
+        DEFAULTS["llama4_text"],
+        use_qk_norm=raw.get("use_qk_norm", True),
+        layer_types=[GLOBAL if kind == CHUNKED else kind for kind in kinds],
+    )
+
+
+def read_pro(raw: JsonObject) -> ModelConfig:
+    """MobileLLM-Pro: Llama 4's fields, with windows. Nothing that changes the numbers is guessed: it must be there."""
+    check_fields(raw, "mobilellm-pro")
+    if raw.get("moe_layers") or raw.get("num_local_experts"):
+        _refuse_experts(raw)
+    if raw.get("no_rope_layers"):
+        _refuse_nope(raw)
+    for field in ("layer_types", "sliding_window", "use_qk_norm", "head_dim", "num_key_value_heads"):
+        if raw.get(field) is None:
+            raise ValueError(
+                f"{raw.file}: field {field} is missing, and the report does not tell it; add it to config.json"
+            )
+    if not (raw.get("rope_theta") or rope_fields(raw).get("rope_theta")):
+        raise ValueError(
+            f"{raw.file}: field rope_theta is missing, and the report does not tell it; add it to config.json"
+        )
+    return _shape(
+        _dense_width(raw),
+        DEFAULTS["mobilellm-pro"],
+        use_qk_norm=raw["use_qk_norm"],
+        layer_types=raw["layer_types"],
+        sliding_window=raw["sliding_window"],
+    )
+
+
+def _layers(raw: JsonObject) -> int:
+    return raw.typed("num_hidden_layers", WHOLE, least=1, most=MOST_LAYERS)
+
+
+def _dense_width(raw: JsonObject) -> JsonObject:
+    return JsonObject({**raw, "intermediate_size": raw["intermediate_size_mlp"]}, raw.file)
+
+
+def _refuse_experts(raw: JsonObject) -> None:
+    raise ValueError(
+        f"{raw.file}: a mixture of experts (moe_layers {described(raw.get('moe_layers'))}, num_local_experts "
+        f"{raw.get('num_local_experts')}); only dense models are read, and they say moe_layers []"
+    )
+
+
+def _refuse_nope(raw: JsonObject) -> None:
+    turned = raw.get("no_rope_layers") or []
+    used = turned[: _layers(raw)]
+    if len(used) < _layers(raw) or any(layer != 1 for layer in used):
+        raise ValueError(
+            f"{raw.file}: no_rope_layers leaves layers without RoPE (0 means none); this network has RoPE in all"
+        )
+    if raw.get("no_rope_layer_interval", 4) == 0:  # transformers divides by it, wanted or not
+        raise raw.wrong("no_rope_layer_interval", "is 0; transformers does not open such a file")
+
+
+def _refuse_window(raw: JsonObject) -> None:
+    """Llama's class computes a prompt with all keys; a window would act on what it keeps while generating alone."""
+    kinds = raw.typed("layer_types", TEXTS + OR_NULL, None)
+    if kinds is not None and kinds != [GLOBAL] * _layers(raw):
+        raise ValueError(
+            f"{raw.file}: model_type {raw.get('model_type')} has no local layers, but layer_types is not "
+            f"{GLOBAL} for each of num_hidden_layers {_layers(raw)}"
+        )
+    positions = raw.typed("max_position_embeddings", WHOLE)
+    for name in ("sliding_window", "attention_chunk_size"):
+        window = raw.typed(name, WHOLE + OR_NULL, None)
+        if raw.get("use_sliding_window") or (kinds is None and window is not None and window < positions):
+            raise ValueError(
+                f"{raw.file}: model_type {raw.get('model_type')} has no local layers, but config.json asks for some "
+                f"({name} {window}); take the field out if none is meant"
+            )
+
+
+def _whole_heads(raw: JsonObject) -> None:
+    hidden, heads = (raw.typed(name, WHOLE, least=1) for name in ("hidden_size", "num_attention_heads"))
+    if hidden % heads:
+        raise raw.wrong("hidden_size", f"is {hidden}, which is not a multiple of num_attention_heads {heads}")
+
+
+def rope_fields(raw: JsonObject) -> JsonObject:
+    """The object that holds the RoPE fields: rope_scaling, the older name, goes first, as in transformers."""
+    name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.object(name, None)
+    nested = [key for key, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise raw.wrong(name, f"differs by kind of layer ({', '.join(nested)}), which this network cannot honour")
+    return rope
+
+
+def _theta(raw: JsonObject, rope: JsonObject, default: float) -> float:
+    where = rope if "rope_theta" in rope else raw
+    theta = float(where.typed("rope_theta", NUMBER, default, most=MOST_THETA))
+    if theta <= 0:
+        raise where.wrong("rope_theta", f"is {described(theta)}, more than 0 is needed")
+    return theta
+
+
+def _refuse_partial(raw: JsonObject, rope: JsonObject) -> None:
+    beside = raw.get("partial_rotary_factor")
+    if rope.get("partial_rotary_factor", 1.0 if beside is None else beside) != 1.0:
+        raise ValueError(f"{raw.file}: this network cannot honour partial_rotary_factor as set there")
+
+
+def _rope_scaling(raw: JsonObject, rope: JsonObject) -> RopeScaling | None:
+    kind = rope.typed("rope_type" if "rope_type" in rope else "type", TEXT, "default")
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"{raw.file}: rope type {kind[:40]!r} cannot be honoured here; known: default, llama3")
+    factors = {}
+    for name in ("factor", "low_freq_factor", "high_freq_factor"):
+        if name not in rope:
+            raise ValueError(f"{raw.file}: rope type llama3 lacks {name}")
+        factors[name] = float(rope.typed(name, NUMBER, most=MOST_THETA))
+        if factors[name] <= 0:
+            raise rope.wrong(name, f"is {described(rope[name])}, more than 0 is needed")
+    first = "original_max_position_embeddings"
+    places = [where for where in (raw, rope) if first in where]  # transformers lets the outer one win
+    original = places[0].typed(first, WHOLE, least=1) if places else raw["max_position_embeddings"]
+    return RopeScaling(**factors, original_max_position_embeddings=original)
+
+
+def _shape(
+    raw: JsonObject,
+    defaults: Defaults,
+    *,
+    use_qk_norm: bool,
+    qk_norm_weight: bool = False,
+    layer_types: list[str] | None = None,
+    sliding_window: int | None = None,
+) -> ModelConfig:
+    """The fields all layouts share."""
+    rope = rope_fields(raw)
+    _refuse_partial(raw, rope)
+    vocab, hidden, width, heads = (
+        raw.typed(name, WHOLE, least=1, most=LARGEST_SIZE)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+    )
+    kv_heads = raw.typed("num_key_value_heads", WHOLE + OR_NULL, defaults.num_key_value_heads, least=1)
+    head_dim = raw.typed("head_dim", WHOLE + OR_NULL, defaults.head_dim, least=1, most=LARGEST_SIZE)
+    layers = _layers(raw)
+    if layer_types is not None and len(layer_types) != layers:
+        raise raw.wrong("layer_types", f"names {len(layer_types)} layers, num_hidden_layers is {layers}")
+    pad = raw.get("pad_token_id")
+    if pad is not None and not -vocab <= pad < vocab:
+        raise raw.wrong("pad_token_id", f"is {pad}, outside of vocab_size {vocab}; transformers does not open that")
+    windowed = LOCAL in (layer_types or ())
+    if windowed and sliding_window is not None and sliding_window < 0:
+        raise raw.wrong("sliding_window", f"is {sliding_window}, at least 1 is needed")
+    try:
+        return ModelConfig(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads if kv_heads is None else kv_heads,
+            head_dim=hidden // heads if head_dim is None else head_dim,
+            max_position_embeddings=raw.typed("max_position_embeddings", WHOLE, least=1, most=MOST_POSITIONS),
+            rope_theta=_theta(raw, rope, defaults.rope_theta),
+            rms_norm_eps=raw.typed("rms_norm_eps", NUMBER, defaults.rms_norm_eps, least=0),
+            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            use_qk_norm=use_qk_norm,
+            qk_norm_weight=qk_norm_weight,
+            layer_types=tuple(layer_types or ()) if windowed or _odd(layer_types) else (),
+            sliding_window=sliding_window if windowed else None,
+            initializer_range=raw.typed("initializer_range", NUMBER, 0.02, least=0, most=1),
+            rope_scaling=_rope_scaling(raw, rope),
+        )
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(f"{raw.file}") else f"{raw.file}: {text}") from None
+
+
+def _odd(layer_types: list[str] | None) -> bool:
+    """Whether there is a kind of layer that ModelConfig has to refuse by its name."""
+    return any(kind not in (GLOBAL, LOCAL) for kind in layer_types or ())
