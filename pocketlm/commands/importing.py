@@ -1,12 +1,14 @@
 """`pocketlm import`: a model from elsewhere."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pocketlm.commands.arguments import refuse_full
 from pocketlm.messages import plain_errors
+
+SHOWN = 12  # lines of what was not used
 
 
 def import_a_model(
@@ -22,13 +24,17 @@ def import_a_model(
     revision: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Branch, tag or commit of the hub repository.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model under a LoRA adapter: a folder or hub id.")
+    ] = None,
 ) -> None:
     """Bring in a model from elsewhere, as a folder that every command here takes.
 
     Read are Llama (SmolLM2, Llama 3.2), Qwen3, MobileLLM-R1 and MobileLLM-Pro in
     Meta's layouts, MobileLLM 2024 with and without shared layers, and .gguf files
     of the architectures llama, qwen3 and step35. What this network would compute
-    otherwise than the original is refused, with the field or tensor named.
+    otherwise than the original is refused, with the field or tensor named. A LoRA
+    adapter is merged into the model it was made for.
 
     [bold]Examples[/bold]
 
@@ -42,13 +48,36 @@ def import_a_model(
         from pocketlm.model.files import read_json, write_folder
         from pocketlm.stages.importing import ImportConfig, import_model
 
-        config = ImportConfig(name="import", source=source, revision=revision)
+        config = ImportConfig(name="import", source=source, revision=revision, base=base)
         target = out or Path("models") / Path(source.rstrip("/")).name.removesuffix(".gguf")
         refuse_full(target)
         with write_folder(target) as folder:
             import_model(config, folder)
-        told = read_json(target / "import.json")
-        typer.echo(f"{told['was']} -> {told['layout']}, {told['parameters']:,} parameters")
-        if "licence" in told:
-            typer.echo(told["licence"])
+        for line in report_lines(read_json(target / "import.json")):
+            typer.echo(line)
         typer.echo(target)
+
+
+def report_lines(facts: dict[str, Any]) -> list[str]:
+    """What was read, and what was not, from import.json."""
+    lines = [f"{facts['was']} -> {facts['layout']}, {facts['parameters']:,} parameters"]
+    if "adapter" in facts:
+        adapter = facts["adapter"]
+        lines.append(
+            f"adapter: merged into {adapter['base']} (made for {adapter['made_for'] or 'a model it does not name'}), "
+            f"{adapter['matrices']} matrices at scale {adapter['scale']:g}"
+        )
+    starts = ", ".join(facts["document_start"].values()) or "nothing"
+    bos = "added" if facts["adds_bos"] else "not added"
+    template = "yes" if facts["chat_template"] else "no"
+    lines.append(
+        f"tokenizer: {facts['tokenizer']}, {facts['tokens']:,} tokens; a document begins with {starts}, "
+        f"bos is {bos} to other texts; chat template: {template}"
+    )
+    lines.append("an answer ends in " + ", ".join(f"{word} ({i})" for i, word in facts["answer_ends"].items()))
+    unused = {f"config.json, {name}": why for name, why in facts.get("unused_fields", {}).items()}
+    unused |= facts.get("unused_files", {})
+    lines += [f"not used: {name}: {why}" for name, why in list(unused.items())[:SHOWN]]
+    if len(unused) > SHOWN:
+        lines.append(f"not used: {len(unused) - SHOWN} more, listed in import.json")
+    return [*lines, facts["licence"]] if "licence" in facts else lines

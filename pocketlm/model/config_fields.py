@@ -30,6 +30,7 @@ SPECIAL_IDS = "read with the tokenizer, not for the network"
 NO_EXPERTS = "acts on mixtures of experts, which are refused"
 NO_NOPE = "acts on layers without RoPE, which are refused"
 IDS = "a whole number or a list of whole numbers"
+SPECIAL_FLOAT = "__float__"  # transformers writes infinity and NaN as objects of this one field
 
 Fields = dict[str, tuple[str, str]]  # name: (kind, READ or why it changes no number)
 
@@ -37,7 +38,7 @@ PRETRAINED: Fields = {  # of transformers' PreTrainedConfig
     "transformers_version": (TEXT + OR_NULL, "which version wrote the file"),
     "architectures": (TEXTS + OR_NULL, READ),
     "output_hidden_states": (FLAG + OR_NULL, OUTPUTS),
-    "return_dict": (FLAG + OR_NULL, OUTPUTS),
+    "return_dict": (FLAG + OR_NULL, READ),
     "dtype": (TEXT + OR_NULL, "weights are kept in float32"),
     "chunk_size_feed_forward": (WHOLE, "of other classes: how a product is cut, not what it gives"),
     "is_encoder_decoder": (FLAG, READ),
@@ -49,6 +50,7 @@ OLDER: Fields = {  # names that transformers takes beside the fields of its clas
     "torch_dtype": (TEXT + OR_NULL, "weights are kept in float32"),
     "num_labels": (WHOLE, LABELS),
     "rope_scaling": (OBJECT + OR_NULL, READ),
+    "auto_map": (OBJECT, "code from the hub, which is never run"),
     "model_type": (TEXT, READ),
     "pocketlm": (OBJECT, READ),
     "quantization_config": (OBJECT + OR_NULL, READ),
@@ -151,12 +153,13 @@ HONOURED_AS: dict[str, tuple[object, ...]] = {  # fields whose other values woul
     "mlp_bias": (False,),
     "hidden_act": ("silu", "swish"),  # two names of one function
     "is_encoder_decoder": (False,),
+    "return_dict": (True, None),  # else transformers' own classes end in an error
     "is_causal": (True,),
     "quantization_config": (None,),
     "per_layer_config": (None,),  # fields that differ from layer to layer
     "kv_sharing_modes": (None,),
     "transformers_weights": (None,),  # the name of another file of weights
-    "configuration_files": (None,),  # names of other config.json files
+    "configuration_files": (),  # names of other config.json files
     "text_config": (None,),  # a model of more than text, or its fields one level down
     "decoder": (None,),
     "generator": (None,),
@@ -181,19 +184,27 @@ def check_fields(raw: JsonObject, layout: str) -> None:
     """Nothing, or a ValueError for the first field of a wrong kind, and for those that cannot be honoured, by name."""
     known = PRETRAINED | OLDER | FIELDS[layout]
     for name in raw.keys() & known.keys():
-        kind = known[name][0]
-        if kind.startswith(IDS):
-            raw_kind = OR_NULL if kind.endswith(OR_NULL) else ""
-            if not (is_kind(raw[name], WHOLE + raw_kind) or is_kind(raw[name], WHOLES)):
-                raise raw.wrong(name, f"is {described(raw[name])}, {kind} is needed")
-        else:
-            raw.typed(name, kind)
+        _check_kind(raw, name, known[name][0])
     refused = [name for name, values in HONOURED_AS.items() if name in raw and raw[name] not in values]
     refused += [name for name in raw if name in RESERVED or name.startswith("__")]
     if refused:
         raise ValueError(f"{raw.file}: this network cannot honour {', '.join(refused)} as set there")
     _check_labels(raw)
     _check_dtype(raw)
+
+
+def _check_kind(raw: JsonObject, name: str, kind: str) -> None:
+    value = raw[name]
+    if kind.startswith(IDS):
+        null = OR_NULL if kind.endswith(OR_NULL) else ""
+        if not (is_kind(value, WHOLE + null) or is_kind(value, WHOLES)):
+            raise raw.wrong(name, f"is {described(value)}, {kind} is needed")
+        return
+    raw.typed(name, kind)
+    if is_kind(value, WHOLE) and not -(2**63) <= value < 2**63:
+        raise raw.wrong(name, f"is {described(value)}, which does not fit in 64 bits")
+    if isinstance(value, dict) and set(value) == {SPECIAL_FLOAT}:
+        raise raw.wrong(name, f"is the number {described(value[SPECIAL_FLOAT])}, {kind} is needed")
 
 
 def _check_labels(raw: JsonObject) -> None:

@@ -13,7 +13,7 @@ from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling
 
 CHUNKED = "chunked_attention"  # Llama 4's local layers
 LARGEST_SIZE, MOST_LAYERS, MOST_POSITIONS = 2**24, 2**12, 2**31  # no model is larger; torch would ask for terabytes
-MOST_THETA = 1e30  # float32 ends at 3.4e38
+MOST_THETA = 1e18  # as a whole number it must fit in 64 bits
 
 
 def read_llama(raw: JsonObject) -> ModelConfig:
@@ -209,7 +209,7 @@ def _rope_scaling(raw: JsonObject, rope: JsonObject) -> RopeScaling | None:
             raise rope.wrong(name, f"is {described(rope[name])}, more than 0 is needed")
     first = "original_max_position_embeddings"
     places = [where for where in (raw, rope) if first in where]  # transformers lets the outer one win
-    original = places[0].typed(first, WHOLE, least=1) if places else raw["max_position_embeddings"]
+    original = places[0].typed(first, WHOLE, least=1, most=MOST_POSITIONS) if places else raw["max_position_embeddings"]
     return RopeScaling(**factors, original_max_position_embeddings=original)
 
 

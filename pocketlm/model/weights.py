@@ -37,7 +37,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def index_names(index: Path) -> list[str]:
     """The files that an index of shards names, sorted; each in the index's own folder or below it."""
-    places = read_object(index).object("weight_map")
+    raw = read_object(index)
+    raw.object("metadata")  # transformers does not open an index without it
+    places = raw.object("weight_map")
     if not places:
         raise ValueError(f"{index}: field weight_map names no tensor; fetch or save the file again")
     names = sorted({places.typed(tensor, TEXT) for tensor in places})

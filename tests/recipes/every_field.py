@@ -315,7 +315,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "shard_tokens": 1000,
         "compute_dtype": "bfloat16",
     },
-    ImportConfig: {"name": "other", "source": "them/sibling", "revision": "v2"},
+    ImportConfig: {"name": "other", "source": "them/sibling", "revision": "v2", "base": "them/sibling"},
     ExportConfig: {
         "name": "other",
         "formats": ("hf",),

@@ -88,18 +88,102 @@ def test_a_four_bit_checkpoint_stays_one(here: Path, tokenizer: Tokenizer) -> No
     assert quantization_of(Path("models/int4")) == "int4_group32"
 
 
-def test_a_hub_id_is_fetched_without_pickles_or_code(here: Path, r1: Transformer, monkeypatch) -> None:
-    asked = []
+SMALL = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "LICENSE*"]
+
+
+@pytest.fixture
+def hub(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, list[str]]]:
+    """What the hub was asked for: (repository, revision, patterns). It has what lies in the folder of that name."""
+    asked: list[tuple[str, str | None, list[str]]] = []
 
     def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, revision, allow_patterns))
-        return str(here / "r1")
+        cache = here / "cache" / ("c0ffee" * 7)[:40]
+        cache.mkdir(parents=True, exist_ok=True)
+        for file in (here / name.split("/")[1]).iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                (cache / file.name).write_bytes(file.read_bytes())
+        return str(cache)
+
+    def list_repo_files(name: str, *, revision: str | None) -> list[str]:
+        return [file.name for file in (here / name.split("/")[1]).iterdir()]
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    status, shown = pocketlm("import", "facebook/MobileLLM-R1-140M", "--revision", "main")
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", list_repo_files)
+    return asked
+
+
+def test_a_hub_id_is_fetched_without_pickles_or_code_its_small_files_first(here: Path, r1: Transformer, hub) -> None:
+    for stray in ("pytorch_model.bin", "modeling.py", "consolidated.safetensors"):
+        (here / "r1" / stray).write_bytes(b"not asked for")
+    status, shown = pocketlm("import", "them/r1", "--revision", "v2")
     assert status == 0, shown
-    assert (here / "models" / "MobileLLM-R1-140M" / "model.safetensors").is_file()
-    assert asked == [("facebook/MobileLLM-R1-140M", "main", ["*.json", "*.safetensors", "*.jinja", "LICENSE*"])]
+    assert (here / "models" / "r1" / "model.safetensors").is_file()
+    commit = ("c0ffee" * 7)[:40]  # the weights are of the commit that was looked at, whatever v2 is by then
+    assert hub == [("them/r1", "v2", SMALL), ("them/r1", commit, [*SMALL, "model.safetensors"])]
+    assert not (here / "cache" / commit / "pytorch_model.bin").exists()
+
+
+def edit_config(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not read here"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' cannot be honoured"),
+        ({"vocab_size": 200}, "the embedding only 200 rows"),
+    ],
+)
+def test_what_cannot_be_read_is_known_before_its_weights_are_fetched(fields, message, r1: Transformer, hub) -> None:
+    edit_config(Path("r1"), **fields)
+    status, shown = pocketlm("import", "them/r1")
+    assert status == 2 and message in " ".join(shown.split()), shown
+    assert len(hub) == 1
+
+
+def test_the_shards_of_an_index_are_fetched_by_their_names(r1: Transformer, hub) -> None:
+    Path("r1/model.safetensors").rename("r1/part.safetensors")
+    names = dict.fromkeys(load_file("r1/part.safetensors"), "part.safetensors")
+    Path("r1/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    status, shown = pocketlm("import", "them/r1")
+    assert status == 0, shown
+    assert hub[1][2] == [*SMALL, "model.safetensors", "part.safetensors"]
+
+
+def test_a_repository_of_pickles_alone_says_what_to_do(r1: Transformer, hub) -> None:
+    Path("r1/model.safetensors").rename("r1/pytorch_model.bin")
+    status, shown = pocketlm("import", "them/r1")
+    assert status == 2 and "pytorch_model.bin is a pickle" in shown and "save_pretrained" in shown, shown
+    status, shown = pocketlm("import", "r1")
+    assert status == 2 and "pytorch_model.bin is a pickle" in shown and "save_pretrained" in shown, shown
+    assert not Path("cache", ("c0ffee" * 7)[:40], "pytorch_model.bin").exists()
+
+
+def test_an_import_tells_what_was_read_and_what_was_not(r1: Transformer) -> None:
+    edit_config(Path("r1"), temperature=0.6, rope_theta=7.0)
+    Path("r1/README.md").write_text("about")
+    Path("r1/modeling.py").write_text("code")
+    Path("r1/onnx").mkdir()
+    Path("r1/onnx/model.onnx").write_text("graph")
+    save_file({"a": torch.zeros(1)}, "r1/consolidated.safetensors")
+    status, shown = pocketlm("import", "r1")
+    assert status == 0, shown
+    told = json.loads(Path("models/r1/import.json").read_text())
+    assert told["unused_fields"].keys() == {"temperature", "rope_theta"}
+    assert told["unused_files"].keys() == {"README.md", "modeling.py", "onnx/model.onnx", "consolidated.safetensors"}
+    for words in (
+        "tokenizer: byte-level BPE, 280 tokens; a document begins with <|endoftext|>",
+        "chat template: no",
+        "an answer ends in <|endoftext|> (0), <|im_end|> (2)",
+        "not used: config.json, temperature: no field of llama4_text; transformers ignores it too",
+        "not used: config.json, rope_theta: rope_theta 1000000.0 of the RoPE fields is taken",
+        "not used: modeling.py: code, which is never run",
+        "not used: consolidated.safetensors: model.safetensors is read",
+    ):
+        assert words in " ".join(shown.split()), shown
 
 
 def test_a_hub_that_does_not_answer_is_one_message(monkeypatch) -> None:
@@ -132,7 +216,7 @@ def test_what_cannot_come_in_leaves_nothing(source: str, options: list[str], mes
 def spoil_shard(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     names = {"model.norm.weight": "model-00002-of-00002.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
 
 
 def spoil_tokenizer(folder: Path) -> None:

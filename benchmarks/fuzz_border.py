@@ -1,0 +1,406 @@
+"""Damaged and odd files at the border: each is read as transformers reads it, or refused with one message of ours.
+
+    OMP_NUM_THREADS=1 python benchmarks/fuzz_border.py --inputs 10000 --seed 7
+    python benchmarks/fuzz_border.py --inputs 500 --seed 1 --files config.json
+
+Small valid folders (llama, qwen3 with windows, cwm, llama4_text; one of them in shards) have one file changed: fields
+dropped, doubled, retyped, made extreme, exchanged or added; JSON nested, cut, its bytes flipped, its encoding changed.
+What must hold of every input:
+
+    loaded    transformers loads it too, with equal logits (config.json, the index) or ids (tokenizer files)
+    refused   a ValueError or FileNotFoundError that names the file or folder
+    never     another exception, or accepted where transformers refuses (JUSTIFIED says where that is meant)
+
+Printed: how many inputs of each file were loaded and refused, and each fault with the seed that makes it again.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import logging
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from pocketlm.corpus.local import read_local
+from pocketlm.model.checkpoint import load_checkpoint
+from pocketlm.model.config_fields import FIELDS, HONOURED_AS, OLDER, PRETRAINED
+from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
+
+TOLERANCE = 1e-4
+IDS = torch.randint(3, 290, (1, 24), generator=torch.Generator().manual_seed(0))
+TEXTS = ("The quick brown fox, 12 + 30 = 42.\n\tna\u00efve \u65e5\u672c <|im_end|>", "  two  spaces ")
+ALL = "config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"
+ALL += "generation_config.json", "special_tokens_map.json", "chats.jsonl"
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 16}
+DENSE = {"intermediate_size_mlp": 24, "moe_layers": [], "num_local_experts": 0, "no_rope_layers": [1, 1]}
+WINDOWS = ["sliding_attention", "full_attention"]
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "qwen3": ("Qwen3ForCausalLM", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "cwm": (
+        "CwmForCausalLM",
+        {"layer_types": WINDOWS, "sliding_window": 5, "rope_parameters": {**LLAMA3, "rope_theta": 1e4}},
+    ),
+    "llama4_text": ("Llama4ForCausalLM", {**DENSE, "attention_chunk_size": 64}),
+}
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 3, 8, 63, 2**31, 2**63, 10**30, -(10**9), 10**400, 0.0, 0.5, 1.0, -2.5),
+    *(1e-300, 1e300, float("nan"), float("inf"), "", "320", "true", "null", "silu", "swish", "full_attention"),
+    *("\ud800", "\x00", "a" * 300, "../x", "float16", [], [1], [0, 1], ["x"], [[]], [None], {}, {"a": 1}, {"": {}}),
+    {"__float__": "Infinity"},
+)
+ROPES: tuple[Any, ...] = (
+    *(LLAMA3, {**LLAMA3, "rope_theta": 500.0}, {**LLAMA3, "factor": 0.5}, {"rope_theta": 777.0}, {"type": "linear"}),
+    *({"type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "default"}, {}),
+    *({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, {"factor": 8.0}, None),
+    *({"type": "llama3", "rope_type": "default"}, {"full_attention": {"rope_type": "default", "rope_theta": 9.0}}),
+    *({"rope_theta": 1e4, "partial_rotary_factor": 0.5}, {"rope_theta": None}, {"rope_type": None}, {"type": None}),
+    {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"},
+)
+BESIDE: dict[str, tuple[Any, ...]] = {  # what others write into config.json, and what matters where it stands
+    "rope_scaling": ROPES,
+    "rope_parameters": ROPES,
+    "rope_theta": (100.0, 1e6, 10, None),
+    "partial_rotary_factor": (0.5, 1.0, None),
+    "original_max_position_embeddings": (16, 32, None),
+    "layer_types": (WINDOWS, ["full_attention"] * 2, ["attention"] * 2, ["chunked_attention"] * 2, [], None),
+    "sliding_window": (3, 64, 4096, None, 0, -1),
+    "use_sliding_window": (True, False),
+    "max_window_layers": (0, 1, 2, 28, -3),
+    "num_key_value_heads": (None, 1, 2, 3, 4),
+    "head_dim": (None, 4, 8, 7),
+    "tie_word_embeddings": (True, False),
+    "attention_bias": (True, False),
+    "mlp_bias": (True, False),
+    "hidden_act": ("silu", "swish", "gelu", "relu"),
+    "rms_norm_eps": (1e-5, 1e-2, 1, 0.0),
+    "dtype": ("float16", "bfloat16", "banana"),
+    "torch_dtype": ("bfloat16", "float33"),
+    "pad_token_id": (-1, 0, 299, 300, None),
+    "attention_chunk_size": (8, 64, None, 0),
+    "no_rope_layers": ([1], [1, 1, 1], [1, 0], [], None, [2, 1]),
+    "no_rope_layer_interval": (0, 1, 2, 4),
+    "moe_layers": ([], [0], [7], None),
+    "model_type": ("llama", "qwen3", "qwen2", "mistral"),
+    "is_causal": (False, True),
+    "temperature": (0.5, "x"),
+    "auto_map": ({"AutoModel": "modeling_x.X"}, None),
+}
+JUSTIFIED = (  # (words of transformers' refusal, why it is read here all the same)
+    ("FlashAttention", "which kernel computes attention; the numbers are the same"),
+    ("attn_implementation", "which kernel computes attention; the numbers are the same"),
+)
+
+
+@dataclass
+class Tally:
+    """What came of the inputs: counts by (file, outcome), and the faults in words."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    messages: Counter[str] = field(default_factory=Counter)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--files", default=",".join(ALL), help="which files are changed, separated by commas")
+    parser.add_argument("--messages", action="store_true", help="print the commonest refusals")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tally = fuzz(Path(folder), arguments.inputs, arguments.seed, arguments.files.split(","))
+    for (name, outcome), count in sorted(tally.counts.items()):
+        print(f"{name:30} {outcome:35} {count:6}")
+    if arguments.messages:
+        print(*(f"{count:6} {text}" for text, count in tally.messages.most_common(80)), sep="\n")
+    print(*tally.faults, sep="\n")
+    seconds = time.monotonic() - started
+    print(f"{arguments.inputs} inputs, seed {arguments.seed}, {seconds:.0f} s: {len(tally.faults)} faults")
+    sys.exit(1 if tally.faults else 0)
+
+
+def fuzz(folder: Path, inputs: int, seed: int, files: list[str]) -> Tally:
+    """What came of `inputs` changed files, written below an empty folder. Input i follows from (seed, i) alone."""
+    tally, bases = Tally(), write_bases(folder)
+    with quiet():
+        for number in range(inputs):
+            draw = random.Random(f"{seed} {number}")
+            name = files[number % len(files)]
+            base = bases["shards"] if name.startswith("model.") else bases[draw.choice(list(MODELS))]
+            content = changed((base / name).read_bytes(), draw, name)
+            (folder / "tried").mkdir()
+            for path in base.iterdir():
+                (folder / "tried" / path.name).symlink_to(path)
+            (folder / "tried" / name).unlink()
+            if content is not None:
+                (folder / "tried" / name).write_bytes(content)
+            outcome, fault = try_input(folder / "tried", name, tally)
+            tally.counts[name, outcome] += 1
+            if fault:
+                tally.faults.append(f"seed {seed} input {number} {base.name}/{name}: {fault}\n    {content!r:.1500}")
+            shutil.rmtree(folder / "tried")
+    return tally
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Neither the notes of transformers, nor warnings, nor our own lines on stderr."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+    logging.disable(logging.NOTSET)
+
+
+# ---- the valid folders ----
+
+
+def write_bases(folder: Path) -> dict[str, Path]:
+    """A folder a model type, and "shards"; all with every file of ALL that belongs there."""
+    tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog", "12 + 30 = 42, hello"] * 4, 290)
+    tokenizer = Tokenizer(tokenizer.backend, chat_template=CHATML)
+    bases = {}
+    for name, (kind, fields) in MODELS.items():
+        model_class = getattr(transformers, kind)
+        torch.manual_seed(0)
+        model = model_class(model_class.config_class(**(SHAPE | fields))).eval()
+        bases[name] = folder / "bases" / name
+        model.save_pretrained(bases[name])
+        tokenizer.save(bases[name])
+        special = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>", "lstrip": False}}
+        (bases[name] / "special_tokens_map.json").write_text(json.dumps(special))
+        (bases[name] / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2], "bos_token_id": 0}))
+        chat = [{"role": "user", "content": "12 + 30?"}, {"role": "assistant", "content": "42, <b>\u00e9</b>"}]
+        rows: list[dict[str, Any]] = [{"messages": chat}, {"prompt": "hi", "response": "hello"}]
+        rows.append({"messages": [{"role": "system", "content": "brief"}, *chat, *chat], "id": 7})
+        (bases[name] / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bases["shards"] = Path(shutil.copytree(bases["llama"], folder / "bases" / "shards"))
+    split_weights(bases["shards"])
+    return bases
+
+
+def split_weights(folder: Path) -> None:
+    """model.safetensors becomes two shards and an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(places.values()):
+        held = {name: tensor for name, tensor in tensors.items() if places[name] == file}
+        save_file(held, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 4 * sum(t.numel() for t in tensors.values())}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+# ---- the changes ----
+
+
+def changed(content: bytes, draw: random.Random, name: str) -> bytes | None:
+    """The file's bytes after one to three changes; None: there is no such file."""
+    if name == "chats.jsonl":
+        lines = content.splitlines()
+        line = draw.randrange(len(lines))
+        lines[line] = changed(lines[line], draw, "row") or b""
+        return b"\n".join(lines) + b"\n"
+    if draw.random() < 0.01:
+        return None
+    value = json.loads(content)
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        value = change_value(value, draw, name)
+    text = json.dumps(value, ensure_ascii=draw.random() < 0.7)
+    return change_bytes(text, draw) if draw.random() < 0.25 else text.encode("utf-8", "surrogatepass")
+
+
+def change_value(value: Any, draw: random.Random, name: str) -> Any:
+    """The JSON value with one change somewhere in it."""
+    if name == "config.json" and isinstance(value, dict) and draw.random() < 0.6:
+        return change_config(value, draw)
+    if draw.random() < 0.03:
+        return odd(draw)
+    places = list(containers(value))
+    if not places:
+        return odd(draw)
+    place = draw.choice(places[: 1 + len(places) // draw.choice((1, 4))])  # outer ones more often
+    keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+    if not keys or draw.random() < 0.1:
+        extra = odd(draw)
+        place.update({draw.choice(("", "extra", "model_type", "type")): extra}) if isinstance(
+            place, dict
+        ) else place.append(extra)
+        return value
+    key, other = draw.choice(keys), draw.choice(keys)
+    match draw.randrange(7):
+        case 0:
+            del place[key]
+        case 1 | 2 | 3:
+            place[key] = odd(draw)
+        case 4:
+            place[key], place[other] = place[other], place[key]
+        case 5:
+            place[key] = draw.choice(
+                ([place[key]], {"value": place[key]}, str(place[key]), [copy.deepcopy(place[key]) for _ in range(3)])
+            )
+        case 6:
+            place[key] = nudged(place[key], draw)
+    return value
+
+
+def odd(draw: random.Random) -> Any:
+    """A value that hardly any field expects."""
+    return copy.deepcopy(draw.choice(ODD))
+
+
+def change_config(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """A field of those that config.json may have becomes another plausible or odd value."""
+    known = [*PRETRAINED, *OLDER, *HONOURED_AS, *(name for fields in FIELDS.values() for name in fields)]
+    if draw.random() < 0.7:
+        name = draw.choice(list(BESIDE))
+        return config | {name: copy.deepcopy(draw.choice(BESIDE[name]))}
+    return config | {draw.choice(known): odd(draw)}
+
+
+def nudged(value: Any, draw: random.Random) -> Any:
+    """A value near the one that was there."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return draw.choice(
+            (value + 1, value - 1, value * 2, -value, value / 2 if abs(value) < 1e300 else 0, str(value))
+        )
+    if isinstance(value, str):
+        return draw.choice((value + " ", value[:-1], value.upper(), value + "\ufeff", value * 2))
+    return value
+
+
+def containers(value: Any) -> Iterator[Any]:
+    """The objects and lists of a JSON value, outer ones first."""
+    waiting = [value]
+    for item in waiting:
+        if isinstance(item, dict | list):
+            yield item
+            waiting += item.values() if isinstance(item, dict) else item
+
+
+def change_bytes(text: str, draw: random.Random) -> bytes:
+    """The text in other bytes: cut, flipped, in another encoding, nested beyond measure, a field twice."""
+    content = bytearray(text.encode("utf-8", "surrogatepass"))
+    at = draw.randrange(max(len(content), 1))
+    match draw.randrange(10):
+        case 0:
+            return bytes(content[:at])
+        case 1 if content:
+            content[at] ^= 1 << draw.randrange(8)
+        case 2:
+            content[at:at] = bytes(draw.randrange(256) for _ in range(draw.choice((1, 4))))
+        case 3:
+            return b"\xef\xbb\xbf" + bytes(content)
+        case 4:
+            return text.encode(draw.choice(("utf-16", "utf-32", "utf-8")), "surrogatepass")
+        case 5:
+            return bytes(content) + draw.choice((b"}", b"\x00", b"\n\n", b" {}", b"//"))
+        case 6:
+            deep = draw.choice((900, 100_000))
+            return b'{"a":' * deep + b"1" + b"}" * deep if draw.random() < 0.5 else b"[" * deep + b"]" * deep
+        case 7 if text.startswith("{"):
+            twice = draw.choice(
+                ('"model_type": "llama", ', '"vocab_size": 1, ', '"x": NaN, ', '"x": 1' + "0" * 5000 + ", ")
+            )
+            return ("{" + twice + text[1:]).encode("utf-8", "surrogatepass")
+        case 8:
+            return b"" if draw.random() < 0.5 else b" \n"
+        case _:
+            return bytes(content).replace(b", ", b",\r\n\t")
+    return bytes(content)
+
+
+# ---- what becomes of them ----
+
+
+def try_input(folder: Path, name: str, tally: Tally) -> tuple[str, str | None]:
+    """(the outcome in a few words, the fault or None) of one changed folder."""
+    ours: Any = None
+    try:
+        ours = read_chats(folder / name) if name == "chats.jsonl" else load_checkpoint(folder)
+    except Exception as error:
+        plain = type(error) in (ValueError, FileNotFoundError) and str(folder) in str(error)
+        if plain:
+            tally.messages[f"{name}: {str(error).replace(str(folder), '')[:110]}"] += 1
+            return "refused", None
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return "another exception", f"{type(error).__name__}: {str(error)[:200]} ({where.filename}:{where.lineno})"
+    if name == "chats.jsonl":
+        return "loaded", None
+    compare = compare_logits if name in ALL[:2] else compare_ids
+    try:
+        different = compare(folder, *ours)
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        for known, why in JUSTIFIED:
+            if known in words:
+                return f"loaded; {why}"[:35], None
+        return "accepted, refused by transformers", f"transformers refuses it: {words[:300]}"
+    return ("loaded, different", different) if different else ("loaded, as transformers", None)
+
+
+def read_chats(file: Path) -> list[Any]:
+    """The rows of a file of conversations, encoded by nobody yet."""
+    return list(read_local(file, None))
+
+
+@torch.no_grad()
+def compare_logits(folder: Path, model: Any, tokenizer: Tokenizer) -> str | None:
+    """By how much our logits differ from transformers', or None within TOLERANCE. Raises what transformers raises."""
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = IDS % model.config.vocab_size
+    expected, found = theirs(ids)[0] if not theirs.config.return_dict else theirs(ids).logits, model.eval()(ids)
+    gap = float((found - expected).abs().max())
+    both_odd = not bool(torch.isfinite(expected).all()) and not bool(torch.isfinite(found).all())
+    return None if both_odd or gap <= TOLERANCE else f"logits differ by {gap:.3g}"
+
+
+def compare_ids(folder: Path, model: Any, tokenizer: Tokenizer) -> str | None:
+    """Which text has other ids in transformers, or None. Raises what transformers raises."""
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    if (folder / "generation_config.json").is_file():
+        transformers.GenerationConfig.from_pretrained(folder)
+    for text in TEXTS:
+        expected = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+        if expected != tokenizer.encode(text):
+            return f"{text!r} is {tokenizer.encode(text)[:12]} and {expected[:12]}"
+    return None
+
+
+if __name__ == "__main__":
+    main()
