@@ -5,7 +5,7 @@ from pathlib import Path
 from pocketlm.data.batches import TextRows
 from pocketlm.data.mixture import Shares, check_shares
 from pocketlm.data.shards import Shard, list_sources, open_shard
-from pocketlm.model.files import read_json
+from pocketlm.model.json_shape import NUMBER, TEXT, read_object
 from pocketlm.model.tokenizer import Tokenizer
 
 
@@ -16,7 +16,8 @@ def open_shards(corpus: Path, split: str) -> dict[str, Shard]:
 
 def source_domains(corpus: Path) -> dict[str, str]:
     """The domain (code, maths, knowledge) of each source."""
-    return {name: source["domain"] for name, source in read_json(corpus / "curation.json")["sources"].items()}
+    sources = read_object(corpus / "curation.json").object("sources")
+    return {name: sources.object(name).typed("domain", TEXT) for name in sources}
 
 
 def held_out_texts(corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: int) -> dict[str, list[str]]:
@@ -54,4 +55,5 @@ def chosen_shares(
     file = selection / "selection.json" if selection else mix / "mix.json" if mix else None
     if file is None:
         raise ValueError(f"{where}: no shares in the config, and neither a mix nor a selection as input")
-    return check_shares(read_json(file)["shares"], list_sources(corpus), str(file))
+    shares = read_object(file).object("shares")
+    return check_shares({name: shares.typed(name, NUMBER) for name in shares}, list_sources(corpus), str(file))

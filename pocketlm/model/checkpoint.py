@@ -193,7 +193,9 @@ def raw_config(folder: Path) -> JsonObject:
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint folder at {folder}")
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no config.json")
+        adapter = f"; {ADAPTER_CONFIG} is there: `pocketlm import` merges it into its base model"
+        hint = adapter if (folder / ADAPTER_CONFIG).is_file() else ""
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it holds no config.json{hint}")
     return read_object(folder / "config.json")
 
 

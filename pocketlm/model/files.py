@@ -30,7 +30,7 @@ def write_json(path: Path, content: Any) -> Path:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; a ValueError names the file and line when it is not JSON.
 
-    Where fields of it are looked at, `json_shape.read_object` says which of them is missing or of another kind.
+    A field of an object in it that is asked for and missing is a ValueError with file and field (json_shape.py).
     """
     return read_any(path)
 

@@ -89,7 +89,7 @@ class JsonObject(dict[str, Any]):
 def _placed(item: Any, file: Path | str, field: str) -> Any:
     """The item with every object in it a JsonObject that knows its place."""
     if isinstance(item, dict):
-        return JsonObject(item, file, f"{field}.")
+        return JsonObject(item, file, f"{field}." if field else "")
     if isinstance(item, list):
         return [_placed(inner, file, f"{field}[{number}]") for number, inner in enumerate(item)]
     return item
@@ -120,7 +120,7 @@ def described(value: Any) -> str:
 def parse_json(text: str, where: str | Path) -> Any:
     """The content of a JSON text; a ValueError names the place and line where it is not JSON."""
     try:
-        return json.loads(text)
+        return _placed(json.loads(text), where, "")
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}:{error.lineno}: not JSON ({error.msg}); restore or delete the file") from None
     except RecursionError:
@@ -132,16 +132,16 @@ def parse_json(text: str, where: str | Path) -> Any:
 def read_object(path: Path) -> JsonObject:
     """The object that a JSON file holds; ValueError where it holds something else, or is no JSON."""
     content = read_any(path)
-    if not isinstance(content, dict):
+    if not isinstance(content, JsonObject):
         raise ValueError(f"{path}: expected an object, found {described(content)}")
-    try:
-        return JsonObject(content, path)
-    except RecursionError:
-        raise ValueError(f"{path}: not read, for its lists or objects lie too deep in each other") from None
+    return content
 
 
 def read_any(path: Path) -> Any:
-    """The content of a JSON file, of whatever shape; a ValueError names the file and line when it is not JSON."""
+    """The content of a JSON file, of whatever shape; a ValueError names the file and line when it is not JSON.
+
+    Objects in it are JsonObjects: a field that is asked for and missing is a ValueError too.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -18,6 +18,7 @@ from pocketlm.model.json_shape import TEXT, read_object
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 ADAPTER_CONFIG = "adapter_config.json"
+LFS_POINTER = b"version https://git-lfs"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -124,4 +125,8 @@ def open_safetensors(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as content:
             yield content
     except SafetensorError as error:
+        with open(file, "rb") as content:
+            pointer = content.read(len(LFS_POINTER)) == LFS_POINTER
+        if pointer:
+            raise ValueError(f"{file} is Git LFS's note of where the file lies, not the file; run: git lfs pull") from None
         raise ValueError(f"{file}: damaged or not a safetensors file ({error}); fetch or save it again") from None

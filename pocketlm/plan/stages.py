@@ -13,7 +13,7 @@ import numpy as np
 
 from pocketlm.model.checkpoint import shape_of
 from pocketlm.model.costs import flops_of
-from pocketlm.model.files import read_json
+from pocketlm.model.json_shape import TEXT, WHOLE, read_object
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.plan.work import Work
 from pocketlm.record import Call
@@ -309,8 +309,11 @@ def _counted(folder: Path) -> Corpus | None:
     """A corpus as its curation.json tells it, or None where there is none."""
     if not (folder / "curation.json").is_file():
         return None
-    sources = read_json(folder / "curation.json")["sources"]
+    sources = read_object(folder / "curation.json").object("sources")
     return Corpus(
-        domains={name: source["domain"] for name, source in sources.items()},
-        tokens={name: source["kept"]["train"]["tokens"] for name, source in sources.items()},
+        domains={name: sources.object(name).typed("domain", TEXT) for name in sources},
+        tokens={
+            name: sources.object(name).object("kept").object("train").typed("tokens", WHOLE, least=0)
+            for name in sources
+        },
     )

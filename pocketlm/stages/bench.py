@@ -11,7 +11,8 @@ from typing import Any
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.machine import available_cores, memory_bytes, peak_memory_bytes, read_bandwidth
 from pocketlm.export.runtimes import labels_of, opened, prepare_runtime, size_of
-from pocketlm.model.files import read_json, write_json
+from pocketlm.model.files import write_json
+from pocketlm.model.json_shape import read_object
 
 CONTEXTS = (128, 1024, 2048, 4096, 8192)
 
@@ -76,7 +77,7 @@ def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
                     threads,
                 )
                 write_json(done, figures)
-            found[label] = read_json(done)
+            found[label] = read_object(done)
     bandwidth = max(figures["bandwidth_bytes_per_second"] for figures in found.values())
     for row in (row for figures in found.values() for row in figures["contexts"].values()):
         row["share_of_limit"] = share_of_limit(row, bandwidth)

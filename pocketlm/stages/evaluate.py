@@ -17,8 +17,9 @@ from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites import Suite, load_suite
 from pocketlm.export.runtimes import label_of, opened, size_of
-from pocketlm.model.files import read_json, write_json, write_text
+from pocketlm.model.files import write_json, write_text
 from pocketlm.model.generate import LanguageModel
+from pocketlm.model.json_shape import read_object
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it
 
@@ -88,7 +89,7 @@ def evaluate(config: EvaluateConfig, out: Path, *, models: list[Path], corpus: P
                     )
                 write_transcripts(out / "transcripts" / f"{label}.jsonl", result)
                 write_json(done, {"path": path.name, "bytes": size_of(path), **figures})
-            found[label] = read_json(done)
+            found[label] = read_object(done)
             progress.advance(bar)
     write_json(out / "evaluation.json", {"suite": config.suite, "models": found})
     return out

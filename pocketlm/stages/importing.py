@@ -46,7 +46,7 @@ class ImportConfig:
 
     def reads(self) -> list[Path]:
         """The user's own files or folders: when they change, so does the stage."""
-        return [path for path in map(Path, (self.source, self.base or self.source)) if path.exists()]
+        return [path for path in (Path(self.source), *([Path(self.base)] if self.base else [])) if path.exists()]
 
 
 def import_model(config: ImportConfig, out: Path) -> Path:

@@ -13,8 +13,9 @@ from pocketlm.data.corpus import held_out_texts, open_shards, source_domains
 from pocketlm.data.mixture import Shares, cap_repetition, proportional_shares, uniform_shares
 from pocketlm.data.utility import mean_gradient, shares_from_utility, utilities
 from pocketlm.eval.perplexity import bits_per_byte
-from pocketlm.model.files import read_json, write_json
+from pocketlm.model.files import write_json
 from pocketlm.model.generate import LanguageModel
+from pocketlm.model.json_shape import read_object
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
 from pocketlm.train.loop import train_step
@@ -81,7 +82,7 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path) -> Path:
     simulated = out / "simulated.json"
     if not simulated.is_file():  # the costly part: an interrupted call does not repeat it
         write_json(simulated, simulate(config, rows, domains, uniform))
-    by_probe = read_json(simulated)
+    by_probe = read_object(simulated)
     weights = config.probe_weights or dict.fromkeys(by_probe, 1.0)
     unknown = sorted(set(weights) - set(by_probe))
     if unknown:
@@ -97,7 +98,7 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path) -> Path:
         done = out / f"bits-{name}.json"
         if not done.is_file():
             write_json(done, compare(config, rows, corpus, mix, name, tokenizer))
-        bits[name] = read_json(done)
+        bits[name] = read_object(done)
     found = {"shares": shares, "uniform": uniform, "proportional": proportional}
     write_json(out / "mix.json", found | {"utility": utility, "utility_by_probe": by_probe, "bits_per_byte": bits})
     return out

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.model.files import read_json, write_text
+from pocketlm.model.json_shape import read_object
 from pocketlm.report.amounts import duration
 from pocketlm.report.corpus import curation_section, mix_section, selection_section
 from pocketlm.report.goals import Goal, judge
@@ -85,7 +86,7 @@ def read_stage(folder: Path) -> Stage:
         raise ValueError(f"{folder / RECORD}: not the record of a stage; restore the file, or run the stage anew")
     if record["status"] != "finished":
         raise ValueError(f"the stage in {folder} has not finished (it is {record['status']}); finish it first")
-    files = {name: read_json(folder / name) for name in SHOWN_FILES if (folder / name).is_file()}
+    files = {name: read_object(folder / name) for name in SHOWN_FILES if (folder / name).is_file()}
     metrics = folder / "metrics.jsonl"
     return Stage(folder.name, record, files, read_lines(metrics) if metrics.is_file() else ())
 
@@ -95,8 +96,8 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     path = folder / "evaluation.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no evaluation.json; give the folder of an evaluate stage")
-    found = read_json(path)
-    if not isinstance(found, dict) or not found.get("models"):
+    found = read_object(path)
+    if not found.object("models", None):
         raise ValueError(f"{path} holds no model's figures; run the evaluate stage anew")
     return found
 
