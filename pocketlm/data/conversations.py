@@ -89,9 +89,7 @@ def read_conversations(file: Path) -> Iterator[Conversation]:
                 yield conversation_of(row, str(row.get("id") or f"{file}:{number}"))
 
 
-def encode_conversations(
-    files: Sequence[Path], tokenizer: Tokenizer, seq_len: int
-) -> tuple[list[Pair], int]:
+def encode_conversations(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], int]:
     """((ids, mask of what is learnt) of each example that fits in seq_len, how many conversations were left out).
 
     ValueError when the files hold no conversation at all, or none that can be learnt.
@@ -117,9 +115,7 @@ def learnable(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tupl
     return pairs, tally
 
 
-def _batch(
-    conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally
-) -> Iterable[Pair]:
+def _batch(conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally) -> Iterable[Pair]:
     assert tokenizer.template is not None
     pairs: list[Pair] = []
     for conversation, result in zip(conversations, tokenizer.answers(conversations), strict=True):

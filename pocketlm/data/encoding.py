@@ -27,7 +27,9 @@ LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^
 
 
 def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """For each text its ids after those that begin a document, uint16 or uint32 as a shard keeps them: those of Tokenizer.encode_batch.
+    """For each text its ids, after those that begin a document, as a shard keeps them (uint16 or uint32).
+
+    They are those of Tokenizer.encode_batch.
 
     Words are encoded apart and remembered where the tokenizer is known never to look past the space before a word.
     """

@@ -6,7 +6,6 @@ turns otherwise than the last (it drops their thinking) gives an example for eac
 meets when it answers.
 """
 
-import os
 import re
 from dataclasses import dataclass
 
@@ -57,9 +56,7 @@ def located(template: ChatTemplate, conversation: Conversation) -> list[Located]
             raise ChatRefused(f'the chat template does not render "{name}"')
     whole = template.render(conversation)
     parts = [_answer(template, conversation, i) for i in answers]
-    consistent = all(
-        part is not None and whole.text.startswith(part.rendering.text) and part.extends for part in parts
-    )
+    consistent = all(part is not None and whole.text.startswith(part.rendering.text) and part.extends for part in parts)
     if template.marks_generations:
         return _marked(template, conversation, whole, answers, consistent)
     if consistent:
@@ -80,9 +77,7 @@ def _marked(
     roles = [message["role"] for message in conversation.messages]
     marked = [i for i, role in enumerate(roles) if role == "assistant"]
     if len(whole.generations) == len(marked) and (consistent or len(marked) == 1):
-        spans = [
-            span for i, span in zip(marked, whole.generations, strict=True) if i in answers
-        ]
+        spans = [span for i, span in zip(marked, whole.generations, strict=True) if i in answers]
         return [Located(rendering=whole, spans=spans, exact=True)]
     if len(whole.generations) != len(marked) and answers == marked and consistent:
         return [Located(rendering=whole, spans=list(whole.generations), exact=True)]
@@ -110,7 +105,7 @@ def _answer(template: ChatTemplate, conversation: Conversation, number: int) -> 
     prompt = _prompt(template, conversation, number)
     if prompt is None:
         return _by_twin(template, conversation, number, upto)
-    common = len(os.path.commonprefix([prompt.text, upto.text]))
+    common = _shared_length(prompt.text, upto.text)
     opened = prompt.text[common:]
     message = conversation.messages[number]
     texts = [reasoning_of(message), message["content"]]
@@ -132,16 +127,14 @@ def _prompt(template: ChatTemplate, conversation: Conversation, number: int) -> 
         raise
 
 
-def _by_twin(
-    template: ChatTemplate, conversation: Conversation, number: int, upto: Rendering
-) -> _Part | None:
+def _by_twin(template: ChatTemplate, conversation: Conversation, number: int, upto: Rendering) -> _Part | None:
     """An answer that nothing comes before: it begins where the same with another content begins to differ."""
     message = conversation.messages[number]
     other = {**message, "content": "\uf8e4" + message["content"]}
     twin = template.render(
         Conversation(messages=(*conversation.messages[:number], other), variables=conversation.variables)
     )
-    common = len(os.path.commonprefix([twin.text, upto.text]))
+    common = _shared_length(twin.text, upto.text)
     if not message["content"] or not twin.text[common:].startswith("\uf8e4"):
         return None
     return _Part(rendering=upto, span=(common, len(upto.text)), extends=True)
@@ -164,9 +157,7 @@ def _continued(prompt: Rendering, opened: str, message: Message, upto: Rendering
         raise ChatRefused("special words in a conversation whose thinking the template cuts")
     written = f"{thinking}{closing}{answer.strip()}{tail}"
     text = prompt.text + (written if opened.strip() else f"<think>\n{written}")
-    return _Part(
-        rendering=Rendering(text=text, words=()), span=(len(prompt.text), len(text)), extends=False
-    )
+    return _Part(rendering=Rendering(text=text, words=()), span=(len(prompt.text), len(text)), extends=False)
 
 
 def _thinking(message: Message) -> tuple[str, str, str]:
@@ -183,6 +174,12 @@ def _thinking(message: Message) -> tuple[str, str, str]:
         closing + (space[0] if space else ""),
         after,
     )
+
+
+def _shared_length(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    unlike = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(unlike, min(len(one), len(other)))
 
 
 def _without_space(text: str) -> str:

@@ -66,9 +66,7 @@ class ChatTemplate:
         self.special = [token.content for token in added if token.special and token.content]
         everywhere = "\0".join((source, *self.named.values()))
         self.control = self.special + [
-            token.content
-            for token in added
-            if not token.special and token.content and token.content in everywhere
+            token.content for token in added if not token.special and token.content and token.content in everywhere
         ]
 
     @cached_property
@@ -82,19 +80,13 @@ class ChatTemplate:
         variables = hidden.whole(conversation.variables)
         messages = [hidden.message(message) for message in conversation.messages]  # last: more of them, same numbers
         source = self.named.get("tool_use", self.source) if tools else self.source
-        text, generations = _rendered(
-            source, messages, tools, self.special_tokens | variables, add_generation_prompt
-        )
+        text, generations = _rendered(source, messages, tools, self.special_tokens | variables, add_generation_prompt)
         rendering = Rendering(text=text, words=tuple(hidden.words), generations=generations)
         if NONCE in PLACEHOLDER.sub("", text):
-            raise ChatRefused(
-                "the chat template takes a special word of a message apart", ", ".join(hidden.words)
-            )
+            raise ChatRefused("the chat template takes a special word of a message apart", ", ".join(hidden.words))
         encoded_twice = any(_as_json(text) in rendering.shown for text in argument_texts(conversation))
         if encoded_twice:  # templates want objects; OpenAI's files have texts of JSON
-            return self.render(
-                with_parsed_arguments(conversation), add_generation_prompt=add_generation_prompt
-            )
+            return self.render(with_parsed_arguments(conversation), add_generation_prompt=add_generation_prompt)
         return rendering
 
     def ignores(self, conversation: Conversation) -> dict[str, int]:
@@ -139,8 +131,9 @@ def _rendered(
     from transformers.utils import chat_template_utils
 
     marks = "generation" in source
+    render: Any = chat_template_utils.render_jinja_template  # its annotation tells less than it gives
     try:
-        (text,), generations = chat_template_utils.render_jinja_template(
+        (text,), generations = render(
             conversations=[messages],
             tools=tools,
             chat_template=source,
@@ -171,9 +164,7 @@ class _Hidden:
 
     def message(self, message: Message) -> Message:
         pattern = self.of_answers if message["role"] == "assistant" else self.of_others
-        return {
-            key: value if key == "role" else self._walk(value, pattern) for key, value in message.items()
-        }
+        return {key: value if key == "role" else self._walk(value, pattern) for key, value in message.items()}
 
     def whole(self, value: Any) -> Any:
         return self._walk(value, self.of_others)
@@ -204,9 +195,7 @@ class MarkedEncoder:
         self.backend = tokenizers.Tokenizer.from_str(json.dumps(content))
         self.ids: dict[int, int] = {}  # of the stand-ins: whose they are
         self.names: dict[str, str] = {}
-        added = [
-            (i, token) for i, token in backend.get_added_tokens_decoder().items() if token.content
-        ]
+        added = [(i, token) for i, token in backend.get_added_tokens_decoder().items() if token.content]
         for number, (i, token) in enumerate(added):
             name = f"\uf8e2{NONCE}:{number}\uf8e3"
             stand_in = tokenizers.AddedToken(

@@ -29,7 +29,7 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
     learnt: tuple[bool, ...] = ()
-    where: str = ""
+    where: str = field(default="", compare=False)
 
     def upto(self, count: int) -> "Conversation":
         """The first `count` messages of it."""
@@ -41,9 +41,7 @@ class Conversation:
         unlearnt -= {i for i, learn in enumerate(self.learnt) if learn}
         messages = [m | ({"weight": 0} if i in unlearnt else {}) for i, m in enumerate(self.messages)]
         more = {"tools": list(self.tools)} if self.tools else {}
-        return {"messages": messages, **more} | (
-            {"chat_template_kwargs": self.variables} if self.variables else {}
-        )
+        return {"messages": messages, **more} | ({"chat_template_kwargs": self.variables} if self.variables else {})
 
 
 def plain(messages: Sequence[Mapping[str, Any]] | Conversation) -> Conversation:
@@ -70,9 +68,7 @@ def conversation_of(row: Mapping[str, Any], where: str) -> Conversation:
     if row.get("messages") is not None:
         messages = row["messages"]
         if row.get("system") is not None:
-            raise ValueError(
-                f'{where}: "system" stands beside "messages"; make it the first of them'
-            )
+            raise ValueError(f'{where}: "system" stands beside "messages"; make it the first of them')
     else:
         messages = [
             {"role": "user", "content": row.get("prompt")},
@@ -81,9 +77,7 @@ def conversation_of(row: Mapping[str, Any], where: str) -> Conversation:
         if row.get("system") is not None:
             messages.insert(0, {"role": "system", "content": row["system"]})
     if not isinstance(messages, list) or not messages:
-        raise ValueError(
-            f'{where}: "messages" must be a list of {{"role", "content"}} objects, with one at least'
-        )
+        raise ValueError(f'{where}: "messages" must be a list of {{"role", "content"}} objects, with one at least')
     read = [_message(message, f"{where}: message {i}") for i, message in enumerate(messages)]
     return Conversation(
         messages=tuple(message for message, _ in read),
@@ -183,9 +177,7 @@ def _valid_text(text: Any, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{where} holds half a surrogate pair at character {error.start}; repair the text"
-        ) from None
+        raise ValueError(f"{where} holds half a surrogate pair at character {error.start}; repair the text") from None
     return text
 
 

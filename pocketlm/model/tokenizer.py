@@ -15,24 +15,17 @@ from pocketlm.model.answers import Example, example_of, located
 from pocketlm.model.chat_template import ChatRefused, ChatTemplate, MarkedEncoder, Rendering, Span
 from pocketlm.model.conversation import Conversation, Message, plain
 from pocketlm.model.endings import TEXT_ENDS, Endings, reconciled, turn_marks
+from pocketlm.model.plain_templates import (
+    CHATML,
+    LLAMA3,
+    LLAMA3_HEADER,
+    LLAMA4,
+    LLAMA4_HEADER,
+    TURN_END,
+    TURN_START,
+)
 
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-LLAMA3_HEADER = "<|start_header_id|>"
-LLAMA3 = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
-    " + message['content'] + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-LLAMA4_HEADER = "<|header_start|>"
-LLAMA4 = (
-    LLAMA3.replace("<|start_header_id|>", LLAMA4_HEADER)
-    .replace("<|end_header_id|>", "<|header_end|>")
-    .replace("<|eot_id|>", "<|eot|>")
-)
+END_OF_TEXT = "<|endoftext|>"
 Answers = list[Example] | ChatRefused  # what is learnt of a conversation, or why nothing is
 
 
@@ -173,16 +166,12 @@ class Tokenizer:
 
     # ---- conversations ----
 
-    def encode_chat(
-        self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = True
-    ) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation through the chat template, ready for the assistant's next turn."""
         rendering = self._template().render(plain(messages), add_generation_prompt=add_generation_prompt)
         return self._encode([rendering])[0][0]
 
-    def render(
-        self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = False
-    ) -> str:
+    def render(self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = False) -> str:
         """The conversation as text, as transformers' apply_chat_template gives it."""
         rendering = self._template().render(plain(messages), add_generation_prompt=add_generation_prompt)
         return rendering.shown
@@ -221,9 +210,7 @@ class Tokenizer:
 
     def _template(self) -> ChatTemplate:
         if self.template is None:
-            raise ValueError(
-                "this tokenizer has no chat template: it belongs to a base model; fine-tune it first"
-            )
+            raise ValueError("this tokenizer has no chat template: it belongs to a base model; fine-tune it first")
         return self.template
 
     def _encode(self, renderings: Sequence[Rendering]) -> list[tuple[list[int], list[Span]]]:
@@ -276,12 +263,8 @@ def plain_chat_template(tokenizer: Tokenizer) -> str:
 
 
 def teach_chat_template(tokenizer: Tokenizer) -> None:
-    """Gives a base model's tokenizer the plain chat template; one that has a template keeps it.
-
-    Its eos becomes the end of a turn, as chat models have it, so that whoever stops at eos stops there.
-    """
+    """Gives a base model's tokenizer the plain chat template; one that has a template keeps it."""
     if tokenizer.chat_template is None:
-        tokenizer.special_tokens["eos_token"] = tokenizer.end_of_turn_token
         tokenizer.chat_template = plain_chat_template(tokenizer)
 
 

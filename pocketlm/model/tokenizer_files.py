@@ -49,6 +49,8 @@ def _load_own(folder: Path, config: dict[str, Any]) -> "Tokenizer":
     }
     template = folder / TEMPLATE
     eos = ours.get("eos_token") or names.get("eos_token")
+    if not isinstance(eos, str):
+        raise ValueError(f"{folder / CONFIG}: no eos_token; the file was changed by hand? import the model again")
     with _naming(folder / CONFIG):
         return Tokenizer(
             backend_of(folder / "tokenizer.json"),
@@ -71,9 +73,7 @@ def backend_of(file: Path) -> tokenizers.Tokenizer:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 at byte {error.start}; fetch or save it again") from None
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(
-            f"{file}: not a tokenizer the `tokenizers` library reads ({error})"
-        ) from None
+        raise ValueError(f"{file}: not a tokenizer the `tokenizers` library reads ({error})") from None
 
 
 def _load_by_transformers(folder: Path) -> "Tokenizer":
@@ -86,9 +86,7 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
     if (folder / "tokenizer.json").is_file():
         backend_of(folder / "tokenizer.json")  # its own words for what is wrong with it
     with _quiet(), _naming(folder):
-        theirs: Any = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        theirs: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     backend = getattr(theirs, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise ValueError(
@@ -143,17 +141,13 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
 
 def _templates(source: Any, folder: Path) -> tuple[str | None, dict[str, str]]:
     """(the default template, the others by name): what transformers read, checked."""
-    named = dict(source) if isinstance(source, Mapping) else {}
-    default = named.pop("default", None) if named else source
+    named: dict[str, Any] = dict(source) if isinstance(source, Mapping) else {}
+    default: Any = named.pop("default", None) if named else source
     for name, text in {"default": default, **named}.items():
         if text is not None and not isinstance(text, str):
-            raise ValueError(
-                f"{folder}: the chat template {name!r} is {type(text).__name__}, not a text"
-            )
+            raise ValueError(f"{folder}: the chat template {name!r} is {type(text).__name__}, not a text")
     if default is None and named:
-        raise ValueError(
-            f"{folder}: its chat templates are {', '.join(named)}, and none is the default one"
-        )
+        raise ValueError(f"{folder}: its chat templates are {', '.join(named)}, and none is the default one")
     return default or None, named
 
 
@@ -208,9 +202,7 @@ def _naming(place: Path) -> Iterator[None]:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(text if str(place) in text else f"{place}: {text}") from None
     except Exception as error:  # libraries raise whatever their parsers meet
-        raise ValueError(
-            f"{place}: its tokenizer cannot be opened ({type(error).__name__}: {error})"
-        ) from None
+        raise ValueError(f"{place}: its tokenizer cannot be opened ({type(error).__name__}: {error})") from None
 
 
 @contextlib.contextmanager
@@ -231,10 +223,15 @@ def save_tokenizer(tokenizer: "Tokenizer", folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json and the chat templates, as transformers reads them."""
     write_text(folder / "tokenizer.json", tokenizer.backend.to_str())
     told = {t: list(sources) for t, sources in tokenizer.endings.tokens.items()}
+    template = tokenizer.chat_template
+    eos = tokenizer.special_tokens.get("eos_token", tokenizer.eos_token)
+    if template and "eos_token" not in template:
+        eos = tokenizer.end_of_turn_token  # so that whoever stops at eos stops where an answer ends
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.eos_token,
         **tokenizer.special_tokens,
+        "eos_token": eos,
         "bos_token": tokenizer.bos_token,
         "add_bos_token": tokenizer.adds_bos,
         "add_eos_token": tokenizer.adds_eos,

@@ -56,9 +56,7 @@ def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path, te
             f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
             f"{student.config.max_position_embeddings}; lower it or run extend_context first"
         )
-    rows, tally = conversation_rows(
-        corpus, config.sources, tokenizer, config.seq_len, packed=config.packed
-    )
+    rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len, packed=config.packed)
     if own.first:
         told(tally, tokenizer, out, config.name)
     layout = Layout(

@@ -13,6 +13,7 @@ from pocketlm.model.chat_template import ChatRefused, MarkedEncoder
 from pocketlm.model.conversation import Conversation, conversation_of, plain
 from pocketlm.model.tokenizer import Tokenizer
 
+SLOW_SETUP = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.differing_executors)
 ONE = [{"role": "user", "content": "What is 12 + 30?"}, {"role": "assistant", "content": "It is 42."}]
 TWO = [*ONE, {"role": "user", "content": "the dog's\nname?"}, {"role": "assistant", "content": "fox\n\n"}]
 SYSTEM = [{"role": "system", "content": "be brief"}, *TWO]
@@ -41,9 +42,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Toke
 def theirs_of(theirs: Any, messages: list[dict], **options: Any) -> tuple[list[int], list[int]] | None:
     """(ids, mask of marked generations) by transformers; None where its template refuses."""
     try:
-        result = theirs.apply_chat_template(
-            messages, return_dict=True, return_assistant_tokens_mask=True, **options
-        )
+        result = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, **options)
     except Exception:  # what jinja or the template raises
         return None
     return result["input_ids"], result["assistant_masks"]
@@ -114,9 +113,7 @@ def test_an_answer_and_its_end_are_learnt_after_the_ids_of_the_prompt(name: str,
         whole = theirs.apply_chat_template(messages[: 2 * last + 2], return_dict=False)
         assert example.ids == whole[: len(example.ids)]
         assert example.ends and example.ids[-1] in ours.stop_ids and example.learnt[-1]
-        prompt = theirs.apply_chat_template(
-            messages[: 2 * last + 1], add_generation_prompt=True, return_dict=False
-        )
+        prompt = theirs.apply_chat_template(messages[: 2 * last + 1], add_generation_prompt=True, return_dict=False)
         if not KINDS[name].sentencepiece:  # there a space may join what comes before and after the boundary
             assert example.ids[: len(prompt)] == prompt and not example.learnt[len(prompt) - 1]
             assert example.learnt[len(prompt)]
@@ -205,7 +202,18 @@ TEXT = st.text(
     max_size=30,
 )
 WORDS = st.sampled_from(
-    ["<|im_end|>", "<|im_start|>", "</s>", "<s>", "<think>", "</think>", "<tool_call>", "<|eot_id|>", "<end_of_turn>", ""]
+    [
+        "<|im_end|>",
+        "<|im_start|>",
+        "</s>",
+        "<s>",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "<|eot_id|>",
+        "<end_of_turn>",
+        "",
+    ]
 )
 
 
@@ -225,7 +233,7 @@ def spells_added(ours: Tokenizer, messages: list[dict[str, str]]) -> bool:
 
 @pytest.mark.parametrize("name", KINDS)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=25, deadline=None, suppress_health_check=SLOW_SETUP, derandomize=True)
 def test_random_conversations_have_the_ids_of_transformers(name: str, data: st.DataObject, tokenizers) -> None:
     ours, theirs = tokenizers[name]
     messages = data.draw(conversations())
@@ -245,7 +253,7 @@ def test_random_conversations_have_the_ids_of_transformers(name: str, data: st.D
 
 @pytest.mark.parametrize("name", KINDS)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=25, deadline=None, suppress_health_check=SLOW_SETUP, derandomize=True)
 def test_special_words_in_random_conversations_are_text(name: str, data: st.DataObject, tokenizers) -> None:
     """As many special tokens as the template writes with other contents, and the text comes back."""
     ours, _ = tokenizers[name]

@@ -175,7 +175,7 @@ def test_a_template_that_asks_otherwise_than_it_shows_is_refused(base):
 
 def test_a_template_cannot_reach_out_of_its_sandbox(base):
     hostile = Tokenizer(base.backend, chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(ChatRefused, match="the chat template refuses: .*unsafe"):
+    with pytest.raises(ChatRefused, match=r"the chat template refuses: .*unsafe"):
         hostile.render(MESSAGES)
 
 
