@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from pocketlm.model.files import write_json
 from pocketlm.model.tokenizer import Tokenizer
 
 NO_CONVERSATION = 'no row is a conversation ("messages", or "prompt" and "response")'
-TOO_LONG = "longer than seq_len"
 AT_ONCE = 1000  # conversations encoded together, on all cores
 NAMED = 3  # rows named for each reason
 Pair = tuple[list[int], list[bool]]  # ids, and which of them are learnt
@@ -77,6 +77,11 @@ class Tally:
         }
 
 
+def too_long(seq_len: int) -> str:
+    """Why a conversation of more tokens is left out."""
+    return f"longer than {seq_len:,} tokens"
+
+
 def read_conversations(file: Path) -> Iterator[Conversation]:
     """The conversation of each row of a JSON-lines file that has "messages" or "prompt" and "response"."""
     with open(file, encoding="utf-8") as lines:
@@ -100,18 +105,23 @@ def encode_conversations(files: Sequence[Path], tokenizer: Tokenizer, seq_len: i
 
 def learnable(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], Tally]:
     """The same with the tally: what was left out and why."""
-    tally = Tally()
-    pairs: list[Pair] = []
-    for file in files:
-        conversations = read_conversations(file)
-        while batch := [c for c, _ in zip(conversations, range(AT_ONCE), strict=False)]:
-            pairs += _batch(batch, tokenizer, seq_len, tally)
+    conversations = (conversation for file in files for conversation in read_conversations(file))
+    pairs, tally = examples_of(conversations, tokenizer, seq_len)
     if not pairs:
         names = ", ".join(str(file) for file in files) or "the corpus"
         why = "; ".join(list(tally.lines())[1:]) if tally.left_out else NO_CONVERSATION
-        if set(tally.left_out) == {TOO_LONG}:
-            why = f"no conversation of at most {seq_len} tokens ({tally.left_out[TOO_LONG]} are longer)"
+        if set(tally.left_out) == {too_long(seq_len)}:
+            why = f"no conversation of at most {seq_len} tokens ({tally.rows} are longer)"
         raise ValueError(f"{names}: {why}; nothing to train on")
+    return pairs, tally
+
+
+def examples_of(conversations: Iterable[Conversation], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], Tally]:
+    """(ids, mask of what is learnt) of each example that fits in seq_len, and what became of all conversations."""
+    tally, remaining = Tally(), iter(conversations)
+    pairs: list[Pair] = []
+    while batch := list(islice(remaining, AT_ONCE)):
+        pairs += _batch(batch, tokenizer, seq_len, tally)
     return pairs, tally
 
 
@@ -124,7 +134,7 @@ def _batch(conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int
             tally.leave_out(str(result) if result.reason.startswith("the chat") else result.reason, conversation)
             continue
         if any(len(example.ids) > seq_len for example in result):
-            tally.leave_out(TOO_LONG, conversation)
+            tally.leave_out(too_long(seq_len), conversation)
             continue
         tally.learnt += 1
         tally.examples += len(result)

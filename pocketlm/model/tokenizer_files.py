@@ -83,8 +83,9 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
 
     for name in ("special_tokens_map.json", "added_tokens.json"):
         _object(folder / name)
+    stored = None
     if (folder / "tokenizer.json").is_file():
-        backend_of(folder / "tokenizer.json")  # its own words for what is wrong with it
+        stored = backend_of(folder / "tokenizer.json")  # its own words for what is wrong with it
     with _quiet(), _naming(folder):
         theirs: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     backend = getattr(theirs, "backend_tokenizer", None)
@@ -120,7 +121,7 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
             f"{folder}: no eos_token in {CONFIG}, special_tokens_map.json or generation_config.json, and none is "
             f"{END_OF_TEXT}; name the token that ends a text"
         )
-    if backend.truncation or backend.padding:
+    if stored is not None and (stored.truncation or stored.padding):
         notes.append(f"{WRITTEN_BY_TRAINING} are state, no vocabulary: dropped")
     with _naming(folder / CONFIG):
         tokenizer = Tokenizer(
