@@ -1,4 +1,5 @@
-"""The command line: `pocketlm run | plan | verify-resume | chat | eval | bench | import | export`.
+"""The command line: `pocketlm run | plan | verify-resume | chat | eval | bench | import | export |
+inspect`.
 
 Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a user's mistake into
 one message. Everything slow is imported inside the command that needs it, so that --help is at once.
@@ -11,6 +12,7 @@ from pocketlm.commands.chat import chat
 from pocketlm.commands.evaluate import evaluate_models
 from pocketlm.commands.exporting import export_model
 from pocketlm.commands.importing import import_a_model
+from pocketlm.commands.inspecting import app as inspect
 from pocketlm.commands.plan import plan_recipe
 from pocketlm.commands.run import run
 from pocketlm.commands.verify_resume import verify_resume
@@ -33,6 +35,7 @@ app.command(name="eval")(evaluate_models)
 app.command(name="bench")(bench_models)
 app.command(name="import")(import_a_model)
 app.command(name="export")(export_model)
+app.add_typer(inspect, name="inspect")
 
 
 def main() -> None:

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.corpus.dedup import content_hash
+from pocketlm.model.conversation import (
+    ROW_FIELDS,
+    Conversation,
+    Message,
+    conversation_of,
+    is_conversation,
+    plain,
+    reasoning_of,
+)
 
 SPLITS = ("train", "validation", "probe")
-ROLES = ("system", "user", "assistant")
+LABELS = {"user": "Question: ", "assistant": "Answer: "}  # of turns in a conversation's plain text; others have none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """`text` is what pre-training reads; `messages` stands beside it when the document is a conversation.
+    """`text` is what pre-training reads; `chat` stands beside it when the document is a conversation.
 
     origin: hash of the whole file or row this is a part of. Parts of one origin share a split, so that no
     half of a file is trained on while the other half is probed. Empty: the text's own hash.
@@ -25,10 +34,15 @@ class Document:
 
     id: str
     text: str
-    messages: tuple[dict[str, str], ...] = ()
+    chat: Conversation | None = None
     family: str | None = None
     answer: str | None = None
     origin: str = ""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turns of a conversation; none for plain text."""
+        return self.chat.messages if self.chat else ()
 
     @property
     def prompts(self) -> list[str]:
@@ -36,12 +50,20 @@ class Document:
         return [message["content"] for message in self.messages if message["role"] == "user"]
 
 
-def conversation(id: str, messages: Sequence[Mapping[str, str]], **fields: Any) -> Document:
-    """A conversation and its plain-text form: "Question: ...", newline, "Answer: ..." for each exchange."""
-    labels = {"system": "", "user": "Question: ", "assistant": "Answer: "}
-    turns = tuple({"role": message["role"], "content": message["content"]} for message in messages)
-    text = "\n".join(labels[turn["role"]] + turn["content"] for turn in turns)
-    return Document(id=id, text=text, messages=turns, **fields)
+def conversation(id: str, messages: Sequence[Mapping[str, Any]] | Conversation, **fields: Any) -> Document:
+    """A conversation and its plain-text form: "Question: ...", newline, "Answer: ..." for each exchange.
+
+    An answer's thinking stands before it in <think> tags, its calls of tools behind it as JSON.
+    """
+    chat = plain(messages)
+    return Document(id=id, text="\n".join(map(_turn_text, chat.messages)), chat=chat, **fields)
+
+
+def _turn_text(message: Message) -> str:
+    thinking = reasoning_of(message)
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls", ())]
+    parts = [f"<think>\n{thinking}\n</think>\n"] if thinking else []
+    return LABELS.get(message["role"], "") + "".join(parts) + "\n".join([message["content"], *calls])
 
 
 def row_document(
@@ -51,23 +73,18 @@ def row_document(
 
     With `pair`, two fields are a user's turn and its answer; a dot goes deeper ("responses.0.response"). With
     `text_field`, that field is the text. Without either, a row with "messages", or with "prompt" and
-    "response", is a conversation, and any other is its "text". ValueError says at `where` what the row lacks.
+    "response", is a conversation, and any other is its "text". A conversation keeps what stands beside it: a system
+    text, tools, chat_template_kwargs. ValueError says at `where` what the row lacks.
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a row must be an object with named fields, not {type(row).__name__}")
     extra = {name: row[name] for name in ("family", "answer") if isinstance(row.get(name), str)}
     if pair is not None:
         prompt, response = (_valid_text(_at(row, field, where), f'{where}: field "{field}"') for field in pair)
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        return conversation(id, turns, **extra)
-    if text_field is None and row.get("messages") is not None:
-        return conversation(id, _messages(row["messages"], where), **extra)
-    if text_field is None and row.get("prompt") is not None and row.get("response") is not None:
-        turns = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["response"]},
-        ]
-        return conversation(id, _messages(turns, where), **extra)
+        beside = {name: row[name] for name in ("system", *ROW_FIELDS) if name in row and name not in pair}
+        return conversation(id, conversation_of({"prompt": prompt, "response": response, **beside}, where), **extra)
+    if text_field is None and is_conversation(row):
+        return conversation(id, conversation_of(row, where), **extra)
     field = text_field or "text"
     if field not in row:
         missing = f'no field "{field}"' + ("" if text_field else ', nor "messages", nor "prompt" with "response"')
@@ -83,17 +100,6 @@ def _at(row: Any, field: str, where: str) -> Any:
             found = found[int(key)] if isinstance(found, list) else found[key]
         except (KeyError, IndexError, ValueError, TypeError):
             raise ValueError(f'{where}: no field "{field}"; the row has {", ".join(map(str, row))}') from None
-    return found
-
-
-def _messages(found: Any, where: str) -> list[dict[str, str]]:
-    if not isinstance(found, list) or not found:
-        raise ValueError(f'{where}: "messages" must be a list of {{"role", "content"}} objects, with one at least')
-    for number, message in enumerate(found):
-        turn = f"{where}: message {number}"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise ValueError(f'{turn} needs a "role" of {", ".join(ROLES)} and a "content"')
-        _valid_text(message.get("content"), f'{turn}, "content"')
     return found
 
 
@@ -113,7 +119,7 @@ def cut(document: Document, *, max_chars: int, split_code: bool) -> Iterator[Doc
     With `split_code`, Python text is first cut at its top-level definitions. Nothing is lost: the pieces
     joined are the text. A conversation is one piece whatever its length.
     """
-    if document.messages:
+    if document.chat:
         yield document
         return
     parts = split_definitions(document.text) if split_code else [document.text]
@@ -182,7 +188,7 @@ def assign_splits(origins: Sequence[str], *, validation_share: float, probe_shar
 def document_json(document: Document) -> str:
     """One line of documents/<source>/<split>.jsonl."""
     row: dict[str, Any] = {"id": document.id}
-    row |= {"messages": list(document.messages)} if document.messages else {"text": document.text}
+    row |= document.chat.row() if document.chat else {"text": document.text}
     row |= {name: value for name in ("family", "answer") if (value := getattr(document, name)) is not None}
     return json.dumps(row, ensure_ascii=False) + "\n"
 

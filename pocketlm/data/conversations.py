@@ -1,77 +1,187 @@
-"""Conversations of a corpus, as ids and a mask of the assistant's tokens."""
+"""Conversations of a corpus, as ids and a mask of the tokens to learn; what is left out is counted, by reason."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pocketlm.data.batches import ConversationRows
-from pocketlm.model.tokenizer import Message, Tokenizer
+from pocketlm.model.chat_template import ChatRefused
+from pocketlm.model.conversation import Conversation, conversation_of, is_conversation
+from pocketlm.model.files import write_json
+from pocketlm.model.tokenizer import Tokenizer
 
 NO_CONVERSATION = 'no row is a conversation ("messages", or "prompt" and "response")'
+AT_ONCE = 1000  # conversations encoded together, on all cores
+NAMED = 3  # rows named for each reason
+Pair = tuple[list[int], list[bool]]  # ids, and which of them are learnt
 
 
-def read_conversations(file: Path) -> Iterator[tuple[int, list[Message]]]:
-    """(line number, messages) of each row of a JSON-lines file that has "messages" or "prompt" and "response"."""
+@dataclass(kw_only=True)
+class Tally:
+    """What became of the conversations of some files. left_out: by reason; rows: where the first of each reason stand.
+
+    not_rendered: fields of messages that the template does not use, and that do not change what is said.
+    """
+
+    rows: int = 0
+    learnt: int = 0
+    examples: int = 0
+    tokens: int = 0
+    learnt_tokens: int = 0
+    without_end: int = 0  # examples with an answer that ends in no token that ends answers
+    words_as_text: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    where: dict[str, list[str]] = field(default_factory=dict)
+    not_rendered: Counter[str] = field(default_factory=Counter)
+
+    def leave_out(self, reason: str, conversation: Conversation) -> None:
+        self.left_out[reason] += 1
+        places = self.where.setdefault(reason, [])
+        if len(places) < NAMED:
+            places.append(conversation.where)
+
+    @property
+    def share_left_out(self) -> float:
+        return sum(self.left_out.values()) / max(1, self.rows)
+
+    def lines(self) -> Iterator[str]:
+        """What a person should know of it before training, one thing a line."""
+        yield f"{self.learnt:,} of {self.rows:,} conversations are learnt" + (
+            f", as {self.examples:,} examples" if self.examples != self.learnt else ""
+        )
+        for reason, count in self.left_out.most_common():
+            places = ", ".join(self.where[reason]) + (", ..." if count > len(self.where[reason]) else "")
+            yield f"{count:,} left out ({count / self.rows:.1%}): {reason} ({places})"
+        for name, count in self.not_rendered.most_common():
+            yield f'the chat template does not render "{name}" of {count:,} messages'
+        if self.words_as_text:
+            yield f"{self.words_as_text:,} conversations spell special words, which are learnt as plain text"
+
+    def as_json(self) -> dict[str, Any]:
+        """conversations.json of a stage's folder."""
+        return {
+            "rows": self.rows,
+            "learnt": self.learnt,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "learnt_tokens": self.learnt_tokens,
+            "examples_without_end": self.without_end,
+            "special_words_as_text": self.words_as_text,
+            "left_out": dict(self.left_out),
+            "where": self.where,
+            "fields_not_rendered": dict(self.not_rendered),
+        }
+
+
+def too_long(seq_len: int) -> str:
+    """Why a conversation of more tokens is left out."""
+    return f"longer than {seq_len:,} tokens"
+
+
+def read_conversations(file: Path) -> Iterator[Conversation]:
+    """The conversation of each row of a JSON-lines file that has "messages" or "prompt" and "response"."""
     with open(file, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
-            if "messages" in row:
-                yield number, row["messages"]
-            elif "prompt" in row and "response" in row:
-                turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-                yield number, turns
+            if isinstance(row, dict) and is_conversation(row):
+                yield conversation_of(row, str(row.get("id") or f"{file}:{number}"))
 
 
-def encode_conversations(
-    files: list[Path], tokenizer: Tokenizer, seq_len: int
-) -> tuple[list[tuple[list[int], list[bool]]], int]:
-    """((ids, assistant's mask) of each conversation that fits in seq_len, how many were too long and left out).
+def encode_conversations(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], int]:
+    """((ids, mask of what is learnt) of each example that fits in seq_len, how many conversations were left out).
 
-    ValueError when the files hold no conversation at all, or none that fits.
+    ValueError when the files hold no conversation at all, or none that can be learnt.
     """
-    kept: list[tuple[list[int], list[bool]]] = []
-    too_long = 0
-    for file in files:
-        rows = list(read_conversations(file))
-        try:
-            encoded = tokenizer.encode_conversations([messages for _, messages in rows])
-        except ValueError:
-            encoded = [_encode_row(file, number, messages, tokenizer) for number, messages in rows]
-        for (number, _), (ids, mask) in zip(rows, encoded, strict=True):
-            if not any(mask):
-                raise ValueError(
-                    f"{file}:{number}: the conversation has no assistant turn, so there is nothing to learn"
-                )
-            if len(ids) > seq_len:
-                too_long += 1
-            else:
-                kept.append((ids, mask))
-    if not kept:
+    pairs, tally = learnable(files, tokenizer, seq_len)
+    return pairs, sum(tally.left_out.values())
+
+
+def learnable(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], Tally]:
+    """The same with the tally: what was left out and why."""
+    conversations = (conversation for file in files for conversation in read_conversations(file))
+    pairs, tally = examples_of(conversations, tokenizer, seq_len)
+    if not pairs:
         names = ", ".join(str(file) for file in files) or "the corpus"
-        why = f"no conversation of at most {seq_len} tokens ({too_long} are longer)"
-        raise ValueError(f"{names}: {why if too_long else NO_CONVERSATION}; nothing to train on")
-    return kept, too_long
+        why = "; ".join(list(tally.lines())[1:]) if tally.left_out else NO_CONVERSATION
+        if set(tally.left_out) == {too_long(seq_len)}:
+            why = f"no conversation of at most {seq_len} tokens ({tally.rows} are longer)"
+        raise ValueError(f"{names}: {why}; nothing to train on")
+    return pairs, tally
 
 
-def _encode_row(file: Path, number: int, messages: list[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """One row alone, so that the error names its line."""
-    try:
-        return tokenizer.encode_conversations([messages])[0]
-    except ValueError as error:
-        raise ValueError(f"{file}:{number}: {error}") from None
+def examples_of(conversations: Iterable[Conversation], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], Tally]:
+    """(ids, mask of what is learnt) of each example that fits in seq_len, and what became of all conversations."""
+    tally, remaining = Tally(), iter(conversations)
+    pairs: list[Pair] = []
+    while batch := list(islice(remaining, AT_ONCE)):
+        pairs += _batch(batch, tokenizer, seq_len, tally)
+    return pairs, tally
+
+
+def _batch(conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally) -> Iterable[Pair]:
+    assert tokenizer.template is not None
+    pairs: list[Pair] = []
+    for conversation, result in zip(conversations, tokenizer.answers(conversations), strict=True):
+        tally.rows += 1
+        if isinstance(result, ChatRefused):
+            tally.leave_out(str(result) if result.reason.startswith("the chat") else result.reason, conversation)
+            continue
+        if any(len(example.ids) > seq_len for example in result):
+            tally.leave_out(too_long(seq_len), conversation)
+            continue
+        tally.learnt += 1
+        tally.examples += len(result)
+        tally.without_end += sum(not example.ends for example in result)
+        tally.words_as_text += any(example.words_as_text for example in result)
+        tally.not_rendered.update(tokenizer.template.ignores(conversation))
+        for example in result:
+            tally.tokens += len(example.ids)
+            tally.learnt_tokens += sum(example.learnt)
+            pairs.append((example.ids, example.learnt))
+    return pairs
 
 
 def conversation_rows(
-    corpus: Path, sources: tuple[str, ...], tokenizer: Tokenizer, seq_len: int, *, packed: bool = True
-) -> ConversationRows:
-    """Rows of the training conversations of these sources of a corpus: packed, or one conversation a row."""
+    corpus: Path,
+    sources: tuple[str, ...],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    *,
+    packed: bool = True,
+) -> tuple[ConversationRows, Tally]:
+    """Rows of the training conversations of these sources of a corpus, packed or one a row; and what was left out."""
     names = sources or tuple(sorted(p.name for p in (corpus / "documents").iterdir() if p.is_dir()))
     files = [corpus / "documents" / name / "train.jsonl" for name in names]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{corpus} has no source {file.parent.name!r} with training documents")
-    conversations, _ = encode_conversations(files, tokenizer, seq_len)
-    return ConversationRows(conversations, seq_len, tokenizer.eos_id, packed=packed)
+    pairs, tally = learnable(files, tokenizer, seq_len)
+    return ConversationRows(pairs, seq_len, tokenizer.eos_id, packed=packed), tally
+
+
+def told(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:
+    """Says on stderr what is learnt and what not, warns where a model would learn no end, and writes conversations.json."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    loud = tally.share_left_out > 0.01
+    for line in tally.lines():
+        console.print(f"  {label}: {line}", style="yellow" if loud else "dim", soft_wrap=True, markup=False)
+    if tally.without_end:
+        console.print(
+            f"  {label}: warning: {tally.without_end:,} of {tally.examples:,} examples have an answer that ends in no "
+            f"token that ends answers ({tokenizer.endings.summary()}), so the model will not learn to stop. Let the chat "
+            f"template put {tokenizer.end_of_turn_token} behind an answer",
+            style="bold yellow",
+            soft_wrap=True,
+            markup=False,
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "conversations.json", tally.as_json())

@@ -27,17 +27,19 @@ LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^
 
 
 def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """For each text its ids after the bos id, uint16 or uint32 as a shard keeps them: those of Tokenizer.encode_batch.
+    """For each text its ids, after those that begin a document, as a shard keeps them (uint16 or uint32).
+
+    They are those of Tokenizer.encode_batch.
 
     Words are encoded apart and remembered where the tokenizer is known never to look past the space before a word.
     """
     dtype, remaining = token_dtype(tokenizer.vocab_size), iter(texts)
-    bos = np.asarray([tokenizer.bos_id], dtype=dtype)
+    start = np.asarray(tokenizer.document_start, dtype=dtype)
     known: dict[str, bytes] = {}
     cut = pieces_of(tokenizer)
     while some := list(islice(remaining, TEXTS_AT_ONCE)):
         if cut is None:
-            yield from (np.concatenate([bos, np.asarray(ids, dtype=dtype)]) for ids in tokenizer.encode_batch(some))
+            yield from (np.concatenate([start, np.asarray(ids, dtype=dtype)]) for ids in tokenizer.encode_batch(some))
             continue
         words = [cut(text) for text in some]
         new = list({word for text in words for word in text if word not in known})
@@ -48,7 +50,7 @@ def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.
             known[word] = np.asarray(ids, dtype=dtype).tobytes()
         look_up = known.__getitem__
         for text in words:
-            yield np.frombuffer(bos.tobytes() + b"".join(map(look_up, text)), dtype=dtype)
+            yield np.frombuffer(start.tobytes() + b"".join(map(look_up, text)), dtype=dtype)
 
 
 def pieces_of(tokenizer: Tokenizer) -> Callable[[str], list[str]] | None:

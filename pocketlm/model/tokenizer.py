@@ -1,91 +1,157 @@
-"""Text to ids and back, and conversations to (ids, which of them are the assistant's).
+"""Text to ids and back, and conversations to (ids, which of them the assistant's).
 
-Byte-level BPE whose digits are single tokens; llama.cpp knows this pre-tokenizer as "smollm". Chat follows ChatML.
+Our own is byte-level BPE whose digits are single tokens; llama.cpp knows this pre-tokenizer as "smollm". Chat follows
+ChatML. Others' are loaded by transformers' own classes (`tokenizer_files.py`) and mean here what they mean there.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
-from jinja2 import Template
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from pocketlm.model.files import read_json, write_json, write_text
+from pocketlm.model.answers import Example, example_of, located
+from pocketlm.model.chat_template import ChatRefused, ChatTemplate, MarkedEncoder, Rendering, Span
+from pocketlm.model.conversation import Conversation, Message, plain
+from pocketlm.model.endings import TEXT_ENDS, Endings, reconciled, turn_marks
+from pocketlm.model.plain_templates import (
+    CHATML,
+    LLAMA3,
+    LLAMA3_HEADER,
+    LLAMA4,
+    LLAMA4_HEADER,
+    TURN_END,
+    TURN_START,
+)
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-LLAMA3_HEADER = "<|start_header_id|>"
-LLAMA3 = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
-    " + message['content'] + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-LLAMA4_HEADER = "<|header_start|>"
-LLAMA4 = (
-    LLAMA3.replace("<|start_header_id|>", LLAMA4_HEADER)
-    .replace("<|end_header_id|>", "<|header_end|>")
-    .replace("<|eot_id|>", "<|eot|>")
-)
+END_OF_TEXT = "<|endoftext|>"
+Answers = list[Example] | ChatRefused  # what is learnt of a conversation, or why nothing is
 
 
 class Tokenizer:
-    """Text <-> ids. `chat_template` (jinja) is None for a base model; conversations need one."""
+    """Text <-> ids. `chat_template` (jinja) is None for a base model; conversations need one.
+
+    Threads may share one: nothing in it changes while it encodes. Plain text goes through `backend`, which takes special
+    words for text; what a chat template rendered through a second one, which takes them for tokens.
+    """
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
         *,
-        bos_token: str = END_OF_TEXT,
+        bos_token: str | None = END_OF_TEXT,
         eos_token: str = END_OF_TEXT,
-        end_of_turn_token: str = TURN_END,
+        end_of_turn_token: str | None = TURN_END,
         chat_template: str | None = None,
+        named_templates: Mapping[str, str] | None = None,
+        stop_tokens: Iterable[str] | Mapping[str, Sequence[str]] = (),
+        special_tokens: Mapping[str, str] | None = None,
+        adds_bos: bool = False,
+        adds_eos: bool = False,
     ) -> None:
+        """bos_token: None where there is none. end_of_turn_token: None takes what the chat template ends answers with.
+
+        stop_tokens: further tokens that end an answer, with who says so where a mapping. special_tokens: the names
+        that a template may use (bos_token, unk_token, ...). adds_bos, adds_eos: what transformers and llama.cpp put
+        around a plain text. named_templates: chat templates beside the default one, by name.
+        ValueError for a token that the vocabulary lacks.
+        """
         self.backend = backend
-        self.bos_token, self.eos_token, self.end_of_turn_token = bos_token, eos_token, end_of_turn_token
-        self.chat_template = chat_template
-        self._template: tuple[str, Template] | None = None
-        for token in (bos_token, eos_token, end_of_turn_token):
-            if backend.token_to_id(token) is None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        self.bos_token, self.eos_token = bos_token, eos_token
+        self.adds_bos, self.adds_eos = adds_bos, adds_eos
+        self.named_templates = dict(named_templates or {})
+        by = stop_tokens if isinstance(stop_tokens, Mapping) else dict.fromkeys(stop_tokens, ("told",))
+        self._told_stops = {token: tuple(sources) for token, sources in by.items()}
+        self._told_turn_end = end_of_turn_token
+        named = {"bos_token": bos_token, "eos_token": eos_token}
+        self.notes: list[str] = []  # what was found in its files and not taken, for people
+        self.special_tokens = dict(special_tokens or {k: v for k, v in named.items() if v is not None})
+        for token in (bos_token, eos_token, end_of_turn_token, *self._told_stops):
+            if token is not None and backend.token_to_id(token) is None:
                 raise ValueError(
                     f"tokenizer has no token {token!r}; name its own special tokens in tokenizer_config.json"
                 )
+        self.chat_template = chat_template
 
     @property
-    def vocab_size(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
+    def chat_template(self) -> str | None:
+        return self.template.source if self.template else None
+
+    @chat_template.setter
+    def chat_template(self, source: str | None) -> None:
+        self.template = (
+            ChatTemplate(source, self.special_tokens, self.backend, self.named_templates) if source else None
+        )
+        self.endings: Endings = reconciled(
+            self.backend,
+            self.template,
+            eos_token=self.eos_token,
+            named={
+                source: [self._id(t) for t, sources in self._told_stops.items() if source in sources]
+                for source in dict.fromkeys(s for sources in self._told_stops.values() for s in sources)
+            },
+            end_of_turn=self._told_turn_end,
+        )
 
     @cached_property
-    def bos_id(self) -> int:
-        return self._id(self.bos_token)
+    def vocab_size(self) -> int:
+        """The greatest id + 1: the rows an embedding needs. Ids between may be unused."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        return None if self.bos_token is None else self._id(self.bos_token)
 
     @cached_property
     def eos_id(self) -> int:
         return self._id(self.eos_token)
 
-    @cached_property
+    @property
+    def end_of_turn_token(self) -> str:
+        """The token that an answer is taught to end with."""
+        return self.endings.end_of_turn
+
+    @property
     def end_of_turn_id(self) -> int:
         return self._id(self.end_of_turn_token)
 
     @property
     def stop_ids(self) -> set[int]:
         """The ids at which an answer ends."""
-        return {self.eos_id, self.end_of_turn_id}
+        return {self._id(token) for token in self.endings.tokens}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
         return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
 
+    @property
+    def document_start(self) -> list[int]:
+        """What stands before each document, and before a plain text that a base model goes on with.
+
+        The bos, unless it begins a turn (SmolLM2-Instruct's does); else the token that ends texts, where it ends no
+        turn; [] where the tokenizer offers neither.
+        """
+        special = self._special()
+        marks = turn_marks(self.template, special) | {TURN_START}
+        if self.bos_token is not None and (self.adds_bos or self.bos_token not in marks):
+            return [self._id(self.bos_token)]
+        ends = (*TEXT_ENDS, self.eos_token)
+        return next(([special[t]] for t in ends if t in special and t not in marks), [])
+
+    def _special(self) -> dict[str, int]:
+        decoder = self.backend.get_added_tokens_decoder()
+        return {token.content: i for i, token in decoder.items() if token.special}
+
     def _id(self, token: str) -> int:
-        found = self.backend.token_to_id(token)
-        assert found is not None
-        return found
+        number = self.backend.token_to_id(token)
+        assert number is not None
+        return number
+
+    # ---- text ----
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Text that looks like a special token stays text: documents cannot forge a turn."""
@@ -93,130 +159,95 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many plain texts, on all cores."""
-        self.backend.encode_special_tokens = True
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=not keep_special)
 
-    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    # ---- conversations ----
+
+    def encode_chat(self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation through the chat template, ready for the assistant's next turn."""
-        return self._encode_template(self.render(messages, add_generation_prompt))
+        rendering = self._template().render(plain(messages), add_generation_prompt=add_generation_prompt)
+        return self._encode([rendering])[0][0]
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as text. Contents that spell a special token are refused, for they would forge a turn."""
-        if self.chat_template is None:
+    def render(self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = False) -> str:
+        """The conversation as text, as transformers' apply_chat_template gives it."""
+        rendering = self._template().render(plain(messages), add_generation_prompt=add_generation_prompt)
+        return rendering.shown
+
+    def answers(self, conversations: Sequence[Sequence[Message] | Conversation]) -> list[Answers]:
+        """What is learnt of each conversation: its examples, or the ChatRefused that says why there are none."""
+        template = self._template()
+        parts: list[list] = []
+        refused: dict[int, ChatRefused] = {}
+        for number, conversation in enumerate(conversations):
+            try:
+                parts.append(located(template, plain(conversation)))
+            except ChatRefused as error:
+                refused[number] = error
+                parts.append([])
+        flat = [part for some in parts for part in some]
+        encoded = iter(self._encode([part.rendering for part in flat]))
+        stop_ids = self.stop_ids
+        results: list[Answers] = []
+        for number, of_one in enumerate(parts):
+            pieces = [(part, next(encoded)) for part in of_one]
+            examples = [example_of(part, ids, places, stop_ids) for part, (ids, places) in pieces]
+            results.append(refused.get(number) or examples)
+        return results
+
+    def encode_conversations(
+        self, conversations: Sequence[Sequence[Message] | Conversation]
+    ) -> list[tuple[list[int], list[bool]]]:
+        """(ids, which of them are learnt) of all examples of all conversations. ChatRefused where one has none."""
+        examples = []
+        for result in self.answers(conversations):
+            if isinstance(result, ChatRefused):
+                raise result
+            examples += [(example.ids, example.learnt) for example in result]
+        return examples
+
+    def _template(self) -> ChatTemplate:
+        if self.template is None:
             raise ValueError("this tokenizer has no chat template: it belongs to a base model; fine-tune it first")
-        for message in messages:
-            for token in self._special_tokens:
-                if token in message["content"] or token in message["role"]:
-                    raise ValueError(f"a message contains the special token {token!r}; remove it from the text")
-        return self._compiled(self.chat_template).render(
-            messages=list(messages),
-            add_generation_prompt=add_generation_prompt,
-            bos_token=self.bos_token,
-            eos_token=self.eos_token,
-        )
+        return self.template
 
-    def encode_conversations(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[bool]]]:
-        """For each conversation its ids, and for each id whether the assistant wrote it (its end of turn included).
-
-        What comes before an answer and the answer are encoded apart, just as they are when a prompt is answered.
-        What follows the last answer is left out. ValueError when the template rewrites earlier turns.
-        """
-        pieces: list[tuple[int, bool, str]] = []  # (conversation, the assistant's, text)
-        for number, messages in enumerate(conversations):
-            text = ""
-            for turn, message in enumerate(messages):
-                if message["role"] != "assistant":
-                    continue
-                before = self.render(messages[:turn], add_generation_prompt=True)
-                upto = self.render(messages[: turn + 1])
-                if not (before.startswith(text) and upto.startswith(before)):
-                    raise ValueError(
-                        "the chat template rewrites earlier turns: the assistant's part cannot be told apart"
-                    )
-                pieces += [(number, False, before[len(text) :]), (number, True, upto[len(before) :])]
-                text = upto
-        self.backend.encode_special_tokens = False
-        encoded = self.backend.encode_batch_fast([text for *_, text in pieces], add_special_tokens=False)
-        found: list[tuple[list[int], list[bool]]] = [([], []) for _ in conversations]
-        for (number, own, _), encoding in zip(pieces, encoded, strict=True):
-            ids, mask = found[number]
-            ends = [i for i, token in enumerate(encoding.ids) if token in self.stop_ids]
-            written = (
-                (ends[-1] + 1 if ends else len(encoding.ids)) if own else 0
-            )  # the newline after a turn is the template's
-            ids += encoding.ids
-            mask += [i < written for i in range(len(encoding.ids))]
-        for ids, mask in found:
-            last = max((i for i, own in enumerate(mask) if own), default=-1)
-            del ids[last + 1 :], mask[last + 1 :]
-        return found
+    def _encode(self, renderings: Sequence[Rendering]) -> list[tuple[list[int], list[Span]]]:
+        plain_ones = [r.text for r in renderings if not r.words]
+        encoded = iter(self._chat_backend.encode_batch(plain_ones, add_special_tokens=False))
+        results = []
+        for rendering in renderings:
+            if rendering.words:
+                results.append(self._marked_encoder.encode(rendering))
+            else:
+                encoding = next(encoded)
+                results.append((encoding.ids, encoding.offsets))
+        return results
 
     @cached_property
-    def _special_tokens(self) -> list[str]:
-        return [token for i in sorted(self.special_ids) if (token := self.backend.id_to_token(i))]
+    def _chat_backend(self) -> tokenizers.Tokenizer:
+        """The same vocabulary, with special words taken for tokens."""
+        return tokenizers.Tokenizer.from_str(self.backend.to_str())
 
-    def _compiled(self, template: str) -> Template:
-        """The chat template, compiled in a sandbox: it comes from a file a user was handed."""
-        if self._template is None or self._template[0] != template:
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
+    @cached_property
+    def _marked_encoder(self) -> MarkedEncoder:
+        return MarkedEncoder(self.backend)
 
-            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-            self._template = (template, environment.from_string(template))
-        return self._template[1]
-
-    def _encode_template(self, text: str) -> list[int]:
-        self.backend.encode_special_tokens = False
-        return self.backend.encode(text, add_special_tokens=False).ids
+    # ---- files ----
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
-        write_text(folder / "tokenizer.json", self.backend.to_str())
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.bos_token,
-            "eos_token": self.end_of_turn_token if self.chat_template else self.eos_token,
-            "pad_token": self.eos_token,
-            "add_bos_token": False,
-            "clean_up_tokenization_spaces": False,
-            "pocketlm": {"eos_token": self.eos_token, "end_of_turn_token": self.end_of_turn_token},
-        }
-        write_json(folder / "tokenizer_config.json", config)
-        if self.chat_template:
-            write_text(folder / "chat_template.jinja", self.chat_template)
+        from pocketlm.model.tokenizer_files import save_tokenizer
+
+        save_tokenizer(self, folder)
 
     @staticmethod
     def load(folder: Path) -> "Tokenizer":
-        """The tokenizer of a folder: ours, or any with a fast tokenizer.json; errors name the file."""
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder} holds no tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{file}: not a tokenizer the `tokenizers` library reads ({error})") from None
-        config_file = folder / "tokenizer_config.json"
-        config = read_json(config_file) if config_file.is_file() else {}
-        template_file = folder / "chat_template.jinja"
-        template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
-        own = config.get("pocketlm", {})
-        eos = own.get("eos_token") or _name(config.get("eos_token")) or END_OF_TEXT
-        return Tokenizer(
-            backend,
-            bos_token=_name(config.get("bos_token")) or eos,
-            eos_token=eos,
-            end_of_turn_token=own.get("end_of_turn_token") or _turn_end(backend, eos),
-            chat_template=template,
-        )
+        """The tokenizer of a folder: ours, or any that transformers opens; errors name the file."""
+        from pocketlm.model.tokenizer_files import load_tokenizer
 
-
-def _name(token: object) -> str | None:
-    """A special token's text: transformers writes it as a string or as {"content": ...}."""
-    if isinstance(token, dict):
-        return token.get("content")
-    return token if isinstance(token, str) else None
+        return load_tokenizer(folder)
 
 
 def plain_chat_template(tokenizer: Tokenizer) -> str:
@@ -231,9 +262,10 @@ def plain_chat_template(tokenizer: Tokenizer) -> str:
     return CHATML.replace(TURN_END, tokenizer.end_of_turn_token)
 
 
-def _turn_end(backend: tokenizers.Tokenizer, eos: str) -> str:
-    """The token that ends an assistant's turn: ChatML's or Llama 3's or 4's when there, else the end of text."""
-    return next((t for t in (TURN_END, "<|eot_id|>", "<|eot|>") if backend.token_to_id(t) is not None), eos)
+def teach_chat_template(tokenizer: Tokenizer) -> None:
+    """Gives a base model's tokenizer the plain chat template; one that has a template keeps it."""
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = plain_chat_template(tokenizer)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -269,6 +301,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def vocabulary(tokenizer: Tokenizer) -> tuple[list[str], list[tuple[str, str]]]:
     """(tokens in id order, merges) in the byte-level alphabet: what a GGUF file stores."""
+    import json
+
     content = json.loads(tokenizer.backend.to_str())
     size = tokenizer.vocab_size
     tokens = [tokenizer.backend.id_to_token(i) or f"<|unused_{i}|>" for i in range(size)]

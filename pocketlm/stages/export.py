@@ -195,8 +195,9 @@ def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path) -> Itera
     files = [corpus / "documents" / name / f"{split}.jsonl" for split in SPLITS for name in list_sources(corpus)]
     readers = [read_conversations(file) for file in files if file.is_file()]
     for round_of_rows in zip_longest(*(islice(reader, PASSAGES) for reader in readers)):
-        rows = [row[1] for row in round_of_rows if row is not None]
-        for ids, mask in tokenizer.encode_conversations(rows):
+        answers = tokenizer.answers([row for row in round_of_rows if row is not None])
+        examples = [example for found in answers if isinstance(found, list) for example in found[:1]]
+        for ids, mask in ((example.ids, example.learnt) for example in examples):
             if True in mask and mask.index(True) < length - 1:
                 first = mask.index(True)
                 last = next((i for i in range(first, len(mask)) if not mask[i]), len(mask))

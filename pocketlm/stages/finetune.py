@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketlm.data.batches import Layout, make_batches
-from pocketlm.data.conversations import conversation_rows
+from pocketlm.data.conversations import conversation_rows, told
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
-from pocketlm.model.tokenizer import plain_chat_template
+from pocketlm.model.tokenizer import teach_chat_template
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.memory import check_memory
@@ -50,13 +50,15 @@ def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path, te
     check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=True)
     own = ranks()
     student, tokenizer = load_checkpoint(model)
-    tokenizer.chat_template = tokenizer.chat_template or plain_chat_template(tokenizer)
+    teach_chat_template(tokenizer)
     if config.seq_len > student.config.max_position_embeddings:
         raise ValueError(
             f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
             f"{student.config.max_position_embeddings}; lower it or run extend_context first"
         )
-    rows = conversation_rows(corpus, config.sources, tokenizer, config.seq_len, packed=config.packed)
+    rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len, packed=config.packed)
+    if own.first:
+        told(tally, tokenizer, out, config.name)
     layout = Layout(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,

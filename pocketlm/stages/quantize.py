@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from pocketlm.data.batches import Layout, Rows, make_batches
-from pocketlm.data.conversations import conversation_rows
+from pocketlm.data.conversations import conversation_rows, told
 from pocketlm.data.corpus import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
@@ -81,7 +81,7 @@ def quantize(
             raise ValueError(
                 f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings {student.config.max_position_embeddings}"
             )
-        sources, shares = training_rows(config, corpus, tokenizer)
+        sources, shares = training_rows(config, corpus, tokenizer, out)
         layout = Layout(
             seq_len=config.seq_len,
             rows_per_step=config.rows_per_step,
@@ -101,11 +101,14 @@ def quantize(
     return out
 
 
-def training_rows(config: QuantizeConfig, corpus: Path, tokenizer: Tokenizer) -> tuple[dict[str, Rows], Shares]:
+def training_rows(
+    config: QuantizeConfig, corpus: Path, tokenizer: Tokenizer, out: Path
+) -> tuple[dict[str, Rows], Shares]:
     """(rows by source, their shares): of text where the config shares it out, else of all conversations together."""
     if config.shares is not None:
         shares = chosen_shares(config.shares, corpus, config.name, None)
         return dict(text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)), shares
-    return {"conversations": conversation_rows(corpus, config.sources, tokenizer, config.seq_len)}, {
-        "conversations": 1.0
-    }
+    rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
+    if ranks().first:
+        told(tally, tokenizer, out, config.name)
+    return {"conversations": rows}, {"conversations": 1.0}

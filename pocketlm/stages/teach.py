@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pocketlm.data.batches import Rows
-from pocketlm.data.conversations import conversation_rows
+from pocketlm.data.conversations import conversation_rows, told
 from pocketlm.data.corpus import text_rows
 from pocketlm.data.shards import list_sources
 from pocketlm.model.batch import document_key
 from pocketlm.model.checkpoint import load_checkpoint
-from pocketlm.model.tokenizer import Tokenizer, plain_chat_template
+from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
 from pocketlm.model.transformer import Transformer, set_compute_dtype
 from pocketlm.train.cache import DONE, CacheWriter, model_digest, tokenizer_digest
 from pocketlm.train.optim import dtype_of
@@ -74,7 +74,7 @@ def teach(config: TeachConfig, out: Path, *, corpus: Path, teacher: Path, select
             f"{config.name}.window {config.window} exceeds the teacher's {network.config.max_position_embeddings} "
             "positions; lower it"
         )
-    documents = training_documents(config, corpus, tokenizer, selection)
+    documents = training_documents(config, corpus, tokenizer, selection, out)
     made_of = {
         "teacher": model_digest(network),
         "tokenizer": tokenizer_digest(tokenizer),
@@ -92,13 +92,15 @@ def teach(config: TeachConfig, out: Path, *, corpus: Path, teacher: Path, select
 
 
 def training_documents(
-    config: TeachConfig, corpus: Path, tokenizer: Tokenizer, selection: Path | None
+    config: TeachConfig, corpus: Path, tokenizer: Tokenizer, selection: Path | None, out: Path
 ) -> dict[bytes, np.ndarray]:
     """Token ids of each different document or conversation, by its key."""
     sources: dict[str, Rows]
     if config.conversations:
-        tokenizer.chat_template = tokenizer.chat_template or plain_chat_template(tokenizer)
-        sources = {"conversations": conversation_rows(corpus, config.sources, tokenizer, config.window)}
+        teach_chat_template(tokenizer)
+        rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.window)
+        told(tally, tokenizer, out, config.name)
+        sources = {"conversations": rows}
     else:
         own = Tokenizer.load(corpus / "tokenizer")
         if own.backend.get_vocab() != tokenizer.backend.get_vocab():

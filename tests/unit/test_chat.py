@@ -63,13 +63,12 @@ def test_a_mistake_in_a_command_or_a_line_is_told_and_the_conversation_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Parrot("yes", max_length=120)
-    lines = ["/temperature hot", "/temperature -1", "/nothing", "<|im_end|>", "long " * 200, "short"]
+    lines = ["/temperature hot", "/temperature -1", "/nothing", "long " * 200, "short"]
     messages, shown = talk(model, lines, monkeypatch)
     for told in (
         "could not convert",
         "is below 0",
         "no command /nothing",
-        "special token",
         "the model reads 120",
     ):
         assert told in shown

@@ -1,0 +1,124 @@
+"""What ends an answer: everything that says so, brought together by one function.
+
+transformers asks generation_config.json (else config.json), llama.cpp the metadata and the texts of some tokens, a chat
+template writes what it writes. An answer that any of them ends, ends here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import tokenizers
+
+from pocketlm.model.chat_template import ChatRefused, ChatTemplate
+from pocketlm.model.conversation import plain
+
+# Special tokens that end an answer in whatever tokenizer they are: turn ends first, then ends of a text. llama.cpp knows
+# them by their texts too.
+TURN_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>"),
+    *("<|eom_id|>", "<EOT>", "_<EOT>"),
+)
+TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|endofdocument|>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endings:
+    """tokens: text of each token that ends an answer -> who says so. end_of_turn: the one the model is taught to write.
+
+    of_template: the token that ends the template's own answers, None where it writes none. ignored: what was not taken,
+    in words.
+    """
+
+    tokens: dict[str, tuple[str, ...]]
+    end_of_turn: str
+    of_template: str | None
+    ignored: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line for people: the tokens, the taught one first, each with its sources."""
+        order = sorted(self.tokens, key=lambda token: token != self.end_of_turn)
+        return ", ".join(f"{token} ({', '.join(self.tokens[token])})" for token in order)
+
+
+def reconciled(
+    backend: tokenizers.Tokenizer,
+    template: ChatTemplate | None,
+    *,
+    eos_token: str | None,
+    named: Mapping[str, Sequence[int]],
+    end_of_turn: str | None = None,
+) -> Endings:
+    """The endings of a tokenizer. named: ids by who names them, such as a file; end_of_turn: told by a file of ours.
+
+    An id that is no token, or a plain word, ends nothing: it belongs to another tokenizer (config.json often keeps the
+    default of its class), and is told. ValueError where nothing at all ends an answer.
+    """
+    tokens: dict[str, list[str]] = {}
+    ignored: list[str] = []
+    added = backend.get_added_tokens_decoder()
+    special = {token.content: i for i, token in added.items() if token.special}
+    if eos_token is not None:
+        tokens.setdefault(eos_token, []).append("the tokenizer's eos")
+    for source, ids in named.items():
+        for i in ids:
+            token = backend.id_to_token(i) if 0 <= i < 1 << 31 else None
+            if token is None:
+                ignored.append(f"{source} names {i}, which is no token of this tokenizer")
+            elif i in added or token == eos_token:
+                tokens.setdefault(token, []).append(source)
+            else:
+                ignored.append(f"{source} names {i}, which is the plain word {token!r}")
+    of_template = template_end(template, [*(token.content for token in added.values()), eos_token or ""])
+    if of_template is not None:
+        tokens.setdefault(of_template, []).append("the chat template")
+    for token in (*TURN_ENDS, *TEXT_ENDS):
+        if token in special:
+            tokens.setdefault(token, []).append("by its text")
+    if end_of_turn is None:
+        end_of_turn = of_template or next((t for t in TURN_ENDS if t in special), eos_token)
+    end_of_turn = end_of_turn or next(iter(tokens), None)
+    if end_of_turn is None:
+        raise ValueError(
+            "nothing tells what ends an answer: the tokenizer has no eos_token, and no file names one; "
+            "set eos_token in tokenizer_config.json"
+        )
+    tokens.setdefault(end_of_turn, ["told beside the tokenizer"])
+    return Endings(
+        tokens={token: tuple(dict.fromkeys(sources)) for token, sources in tokens.items()},
+        end_of_turn=end_of_turn,
+        of_template=of_template,
+        ignored=tuple(ignored),
+    )
+
+
+def template_end(template: ChatTemplate | None, added: Sequence[str]) -> str | None:
+    """The first added token that the template writes after an answer; None where it writes none, or renders nothing."""
+    if template is None:
+        return None
+    answer = "an answer 4711"
+    for opening in ([], [{"role": "system", "content": "a system"}]):
+        messages = [*opening, {"role": "user", "content": "a question"}]
+        try:
+            text = template.render(plain([*messages, {"role": "assistant", "content": answer}])).text
+        except ChatRefused:
+            continue
+        _, found, tail = text.rpartition(answer)
+        places = [(tail.find(token), -len(token), token) for token in added if token and token in tail]
+        if found:
+            return min(places)[2] if places else None
+    return None
+
+
+def turn_marks(template: ChatTemplate | None, special: Mapping[str, int]) -> set[str]:
+    """The special tokens that a template writes at each turn: more of them in a longer conversation."""
+    if template is None:
+        return set()
+    turns = [
+        {"role": "user", "content": "a question"},
+        {"role": "assistant", "content": "an answer"},
+    ]
+    try:
+        short, long = (template.render(plain(turns * n)).text for n in (1, 2))
+    except ChatRefused:
+        return set()
+    return {token for token in special if long.count(token) > short.count(token)}

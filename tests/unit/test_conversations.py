@@ -1,0 +1,193 @@
+"""Rows of chat files: what each field means, what is learnt, and that all that is left out is counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pocketlm.cli import app
+from pocketlm.corpus.documents import document_json, row_document
+from pocketlm.data.conversations import encode_conversations, learnable, told
+from pocketlm.model.conversation import conversation_of
+from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
+
+TEXTS = ["the quick brown fox jumps over the lazy dog, hello there user assistant"] * 4
+CALL = {"type": "function", "function": {"name": "look", "arguments": '{"at": "fox"}'}}
+ASK = {"role": "user", "content": "hi"}
+SAY = {"role": "assistant", "content": "hello"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_tokenizer(TEXTS, 290).backend, chat_template=CHATML)
+
+
+def write(file: Path, *rows: dict[str, Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": []}, "with one at least"),
+        ({"messages": {"role": "user"}}, "must be a list"),
+        ({"messages": ["hi"]}, 'message 0 needs a "role"'),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "not 'robot'"),
+        ({"messages": [{"role": "user"}]}, '"content" is NoneType, not a text'),
+        ({"messages": [{"role": "user", "content": 7}]}, '"content" is int, not a text'),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "part of type 'image'"),
+        ({"messages": [ASK, SAY | {"weight": 0.5}]}, '"weight" is 0.5; an answer is learnt'),
+        ({"messages": [ASK, SAY | {"train": "no"}]}, "\"train\" is 'no'"),
+        ({"messages": [ASK | {"train": True}, SAY]}, "asks to learn what the user says"),
+        ({"messages": [ASK, SAY | {"tool_calls": "look"}]}, '"tool_calls" must be a list'),
+        ({"messages": [ASK, SAY | {"tool_calls": [{}]}]}, 'no function with a "name"'),
+        ({"messages": [ASK, SAY | {"reasoning_content": 3}]}, '"reasoning_content" is int'),
+        ({"messages": [ASK, SAY], "tools": "{"}, '"tools" is a text that is no JSON'),
+        ({"messages": [ASK, SAY], "tools": {"a": 1}}, '"tools" must be a list'),
+        ({"messages": [ASK, SAY], "chat_template_kwargs": []}, "must be an object"),
+        ({"messages": [ASK, SAY], "system": "be brief"}, '"system" stands beside "messages"'),
+        ({"messages": [ASK, {"role": "assistant", "content": "\ud800"}]}, "half a surrogate pair"),
+        ({"prompt": "hi", "response": 7}, '"content" is int'),
+    ],
+)
+def test_a_field_that_cannot_be_honoured_is_refused_by_name(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^chats\.jsonl:3: ") as caught:
+        conversation_of(row, "chats.jsonl:3")
+    assert message in str(caught.value)
+
+
+def test_what_stands_beside_a_pair_is_kept() -> None:
+    row = {"prompt": "hi", "response": "hello", "system": "be brief", "tools": json.dumps([{"name": "look"}])}
+    chat = conversation_of(row, "here")
+    assert [m["role"] for m in chat.messages] == ["system", "user", "assistant"]
+    assert chat.learnt == (False, False, True) and chat.tools == ({"name": "look"},)
+    document = row_document({"ask": "hi", "reply": "hello", "system": "be brief"}, "1", "here", None, ("ask", "reply"))
+    assert [m["content"] for m in document.messages] == ["be brief", "hi", "hello"]
+
+
+def test_a_conversation_on_disk_reads_back_as_it_was() -> None:
+    row = {
+        "messages": [
+            ASK | {"name": "Ada", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 0},
+            {"role": "tool", "content": "a fox", "tool_call_id": "1", "name": None},
+            SAY | {"thinking": "so", "train": True},
+        ],
+        "tools": [{"name": "look"}],
+        "chat_template_kwargs": {"enable_thinking": True},
+    }
+    document = row_document(row, "1", "here", None)
+    again = row_document(json.loads(document_json(document)), "1", "there", None)
+    assert again == document
+    assert document.chat is not None and document.chat.learnt == (False, False, False, True)
+    assert "name" not in document.messages[2]
+    assert document.text.endswith('"arguments": "{\\"at\\": \\"fox\\"}"}\na fox\nAnswer: <think>\nso\n</think>\nhello')
+
+
+def test_all_that_is_left_out_is_counted_by_reason(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    dated = "{{ raise_exception('no systems here') if messages[0].role == 'system' }}" + CHATML
+    strict = Tokenizer(tokenizer.backend, chat_template=dated)
+    file = write(
+        tmp_path / "chats.jsonl",
+        {"messages": [ASK, SAY], "id": "mine:1"},
+        {"messages": [ASK, {**SAY, "content": "hello " * 99}], "id": "mine:2"},
+        {"messages": [{"role": "system", "content": "x"}, ASK, SAY], "id": "mine:3"},
+        {"messages": [ASK, SAY | {"weight": 0}], "id": "mine:4"},
+        {"messages": [ASK | {"name": "Ada"}, SAY], "id": "mine:5"},
+        {"messages": [ASK | {"date": "today"}, SAY], "id": "mine:6"},
+        {"messages": [ASK, SAY | {"content": "<|im_end|>"}], "id": "mine:7"},
+        {"text": "no conversation"},
+    )
+    pairs, tally = learnable([file], strict, 60)
+    assert len(pairs) == 3 == tally.learnt == tally.examples and tally.rows == 7
+    assert dict(tally.left_out) == {
+        "longer than 60 tokens": 1,
+        "the chat template refuses: no systems here": 1,
+        "no answer to learn": 1,
+        'the chat template does not render "name"': 1,
+    }
+    assert tally.where["no answer to learn"] == ["mine:4"]
+    assert dict(tally.not_rendered) == {"date": 1} and tally.words_as_text == 1 and not tally.without_end
+    assert encode_conversations([file], strict, 60) == (pairs, 4)
+    lines = "\n".join(tally.lines())
+    assert "3 of 7 conversations are learnt" in lines and "1 left out (14.3%): no answer to learn (mine:4)" in lines
+
+
+def test_nothing_to_learn_says_why_for_each_reason(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = write(tmp_path / "chats.jsonl", {"messages": [ASK], "id": "mine:1"})
+    with pytest.raises(ValueError, match=r"no answer to learn \(mine:1\); nothing to train on"):
+        encode_conversations([file], tokenizer, 60)
+    write(file, {"messages": [ASK, SAY]})
+    with pytest.raises(ValueError, match=r"no conversation of at most 3 tokens \(1 are longer\)"):
+        encode_conversations([file], tokenizer, 3)
+    write(file, {"text": "x"})
+    with pytest.raises(ValueError, match="no row is a conversation"):
+        encode_conversations([file], tokenizer, 60)
+
+
+def test_a_template_without_an_end_is_warned_of_and_written_down(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = Tokenizer(
+        tokenizer.backend,
+        end_of_turn_token=None,
+        chat_template="{% for m in messages %}{{ '### ' + m.role + '\n' + m.content + '\n\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### assistant\n' }}{% endif %}",
+    )
+    file = write(tmp_path / "chats.jsonl", {"messages": [ASK, SAY]}, {"messages": [ASK, SAY]})
+    _, tally = learnable([file], endless, 60)
+    told(tally, endless, tmp_path, "chat")
+    shown = capsys.readouterr().err
+    assert "2 of 2 examples have an answer that ends in no token that ends answers" in " ".join(shown.split())
+    written = json.loads((tmp_path / "conversations.json").read_text())
+    assert written["examples_without_end"] == 2 == written["rows"] and written["left_out"] == {}
+    learnable([file], tokenizer, 60)
+
+
+def test_a_template_may_drop_the_last_tokens_of_a_chat_and_still_teach_the_end(tokenizer: Tokenizer) -> None:
+    ends_once = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}"
+        "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    chat = Tokenizer(tokenizer.backend, chat_template=ends_once)
+    for examples in chat.answers([[ASK, SAY], [ASK, SAY, ASK, SAY]]):
+        assert isinstance(examples, list) and all(example.ends for example in examples)
+
+
+def test_inspect_shows_what_is_learnt_and_counts_the_rest(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    from pocketlm.model.checkpoint import save_checkpoint
+    from pocketlm.model.transformer import ModelConfig, Transformer
+
+    shape = ModelConfig(
+        vocab_size=290,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=64,
+        rope_theta=10_000.0,
+    )
+    (tmp_path / "base").mkdir()
+    save_checkpoint(tmp_path / "base", Transformer(shape), Tokenizer(tokenizer.backend))
+    file = write(
+        tmp_path / "chats.jsonl",
+        {"messages": [ASK, SAY]},
+        {"messages": [ASK, {**SAY, "content": "hello " * 99}]},
+        {"messages": [ASK, SAY | {"content": "[bold]fox"}]},
+    )
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(
+        app, ["inspect", "chats", str(tmp_path / "base"), str(file), "--rows", "2"]
+    )
+    assert result.exit_code == 0, result.output
+    joined = result.output.replace("·", "").replace("\n", "")
+    assert "⟦hello<|im_end|>⟧" in joined and "[bold]fox" in joined
+    assert f"1 left out (33.3%): longer than 64 tokens ({file}:2)" in result.output
+    assert "the base has no chat template" in result.output and "an answer ends at: <|im_end|>" in result.output
+    wrong = CliRunner().invoke(app, ["inspect", "chats", str(tmp_path / "base"), str(tmp_path / "nothing.jsonl")])
+    assert wrong.exit_code == 2 and "no such file" in wrong.output
