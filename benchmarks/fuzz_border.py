@@ -158,7 +158,7 @@ def fuzz(folder: Path, inputs: int, seed: int, files: list[str]) -> Tally:
         for number in range(inputs):
             draw = random.Random(f"{seed} {number}")
             name = files[number % len(files)]
-            base = bases["shards"] if name.startswith("model.") else bases[draw.choice(list(MODELS))]
+            base = bases["shards"] if name.startswith("model.") else bases[draw.choice([*MODELS, "ours"])]
             content = changed((base / name).read_bytes(), draw, name)
             (folder / "tried").mkdir()
             for path in base.iterdir():
@@ -200,6 +200,9 @@ def write_bases(folder: Path) -> dict[str, Path]:
         bases[name] = folder / "bases" / name
         model.save_pretrained(bases[name])
         tokenizer.save(bases[name])
+        theirs = json.loads((bases[name] / "tokenizer_config.json").read_text())
+        del theirs["pocketlm"]  # as any other folder, which transformers' classes open here too
+        (bases[name] / "tokenizer_config.json").write_text(json.dumps(theirs))
         special = {"bos_token": "<|endoftext|>", "eos_token": {"content": "<|im_end|>", "lstrip": False}}
         (bases[name] / "special_tokens_map.json").write_text(json.dumps(special))
         (bases[name] / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2], "bos_token_id": 0}))
@@ -209,6 +212,8 @@ def write_bases(folder: Path) -> dict[str, Path]:
         (bases[name] / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     bases["shards"] = Path(shutil.copytree(bases["llama"], folder / "bases" / "shards"))
     split_weights(bases["shards"])
+    bases["ours"] = Path(shutil.copytree(bases["llama"], folder / "bases" / "ours"))
+    tokenizer.save(bases["ours"])
     return bases
 
 

@@ -74,7 +74,8 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
         f"tokenizer: {facts['tokenizer']}, {facts['tokens']:,} tokens; a document begins with {starts}, "
         f"bos is {bos} to other texts; chat template: {template}"
     )
-    lines.append("an answer ends in " + ", ".join(f"{word} ({i})" for i, word in facts["answer_ends"].items()))
+    ends = [f"{end['token']} ({i}: {', '.join(end['by'])})" for i, end in facts["answer_ends"].items()]
+    lines += ["an answer ends in " + ", ".join(ends), *facts["tokenizer_notes"]]
     unused = {f"config.json, {name}": why for name, why in facts.get("unused_fields", {}).items()}
     unused |= facts.get("unused_files", {})
     lines += [f"not used: {name}: {why}" for name, why in list(unused.items())[:SHOWN]]

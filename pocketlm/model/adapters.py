@@ -88,7 +88,9 @@ def merge_adapter(tensors: dict[str, Tensor], adapter: Adapter) -> int:
         name = target.removeprefix(PREFIX) + ".weight"
         down, up = (factors[target + end] for end in FACTORS)
         if name not in tensors:
-            tied = "its output head is tied to the embedding" if name == "lm_head.weight" else "it is not its base model"
+            tied = (
+                "its output head is tied to the embedding" if name == "lm_head.weight" else "it is not its base model"
+            )
             raise ValueError(f"{file}: {target} has no matrix {name} in the model beneath; {tied}")
         fits = down.dim() == up.dim() == 2 and (up.shape[0], down.shape[1]) == tuple(tensors[name].shape)
         if not fits or down.shape[0] != adapter.rank or up.shape[1] != adapter.rank:

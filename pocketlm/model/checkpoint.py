@@ -17,6 +17,7 @@ from pocketlm.model.json_shape import OR_NULL, TEXT, JsonObject, read_object
 from pocketlm.model.layouts import LAYOUTS, Layout, layout_of, native_layout
 from pocketlm.model.quant import ACCELERATOR, SCALE, prepare, scheme, scheme_of, snap
 from pocketlm.model.tokenizer import Tokenizer
+from pocketlm.model.tokenizer_files import FILES
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.model.weights import (
     ADAPTER_CONFIG,
@@ -134,7 +135,8 @@ def load_adapted(base: Path, adapter: Adapter) -> tuple[Transformer, Tokenizer, 
     The tokenizer is the adapter's where it has one: it was trained with that. Errors as load_checkpoint's.
     """
     config, layout = _read_config(base)
-    tokenizer = Tokenizer.load(adapter.folder if (adapter.folder / "tokenizer.json").is_file() else base)
+    brought = any((adapter.folder / name).is_file() for name in FILES)
+    tokenizer = Tokenizer.load(adapter.folder if brought else base)
     check_ids(tokenizer, config, base)
     if quantization_of(base):
         raise ValueError(

@@ -12,7 +12,7 @@ from pocketlm.model.weights import ADAPTER_CONFIG, INDEX, PICKLES, WEIGHTS, inde
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SMALL = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "LICENSE*"]  # no weights, no pickle, no code
+SMALL = ["*.json", "*.jinja", "*.model", "merges.txt", "LICENSE*"]  # no weights, no pickle, no code
 Answer = TypeVar("Answer")
 
 

@@ -12,7 +12,8 @@ from pocketlm.model.tokenizer import Tokenizer
 
 SHOWN = 3  # words that are named, of those that differ
 PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-ROLES = ("bos_id", "eos_id", "end_of_turn_id", "stop_ids")
+ROLES = ("bos_id", "eos_id", "end_of_turn_id", "stop_ids", "document_start")
+FLAGS = ("adds_bos", "adds_eos")  # what is put around a plain text
 
 
 def vocabulary_differences(one: Tokenizer, two: Tokenizer) -> list[str]:
@@ -47,14 +48,16 @@ def pipeline_differences(one: Tokenizer, two: Tokenizer) -> list[str]:
 def role_differences(one: Tokenizer, two: Tokenizer) -> list[str]:
     """Which special tokens differ: what begins a document, ends it, ends an answer."""
     pairs = [(role, getattr(one, role), getattr(two, role)) for role in ROLES]
-    return [f"{role} is {_named(one, a)} and {_named(two, b)}" for role, a, b in pairs if a != b]
+    differences = [f"{role} is {_named(one, a)} and {_named(two, b)}" for role, a, b in pairs if a != b]
+    flags = [(flag, getattr(one, flag), getattr(two, flag)) for flag in FLAGS]
+    return differences + [f"{flag} is {a} and {b}" for flag, a, b in flags if a != b]
 
 
 def _content(tokenizer: Tokenizer) -> dict[str, Any]:
     return json.loads(tokenizer.backend.to_str())
 
 
-def _named(tokenizer: Tokenizer, ids: int | set[int] | None) -> str:
+def _named(tokenizer: Tokenizer, ids: int | set[int] | list[int] | None) -> str:
     """Ids with their words."""
     if ids is None:
         return "none"

@@ -128,5 +128,7 @@ def open_safetensors(file: Path) -> Iterator[Any]:
         with open(file, "rb") as content:
             pointer = content.read(len(LFS_POINTER)) == LFS_POINTER
         if pointer:
-            raise ValueError(f"{file} is Git LFS's note of where the file lies, not the file; run: git lfs pull") from None
+            raise ValueError(
+                f"{file} is Git LFS's note of where the file lies, not the file; run: git lfs pull"
+            ) from None
         raise ValueError(f"{file}: damaged or not a safetensors file ({error}); fetch or save it again") from None

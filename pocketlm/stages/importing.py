@@ -13,6 +13,7 @@ from pocketlm.model.hub import HUB_ID, download
 from pocketlm.model.layouts import layout_of, native_layout
 from pocketlm.model.quant import SCALE, SMALLEST_SCALE, snap
 from pocketlm.model.tokenizer import Tokenizer
+from pocketlm.model.tokenizer_files import FILES
 from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import ADAPTER_CONFIG, INDEX, WEIGHTS, unread_weights, weight_files
 
@@ -22,9 +23,10 @@ META_LICENCE = (
     "made from them. The Llama tokenizers have a licence of their own."
 )
 TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+    *(*FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
 )
+TEMPLATES = "additional_chat_templates/"
 NOT_OURS = "no part of the model as it is read here"
 
 
@@ -132,7 +134,8 @@ def unused_files(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         hidden = any(part.startswith(".") for part in Path(name).parts)
-        if path.is_file() and not hidden and name not in read and not name.startswith("adapter_"):
+        known = hidden or name in read or name.startswith(("adapter_", TEMPLATES))
+        if path.is_file() and not known:
             unused.setdefault(name, "code, which is never run" if path.suffix == ".py" else NOT_OURS)
     return unused
 
@@ -140,14 +143,17 @@ def unused_files(folder: Path) -> dict[str, str]:
 def described_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """Facts of a tokenizer, for import.json: its kind, what begins a document, what ends an answer."""
     backend = tokenizer.backend
-    begins = getattr(tokenizer, "document_start", [tokenizer.bos_id])
+    ends = {
+        str(backend.token_to_id(word)): {"token": word, "by": list(by)} for word, by in tokenizer.endings.tokens.items()
+    }
     return {
         "tokenizer": _kind(tokenizer),
         "tokens": len(backend.get_vocab(with_added_tokens=True)),
-        "document_start": {str(i): backend.id_to_token(i) for i in begins},
-        "adds_bos": bool(getattr(tokenizer, "adds_bos", False)),
-        "answer_ends": {str(i): backend.id_to_token(i) for i in sorted(tokenizer.stop_ids)},
+        "document_start": {str(i): backend.id_to_token(i) for i in tokenizer.document_start},
+        "adds_bos": tokenizer.adds_bos,
+        "answer_ends": ends,
         "chat_template": tokenizer.chat_template is not None,
+        "tokenizer_notes": tokenizer.notes,
     }
 
 

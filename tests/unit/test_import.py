@@ -88,7 +88,7 @@ def test_a_four_bit_checkpoint_stays_one(here: Path, tokenizer: Tokenizer) -> No
     assert quantization_of(Path("models/int4")) == "int4_group32"
 
 
-SMALL = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "LICENSE*"]
+SMALL = ["*.json", "*.jinja", "*.model", "merges.txt", "LICENSE*"]
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_an_import_tells_what_was_read_and_what_was_not(r1: Transformer) -> None
     for words in (
         "tokenizer: byte-level BPE, 280 tokens; a document begins with <|endoftext|>",
         "chat template: no",
-        "an answer ends in <|endoftext|> (0), <|im_end|> (2)",
+        "an answer ends in <|endoftext|> (0: the tokenizer's eos, by its text), <|im_end|> (2: by its text)",
         "not used: config.json, temperature: no field of llama4_text; transformers ignores it too",
         "not used: config.json, rope_theta: rope_theta 1000000.0 of the RoPE fields is taken",
         "not used: modeling.py: code, which is never run",
