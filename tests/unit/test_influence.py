@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.data.influence import table_gradient, influence, probe_directions
+from pocketlm.data.influence import influence, probe_directions, table_gradient
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
