@@ -74,6 +74,11 @@ class Tokenizer:
         return self._id(self.end_of_turn_token)
 
     @property
+    def document_start(self) -> list[int]:
+        """The ids before each document, or plain text to go on from."""
+        return [self.bos_id]
+
+    @property
     def stop_ids(self) -> set[int]:
         """The ids at which an answer ends."""
         return {self.eos_id, self.end_of_turn_id}

@@ -48,6 +48,24 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_token(tokenizer):
         assert bits_per_byte(Uniform(tokenizer), documents, window) == pytest.approx(expected)
 
 
+class WithoutStart:
+    """A tokenizer that offers nothing to begin a document with."""
+
+    document_start: tuple[int, ...] = ()
+
+    def __init__(self, tokenizer):
+        self.encode, self.decode, self.vocab_size = tokenizer.encode, tokenizer.decode, tokenizer.vocab_size
+
+
+def test_without_a_document_start_the_first_token_is_given_and_its_bytes_do_not_count(tokenizer):
+    ids = tokenizer.encode(TEXT)
+    rest = len(TEXT.encode()) - len(tokenizer.decode(ids[:1]).encode())
+    found = bits_per_byte(Uniform(WithoutStart(tokenizer)), [TEXT], 64)
+    assert found == pytest.approx((len(ids) - 1) * np.log2(tokenizer.vocab_size) / rest)
+    with pytest.raises(ValueError, match="each document is one token"):
+        bits_per_byte(Uniform(WithoutStart(tokenizer)), [tokenizer.decode(ids[:1])], 64)
+
+
 def test_tokens_past_the_first_window_see_at_least_half_a_window(tokenizer):
     document = TEXT * 3
     predicted = len(tokenizer.encode(document))
