@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pocketlm.model.file_tree import files_below
 from pocketlm.model.files import read_json
 
 RECORD = "stage.json"
@@ -207,7 +208,7 @@ def content_hash(path: Path) -> str:
 
 def _files(path: Path) -> list[Path]:
     """A file itself, or the files below a folder in the order of their names."""
-    return [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+    return [path] if path.is_file() else files_below(path)[0]
 
 
 @lru_cache(maxsize=100_000)

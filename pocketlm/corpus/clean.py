@@ -16,6 +16,7 @@ from pocketlm.corpus.documents import (
     read_documents_file,
 )
 from pocketlm.corpus.filters import Thresholds, make_filter
+from pocketlm.corpus.reading import Reading, unread_words
 from pocketlm.corpus.sources import Source, read_source
 
 EXAMPLES = 3  # kept of each filter
@@ -30,6 +31,7 @@ class Report:
     kept: dict[str, int] = field(default_factory=lambda: {"documents": 0, "bytes": 0})
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
 
     def drop(self, name: str, text: str) -> None:
         self.read["documents"] += 1
@@ -61,7 +63,7 @@ class Cleaner:
         ValueError where nothing was read, or nothing is left: it says which filter dropped how many.
         """
         filters = {}
-        for document in read_source(source):
+        for document in read_source(source, report.reading):
             report.read["bytes"] += len(document.text.encode())
             names = source.filters_for(document)
             if names not in filters:
@@ -77,6 +79,7 @@ class Cleaner:
                     continue
                 size = len(piece.text.encode())
                 if source.max_bytes is not None and report.kept["bytes"] + size > source.max_bytes:
+                    report.reading.end()
                     return _check_not_empty(source, report)
                 report.keep(size)
                 self.duplicates.add(piece.text, signature)
@@ -159,5 +162,6 @@ def _check_not_empty(source: Source, report: Report) -> None:
         reason = f"the first is longer than max_bytes {source.max_bytes}"
         advice = "raise max_bytes, or set split_code for code"
     else:
-        raise ValueError(f"{where} is empty: nothing was read; check what it points at, or leave it out")
+        unread = f" (files not read: {unread_words(report.reading.unread)})" if report.reading.unread else ""
+        raise ValueError(f"{where} is empty: nothing was read{unread}; check what it points at, or leave it out")
     raise ValueError(f"{where}: no document is left: {reason}; {advice}")

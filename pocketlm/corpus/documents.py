@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.corpus.dedup import content_hash
+from pocketlm.model.json_lines import json_lines
 
 SPLITS = ("train", "validation", "probe")
 ROLES = ("system", "user", "assistant")
@@ -197,10 +198,7 @@ def read_documents(corpus: Path, source: str, split: str) -> Iterator[Document]:
 
 def read_documents_file(path: Path) -> Iterator[Document]:
     """The documents of one such file."""
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error.msg}); curate again") from None
-            yield row_document(row, row["id"], f"{path}:{number}", None)
+    for number, row in json_lines(path, "curate again"):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise ValueError(f"{path}:{number}: not a document with an id; curate again")
+        yield row_document(row, row["id"], f"{path}:{number}", None)

@@ -70,10 +70,10 @@ def solve(
 ) -> Result:
     """What the model solves of the suite, greedily, zero-shot.
 
-    A model with a chat template gets each prompt as a user turn, and its answer ends where its turn does; others
-    get "Question: ...\\nAnswer:", and end at RUN_ONS too. The answer is what stands after the last "####" of the
-    completion (the last line, where there is none) and has to match. `score(problem, answer)` replaces `match_answer`. ValueError: the suite is empty, or a prompt
-    leaves no room to answer.
+    A model with a chat template gets each prompt as a user turn, and its answer ends where its turn does;
+    others get "Question: ...\\nAnswer:", and end at RUN_ONS too. The answer is what stands after the last "####"
+    of the completion (the last line, where there is none) and has to match. `score(problem, answer)` replaces
+    `match_answer`. ValueError: the suite is empty, or a prompt leaves no room to answer.
     """
     if not suite.problems:
         raise ValueError(f"suite {suite.name!r} holds no problems")

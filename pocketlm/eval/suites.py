@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pocketlm.model.json_lines import json_lines
 
 # (families, count, seed, held_out=True) -> problems with prompt, answer, family: corpus/problems.py has one
 Generate = Callable[..., Iterator[dict[str, str]]]
@@ -43,7 +44,7 @@ SUITES = {
 
 
 def load_suite(name: str, generate: Generate | None = None) -> Suite:
-    """The suite of this name, or of this JSONL file (one object a line with "prompt" and "answer").
+    """The suite of this name, or of this JSONL file (one object a line with "prompt" and "answer"), packed or not.
 
     `generate` draws the problems of a named suite; it is only ever asked for held-out ones. No prompt appears
     twice. ValueError or FileNotFoundError name the suite, or the file and line, that is wrong.
@@ -76,17 +77,11 @@ def _generated(row: GeneratedSuite, generate: Generate) -> Iterator[dict[str, st
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     empty = True
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg})") from None
+    for number, row in json_lines(path):
         if not isinstance(row, dict):
             raise ValueError(f'{path}:{number}: expected an object with "prompt" and "answer"')
         for key in ("prompt", "answer"):
-            if isinstance(row.get(key), int | float) and key == "answer":
+            if isinstance(row.get(key), int | float) and not isinstance(row[key], bool) and key == "answer":
                 row[key] = str(row[key])
             if not isinstance(row.get(key), str) or not row[key].strip():
                 raise ValueError(f'{path}:{number}: "{key}" is missing or not a text; give it a non-empty string')

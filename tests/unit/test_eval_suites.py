@@ -44,7 +44,7 @@ def test_a_users_jsonl_file_is_a_suite(tmp_path):
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, complaint):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"prompt": "1+1?", "answer": "2"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=rf"mine\.jsonl:2: .*{complaint}"):
+    with pytest.raises(ValueError, match=rf"mine\.jsonl:2:.*{complaint}"):
         load_suite(str(file))
 
 
