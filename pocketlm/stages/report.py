@@ -7,6 +7,7 @@ from typing import Any
 
 from pocketlm.model.files import read_json, write_text
 from pocketlm.report.amounts import duration
+from pocketlm.report.conversations import conversations_section
 from pocketlm.report.corpus import curation_section, mix_section, selection_section
 from pocketlm.report.goals import Goal, judge
 from pocketlm.report.merging import merging_section
@@ -16,7 +17,15 @@ from pocketlm.report.road import Stage, curves_section, recipe_section, road_sec
 from pocketlm.report.speed import speed_section
 
 RECORD = "stage.json"
-SHOWN_FILES = ("curation.json", "mix.json", "selection.json", "merge.json", "export.json", "bench.json")
+SHOWN_FILES = (
+    "curation.json",
+    "conversations.json",
+    "mix.json",
+    "selection.json",
+    "merge.json",
+    "export.json",
+    "bench.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,7 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
         road_section(read),
         curves_section(read),
         curation_section(read, config.examples),
+        conversations_section(read),
         mix_section(read),
         selection_section(read),
         merging_section(read),
