@@ -25,13 +25,19 @@ EXAMPLE_CHARS = 200
 
 @dataclass(kw_only=True)
 class Report:
-    """What one source gave so far: every document read is kept, or counted under what dropped it."""
+    """What one source gave so far: every document read is kept, or counted under what dropped it.
+
+    shortened: documents that a filter cut something out of, and the bytes it cut. capped: max_bytes was reached, so
+    the source was not read to its end.
+    """
 
     read: dict[str, int] = field(default_factory=lambda: {"documents": 0, "bytes": 0})
     kept: dict[str, int] = field(default_factory=lambda: {"documents": 0, "bytes": 0})
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    shortened: dict[str, int] = field(default_factory=lambda: {"documents": 0, "bytes": 0})
     reading: Reading = field(default_factory=Reading)
+    capped: bool = False
 
     def drop(self, name: str, text: str) -> None:
         self.read["documents"] += 1
@@ -64,7 +70,8 @@ class Cleaner:
         """
         filters = {}
         for document in read_source(source, report.reading):
-            report.read["bytes"] += len(document.text.encode())
+            size_read = len(document.text.encode())
+            report.read["bytes"] += size_read
             names = source.filters_for(document)
             if names not in filters:
                 filters[names] = make_filter(names, self.thresholds)
@@ -72,6 +79,9 @@ class Cleaner:
             pieces, dropped_by = self._filtered(document, filters[names], source.split_code)
             if dropped_by:
                 report.drop(dropped_by, document.text)
+            elif cut_out := size_read - sum(len(piece.text.encode()) for piece in pieces):
+                report.shortened["documents"] += 1
+                report.shortened["bytes"] += cut_out
             for piece in pieces:
                 dropped_by, shown, signature = self._judge(piece, source, "length" in names)
                 if dropped_by:
@@ -79,6 +89,7 @@ class Cleaner:
                     continue
                 size = len(piece.text.encode())
                 if source.max_bytes is not None and report.kept["bytes"] + size > source.max_bytes:
+                    report.capped = True
                     report.reading.end()
                     return _check_not_empty(source, report)
                 report.keep(size)

@@ -63,8 +63,12 @@ def source_line(name: str, source: Mapping[str, Any]) -> str:
     parts.append(f"{kept:,} documents kept, {dropped:,} left out")
     if source["dropped"]:
         parts[-1] += f" ({', '.join(f'{reason} {count:,}' for reason, count in source['dropped'].items())})"
+    if (shortened := source.get("shortened", {"documents": 0}))["documents"]:
+        parts.append(f"{shortened['documents']:,} shortened by {shortened['bytes']:,} bytes in all")
+    if source.get("capped"):
+        parts.append("not read to its end: max_bytes was reached")
     if files["unread"]:
-        parts.append(f"not read: {unread_words(files['unread'])}")
+        parts.append(f"files not read: {unread_words(files['unread'])}")
     surprising = sum(told["count"] for reason, told in files["unread"].items() if reason not in EXPECTED)
     warned = surprising > WARNED_SHARE * files["found"] or dropped > WARNED_SHARE * (kept + dropped)
     return f"{'warning: ' if warned else ''}source {name}: {'; '.join(parts)}"

@@ -80,7 +80,7 @@ class CurateConfig:
         named = (
             [source.path for source in self.sources]
             + [self.tokenizer]
-            + [s for s in self.suites if s.endswith(".jsonl")]
+            + [suite for suite in self.suites if suite.endswith(".jsonl") or Path(suite).is_file()]
         )
         return [Path(path).expanduser() for path in named if path]
 
@@ -133,7 +133,8 @@ def _collect(source: Source, config: CurateConfig, cleaner: Cleaner, out: Path, 
         documents = cleaner.clean(source, report, _teller(progress, bar, source))
         shares = {"validation_share": config.validation_share, "probe_share": config.probe_share}
         kept = write_splits(documents, partial, **shares, seed=config.seed)
-        told = {"files": report.reading.summary(), "read": report.read, "dropped": report.dropped, "kept": kept}
+        told = {"files": report.reading.summary(), "read": report.read, "capped": report.capped}
+        told |= {"dropped": report.dropped, "shortened": report.shortened, "kept": kept}
         told["examples"] = report.examples
         write_json(partial / REPORT, told)
     progress.update(bar, total=1, completed=1)
@@ -190,7 +191,7 @@ def _summary(config: CurateConfig, out: Path, tokenizer: Tokenizer) -> dict[str,
         kept = report["kept"]
         for split in SPLITS:
             kept[split]["tokens"] = len(read_shard(out / "shards" / source.name, split).tokens)
-        counts = {name: report[name] for name in ("files", "read", "dropped", "kept")}
+        counts = {name: told for name, told in report.items() if name != "examples"}
         sources[source.name] = {"domain": source.domain, **counts}
         for name, texts in report["examples"].items():
             shown = examples.setdefault(name, [])

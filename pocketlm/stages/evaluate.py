@@ -45,7 +45,7 @@ class EvaluateConfig:
 
     def reads(self) -> list[Path]:
         """The user's own suite file, when it is one: when it changes, so does the stage."""
-        return [Path(self.suite)] if self.suite.endswith(".jsonl") else []
+        return [Path(self.suite)] if self.suite.endswith(".jsonl") or Path(self.suite).is_file() else []
 
     def summary(self) -> str:
         needles = f", needles in {'/'.join(map(str, self.needle_tokens))} tokens" if self.needle_tokens else ""

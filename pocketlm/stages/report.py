@@ -1,11 +1,11 @@
 """Report: a finished run as one HTML page that opens anywhere and fetches nothing."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pocketlm.model.files import read_json, write_text
+from pocketlm.model.json_lines import json_lines
 from pocketlm.report.amounts import duration
 from pocketlm.report.conversations import conversations_section
 from pocketlm.report.corpus import curation_section, mix_section, selection_section
@@ -113,14 +113,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a ValueError names the line that is none."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error.msg}); restore or delete the file") from None
-    return rows
+    return [row for _, row in json_lines(path, "restore or delete the file")]
 
 
 def _footer(stages: list[Stage], seconds: float) -> str:

@@ -16,7 +16,7 @@ SIZES = {"r1-140m": ("r1.py", {"size": "140m"}), "r1-950m": ("r1.py", {"size": "
 SEQ_LEN = 8
 
 
-@pytest.fixture(params=SIZES.values(), ids=SIZES)
+@pytest.fixture(params=SIZES.values(), ids=list(SIZES))
 def trainings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     monkeypatch.chdir(tmp_path)  # where no tokenizer and no teacher lies
     recipe, flags = request.param

@@ -118,7 +118,7 @@ def test_whole_exchanges_go_and_instructions_and_tools_stay_with_theirs() -> Non
     opening, asked, answer, tool = turn("system"), turn("user"), turn("assistant"), turn("tool")
     messages = [opening, asked, answer, tool, answer, asked, answer, asked]
     shorter = without_oldest_exchange(messages)
-    assert shorter == [opening, asked, answer, asked]
+    assert shorter is not None and shorter == [opening, asked, answer, asked]
     assert without_oldest_exchange(shorter) == [opening, asked]
     assert without_oldest_exchange([opening, asked]) is None and without_oldest_exchange([opening]) is None
 

@@ -34,7 +34,7 @@ def model(request: pytest.FixtureRequest) -> Transformer:
     return Transformer(replace(CONFIG, tie_word_embeddings=request.param))
 
 
-def tables(model: Transformer) -> list[torch.nn.Parameter]:
+def tables(model: Transformer) -> list[Tensor]:
     """The embedding, and the output layer where it is a matrix of its own."""
     return [model.model.embed_tokens.weight, *([] if model.lm_head is None else [model.lm_head.weight])]
 
