@@ -198,7 +198,8 @@ def _model_row(
     for length in lengths:
         found = measured(model, f"needle {length}")
         told = model.get("needle", {}).get(length)
-        row.append(number(_bare(found), heat=found, note=told and f"{told['found']} of {told['of']}"))
+        cut = f", {told['cut']} cut" if told and told.get("cut") else ""
+        row.append(number(_bare(found), heat=found, note=told and f"{told['found']} of {told['of']}{cut}"))
     return row
 
 

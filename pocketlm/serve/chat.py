@@ -32,6 +32,7 @@ DRAWN: dict[str, tuple[str, Callable[[str], float]]] = {  # command -> the field
 }
 TALK = Sampling(top_p=0.95)
 RUN_ON = "\nQuestion:"  # a base model goes on to the next question: not part of its answer. A chat model ends its turn
+NO_INSTRUCTIONS = "a base model has no turns, and takes no instructions: they are not used"
 
 
 class ChatModel(Protocol):
@@ -74,6 +75,8 @@ def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message
     remembers = model.tokenizer.chat_template is not None
     kind = "a chat model" if remembers else "a base model: every line is a question of its own, and it remembers none"
     console.print(f"{kind}; /help lists the commands", style="dim", highlight=False)
+    if config.system and not remembers:
+        _note(console, NO_INSTRUCTIONS)
     messages = _opening(config)
     turn = 0
     while (line := _read(console)) is not None:
@@ -82,6 +85,9 @@ def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message
         if line.startswith("/"):
             if line in ("/quit", "/exit"):
                 break
+            if line.startswith("/system") and not remembers:
+                _note(console, NO_INSTRUCTIONS)
+                continue
             config, messages = _command(line, config, messages, console)
             continue
         try:

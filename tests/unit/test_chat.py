@@ -123,6 +123,13 @@ def test_whole_exchanges_go_and_instructions_and_tools_stay_with_theirs() -> Non
     assert without_oldest_exchange([opening, asked]) is None and without_oldest_exchange([opening]) is None
 
 
+def test_a_base_model_says_that_it_takes_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Parrot(" 42", chat_template=None)
+    _, shown = talk(model, ["/system be brief", "what?"], monkeypatch, ChatConfig(system="be kind"))
+    assert shown.count("takes no instructions: they are not used") == 2
+    assert model.prompts == ["<|endoftext|>Question: what?\nAnswer:"]
+
+
 def test_an_answer_ends_before_a_stop_text_and_the_conversation_keeps_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Parrot("the héllo ☃ ends here")
     messages, shown = talk(model, ["one"], monkeypatch, ChatConfig(stop=("never", "☃ e")))

@@ -113,7 +113,7 @@ def test_needle_prompts_fill_the_context_and_never_exceed_it(tokenizer, template
         assert len(tokenizer.encode(f"The code of a name is {answer}.")) <= ANSWER_TOKENS
         total = len(ids) + ANSWER_TOKENS
         assert context - longest - 1 <= total <= context
-    assert find_needles(Reader(tokenizer), trials) == {"found": 9, "of": 9}
+    assert find_needles(Reader(tokenizer), trials) == {"found": 9, "of": 9, "cut": 0}
 
 
 def test_depths_spread_from_the_start_to_the_end(tokenizer):
@@ -126,6 +126,19 @@ def test_depths_spread_from_the_start_to_the_end(tokenizer):
     assert len(set(texts)) == 11
     half_blind = Reader(tokenizer, sees=lambda text, place: place > len(text) / 2)
     assert 4 <= find_needles(half_blind, trials)["found"] <= 6
+
+
+def test_answers_that_go_on_without_the_value_are_counted(tokenizer):
+    class Talker(Reader):
+        def answer(self, prompt):
+            value = super().answer(prompt)
+            long = self.tokenizer.encode(" well " * ANSWER_TOKENS)
+            return value if self.sees(self.tokenizer.decode(prompt), 0) else long
+
+    trials = needle_trials(tokenizer, 200, 6, 3, FILLER, NOTES)
+    asked = iter(range(100))
+    talker = Talker(tokenizer, sees=lambda text, place: next(asked) // 2 % 2 == 0)
+    assert find_needles(talker, trials) == {"found": 3, "of": 6, "cut": 3}
 
 
 def test_the_same_seed_gives_the_same_trials(tokenizer):
