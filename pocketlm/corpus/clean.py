@@ -27,8 +27,8 @@ EXAMPLE_CHARS = 200
 class Report:
     """What one source gave so far: every document read is kept, or counted under what dropped it.
 
-    shortened: documents that a filter cut something out of, and the bytes it cut. capped: max_bytes was reached, so
-    the source was not read to its end.
+    shortened: documents that a filter cut something out of, and the bytes it cut. capped: max_bytes
+    was reached, so the source was not read to its end.
     """
 
     read: dict[str, int] = field(default_factory=lambda: {"documents": 0, "bytes": 0})

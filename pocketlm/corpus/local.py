@@ -21,9 +21,9 @@ def read_local(
 ) -> Iterator[Document]:
     """The documents of a file, or of every readable file below a folder in name order, linked folders too.
 
-    FileNotFoundError where nothing is at `path`. ValueError names the file, and the line, column, byte or
-    row, that cannot be read. Ids are paths below the folder, with ":line" for rows. `reading` counts the files
-    that are read, and those that are not by reason.
+    FileNotFoundError where nothing is at `path`. ValueError names the file, and the line, column,
+    byte or row, that cannot be read. Ids are paths below the folder, with ":line" for rows.
+    `reading` counts the files that are read, and those that are not by reason.
     """
     reading = reading or Reading()
     if not path.exists():

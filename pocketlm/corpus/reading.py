@@ -13,9 +13,9 @@ EXPECTED = ("hidden", "after_max_bytes", "linked_folder_seen_already")  # nothin
 class Reading:
     """Filled by a reader of files as it goes. Every file found is read, waits, or is counted under a reason.
 
-    reasons: kind_not_read (by its name's end), hidden (the name or a folder's begins with a dot), empty, no_rows
-    (not empty, but none of it is a document), after_max_bytes (the source's cap was reached before), and those of
-    model/file_tree.py.
+    reasons: kind_not_read (by its name's end), hidden (the name or a folder's begins with a dot),
+    empty, no_rows (not empty, but none of it is a document), after_max_bytes (the source's cap was
+    reached before), and those of model/file_tree.py.
     """
 
     read: int = 0
@@ -52,7 +52,8 @@ def unread_words(unread: Mapping[str, Mapping[str, Any]]) -> str:
 def source_line(name: str, source: Mapping[str, Any]) -> str:
     """One line on a source of curation.json: what was read and kept of it, and what was left out by reason.
 
-    It begins with "warning" where more than WARNED_SHARE of its files were not read, or of its documents not kept.
+    It begins with "warning" where more than WARNED_SHARE of its files were not read, or of its
+    documents not kept.
     """
     files = source.get("files", {"found": 0, "read": 0, "unread": {}})
     kept = sum(split["documents"] for split in source["kept"].values())

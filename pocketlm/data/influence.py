@@ -1,14 +1,16 @@
 """What a sample does to a probe set: the inner product of their gradients, without ever holding a sample's gradient.
 
-MobileLLM-R1 scores samples by influence with the gradients of the embedding and output layers alone (as AutoMixer, section
-3). With tied weights these are one matrix [V, D], else two of that shape: the first gets a gradient where a token is read,
-the last where one is foretold. Either gradient on a sample is a sum over tokens of outer products, so its inner product
-with a given matrix needs one forward and one backward pass for a whole batch of samples.
+MobileLLM-R1 scores samples by influence with the gradients of the embedding and output layers alone
+(as AutoMixer, section 3). With tied weights these are one matrix [V, D], else two of that shape:
+the first gets a gradient where a token is read, the last where one is predicted. Either gradient on
+a sample is a sum over tokens of outer products, so its inner product with a given matrix needs one
+forward and one backward pass for a whole batch of samples.
 
 The papers' sign makes good samples negative yet keeps the positive; here positive means: learning it lowers the probe's loss.
 The inverse Hessian is replaced by Adam's diagonal, 1 / (sqrt(mean squared gradient) + eps): our choice, as LESS does.
 
-Shapes: B samples, T tokens, V vocabulary, D hidden, C probes, M matrices (1 tied, 2 untied: embedding, output)
+Shapes: B samples, T tokens, V vocabulary, D hidden, C probes, M matrices (1 tied, 2 untied:
+embedding, output)
 """
 
 from collections.abc import Mapping, Sequence

@@ -43,7 +43,8 @@ class Model(Protocol):
 class Result:
     """`problems`: solved and total of each family. `transcripts`: one row a problem, with its completion.
 
-    A row's `cut` is true where the answer did not end by itself: it reached max_new_tokens, or the model's length.
+    A row's `cut` is true where the answer did not end by itself: it reached max_new_tokens, or the
+    model's length.
     """
 
     problems: dict[str, dict[str, int]]
@@ -70,10 +71,11 @@ def solve(
 ) -> Result:
     """What the model solves of the suite, greedily, zero-shot.
 
-    A model with a chat template gets each prompt as a user turn, and its answer ends where its turn does;
-    others get "Question: ...\\nAnswer:", and end at RUN_ONS too. The answer is what stands after the last "####"
-    of the completion (the last line, where there is none) and has to match. `score(problem, answer)` replaces
-    `match_answer`. ValueError: the suite is empty, or a prompt leaves no room to answer.
+    A model with a chat template gets each prompt as a user turn, and its answer ends where its turn
+    does; others get "Question: ...\\nAnswer:", and end at RUN_ONS too. The answer is what stands
+    after the last "####" of the completion (the last line, where there is none) and has to match.
+    `score(problem, answer)` replaces `match_answer`. ValueError: the suite is empty, or a prompt
+    leaves no room to answer.
     """
     if not suite.problems:
         raise ValueError(f"suite {suite.name!r} holds no problems")

@@ -15,12 +15,13 @@ LN2 = float(np.log(2.0))
 def bits_per_byte(model: Any, documents: Sequence[str], window: int) -> float:
     """Negative log2 likelihood of the documents over their UTF-8 bytes.
 
-    Each document is encoded with the tokenizer's document start in front and predicted by itself; a tokenizer
-    without one leaves the first token unpredicted, whose bytes then do not count. One longer than `window` tokens is cut
-    into pieces that overlap by half a window: every token is predicted once and, past the first window, from
-    at least window // 2 tokens before it. `model` has `tokenizer`, `max_length` and `logits(ids) -> float32
-    [T, V]`, or `log_probs(ids) -> float32 [T - 1]`, the natural log of each next token's probability, which
-    is preferred. ValueError: no text, or a window the model does not have.
+    Each document is encoded with the tokenizer's document start in front and predicted by itself; a
+    tokenizer without one leaves the first token unpredicted, whose bytes then do not count. One
+    longer than `window` tokens is cut into pieces that overlap by half a window: every token is
+    predicted once and, past the first window, from at least window // 2 tokens before it. `model`
+    has `tokenizer`, `max_length` and `logits(ids) -> float32 [T, V]`, or `log_probs(ids) -> float32
+    [T - 1]`, the natural log of each next token's probability, which is preferred. ValueError: no
+    text, or a window the model does not have.
     """
     if not 2 <= window <= model.max_length:
         raise ValueError(f"window {window}: give 2 to {model.max_length} tokens, the model's longest input")

@@ -1,7 +1,8 @@
 """Rows of JSON files: the one reader of sources, conversations and suites.
 
-A row is what stands on a line that ends in a line feed; other separators that Unicode knows are text. A byte order
-mark is skipped on the first line. NaN and Infinity are read, as Python writes them; empty lines are no rows.
+A row is what stands on a line that ends in a line feed; other separators that Unicode knows are
+text. A byte order mark is skipped on the first line. NaN and Infinity are read, as Python writes
+them; empty lines are no rows.
 """
 
 import json
@@ -20,8 +21,8 @@ STRING = r'"(?:[^"\\]|\\.)*"'
 def json_lines(path: Path, advice: str = ADVICE) -> Iterator[tuple[int, Any]]:
     """(line number, row) of each line of a file, plain or compressed, in time that grows with its size alone.
 
-    ValueError names file, line and column of what is not UTF-8, not JSON, or beyond what Python reads of it
-    (nesting, digits of a number), then gives `advice`.
+    ValueError names file, line and column of what is not UTF-8, not JSON, or beyond what Python
+    reads of it (nesting, digits of a number), then gives `advice`.
     """
     for number, line in enumerate(_lines(path), start=1):
         text = _text(line, f"{path}:{number}", advice, first=number == 1)
@@ -32,7 +33,8 @@ def json_lines(path: Path, advice: str = ADVICE) -> Iterator[tuple[int, Any]]:
 def json_rows(path: Path, advice: str = ADVICE) -> Iterator[tuple[str, int, Any]]:
     """(where it stands, number, row) of a .json file: an array of rows, one object a line, or a single object.
 
-    An array, or an object over several lines, is held in memory whole. ValueErrors as of `json_lines`.
+    An array, or an object over several lines, is held in memory whole. ValueErrors as of
+    `json_lines`.
     """
     first = next((line for line in _lines(path) if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
     if not first:

@@ -148,7 +148,8 @@ def _prompt(
 ) -> tuple[list[int], list[Message]]:
     """Ids to answer, and the messages they hold; ValueError if one line fills the context.
 
-    When the context is full the oldest exchanges go, each whole: a user's turn and all that answered it.
+    When the context is full the oldest exchanges go, each whole: a user's turn and all that
+    answered it.
     """
     tokenizer = model.tokenizer
     if tokenizer.chat_template is None:
