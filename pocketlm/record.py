@@ -201,7 +201,8 @@ def content_hash(path: Path) -> str:
     for file in _files(path):
         stat = file.stat()
         told = _file_hash(str(file), stat.st_size, stat.st_mtime_ns, min(left, stat.st_size))
-        whole.update(f"{file.relative_to(path)}\0{stat.st_size}\0{told}\n".encode())
+        line = f"{file.relative_to(path)}\0{stat.st_size}\0{told}\n"
+        whole.update(line.encode("utf-8", "surrogateescape"))  # names are bytes
         left -= min(left, stat.st_size)
     return whole.hexdigest()[:16]
 

@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 from pocketlm.corpus.documents import Document, row_document
-from pocketlm.corpus.reading import Reading
+from pocketlm.corpus.reading import Reading, printable
 from pocketlm.model.file_tree import files_below
 from pocketlm.model.json_lines import json_lines, json_rows
 from pocketlm.model.unpacked import COMPRESSED_SUFFIXES, first_line, unpacked
@@ -40,7 +40,7 @@ def read_local(
         name = reading.waiting.pop()
         file, empty = folder / name, True
         reading.read += 1
-        for document in _read_file(file, name, text_field, pair, single=path.is_file()):
+        for document in _read_file(file, printable(name), text_field, pair, single=path.is_file()):
             empty = False
             yield document
         if empty:

@@ -24,6 +24,7 @@ class Reading:
 
     def leave(self, reason: str, name: str) -> None:
         """Count one file that is not read."""
+        name = printable(name)
         told = self.unread.setdefault(reason, {"count": 0, "names": []})
         told["count"] += 1
         if len(told["names"]) < NAMES:
@@ -38,6 +39,11 @@ class Reading:
         """{"found", "read", "unread": {reason: {"count", "names"}}}; "found" is 0 where the source is no files."""
         count = sum(told["count"] for told in self.unread.values())
         return {"found": self.read + count, "read": self.read, "unread": self.unread}
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be written; bytes of it that are not UTF-8 as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def unread_words(unread: Mapping[str, Mapping[str, Any]]) -> str:

@@ -106,6 +106,15 @@ def test_each_file_of_a_folder_is_read_or_counted_by_reason(tmp_path):
     assert told["unread"]["no_rows"]["names"] == ["l.parquet.gz", "m.json"]
 
 
+def test_a_file_name_that_is_not_utf8_is_written_with_its_bytes(tmp_path):
+    for name in (b"caf\xe9.txt", b"caf\xe9.csv"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:
+            file.write("text")
+    reading = Reading()
+    assert [document.id for document in read_source(local(tmp_path), reading)] == ["caf\\xe9.txt"]
+    assert reading.unread["kind_not_read"]["names"] == ["caf\\xe9.csv"]
+
+
 def test_linked_folders_are_read_once_and_circles_end(tmp_path):
     docs, more = tmp_path / "docs", tmp_path / "more"
     (docs / "z").mkdir(parents=True)

@@ -395,4 +395,7 @@ def test_what_lies_behind_a_linked_folder_is_part_of_an_inputs_fingerprint(tmp_p
     (more / "a.txt").write_text("one")
     before = content_hash(docs)
     (more / "a.txt").write_text("other")
-    assert content_hash(docs) != before
+    changed = content_hash(docs)
+    assert changed != before
+    with open(os.path.join(os.fsencode(more), b"caf\xe9.txt"), "w"):  # a name that is not UTF-8
+        assert content_hash(docs) != changed
