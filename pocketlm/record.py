@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pocketlm.model.file_tree import files_below
 from pocketlm.model.files import read_json
 
 RECORD = "stage.json"
@@ -200,14 +201,15 @@ def content_hash(path: Path) -> str:
     for file in _files(path):
         stat = file.stat()
         told = _file_hash(str(file), stat.st_size, stat.st_mtime_ns, min(left, stat.st_size))
-        whole.update(f"{file.relative_to(path)}\0{stat.st_size}\0{told}\n".encode())
+        line = f"{file.relative_to(path)}\0{stat.st_size}\0{told}\n"
+        whole.update(line.encode("utf-8", "surrogateescape"))  # names are bytes
         left -= min(left, stat.st_size)
     return whole.hexdigest()[:16]
 
 
 def _files(path: Path) -> list[Path]:
     """A file itself, or the files below a folder in the order of their names."""
-    return [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+    return [path] if path.is_file() else files_below(path)[0]
 
 
 @lru_cache(maxsize=100_000)

@@ -5,7 +5,7 @@
 
 The base is a folder: one that pocketlm wrote or imported, or a Hugging Face one that `pocketlm import` would read
 (config.json, safetensors, tokenizer.json). Its tokenizer is kept. Chats are JSONL with "messages", or "prompt" and "response", on
-each line; text is a file or folder of .txt, .md, .py, .jsonl or .parquet. Give either or both: text is read first, as
+each line; text is a file or folder of .txt, .md, .rst, .py, .jsonl, .json or .parquet. Give either or both: text is read first, as
 in pre-training, then the chats teach the answers. The four-bit model is then trained to answer as the full one does
 (Pro, phase 4), and the very grid it was trained on goes into the files.
 """
@@ -47,7 +47,7 @@ def recipe(
 
     --chats: JSONL, each line {"messages": [...]} or {"prompt": ..., "response": ...}
 
-    --text: a file or folder of .txt .md .py .jsonl .parquet, read as in pre-training, before the chats
+    --text: a file or folder of .txt .md .rst .py .jsonl .json .parquet, read as in pre-training, before the chats
 
     --context: tokens a row; at most what the base admits. Longer chats are left out.
 

@@ -30,7 +30,16 @@ def evaluation_table(report: dict[str, Any], width: int) -> Table:
     total = sum(constant[f] * first["problems"][f]["total"] for f in constant)
     rate = total / sum(problems["total"] for problems in first["problems"].values())
     table.add_row("[dim]best constant answer[/dim]", f"{rate:.1%}", *(f"{constant[f]:.0%}" for f in families))
+    if cut := [line for label, figures in models.items() if (line := cut_answers(label, figures, report))]:
+        table.caption, table.caption_justify = "\n".join(cut), "left"
     return table
+
+
+def cut_answers(label: str, figures: dict[str, Any], report: dict[str, Any]) -> str:
+    """How many of a model's answers were cut, in words; "" for none."""
+    cut, total = figures.get("answers_cut", 0), sum(problems["total"] for problems in figures["problems"].values())
+    limit = f"max_new_tokens {report['max_new_tokens']} or the model's length" if cut else ""
+    return f"{label}: {cut:,} of {total:,} answers reached {limit} and were cut there" if cut else ""
 
 
 def bench_table(report: dict[str, Any]) -> Group:

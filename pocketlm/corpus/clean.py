@@ -16,6 +16,7 @@ from pocketlm.corpus.documents import (
     read_documents_file,
 )
 from pocketlm.corpus.filters import Thresholds, make_filter
+from pocketlm.corpus.reading import Reading, unread_words
 from pocketlm.corpus.sources import Source, read_source
 
 EXAMPLES = 3  # kept of each filter
@@ -24,12 +25,19 @@ EXAMPLE_CHARS = 200
 
 @dataclass(kw_only=True)
 class Report:
-    """What one source gave so far: every document read is kept, or counted under what dropped it."""
+    """What one source gave so far: every document read is kept, or counted under what dropped it.
+
+    shortened: documents that a filter cut something out of, and the bytes it cut. capped: max_bytes
+    was reached, so the source was not read to its end.
+    """
 
     read: dict[str, int] = field(default_factory=lambda: {"documents": 0, "bytes": 0})
     kept: dict[str, int] = field(default_factory=lambda: {"documents": 0, "bytes": 0})
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    shortened: dict[str, int] = field(default_factory=lambda: {"documents": 0, "bytes": 0})
+    reading: Reading = field(default_factory=Reading)
+    capped: bool = False
 
     def drop(self, name: str, text: str) -> None:
         self.read["documents"] += 1
@@ -61,8 +69,9 @@ class Cleaner:
         ValueError where nothing was read, or nothing is left: it says which filter dropped how many.
         """
         filters = {}
-        for document in read_source(source):
-            report.read["bytes"] += len(document.text.encode())
+        for document in read_source(source, report.reading):
+            size_read = len(document.text.encode())
+            report.read["bytes"] += size_read
             names = source.filters_for(document)
             if names not in filters:
                 filters[names] = make_filter(names, self.thresholds)
@@ -70,6 +79,9 @@ class Cleaner:
             pieces, dropped_by = self._filtered(document, filters[names], source.split_code)
             if dropped_by:
                 report.drop(dropped_by, document.text)
+            elif cut_out := size_read - sum(len(piece.text.encode()) for piece in pieces):
+                report.shortened["documents"] += 1
+                report.shortened["bytes"] += cut_out
             for piece in pieces:
                 dropped_by, shown, signature = self._judge(piece, source, "length" in names)
                 if dropped_by:
@@ -77,6 +89,8 @@ class Cleaner:
                     continue
                 size = len(piece.text.encode())
                 if source.max_bytes is not None and report.kept["bytes"] + size > source.max_bytes:
+                    report.capped = True
+                    report.reading.end()
                     return _check_not_empty(source, report)
                 report.keep(size)
                 self.duplicates.add(piece.text, signature)
@@ -159,5 +173,6 @@ def _check_not_empty(source: Source, report: Report) -> None:
         reason = f"the first is longer than max_bytes {source.max_bytes}"
         advice = "raise max_bytes, or set split_code for code"
     else:
-        raise ValueError(f"{where} is empty: nothing was read; check what it points at, or leave it out")
+        unread = f" (files not read: {unread_words(report.reading.unread)})" if report.reading.unread else ""
+        raise ValueError(f"{where} is empty: nothing was read{unread}; check what it points at, or leave it out")
     raise ValueError(f"{where}: no document is left: {reason}; {advice}")

@@ -19,6 +19,7 @@ from pocketlm.model.conversation import (
     plain,
     reasoning_of,
 )
+from pocketlm.model.json_lines import json_lines
 
 SPLITS = ("train", "validation", "probe")
 LABELS = {"user": "Question: ", "assistant": "Answer: "}  # of turns in a conversation's plain text; others have none
@@ -88,8 +89,14 @@ def row_document(
     field = text_field or "text"
     if field not in row:
         missing = f'no field "{field}"' + ("" if text_field else ', nor "messages", nor "prompt" with "response"')
-        raise ValueError(f"{where}: {missing}; the row has {', '.join(map(str, row)) or 'no fields'}; set text_field")
+        raise ValueError(f"{where}: {missing}; the row has {_names(row) or 'no fields'}; set text_field")
     return Document(id=id, text=_valid_text(row[field], f'{where}: field "{field}"'), **extra)
+
+
+def _names(row: dict) -> str:
+    """The names of its fields, as many as one reads."""
+    names = ", ".join(map(str, row))
+    return names if len(names) <= 200 else f"{names[:200]}... ({len(row)} fields)"
 
 
 def _at(row: Any, field: str, where: str) -> Any:
@@ -99,7 +106,7 @@ def _at(row: Any, field: str, where: str) -> Any:
         try:
             found = found[int(key)] if isinstance(found, list) else found[key]
         except (KeyError, IndexError, ValueError, TypeError):
-            raise ValueError(f'{where}: no field "{field}"; the row has {", ".join(map(str, row))}') from None
+            raise ValueError(f'{where}: no field "{field}"; the row has {_names(row)}') from None
     return found
 
 
@@ -203,10 +210,7 @@ def read_documents(corpus: Path, source: str, split: str) -> Iterator[Document]:
 
 def read_documents_file(path: Path) -> Iterator[Document]:
     """The documents of one such file."""
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error.msg}); curate again") from None
-            yield row_document(row, row["id"], f"{path}:{number}", None)
+    for number, row in json_lines(path, "curate again"):
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise ValueError(f"{path}:{number}: not a document with an id; curate again")
+        yield row_document(row, row["id"], f"{path}:{number}", None)

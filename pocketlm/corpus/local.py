@@ -1,43 +1,68 @@
-"""Local files to documents: .txt .md .py (one each), .jsonl .parquet (one a row), compressed or not."""
+"""Local files to documents: texts (.txt .md .py ...) one each, rows (.jsonl .json .parquet) one a row, packed or not."""
 
-import bz2
-import gzip
-import json
-import lzma
-import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 from pocketlm.corpus.documents import Document, row_document
+from pocketlm.corpus.reading import Reading, printable
+from pocketlm.model.file_tree import files_below
+from pocketlm.model.json_lines import json_lines, json_rows
+from pocketlm.model.unpacked import COMPRESSED_SUFFIXES, first_line, unpacked
 
-TEXT_SUFFIXES = (".txt", ".md", ".py")
-ROW_SUFFIXES = (".jsonl", ".parquet")
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-COMPRESSED_SUFFIXES = (*OPENERS, ".zst")
-CHUNK_BYTES = 1 << 20
-
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
 Pair = tuple[str, str] | None  # the fields of a prompt and its response, where rows name them otherwise
 
 
-def read_local(path: Path, text_field: str | None, pair: Pair = None) -> Iterator[Document]:
-    """The documents of a file, or of every readable file below a folder in name order (hidden ones aside).
+def read_local(
+    path: Path, text_field: str | None, pair: Pair = None, reading: Reading | None = None
+) -> Iterator[Document]:
+    """The documents of a file, or of every readable file below a folder in name order, linked folders too.
 
-    FileNotFoundError where nothing is at `path`. ValueError names the file, and the line, column, byte or
-    row, that cannot be read. Ids are paths below the folder, with ":line" for rows.
+    FileNotFoundError where nothing is at `path`. ValueError names the file, and the line, column,
+    byte or row, that cannot be read. Ids are paths below the folder, with ":line" for rows.
+    `reading` counts the files that are read, and those that are not by reason.
     """
+    reading = reading or Reading()
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_file() and _suffix(path) is None:
+        raise ValueError(f"{path}: cannot read this kind of file; {_readable()}")
     if path.is_file():
-        if _suffix(path) is None:
-            raise ValueError(f"{path}: cannot read this kind of file; {_readable()}")
-        yield from _read_file(path, path.name, text_field, pair)
-        return
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if file.is_file() and _suffix(file) is not None and not any(part.startswith(".") for part in name.parts):
-            yield from _read_file(file, name.as_posix(), text_field, pair)
+        names = [path.name]
+        folder = path.parent
+    else:
+        names, folder = _readable_below(path, reading), path
+    reading.waiting = names[::-1]
+    while reading.waiting:
+        name = reading.waiting.pop()
+        file, empty = folder / name, True
+        reading.read += 1
+        for document in _read_file(file, printable(name), text_field, pair, single=path.is_file()):
+            empty = False
+            yield document
+        if empty:
+            reading.read -= 1
+            reading.leave("empty" if not any(map(bytes.strip, unpacked(file))) else "no_rows", name)
+
+
+def _readable_below(folder: Path, reading: Reading) -> list[str]:
+    """Names below the folder of what is read, in order; the rest is counted."""
+    files, others = files_below(folder)
+    names = []
+    for file, reason in others.items():
+        reading.leave(reason, file.relative_to(folder).as_posix())
+    for file in files:
+        name = file.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts):
+            reading.leave("hidden", name.as_posix())
+        elif _suffix(file) is None:
+            reading.leave("kind_not_read", name.as_posix())
+        else:
+            names.append(name.as_posix())
+    return names
 
 
 def _readable() -> str:
@@ -53,45 +78,48 @@ def _suffix(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in TEXT_SUFFIXES + ROW_SUFFIXES else None
 
 
-def _read_file(path: Path, id: str, text_field: str | None, pair: Pair) -> Iterator[Document]:
+def _read_file(path: Path, id: str, text_field: str | None, pair: Pair, *, single: bool) -> Iterator[Document]:
+    """The documents of one file. single: the user named this very file, so it must hold rows."""
     match _suffix(path):
-        case ".jsonl":
-            yield from _read_jsonl(path, id, text_field, pair)
+        case ".jsonl" | ".ndjson":
+            for number, row in json_lines(path):
+                yield row_document(row, f"{id}:{number}", f"{path}:{number}", text_field, pair)
+        case ".json":
+            yield from _read_json(path, id, text_field, pair, single)
         case ".parquet":
             yield from _read_parquet(path, id, text_field, pair)
         case _:
-            content = b"".join(_chunks(path))
+            content = b"".join(unpacked(path))
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 line = content.count(b"\n", 0, error.start) + 1
                 raise ValueError(f"{path}:{line}: not UTF-8 at byte {error.start} of the file; convert it") from None
-            yield Document(id=id, text=text)
+            if text:
+                yield Document(id=id, text=text)
 
 
-def _read_jsonl(path: Path, id: str, text_field: str | None, pair: Pair) -> Iterator[Document]:
-    for number, line in enumerate(_lines(path), start=1):
-        where = f"{path}:{number}"
+def _read_json(path: Path, id: str, text_field: str | None, pair: Pair, single: bool) -> Iterator[Document]:
+    """Rows of a .json file; none where it plainly holds something else, such as the settings of a program.
+
+    That is a file of a folder with one object that is no document, or with no objects at all.
+    """
+    rows = json_rows(path)
+    for place, number, row in rows:
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 at byte {error.start} of the line; convert the file") from None
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: column {error.colno}: not JSON ({error.msg})") from None
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nesting without end
-            raise ValueError(f"{where}: JSON that cannot be read ({error})") from None
-        yield row_document(row, f"{id}:{number}", where, text_field, pair)
+            document = row_document(row, f"{id}:{number}", place, text_field, pair)
+        except ValueError:
+            if not single and number == 1 and (not isinstance(row, dict) or next(rows, None) is None):
+                return
+            raise
+        yield document
 
 
 def _read_parquet(path: Path, id: str, text_field: str | None, pair: Pair) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
-    source = BytesIO(b"".join(_chunks(path))) if path.suffix in COMPRESSED_SUFFIXES else path
+    source = BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSED_SUFFIXES else path
     try:
         with pyarrow.parquet.ParquetFile(source) as file:
             number = 0
@@ -100,56 +128,4 @@ def _read_parquet(path: Path, id: str, text_field: str | None, pair: Pair) -> It
                     number += 1
                     yield row_document(row, f"{id}:{number}", f"{path}: row {number}", text_field, pair)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole parquet file ({_first_line(error)}); fetch it again") from None
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    rest = b""
-    for chunk in _chunks(path):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """The unpacked content; ValueError when the packed file is cut short or damaged."""
-    if path.suffix.lower() == ".zst":
-        yield from _zstd_chunks(path)
-        return
-    opener = OPENERS.get(path.suffix.lower(), open)
-    try:
-        with opener(path, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: cut short or damaged ({_first_line(error)}); fetch it again") from None
-    except OSError as error:
-        if error.errno is not None:  # the system's own word (no permission, a bad disk) names the file already
-            raise
-        raise ValueError(f"{path}: damaged ({_first_line(error)}); fetch it again") from None
-
-
-def _zstd_chunks(path: Path) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise ValueError(f"{path}: reading .zst needs the zstandard package: pip install zstandard") from None
-    unpacker = zstandard.ZstdDecompressor().decompressobj()
-    started = False
-    with open(path, "rb") as file:
-        while packed := file.read(CHUNK_BYTES):
-            while packed:  # a file may hold several frames
-                if unpacker.eof:
-                    unpacker = zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    yield unpacker.decompress(packed)
-                except zstandard.ZstdError as error:
-                    raise ValueError(f"{path}: damaged ({_first_line(error)}); fetch it again") from None
-                started, packed = True, unpacker.unused_data if unpacker.eof else b""
-    if started and not unpacker.eof:
-        raise ValueError(f"{path}: cut short (the last zstd frame does not end); fetch it again")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a whole parquet file ({first_line(error)}); fetch it again") from None

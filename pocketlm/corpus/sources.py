@@ -11,6 +11,7 @@ from pocketlm.corpus.filters import FILTERS
 from pocketlm.corpus.local import read_local
 from pocketlm.corpus.notes import generate_notes
 from pocketlm.corpus.problems import generate_problems
+from pocketlm.corpus.reading import Reading
 from pocketlm.corpus.stdlib import read_language_reference, read_stdlib_code, read_stdlib_docstrings
 
 DOMAINS = ("code", "maths", "knowledge")  # the capabilities that MobileLLM-R1 probes (section 5.1.1)
@@ -27,7 +28,8 @@ class Source:
     problems    families, count, seed: worked problems, as conversations
     notes       count, seed, pairs_range: facts to recall, as plain text
     recall      the same: the facts and one question, as conversations
-    local       path, and how a row is read: a file or folder of .txt .md .py .jsonl .parquet, plain or compressed
+    local       path, and how a row is read: a file or folder of .txt .text .md .rst .py (a document each), .jsonl
+                .ndjson .json .parquet (a document a row), plain or compressed
     hub         dataset, config, split, revision, and how a row is read: a Hugging Face dataset, streamed
 
     How a row is read: rows with "messages", or with "prompt" and "response", are conversations, others are
@@ -112,10 +114,13 @@ DEFAULT_FILTERS = {
 }
 
 
-def read_source(source: Source) -> Iterator[Document]:
-    """The source's documents before any filter. Errors name the source, and the file and line, or the row."""
+def read_source(source: Source, reading: Reading | None = None) -> Iterator[Document]:
+    """The source's documents before any filter. Errors name the source, and the file and line, or the row.
+
+    `reading` counts the files of a local source: read, or left out by reason.
+    """
     try:
-        yield from KINDS[source.kind].read(source)
+        yield from KINDS[source.kind].read(source, reading or Reading())
     except FileNotFoundError as error:
         raise FileNotFoundError(f"source {source.name!r}: {error}") from None
     except ValueError as error:
@@ -133,7 +138,7 @@ def _local_path(source: Source) -> Path:
     return Path(source.path).expanduser()
 
 
-def _problems(source: Source) -> Iterator[Document]:
+def _problems(source: Source, reading: Reading) -> Iterator[Document]:
     assert source.families is not None and source.count is not None
     for row in generate_problems(source.families, source.count, source.seed or 0):
         turns = [
@@ -143,20 +148,20 @@ def _problems(source: Source) -> Iterator[Document]:
         yield conversation(row["id"], turns, family=row["family"], answer=row["answer"])
 
 
-def _notes(source: Source) -> Iterator[Document]:
+def _notes(source: Source, reading: Reading) -> Iterator[Document]:
     assert source.count is not None and source.pairs_range is not None
     for row in generate_notes(source.count, source.seed or 0, source.pairs_range):
         yield Document(id=row["id"], text=row["text"])
 
 
-def _recall(source: Source) -> Iterator[Document]:
+def _recall(source: Source, reading: Reading) -> Iterator[Document]:
     assert source.count is not None and source.pairs_range is not None
     for row in generate_notes(source.count, source.seed or 0, source.pairs_range):
         turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
         yield conversation(row["id"], turns)
 
 
-def _hub(source: Source) -> Iterator[Document]:
+def _hub(source: Source, reading: Reading) -> Iterator[Document]:
     try:
         import datasets
     except ImportError:
@@ -185,20 +190,22 @@ def _hub_rows(where: str, load_dataset: Callable[..., Any], source: Source) -> I
 class Kind:
     """How a kind of source is read, the fields it needs, and those it takes."""
 
-    read: Callable[[Source], Iterator[Document]]
+    read: Callable[[Source, Reading], Iterator[Document]]
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
 
 
 KINDS = {
-    "stdlib_code": Kind(lambda source: read_stdlib_code()),
-    "stdlib_docstrings": Kind(lambda source: read_stdlib_docstrings()),
-    "language_reference": Kind(lambda source: read_language_reference()),
+    "stdlib_code": Kind(lambda source, reading: read_stdlib_code()),
+    "stdlib_docstrings": Kind(lambda source, reading: read_stdlib_docstrings()),
+    "language_reference": Kind(lambda source, reading: read_language_reference()),
     "problems": Kind(_problems, needs=("families", "count"), takes=("seed",)),
     "notes": Kind(_notes, needs=("count", "pairs_range"), takes=("seed",)),
     "recall": Kind(_recall, needs=("count", "pairs_range"), takes=("seed",)),
     "local": Kind(
-        lambda source: read_local(_local_path(source), source.text_field, source.pair), ("path",), ROW_FIELDS
+        lambda source, reading: read_local(_local_path(source), source.text_field, source.pair, reading),
+        ("path",),
+        ROW_FIELDS,
     ),
     "hub": Kind(_hub, needs=("dataset", "split"), takes=("config", "revision", *ROW_FIELDS)),
 }

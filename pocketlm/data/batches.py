@@ -17,7 +17,7 @@ from pocketlm.data.shards import Shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch, Span, document_key
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray]  # input ids, labels, document ids, each [T]
-BLOCK = 4096  # rows after which every source has had exactly its share
+BLOCK = 4096  # rows after which every source has had its share, to the row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +95,14 @@ class ConversationRows:
         *,
         packed: bool = True,
     ) -> None:
-        """conversations: (ids, which of them the assistant wrote). One longer than seq_len raises ValueError.
+        """conversations: (ids, which of them the assistant wrote). More than seq_len + 1 ids raise ValueError.
 
+        The last id is a label alone: no place of a row is spent on reading it.
         packed False gives each a row of its own.
         """
         self.seq_len, self.eos_id = seq_len, eos_id
         self.conversations = conversations
-        self.rows = pack([len(ids) for ids, _ in conversations], seq_len, open_rows=32 if packed else 0)
+        self.rows = pack([len(ids) - 1 for ids, _ in conversations], seq_len, open_rows=32 if packed else 0)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,9 +114,9 @@ class ConversationRows:
         at = 0
         for place, which in enumerate(self.rows[number]):
             tokens, own = self.conversations[which]
-            n = len(tokens)
-            ids[at : at + n] = tokens
-            labels[at : at + n - 1] = np.where(own[1:], tokens[1:], IGNORE_INDEX)
+            n = len(tokens) - 1
+            ids[at : at + n] = tokens[:-1]
+            labels[at : at + n] = np.where(own[1:], tokens[1:], IGNORE_INDEX)
             documents[at : at + n] = place
             at += n
         return ids, labels, documents
@@ -124,7 +125,7 @@ class ConversationRows:
         """The conversations of row `number`, which is row `row` of a batch."""
         at = 0
         for which in self.rows[number]:
-            length = len(self.conversations[which][0])
+            length = len(self.conversations[which][0]) - 1
             yield Span(row, at, at + length, self.key(which), 0)
             at += length
 
@@ -179,10 +180,10 @@ def make_batches(
     empty = [name for name in names if len(sources[name]) == 0]
     if empty:
         raise ValueError(f"no rows in {', '.join(empty)}, yet the mix asks for them; give them share 0 or text")
-    quotas = block_quotas([shares[name] for name in names])
+    wanted = tuple(shares[name] for name in names)
 
     def place(number: int) -> tuple[str, int]:
-        which, count = draw_source(number, quotas, layout.seed)
+        which, count = draw_source(number, wanted, layout.seed)
         size = len(sources[names[which]])
         epoch, at = divmod(count, size)
         return names[which], permuted(at, size, (layout.seed, which, epoch))
@@ -218,33 +219,49 @@ def collate(rows: Sequence[Row], separate_documents: bool) -> Batch:
     return Batch(input_ids=ids, labels=labels, positions=place - began, doc_ids=documents)
 
 
-def block_quotas(shares: Sequence[float]) -> list[int]:
-    """Rows of each source in a block of BLOCK rows: largest remainders, so they sum to BLOCK exactly."""
-    exact = np.asarray(shares) / sum(shares) * BLOCK
-    quotas = np.floor(exact).astype(int)
-    for which in np.argsort(quotas - exact, kind="stable")[: BLOCK - quotas.sum()]:
-        quotas[which] += 1
-    if not quotas.all():
+def block_totals(shares: Sequence[float], blocks: int) -> np.ndarray:
+    """Rows of each source [sources] in the first `blocks` blocks of BLOCK rows; together blocks x BLOCK.
+
+    Largest remainders of what is exact up to there, so a source has had the floor or the ceiling of
+    it, however long the training, and nothing is carried from block to block. A rare source, of
+    less than one row a block, keeps a pace of its own: taken by remainders its total could fall
+    again. What rounding many rare sources leaves over goes to the largest.
+    """
+    exact = np.asarray(shares) / sum(shares) * BLOCK * blocks
+    rare = np.asarray(shares) / sum(shares) * BLOCK < 1
+    totals = np.floor(exact + np.where(rare, 0.5, 0.0)).astype(np.int64)
+    spare = blocks * BLOCK - int(totals.sum())
+    common = np.flatnonzero(~rare)
+    raised = common[np.argsort((totals - exact)[common], kind="stable")][: max(0, spare)]
+    totals[raised] += 1
+    totals[int(np.argmax(exact))] += spare - len(raised)
+    return totals
+
+
+def block_quotas(shares: Sequence[float], block: int = 0) -> list[int]:
+    """Rows of each source in one block of BLOCK rows, which they sum to; 0 where a rare source waits for a later one."""
+    quotas = block_totals(shares, block + 1) - block_totals(shares, block)
+    if (quotas < 0).any():  # beyond some sixty sources, most of them rare
         raise ValueError(
-            f"a share of {min(shares):.1e} is below one row in {BLOCK}, so its source would never be read; use 0"
+            f"{len(shares)} sources are too many, with shares below one row in {BLOCK} among them; join small ones"
         )
     return quotas.tolist()
 
 
-def draw_source(number: int, quotas: Sequence[int], seed: int) -> tuple[int, int]:
+def draw_source(number: int, shares: tuple[float, ...], seed: int) -> tuple[int, int]:
     """(source of row `number`, how many rows of that source came before it), without counting them."""
     block, place = divmod(number, BLOCK)
-    order = block_order(block, tuple(quotas), seed)
+    before, order = block_order(block, shares, seed)
     which = int(order[place])
-    return which, block * quotas[which] + int((order[:place] == which).sum())
+    return which, int(before[which]) + int((order[:place] == which).sum())
 
 
 @lru_cache(maxsize=8)
-def block_order(block: int, quotas: tuple[int, ...], seed: int) -> np.ndarray:
-    """The source of each row of a block, shuffled by the seed and the block's number alone."""
-    order = np.repeat(np.arange(len(quotas)), quotas)
+def block_order(block: int, shares: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of each source before the block, the source of each of its rows, shuffled by the seed and its number)."""
+    order = np.repeat(np.arange(len(shares)), block_quotas(shares, block))
     np.random.default_rng((seed, block)).shuffle(order)
-    return order
+    return block_totals(shares, block), order
 
 
 def permuted(place: int, size: int, key: tuple[int, ...]) -> int:

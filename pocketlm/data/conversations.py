@@ -1,6 +1,5 @@
 """Conversations of a corpus, as ids and a mask of the tokens to learn; what is left out is counted, by reason."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pocketlm.data.batches import ConversationRows
 from pocketlm.model.chat_template import ChatRefused
 from pocketlm.model.conversation import Conversation, conversation_of, is_conversation
 from pocketlm.model.files import write_json
+from pocketlm.model.json_lines import json_lines
 from pocketlm.model.tokenizer import Tokenizer
 
 NO_CONVERSATION = 'no row is a conversation ("messages", or "prompt" and "response")'
@@ -78,20 +78,15 @@ class Tally:
 
 
 def too_long(seq_len: int) -> str:
-    """Why a conversation of more tokens is left out."""
-    return f"longer than {seq_len:,} tokens"
+    """Why a conversation of more tokens is left out: a row reads seq_len of them, and the one after is a label."""
+    return f"longer than {seq_len + 1:,} tokens"
 
 
 def read_conversations(file: Path) -> Iterator[Conversation]:
     """The conversation of each row of a JSON-lines file that has "messages" or "prompt" and "response"."""
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
-            if isinstance(row, dict) and is_conversation(row):
-                yield conversation_of(row, str(row.get("id") or f"{file}:{number}"))
+    for number, row in json_lines(file, advice="curate again"):
+        if isinstance(row, dict) and is_conversation(row):
+            yield conversation_of(row, str(row.get("id") or f"{file}:{number}"))
 
 
 def encode_conversations(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], int]:
@@ -111,7 +106,7 @@ def learnable(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tupl
         names = ", ".join(str(file) for file in files) or "the corpus"
         why = "; ".join(list(tally.lines())[1:]) if tally.left_out else NO_CONVERSATION
         if set(tally.left_out) == {too_long(seq_len)}:
-            why = f"no conversation of at most {seq_len} tokens ({tally.rows} are longer)"
+            why = f"no conversation of at most {seq_len + 1} tokens ({tally.rows} are longer)"
         raise ValueError(f"{names}: {why}; nothing to train on")
     return pairs, tally
 
@@ -133,7 +128,7 @@ def _batch(conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int
         if isinstance(result, ChatRefused):
             tally.leave_out(str(result) if result.reason.startswith("the chat") else result.reason, conversation)
             continue
-        if any(len(example.ids) > seq_len for example in result):
+        if any(len(example.ids) - 1 > seq_len for example in result):  # the last is a label alone
             tally.leave_out(too_long(seq_len), conversation)
             continue
         tally.learnt += 1

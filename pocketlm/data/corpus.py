@@ -33,7 +33,7 @@ def held_out_texts(corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: i
                 break
             ids = shard.document(number)[: share - taken + 1]
             taken += len(ids)
-            texts.setdefault(domain, []).append(tokenizer.decode(ids[1:].tolist()))
+            texts.setdefault(domain, []).append(tokenizer.decode(ids[len(tokenizer.document_start) :].tolist()))
     return texts
 
 

@@ -1,13 +1,16 @@
 """What a sample does to a probe set: the inner product of their gradients, without ever holding a sample's gradient.
 
-MobileLLM-R1 scores samples by influence with the gradients of the embedding and output layers alone (as AutoMixer, section
-3). With tied weights these are one matrix [V, D]. Its gradient on a sample is a sum over tokens of outer products, so its
-inner product with a given matrix needs one forward and one backward pass for a whole batch of samples.
+MobileLLM-R1 scores samples by influence with the gradients of the embedding and output layers alone
+(as AutoMixer, section 3). With tied weights these are one matrix [V, D], else two of that shape:
+the first gets a gradient where a token is read, the last where one is predicted. Either gradient on
+a sample is a sum over tokens of outer products, so its inner product with a given matrix needs one
+forward and one backward pass for a whole batch of samples.
 
 The papers' sign makes good samples negative yet keeps the positive; here positive means: learning it lowers the probe's loss.
 The inverse Hessian is replaced by Adam's diagonal, 1 / (sqrt(mean squared gradient) + eps): our choice, as LESS does.
 
-Shapes: B samples, T tokens, V vocabulary, D hidden, C probes
+Shapes: B samples, T tokens, V vocabulary, D hidden, C probes, M matrices (1 tied, 2 untied:
+embedding, output)
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,26 +51,28 @@ def token_gradients(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, T
     return hidden.detach(), error.detach(), input_gradient
 
 
-def embedding_gradient(model: Transformer, batch: Batch) -> Tensor:
-    """Sum over the batch's samples of the gradient of their mean loss in the tied embedding, [V, D]."""
+def table_gradient(model: Transformer, batch: Batch) -> Tensor:
+    """Sum over the batch's samples of the gradient of their mean loss in the embedding and output layers, [M, V, D]."""
     hidden, error, input_gradient = token_gradients(model, batch)
-    total = torch.einsum("btv,btd->vd", error, hidden)
-    return total.index_add(0, batch.input_ids.flatten(), input_gradient.flatten(0, 1))
+    total = hidden.new_zeros(1 if model.lm_head is None else 2, error.shape[-1], hidden.shape[-1])
+    total[-1] += torch.einsum("btv,btd->vd", error, hidden)
+    total[0].index_add_(0, batch.input_ids.flatten(), input_gradient.flatten(0, 1))
+    return total
 
 
 def influence(model: Transformer, batch: Batch, directions: Tensor) -> Tensor:
-    """[B, C]: for each sample and each direction [C, V, D], how far learning the sample lowers that probe's loss."""
+    """[B, C]: for each sample and each direction [C, M, V, D], how far learning the sample lowers that probe's loss."""
     hidden, error, input_gradient = token_gradients(model, batch)
     scores = []
     for direction in directions:
-        output_part = (error * F.linear(hidden, direction)).sum((1, 2))
-        input_part = (input_gradient * F.embedding(batch.input_ids, direction)).sum((1, 2))
+        output_part = (error * F.linear(hidden, direction[-1])).sum((1, 2))
+        input_part = (input_gradient * F.embedding(batch.input_ids, direction[0])).sum((1, 2))
         scores.append(output_part + input_part)
     return torch.stack(scores, 1)
 
 
 def probe_directions(model: Transformer, probes: Mapping[str, Sequence[Batch]], eps: float = 1e-8) -> Tensor:
-    """[C, V, D]: each probe's mean gradient, divided by the root mean square over all probe batches, at norm 1.
+    """[C, M, V, D]: each probe's mean gradient, divided by the root mean square over all probe batches, at norm 1.
 
     Norm 1 lets every capability count the same, as R1's equal weights over its three probe sets intend.
     """
@@ -76,7 +81,7 @@ def probe_directions(model: Transformer, probes: Mapping[str, Sequence[Batch]], 
         mean = None
         samples = 0
         for batch in batches:
-            gradient = embedding_gradient(model, batch) / batch.input_ids.shape[0]
+            gradient = table_gradient(model, batch) / batch.input_ids.shape[0]
             square = gradient.square() if square is None else square + gradient.square()
             mean = gradient if mean is None else mean + gradient
             count += 1
@@ -87,4 +92,4 @@ def probe_directions(model: Transformer, probes: Mapping[str, Sequence[Batch]], 
     assert square is not None
     scale = (square / count).sqrt() + eps
     preconditioned = torch.stack(means) / scale
-    return preconditioned / preconditioned.flatten(1).norm(dim=1)[:, None, None]
+    return preconditioned / preconditioned.flatten(1).norm(dim=1)[:, None, None, None]

@@ -14,11 +14,12 @@ from pocketlm.model.stopping import before_stop
 from pocketlm.model.tokenizer import Tokenizer
 
 ANSWER_MARK = "####"
+ANSWER_LABEL = "answer:"  # what a plain-text prompt ends in, so models write it before a result too
 RUN_ONS = (
     "\nQuestion:",
     "\nAnswer:",
     "\n\n\n",
-)  # a base model goes on to the next problem: not part of its answer
+)  # a base model goes on to the next problem: not part of its answer. A chat model ends its turn
 UNBOUNDED = ("^", "**", "!")  # never evaluated in an answer: 9^9^9 would not finish, and there is no timeout
 
 
@@ -40,7 +41,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """`problems`: solved and total of each family. `transcripts`: one row a problem, with its completion."""
+    """`problems`: solved and total of each family. `transcripts`: one row a problem, with its completion.
+
+    A row's `cut` is true where the answer did not end by itself: it reached max_new_tokens, or the
+    model's length.
+    """
 
     problems: dict[str, dict[str, int]]
     transcripts: list[dict[str, Any]]
@@ -49,6 +54,11 @@ class Result:
     def accuracy(self) -> float:
         """Solved over all problems, 0 to 1."""
         return sum(row["correct"] for row in self.transcripts) / len(self.transcripts)
+
+    @property
+    def answers_cut(self) -> int:
+        """How many answers did not end by themselves."""
+        return sum(row["cut"] for row in self.transcripts)
 
 
 def solve(
@@ -61,9 +71,10 @@ def solve(
 ) -> Result:
     """What the model solves of the suite, greedily, zero-shot.
 
-    A model with a chat template gets each prompt as a user turn, others "Question: ...\\nAnswer:". The answer
-    is what stands after the last "####" of the completion (the last line, where there is none) and has to
-    match. `score(problem, answer)` replaces `match_answer`. ValueError: the suite is empty, or a prompt
+    A model with a chat template gets each prompt as a user turn, and its answer ends where its turn
+    does; others get "Question: ...\\nAnswer:", and end at RUN_ONS too. The answer is what stands
+    after the last "####" of the completion (the last line, where there is none) and has to match.
+    `score(problem, answer)` replaces `match_answer`. ValueError: the suite is empty, or a prompt
     leaves no room to answer.
     """
     if not suite.problems:
@@ -76,29 +87,38 @@ def solve(
                 f"suite {suite.name!r}, problem {problem['id']}: {len(ids)} prompt tokens leave no room "
                 f"to answer in the model's {model.max_length}"
             )
-    completions: list[str] = [""] * len(problems)
+    stops = run_ons(model.tokenizer)
+    completions, cut = [""] * len(problems), [False] * len(problems)
     by_length = sorted(range(len(problems)), key=lambda place: len(prompts[place]))  # little padding in a batch
     for start in range(0, len(by_length), batch_size):
         places = by_length[start : start + batch_size]
-        room = min(max_new_tokens, model.max_length - max(len(prompts[place]) for place in places))
         answers = model.generate(
             [prompts[place] for place in places],
-            max_new_tokens=room,
+            max_new_tokens=max_new_tokens,
             stop_ids=model.tokenizer.stop_ids,
-            stop_strings=RUN_ONS,
+            stop_strings=stops,
         )
         for place, ids in zip(places, answers, strict=True):
-            completions[place] = before_stop(model.tokenizer.decode(ids), RUN_ONS).strip()
-    return _result(problems, completions, score)
+            text = model.tokenizer.decode(ids)
+            answer = before_stop(text, stops)
+            room = min(max_new_tokens, model.max_length - len(prompts[place]))
+            completions[place], cut[place] = answer.strip(), answer == text and len(ids) >= room
+    return _result(problems, completions, cut, score)
+
+
+def run_ons(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The texts that end an answer: none where a chat template gives turns, which end in a token of their own."""
+    return () if tokenizer.chat_template else RUN_ONS
 
 
 def _result(
     problems: list[dict[str, str]],
     completions: list[str],
+    cut: list[bool],
     score: Callable[[dict[str, str], str], bool] | None,
 ) -> Result:
     transcripts, counts = [], defaultdict(lambda: {"solved": 0, "total": 0})
-    for problem, completion in zip(problems, completions, strict=True):
+    for problem, completion, was_cut in zip(problems, completions, cut, strict=True):
         answer = final_answer(completion)
         correct = score(problem, answer) if score else match_answer(problem["answer"], answer)
         counts[problem["family"]]["solved"] += correct
@@ -111,6 +131,7 @@ def _result(
                 "completion": completion,
                 "answer": problem["answer"],
                 "correct": correct,
+                "cut": was_cut,
             }
         )
     return Result(problems=dict(counts), transcripts=transcripts)
@@ -125,19 +146,22 @@ def best_constant_answer(suite: Suite) -> dict[str, float]:
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, passage: str = "") -> list[int]:
-    """Ids that ask `prompt`, after a passage to read if there is one; a plain one starts a document (bos)."""
+    """Ids that ask `prompt`, after a passage to read if there is one; a plain one starts a document."""
     if tokenizer.chat_template:
         content = f"{passage}\n{prompt}" if passage else prompt
         return tokenizer.encode_chat([{"role": "user", "content": content}], add_generation_prompt=True)
     before = f"{passage}\n" if passage else ""
-    return [tokenizer.bos_id, *tokenizer.encode(f"{before}Question: {prompt}\nAnswer:")]
+    return [*tokenizer.document_start, *tokenizer.encode(f"{before}Question: {prompt}\nAnswer:")]
 
 
 def final_answer(completion: str) -> str:
-    """The line after the last "####", or the last line of all where there is none; "" for no text."""
+    """The line after the last "####", or the last line of all where there is none; "" for no text.
+
+    A label "Answer:" before it is no part of it.
+    """
     _, mark, after = completion.rpartition(ANSWER_MARK)
-    lines = after.strip().splitlines() or [""]
-    return lines[0 if mark else -1].strip()
+    line = after.strip().split("\n")[0 if mark else -1].strip()
+    return line[len(ANSWER_LABEL) :].strip() if line.lower().startswith(ANSWER_LABEL) else line
 
 
 def match_answer(expected: str, given: str) -> bool:

@@ -23,7 +23,7 @@ def measure_speed(
     if prompt_tokens + new_tokens > model.max_length:
         raise ValueError(f"{prompt_tokens} prompt and {new_tokens} new tokens exceed the model's {model.max_length}")
     text = model.tokenizer.encode("The quick brown fox jumps over the lazy dog. ")
-    prompt = [model.tokenizer.bos_id, *(text * prompt_tokens)][:prompt_tokens]
+    prompt = [*model.tokenizer.document_start, *(text * prompt_tokens)][:prompt_tokens]
     firsts, paces = [], []
     for run in range(repeats + 1):
         if tell is not None:

@@ -77,10 +77,16 @@ def _trial(
 
 
 def find_needles(model: Any, trials: Sequence[tuple[list[int], str]]) -> dict[str, int]:
-    """{"found", "of"}: in how many trials the model's greedy answer holds the note's value."""
-    found, stop_ids = 0, model.tokenizer.stop_ids
+    """{"found", "of", "cut"}: in how many trials the model's greedy answer holds the note's value.
+
+    cut: in how many it does not and was still going on after ANSWER_TOKENS.
+    """
+    found, cut, stop_ids = 0, 0, model.tokenizer.stop_ids
     for first in range(0, len(trials), TOGETHER):
         chosen = trials[first : first + TOGETHER]
         new = model.generate([ids for ids, _ in chosen], max_new_tokens=ANSWER_TOKENS, stop_ids=stop_ids)
-        found += sum(answer in model.tokenizer.decode(ids) for ids, (_, answer) in zip(new, chosen, strict=True))
-    return {"found": found, "of": len(trials)}
+        for ids, (_, answer) in zip(new, chosen, strict=True):
+            right = answer in model.tokenizer.decode(ids)
+            found += right
+            cut += not right and len(ids) >= ANSWER_TOKENS
+    return {"found": found, "of": len(trials), "cut": cut}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pocketlm.model.json_lines import json_lines
 
 # (families, count, seed, held_out=True) -> problems with prompt, answer, family: corpus/problems.py has one
 Generate = Callable[..., Iterator[dict[str, str]]]
@@ -43,7 +45,7 @@ SUITES = {
 
 
 def load_suite(name: str, generate: Generate | None = None) -> Suite:
-    """The suite of this name, or of this JSONL file (one object a line with "prompt" and "answer").
+    """The suite of this name, or of this JSONL file (one object a line with "prompt" and "answer"), packed or not.
 
     `generate` draws the problems of a named suite; it is only ever asked for held-out ones. No prompt appears
     twice. ValueError or FileNotFoundError name the suite, or the file and line, that is wrong.
@@ -76,21 +78,30 @@ def _generated(row: GeneratedSuite, generate: Generate) -> Iterator[dict[str, st
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     empty = True
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not JSON ({error.msg})") from None
+    for number, row in json_lines(path):
+        where = f"{path}:{number}"
         if not isinstance(row, dict):
-            raise ValueError(f'{path}:{number}: expected an object with "prompt" and "answer"')
-        for key in ("prompt", "answer"):
-            if isinstance(row.get(key), int | float) and key == "answer":
+            raise ValueError(f'{where}: expected an object with "prompt" and "answer"')
+        for key in ("answer", "id", "family"):
+            if isinstance(row.get(key), int | float) and not isinstance(row[key], bool):
                 row[key] = str(row[key])
+        for key in ("prompt", "answer"):
             if not isinstance(row.get(key), str) or not row[key].strip():
-                raise ValueError(f'{path}:{number}: "{key}" is missing or not a text; give it a non-empty string')
+                raise ValueError(f'{where}: "{key}" is missing or not a text; give it a non-empty string')
+        problem = {"id": f"{path.stem}-{number}", "family": path.stem, **row}
+        for key in ("prompt", "answer", "id", "family"):
+            _check_text(problem[key], f'{where}: "{key}"')
         empty = False
-        yield {"id": f"{path.stem}-{number}", "family": path.stem, **row}
+        yield problem
     if empty:
         raise ValueError(f'{path}: no problems; write one object with "prompt" and "answer" on each line')
+
+
+def _check_text(text: Any, where: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{where} is {type(text).__name__}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = f"half a surrogate pair at character {error.start}"
+        raise ValueError(f"{where} holds {place}; repair the text") from None

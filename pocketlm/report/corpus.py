@@ -55,6 +55,7 @@ def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
         paragraph(intro),
         legend(shown),
         table("Documents by source", headings, rows, class_="full wide"),
+        *_files(sources),
     ]
     if examples and told["examples"]:
         items = []
@@ -62,6 +63,22 @@ def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
             items.append(node("dt", _spaced(name)))
             items += [node("dd", text) for text in texts[:examples]]
         parts.append(fold("Examples of what each filter dropped", node("dl", *items, class_="dropped")))
+    return parts
+
+
+def _files(sources: dict[str, Any]) -> list[Element]:
+    """How many files were read; a table of those that were not, where there are any."""
+    told = {name: source["files"] for name, source in sources.items() if source.get("files", {}).get("found")}
+    rows: list[list[Cell]] = []
+    for name, files in told.items():
+        for reason, unread in files["unread"].items():
+            more = ", ..." if unread["count"] > len(unread["names"]) else ""
+            cells = [number(f"{unread['count']:,}", note=f"of {files['found']:,}"), ", ".join(unread["names"]) + more]
+            rows.append([name, _spaced(reason), *cells])
+    found, read = (sum(files[key] for files in told.values()) for key in ("found", "read"))
+    parts = [paragraph(f"Of {count(found)} files in the sources' folders {count(read)} were read.")] if told else []
+    if rows:
+        parts.append(table("Files that were not read", ["source", "reason", "files", "names"], rows, class_="full"))
     return parts
 
 

@@ -158,7 +158,17 @@ def evaluation_section(evaluation: dict[str, Any]) -> Element:
     more += ["Bits/byte: of held-out text, lower is better."] if domains else []
     more += ["Needle: how often a fact hidden in that many tokens is found."] if lengths else []
     words = [paragraph(note), whole, paragraph(" ".join(more), quiet=True)]
+    cut = [line for label, model in models.items() if (line := _cut(label, model))]
+    if cut:
+        limit = f"max_new_tokens {evaluation.get('max_new_tokens', MISSING)} or the model's length"
+        words.append(paragraph(f"Answers that reached {limit} and were cut there: {'; '.join(cut)}."))
     return section("evaluation", "Every model, measured", *words)
+
+
+def _cut(label: str, model: dict[str, Any]) -> str:
+    """'chat 3 of 60', or "" where every answer ended by itself."""
+    cut, (_, total) = model.get("answers_cut", 0), _solved(model)
+    return f"{label} {cut:,} of {total:,}" if cut else ""
 
 
 def _constant_row(model: dict[str, Any], families: list[str], others: list[str]) -> Element:
@@ -188,7 +198,8 @@ def _model_row(
     for length in lengths:
         found = measured(model, f"needle {length}")
         told = model.get("needle", {}).get(length)
-        row.append(number(_bare(found), heat=found, note=told and f"{told['found']} of {told['of']}"))
+        cut = f", {told['cut']} cut" if told and told.get("cut") else ""
+        row.append(number(_bare(found), heat=found, note=told and f"{told['found']} of {told['of']}{cut}"))
     return row
 
 
@@ -211,7 +222,8 @@ def _card(row: dict[str, Any]) -> Element:
         given = f"{given[:LONGEST_ANSWER]} … ({len(given) - LONGEST_ANSWER:,} more characters)"
     mark = node("span", "✓ right", class_="met") if row["correct"] else node("span", "✗ wrong", class_="missed")
     expected = None if row["correct"] else f"; expected {row['answer']}"
-    heading = paragraph(mark, f" · {_spaced(row['family'])}", expected)
+    cut = "; cut before its end" if row.get("cut") else None
+    heading = paragraph(mark, f" · {_spaced(row['family'])}", expected, cut)
     return node("div", heading, node("pre", row["prompt"]), node("pre", given), class_="card")
 
 

@@ -31,7 +31,8 @@ DRAWN: dict[str, tuple[str, Callable[[str], float]]] = {  # command -> the field
     "/penalty": ("repetition_penalty", float),
 }
 TALK = Sampling(top_p=0.95)
-RUN_ON = "\nQuestion:"  # a base model goes on to the next problem: not part of its answer
+RUN_ON = "\nQuestion:"  # a base model goes on to the next question: not part of its answer. A chat model ends its turn
+NO_INSTRUCTIONS = "a base model has no turns, and takes no instructions: they are not used"
 
 
 class ChatModel(Protocol):
@@ -74,6 +75,8 @@ def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message
     remembers = model.tokenizer.chat_template is not None
     kind = "a chat model" if remembers else "a base model: every line is a question of its own, and it remembers none"
     console.print(f"{kind}; /help lists the commands", style="dim", highlight=False)
+    if config.system and not remembers:
+        _note(console, NO_INSTRUCTIONS)
     messages = _opening(config)
     turn = 0
     while (line := _read(console)) is not None:
@@ -82,6 +85,9 @@ def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message
         if line.startswith("/"):
             if line in ("/quit", "/exit"):
                 break
+            if line.startswith("/system") and not remembers:
+                _note(console, NO_INSTRUCTIONS)
+                continue
             config, messages = _command(line, config, messages, console)
             continue
         try:
@@ -142,19 +148,22 @@ def _prompt(
 ) -> tuple[list[int], list[Message]]:
     """Ids to answer, and the messages they hold; ValueError if one line fills the context.
 
-    The oldest turns go when the context is full.
+    When the context is full the oldest exchanges go, each whole: a user's turn and all that
+    answered it.
     """
     tokenizer = model.tokenizer
     if tokenizer.chat_template is None:
-        ids = [tokenizer.bos_id, *tokenizer.encode(f"Question: {messages[-1]['content']}\nAnswer:")]
+        ids = [*tokenizer.document_start, *tokenizer.encode(f"Question: {messages[-1]['content']}\nAnswer:")]
     else:
         ids = tokenizer.encode_chat(messages)
-        first = len(_opening(config))
         room = max(model.max_length // 4, model.max_length - config.max_new_tokens)  # what an answer must not need
-        while len(ids) > room and len(messages) > first + 1:
-            messages = [*messages[:first], *messages[first + 2 :]]
+        forgotten = 0
+        while len(ids) > room and (shorter := without_oldest_exchange(messages)) is not None:
+            messages, forgotten = shorter, forgotten + 1
             ids = tokenizer.encode_chat(messages)
-            _note(console, "the context is full: the oldest turn is forgotten")
+        if forgotten:
+            count = "the oldest exchange is" if forgotten == 1 else f"the {forgotten} oldest exchanges are"
+            _note(console, f"the context is full: {count} forgotten")
     if len(ids) >= model.max_length:
         raise ValueError(
             f"that is {len(ids)} tokens with its prompt, and the model reads {model.max_length}; shorten it"
@@ -162,17 +171,27 @@ def _prompt(
     return ids, messages
 
 
+def without_oldest_exchange(messages: list[Message]) -> list[Message] | None:
+    """The messages without the first user's turn and what follows it up to the next one; None if it is the last.
+
+    What stands before the first user's turn, such as instructions, stays.
+    """
+    asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    return [*messages[: asked[0]], *messages[asked[1] :]] if len(asked) > 1 else None
+
+
 def _answer(model: ChatModel, prompt: list[int], config: ChatConfig, console: Console) -> str:
     """The answer, printed while it is made; Ctrl-C keeps what there is."""
     console.print("model ", style="bold magenta", end="")
     tokenizer = model.tokenizer
-    stop_strings = (RUN_ON, *config.stop)
+    stop_strings = config.stop if tokenizer.chat_template else (RUN_ON, *config.stop)
     ids: list[int] = []
     shown = ""
+    limit = min(config.max_new_tokens, model.max_length - len(prompt))
     start = time.monotonic()
     stream = model.stream(
         prompt,
-        max_new_tokens=min(config.max_new_tokens, model.max_length - len(prompt)),
+        max_new_tokens=limit,
         stop_ids=tokenizer.stop_ids,
         sampling=config.sampling,
     )
@@ -182,11 +201,16 @@ def _answer(model: ChatModel, prompt: list[int], config: ChatConfig, console: Co
             shown += piece
     except KeyboardInterrupt:
         pass  # the person has read enough; what there is stays
-    answer = before_stop(tokenizer.decode(ids), stop_strings)
+    text = tokenizer.decode(ids)
+    answer = before_stop(text, stop_strings)
     _write(console, answer[len(shown) :])
     seconds = time.monotonic() - start
-    console.print(f"\n{len(ids)} tokens, {len(ids) / seconds:.1f} a second", style="dim", highlight=False)
-    return answer.strip()
+    cut = ""
+    if len(ids) == limit and answer == text:
+        why = "/max_tokens allows no more" if limit == config.max_new_tokens else "the context is full"
+        cut = f"; cut there, for {why}"
+    console.print(f"\n{len(ids)} tokens, {len(ids) / seconds:.1f} a second{cut}", style="dim", highlight=False)
+    return answer  # as it was made, spaces too: the next prompt holds it again
 
 
 def _write(console: Console, text: str) -> None:

@@ -120,7 +120,7 @@ def measure(config: BenchConfig, path: Path, threads: int, tell: Callable[[str],
     tell("opening")
     started = perf_counter()
     with opened(path, threads=threads) as model:
-        next(iter(model.stream([model.tokenizer.eos_id], max_new_tokens=1, stop_ids=set())))
+        next(iter(model.stream(model.tokenizer.document_start or [0], max_new_tokens=1, stop_ids=set())))
         load_seconds = perf_counter() - started
         contexts, left_out = chosen_contexts(config, path, model.max_length)
         rows: dict[str, dict[str, Any]] = {}

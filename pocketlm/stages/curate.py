@@ -14,6 +14,7 @@ from pocketlm.corpus.dedup import DuplicateIndex, MinHash
 from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.problems import generate_problems
+from pocketlm.corpus.reading import source_line
 from pocketlm.corpus.sources import Source, check_source
 from pocketlm.data.encoding import encode_documents
 from pocketlm.data.shards import read_shard, write_shard
@@ -79,13 +80,13 @@ class CurateConfig:
         named = (
             [source.path for source in self.sources]
             + [self.tokenizer]
-            + [s for s in self.suites if s.endswith(".jsonl")]
+            + [suite for suite in self.suites if suite.endswith(".jsonl") or Path(suite).is_file()]
         )
         return [Path(path).expanduser() for path in named if path]
 
 
 def curate(config: CurateConfig, out: Path) -> Path:
-    """`out`, holding tokenizer/, documents/, shards/ and curation.json.
+    """`out`, holding tokenizer/, documents/, shards/ and curation.json; a line on each source goes to the terminal.
 
     Each source runs through its filters, exact duplicates, contamination and near duplicates, in this order.
     Duplicates are searched across sources; the source named first keeps the text. A finished source is not
@@ -111,7 +112,10 @@ def curate(config: CurateConfig, out: Path) -> Path:
         tokenizer = _tokenizer(config, given, out)
         for source in config.sources:
             _encode(source, out, tokenizer, progress)
-    write_json(out / "curation.json", _summary(config, out, tokenizer))
+    summary = _summary(config, out, tokenizer)
+    for name, told in summary["sources"].items():
+        Console(stderr=True).print(source_line(name, told), markup=False, highlight=False, soft_wrap=True)
+    write_json(out / "curation.json", summary)
     return out
 
 
@@ -129,7 +133,9 @@ def _collect(source: Source, config: CurateConfig, cleaner: Cleaner, out: Path, 
         documents = cleaner.clean(source, report, _teller(progress, bar, source))
         shares = {"validation_share": config.validation_share, "probe_share": config.probe_share}
         kept = write_splits(documents, partial, **shares, seed=config.seed)
-        told = {"read": report.read, "dropped": report.dropped, "kept": kept, "examples": report.examples}
+        told = {"files": report.reading.summary(), "read": report.read, "capped": report.capped}
+        told |= {"dropped": report.dropped, "shortened": report.shortened, "kept": kept}
+        told["examples"] = report.examples
         write_json(partial / REPORT, told)
     progress.update(bar, total=1, completed=1)
 
@@ -164,7 +170,7 @@ def _tokenizer_sample(config: CurateConfig, out: Path) -> Iterator[str]:
 
 
 def _encode(source: Source, out: Path, tokenizer: Tokenizer, progress: Progress) -> None:
-    """Write out/shards/<source>: each document its bos id, then its text."""
+    """Write out/shards/<source>: each document its start, then its text."""
     folder = out / "shards" / source.name
     bar = progress.add_task(f"encode {source.name}", total=len(SPLITS), told="")
     if folder.is_dir():
@@ -185,12 +191,13 @@ def _summary(config: CurateConfig, out: Path, tokenizer: Tokenizer) -> dict[str,
         kept = report["kept"]
         for split in SPLITS:
             kept[split]["tokens"] = len(read_shard(out / "shards" / source.name, split).tokens)
-        counts = {name: report[name] for name in ("read", "dropped", "kept")}
+        counts = {name: told for name, told in report.items() if name != "examples"}
         sources[source.name] = {"domain": source.domain, **counts}
         for name, texts in report["examples"].items():
             shown = examples.setdefault(name, [])
             shown += texts[: EXAMPLES - len(shown)]
-        text_tokens = sum(split["tokens"] - split["documents"] for split in kept.values())  # bos is no text
+        start = len(tokenizer.document_start)  # it is no text
+        text_tokens = sum(split["tokens"] - start * split["documents"] for split in kept.values())
         size = sum(split["bytes"] for split in kept.values())
         bytes_per_token[source.name] = round(size / max(1, text_tokens), 4)
     told = {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token}
@@ -204,6 +211,9 @@ def _teller(progress: Progress, bar: TaskID, source: Source) -> Callable[[Report
         done = report.read["documents"] if source.max_bytes is None else report.kept["bytes"]
         left_out = report.read["documents"] - report.kept["documents"]
         told = f"{report.kept['bytes'] / 1e6:.1f} MB kept, {left_out:,} of {report.read['documents']:,} left out"
+        unread = report.reading.summary()
+        if unread["unread"]:
+            told += f", {unread['found'] - unread['read']:,} files not read"
         progress.update(bar, completed=done, told=told)
 
     return tell

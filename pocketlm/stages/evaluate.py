@@ -46,7 +46,7 @@ class EvaluateConfig:
 
     def reads(self) -> list[Path]:
         """The user's own suite file, when it is one: when it changes, so does the stage."""
-        return [Path(self.suite)] if self.suite.endswith(".jsonl") else []
+        return [Path(self.suite)] if self.suite.endswith(".jsonl") or Path(self.suite).is_file() else []
 
     def summary(self) -> str:
         needles = f", needles in {'/'.join(map(str, self.needle_tokens))} tokens" if self.needle_tokens else ""
@@ -91,7 +91,8 @@ def evaluate(config: EvaluateConfig, out: Path, *, models: list[Path], corpus: P
                 write_json(done, {"path": path.name, "bytes": size_of(path), **figures})
             found[label] = read_object(done)
             progress.advance(bar)
-    write_json(out / "evaluation.json", {"suite": config.suite, "models": found})
+    told = {"suite": config.suite, "max_new_tokens": config.max_new_tokens, "models": found}
+    write_json(out / "evaluation.json", told)
     return out
 
 
@@ -103,6 +104,7 @@ def measure(
     result = solve(model, suite, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
     figures: dict[str, Any] = {
         "accuracy": result.accuracy,
+        "answers_cut": result.answers_cut,  # at max_new_tokens, or the model's length
         "problems": result.problems,
         "constant_answer": best_constant_answer(suite),
     }
@@ -113,7 +115,7 @@ def measure(
         figures["bits_per_byte"] = {domain: bits_per_byte(model, own, window) for domain, own in texts.items()}
     if corpus is not None and config.needle_tokens:
         haystack = [
-            model.tokenizer.decode(shard.document(number)[1:].tolist())
+            model.tokenizer.decode(shard.document(number)[len(model.tokenizer.document_start) :].tolist())
             for shard in (open_shard(corpus, name, "validation") for name in config.haystack)
             for number in range(len(shard))
         ]

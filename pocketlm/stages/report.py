@@ -1,13 +1,14 @@
 """Report: a finished run as one HTML page that opens anywhere and fetches nothing."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pocketlm.model.files import read_json, write_text
+from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
 from pocketlm.report.amounts import duration
+from pocketlm.report.conversations import conversations_section
 from pocketlm.report.corpus import curation_section, mix_section, selection_section
 from pocketlm.report.goals import Goal, judge
 from pocketlm.report.merging import merging_section
@@ -17,7 +18,15 @@ from pocketlm.report.road import Stage, curves_section, recipe_section, road_sec
 from pocketlm.report.speed import speed_section
 
 RECORD = "stage.json"
-SHOWN_FILES = ("curation.json", "mix.json", "selection.json", "merge.json", "export.json", "bench.json")
+SHOWN_FILES = (
+    "curation.json",
+    "conversations.json",
+    "mix.json",
+    "selection.json",
+    "merge.json",
+    "export.json",
+    "bench.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,7 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
         road_section(read),
         curves_section(read),
         curation_section(read, config.examples),
+        conversations_section(read),
         mix_section(read),
         selection_section(read),
         merging_section(read),
@@ -104,14 +114,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a ValueError names the line that is none."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error.msg}); restore or delete the file") from None
-    return rows
+    return [row for _, row in json_lines(path, "restore or delete the file")]
 
 
 def _footer(stages: list[Stage], seconds: float) -> str:

@@ -83,7 +83,7 @@ def truncated_parquet(texts: Path) -> None:
 SPOILT_SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "missing": (lambda texts: shutil.rmtree(texts / "texts"), ("stage corpus", "documents/texts does not exist")),
     "empty": (empty_source, ("source 'texts'", "texts", "is empty: nothing was read")),
-    "malformed JSON": (lambda texts: spoil_line(texts, b'{"text": "a'), ("rows.jsonl:7", "column 10", "not JSON")),
+    "malformed JSON": (lambda texts: spoil_line(texts, b'{"text": "a'), ("rows.jsonl:7:10:", "not JSON")),
     "not UTF-8": (
         lambda texts: spoil_line(texts, b'{"text": "caf\xe9"}'),
         ("rows.jsonl:7", "not UTF-8 at byte 13", "convert"),

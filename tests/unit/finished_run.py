@@ -66,7 +66,9 @@ def curation() -> dict[str, Any]:
             for split, number in (("train", 800), ("validation", 12), ("probe", 14))
         }
         read = {"documents": 826 + sum(dropped.values()), "bytes": 400_000}
-        sources[name] = {"domain": domain, "read": read, "dropped": dropped, "kept": kept}
+        unread = {"kind_not_read": {"count": 7, "names": ["a.pdf", HOSTILE]}} if name == "notes" else {}
+        files = {"found": 9 * place + len(unread) * 7, "read": 9 * place, "unread": unread}
+        sources[name] = {"domain": domain, "files": files, "read": read, "dropped": dropped, "kept": kept}
     examples = {name: [f"A text that {name} dropped.", HOSTILE, "third"] for name in ("length", "repetition")}
     tokenizer = {"vocab_size": 1024, "bytes_per_token": dict.fromkeys(SOURCES, 2.4)}
     return {"curation.json": {"sources": sources, "examples": examples, "tokenizer": tokenizer}}
@@ -124,6 +126,7 @@ def evaluation() -> dict[str, Any]:
             "path": f"model.{label}" if shipped else label,
             "bytes": 812_000 if shipped else 4_700_000,
             "accuracy": solved / 60,
+            "answers_cut": 12 if label == "phase2" else 0,
             "problems": {family: {"solved": solved, "total": 60} for family in FAMILIES},
             "constant_answer": dict.fromkeys(FAMILIES, 0.08),
             "bits_per_byte": {"code": 1.91, "knowledge": 2.04, "maths": 1.43},
@@ -138,12 +141,13 @@ def evaluation() -> dict[str, Any]:
                 "completion": f"{n} + 40 = {n + 40}\n{n + 40} - 2 = {n + 38}\n#### {n + 38 + n % 2}",
                 "answer": str(n + 38),
                 "correct": n % 2 == 0,
+                "cut": n == 3,
             }
             for family in FAMILIES
             for n in (2, 3, 4)
         ]
         files[f"transcripts/{label}.jsonl"] = rows
-    return {"evaluation.json": {"suite": "pocket", "models": models}, **files}
+    return {"evaluation.json": {"suite": "pocket", "max_new_tokens": 160, "models": models}, **files}
 
 
 def bench() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Message, Tokenizer, train_tokenizer
-from pocketlm.serve.chat import ChatConfig, chat
+from pocketlm.serve.chat import ChatConfig, chat, without_oldest_exchange
 
 
 class Parrot:
@@ -78,7 +78,7 @@ def test_a_mistake_in_a_command_or_a_line_is_told_and_the_conversation_goes_on(
 def test_the_oldest_turns_go_when_the_context_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Parrot("yes", max_length=200)
     messages, shown = talk(model, ["a" * 30, "b" * 30, "c" * 30], monkeypatch, ChatConfig(max_new_tokens=60))
-    assert "oldest turn is forgotten" in shown and "aaa" not in model.prompts[-1] and "ccc" in model.prompts[-1]
+    assert "the oldest exchange is forgotten" in shown and "aaa" not in model.prompts[-1] and "ccc" in model.prompts[-1]
     assert messages[0]["role"] == "user"
 
 
@@ -91,10 +91,48 @@ def test_a_base_model_is_asked_one_question_at_a_time_and_cut_where_it_runs_on(
     assert "42" in shown and "and then" not in shown and "Quest" not in shown
 
 
+def test_a_chat_models_answer_ends_with_its_turn_and_not_where_a_base_model_runs_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = "\nQuestion: how are you?\nAnswer: fine\n\n\nbye"
+    messages, shown = talk(Parrot(answer), ["one"], monkeypatch)
+    assert messages[-1]["content"] == answer and "how are you?" in shown and "bye" in shown
+
+
+def test_an_answer_that_was_cut_says_what_cut_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["one", "/reset", "/max_tokens 3", "one"]
+    _, shown = talk(Parrot("yes and no"), lines, monkeypatch)
+    assert shown.count("cut there") == 1 and "3 tokens" in shown and "/max_tokens allows no more" in shown
+    prompt = len(Parrot("").tokenizer.encode_chat([{"role": "user", "content": "one"}]))
+    _, shown = talk(Parrot("yes and no", max_length=prompt + 4), ["one"], monkeypatch)
+    assert "4 tokens" in shown and "cut there, for the context is full" in shown
+    _, shown = talk(Parrot("yes and"), ["/max_tokens 7", "one"], monkeypatch, ChatConfig(stop=(" and",)))
+    assert "cut there" not in shown  # a stop text ended it
+
+
+def test_whole_exchanges_go_and_instructions_and_tools_stay_with_theirs() -> None:
+    def turn(role: str) -> Message:
+        return {"role": role, "content": role}
+
+    opening, asked, answer, tool = turn("system"), turn("user"), turn("assistant"), turn("tool")
+    messages = [opening, asked, answer, tool, answer, asked, answer, asked]
+    shorter = without_oldest_exchange(messages)
+    assert shorter is not None and shorter == [opening, asked, answer, asked]
+    assert without_oldest_exchange(shorter) == [opening, asked]
+    assert without_oldest_exchange([opening, asked]) is None and without_oldest_exchange([opening]) is None
+
+
+def test_a_base_model_says_that_it_takes_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Parrot(" 42", chat_template=None)
+    _, shown = talk(model, ["/system be brief", "what?"], monkeypatch, ChatConfig(system="be kind"))
+    assert shown.count("takes no instructions: they are not used") == 2
+    assert model.prompts == ["<|endoftext|>Question: what?\nAnswer:"]
+
+
 def test_an_answer_ends_before_a_stop_text_and_the_conversation_keeps_it_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Parrot("the héllo ☃ ends here")
     messages, shown = talk(model, ["one"], monkeypatch, ChatConfig(stop=("never", "☃ e")))
-    assert messages[-1]["content"] == "the héllo" and "the héllo" in shown and "☃" not in shown
+    assert messages[-1]["content"] == "the héllo " and "the héllo" in shown and "☃" not in shown
     with pytest.raises(ValueError, match="stop: an empty text"):
         ChatConfig(stop=("",))
 

@@ -104,7 +104,7 @@ def test_all_that_is_left_out_is_counted_by_reason(tokenizer: Tokenizer, tmp_pat
     pairs, tally = learnable([file], strict, 60)
     assert len(pairs) == 3 == tally.learnt == tally.examples and tally.rows == 7
     assert dict(tally.left_out) == {
-        "longer than 60 tokens": 1,
+        "longer than 61 tokens": 1,
         "the chat template refuses: no systems here": 1,
         "no answer to learn": 1,
         'the chat template does not render "name"': 1,
@@ -121,7 +121,7 @@ def test_nothing_to_learn_says_why_for_each_reason(tokenizer: Tokenizer, tmp_pat
     with pytest.raises(ValueError, match=r"no answer to learn \(mine:1\); nothing to train on"):
         encode_conversations([file], tokenizer, 60)
     write(file, {"messages": [ASK, SAY]})
-    with pytest.raises(ValueError, match=r"no conversation of at most 3 tokens \(1 are longer\)"):
+    with pytest.raises(ValueError, match=r"no conversation of at most 4 tokens \(1 are longer\)"):
         encode_conversations([file], tokenizer, 3)
     write(file, {"text": "x"})
     with pytest.raises(ValueError, match="no row is a conversation"):
@@ -187,7 +187,7 @@ def test_inspect_shows_what_is_learnt_and_counts_the_rest(tokenizer: Tokenizer, 
     assert result.exit_code == 0, result.output
     joined = result.output.replace("·", "").replace("\n", "")
     assert "⟦hello<|im_end|>⟧" in joined and "[bold]fox" in joined
-    assert f"1 left out (33.3%): longer than 64 tokens ({file}:2)" in result.output
+    assert f"1 left out (33.3%): longer than 65 tokens ({file}:2)" in result.output
     assert "the base has no chat template" in result.output and "an answer ends at: <|im_end|>" in result.output
     wrong = CliRunner().invoke(app, ["inspect", "chats", str(tmp_path / "base"), str(tmp_path / "nothing.jsonl")])
     assert wrong.exit_code == 2 and "no such file" in wrong.output

@@ -136,12 +136,56 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(config, tmp_pa
 def test_a_source_that_fails_midway_leaves_no_half_folder_and_finished_ones_are_not_read_again(config, tmp_path):
     good = (tmp_path / "sums.jsonl").read_text()
     (tmp_path / "sums.jsonl").write_text(good + "{broken\n")
-    with pytest.raises(ValueError, match=r"source 'sums': .*sums\.jsonl:42: column 2"):
+    with pytest.raises(ValueError, match=r"source 'sums': .*sums\.jsonl:42:2: not JSON"):
         run(config, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out" / "documents").iterdir()] == ["stories"]
     (tmp_path / "sums.jsonl").write_text(good)
     (tmp_path / "stories.jsonl").write_text("no longer read")
     assert counts(run(config, tmp_path / "out"))["stories"]["read"]["documents"] == 64
+
+
+def test_files_and_documents_left_out_are_told_in_the_terminal_and_in_curation_json(config, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.txt").write_text(story(100 + number))
+    (folder / "a.csv").write_text("x,y")
+    own = Source(name="folder", domain="knowledge", kind="local", path=str(folder))
+    sources = (own, replace(config.sources[1], near_dedup=False))
+    told = counts(run(replace(config, sources=sources, suites=()), tmp_path / "out"))
+    unread = {"kind_not_read": {"count": 1, "names": ["a.csv"]}}
+    assert told["folder"]["files"] == {"found": 13, "read": 12, "unread": unread}
+    lines = capsys.readouterr().err
+    line = "warning: source folder: 12 of 13 files read; 12 documents kept, 0 left out; files not read: kind_not_read 1 (a.csv)"
+    assert line in lines
+    assert "warning: source sums: 1 of 1 files read; 40 documents kept, 1 left out (exact_duplicate 1)" in lines
+    (folder / "a.csv").rename(folder / ".a.csv")
+    run(replace(config, sources=(own,)), tmp_path / "hidden")
+    assert "\nsource folder: 12 of 13 files read" in "\n" + capsys.readouterr().err  # nobody misses a hidden file
+
+
+def test_files_that_a_byte_cap_keeps_from_being_read_are_counted(config, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02}.txt").write_text(story(100 + number))
+    own = Source(name="folder", domain="knowledge", kind="local", path=str(folder), max_bytes=900)
+    told = counts(run(replace(config, sources=(own,), vocab_size=262), tmp_path / "out"))["folder"]
+    assert told["capped"] and "not read to its end: max_bytes was reached" in capsys.readouterr().err
+    files = told["files"]
+    left = files["unread"]["after_max_bytes"]
+    assert files["read"] + left["count"] == files["found"] == 12 and 1 < files["read"] < 8
+    assert left["names"][0] == f"{files['read']:02}.txt"
+
+
+def test_what_a_filter_cuts_out_of_documents_is_counted(config, tmp_path, capsys):
+    notice = "# Copyright 2020 Somebody. All rights reserved.\n# Licensed under nothing.\n"
+    code = "".join(f"def add_{n}(first, second):\n    return first + second + {n}\n\n" for n in range(9))
+    (tmp_path / "a.py").write_text(notice + code)
+    own = Source(name="code", domain="code", kind="local", path=str(tmp_path / "a.py"))
+    told = counts(run(replace(config, sources=(own,), vocab_size=262), tmp_path / "out"))["code"]
+    assert told["shortened"] == {"documents": 1, "bytes": len(notice)} and not told["capped"]
+    assert f"1 shortened by {len(notice)} bytes in all" in capsys.readouterr().err
 
 
 CHANGES = {
@@ -208,7 +252,8 @@ def test_code_is_split_into_definitions_and_a_byte_cap_holds(tmp_path):
 
 def test_an_empty_source_is_named(config, tmp_path):
     (tmp_path / "sums.jsonl").write_text("\n\n")
-    with pytest.raises(ValueError, match=r"source 'sums' \(.*sums\.jsonl\) is empty: nothing was read"):
+    empty = r"source 'sums' \(.*sums\.jsonl\) is empty: nothing was read \(files not read: empty 1 \(sums\.jsonl\)\)"
+    with pytest.raises(ValueError, match=empty):
         run(config, tmp_path / "out")
     tiny = replace(config, sources=(replace(config.sources[0], max_bytes=10),))
     with pytest.raises(ValueError, match="the first is longer than max_bytes 10"):

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import sys
 from itertools import islice
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 import zstandard
 
 from pocketlm.corpus.documents import conversation, document_json, read_documents, row_document
+from pocketlm.corpus.reading import Reading
 from pocketlm.corpus.sources import KINDS, Source, check_source, read_source
 
 ROWS = [{"text": "first"}, {"text": "second"}, {"text": "third"}]
@@ -48,6 +50,97 @@ def test_a_folder_is_read_in_name_order_without_hidden_or_other_files(tmp_path):
     for name in ("b.md", "sub/a.py", "a.txt", ".hidden.txt", "picture.png"):
         (tmp_path / name).write_text(name)
     assert texts(local(tmp_path)) == ["a.txt", "b.md", "sub/a.py"]
+
+
+def test_what_people_plainly_mean_is_read(tmp_path):
+    contents = {
+        "a.json": json.dumps(ROWS[:2], indent=1),
+        "b.json": '{"text": "c"}\n{"text": "d"}\n',
+        "c.json": '{\n"text": "e"\n}',
+        "d.ndjson": '{"text": "f"}\n',
+        "e.rst": "Title\n=====\n",
+        "f.text": "g",
+        "G.TXT": "h",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    expected = {"first", "second", "c", "d", "e", "f", "Title\n=====\n", "g", "h"}
+    reading = Reading()
+    assert {document.text for document in read_source(local(tmp_path), reading)} == expected
+    assert reading.summary() == {"found": 7, "read": 7, "unread": {}}
+    assert [d.id for d in read_source(local(tmp_path / "a.json"))] == ["a.json:1", "a.json:2"]
+
+
+def test_each_file_of_a_folder_is_read_or_counted_by_reason(tmp_path):
+    (tmp_path / "sub" / ".cache").mkdir(parents=True)
+    for name in ("a.txt", ".b.txt", "sub/.cache/c.txt", "d.pdf", "e", "f.tar.gz", "sub/g.csv", "h.csv", "i.csv"):
+        (tmp_path / name).write_text("text")
+    for name, content in {
+        "j.txt": "",
+        "k.jsonl": "\n\n",
+        "l.parquet.gz": None,
+        "m.json": '{"name": "x", "v": 1}',
+    }.items():
+        if content is None:
+            empty = pyarrow.BufferOutputStream()
+            pyarrow.parquet.write_table(pyarrow.table({"text": []}), empty)
+            (tmp_path / name).write_bytes(gzip.compress(empty.getvalue().to_pybytes()))
+        else:
+            (tmp_path / name).write_text(content)
+    (tmp_path / "n.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "o.txt")
+    reading = Reading()
+    assert [document.text for document in read_source(local(tmp_path), reading)] == ["text"]
+    told = reading.summary()
+    counts = {reason: part["count"] for reason, part in told["unread"].items()}
+    assert counts == {
+        "hidden": 2,
+        "kind_not_read": 6,
+        "empty": 2,
+        "no_rows": 2,
+        "link_to_nothing": 1,
+        "no_file_of_content": 1,
+    }
+    assert told["found"] == 1 + sum(counts.values()) and told["read"] == 1
+    assert told["unread"]["kind_not_read"]["names"] == ["d.pdf", "e", "f.tar.gz", "h.csv", "i.csv"]  # the first five
+    assert told["unread"]["no_rows"]["names"] == ["l.parquet.gz", "m.json"]
+
+
+def test_a_file_name_that_is_not_utf8_is_written_with_its_bytes(tmp_path):
+    for name in (b"caf\xe9.txt", b"caf\xe9.csv"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "w") as file:
+            file.write("text")
+    reading = Reading()
+    assert [document.id for document in read_source(local(tmp_path), reading)] == ["caf\\xe9.txt"]
+    assert reading.unread["kind_not_read"]["names"] == ["caf\\xe9.csv"]
+
+
+def test_linked_folders_are_read_once_and_circles_end(tmp_path):
+    docs, more = tmp_path / "docs", tmp_path / "more"
+    (docs / "z").mkdir(parents=True)
+    more.mkdir()
+    (docs / "z" / "a.txt").write_text("own")
+    (more / "b.txt").write_text("behind a link")
+    (docs / "a-link").symlink_to("z")  # to a folder of its own: that one is read under its own name
+    (docs / "link").symlink_to(more)
+    (more / "back").symlink_to(docs)
+    (docs / "file.txt").symlink_to(more / "b.txt")
+    reading = Reading()
+    found = {document.id: document.text for document in read_source(local(docs), reading)}
+    assert found == {"file.txt": "behind a link", "link/b.txt": "behind a link", "z/a.txt": "own"}
+    assert reading.unread == {"linked_folder_seen_already": {"count": 2, "names": ["a-link", "link/back"]}}
+
+
+def test_a_json_file_that_holds_rows_of_another_shape_is_an_error_and_not_left_out(tmp_path):
+    (tmp_path / "a.json").write_text('[{"body": "one"}, {"body": "two"}]')
+    with pytest.raises(ValueError, match=r'a\.json: row 1: no field "text".*the row has body'):
+        texts(local(tmp_path))
+    (tmp_path / "a.json").write_text('{"settings": 1}')
+    with pytest.raises(ValueError, match=r'a\.json:1: no field "text".*the row has settings'):
+        texts(local(tmp_path / "a.json"))  # named by the user: it must hold rows
+    (tmp_path / "a.json").write_text('[{"text": "one"}, {"body": "two"}]')
+    with pytest.raises(ValueError, match=r'a\.json: row 2: no field "text"'):
+        texts(local(tmp_path))
 
 
 def test_parquet_and_several_zstd_frames_are_read(tmp_path):
@@ -149,13 +242,13 @@ def test_hub_failures_name_the_dataset_and_the_row(monkeypatch):
 
 
 BAD_LINES = {
-    b'{"text": "a",}\n': r"bad\.jsonl:2: column 14: not JSON",
-    b'{"text": "caf\xe9"}\n': r"bad\.jsonl:2: not UTF-8 at byte 13 of the line",
+    b'{"text": "a",}\n': r"bad\.jsonl:2:14: not JSON",
+    b'{"text": "caf\xe9"}\n': r"bad\.jsonl:2:14: not UTF-8 at byte 13 of the line",
     b'{"body": "a", "n": 1}\n': r'bad\.jsonl:2: no field "text".*the row has body, n',
     b'{"text": null}\n': r'bad\.jsonl:2: field "text" is NoneType',
     b'{"text": "\\ud800"}\n': r"bad\.jsonl:2: .*half a surrogate pair at character 0",
     b"[1, 2]\n": r"bad\.jsonl:2: a row must be an object",
-    b"[" * 100_000 + b"\n": r"bad\.jsonl:2: JSON that cannot be read",
+    b"[" * 100_000 + b"\n": r"bad\.jsonl:2:100000: nested 100,000 deep",
     b'{"messages": []}\n': r'bad\.jsonl:2: "messages" must be a list',
     b'{"messages": [{"role": "bot", "content": "a"}]}\n': r'bad\.jsonl:2: message 0 needs a "role"',
     b'{"messages": [{"role": "user"}]}\n': r'bad\.jsonl:2: message 0, "content" is NoneType',

@@ -35,13 +35,14 @@ class Scripted:
         self.batches = []
 
     def generate(self, prompts, *, max_new_tokens, stop_ids, stop_strings):
-        assert "\nQuestion:" in stop_strings
+        assert ("\nQuestion:" in stop_strings) is (self.tokenizer.chat_template is None)
         self.batches.append(len(prompts))
         assert stop_ids == {self.tokenizer.eos_id, self.tokenizer.end_of_turn_id}
         answers = []
         for ids in prompts:
             (problem,) = (p for p in PROBLEMS if p["prompt"] in self.tokenizer.decode(ids))
-            answers.append(self.tokenizer.encode(self.reply(problem))[:max_new_tokens])
+            room = min(max_new_tokens, self.max_length - len(ids))
+            answers.append(self.tokenizer.encode(self.reply(problem))[:room])
         return answers
 
 
@@ -81,6 +82,33 @@ def test_a_chat_model_is_asked_through_its_template_and_a_base_model_in_plain_te
     assert solve(Scripted(tokenizer, lambda p: f"#### {p['answer']}"), SUITE, max_new_tokens=50).accuracy == 1.0
 
 
+@pytest.mark.parametrize("reply", ["so it is\nAnswer: {}", "\nAnswer: {}", "\n\n\n#### {}", "\nQuestion: what?\n{}"])
+def test_a_chat_models_whole_answer_counts_whatever_texts_are_in_it(tokenizer, reply):
+    tokenizer.chat_template = CHATML
+    result = solve(Scripted(tokenizer, lambda p: reply.format(p["answer"])), SUITE, max_new_tokens=80)
+    assert result.accuracy == 1.0 and result.answers_cut == 0
+    assert {row["completion"] for row in result.transcripts} == {reply.format(n).strip() for n in range(3)}
+
+
+def test_answers_that_reach_max_new_tokens_are_counted(tokenizer):
+    def reply(problem):
+        return " ".join("abcdefghijkl") if problem["family"] == "sums" else "4\nQuestion: on and on and on"
+
+    result = solve(Scripted(tokenizer, reply), SUITE, max_new_tokens=15)
+    assert result.answers_cut == 6  # a text that ends an answer was there before the limit
+    assert {row["family"] for row in result.transcripts if row["cut"]} == {"sums"}
+
+
+def test_the_room_for_an_answer_does_not_depend_on_who_is_beside_it(tokenizer):
+    problems = (*PROBLEMS[:1], {**PROBLEMS[6], "prompt": PROBLEMS[6]["prompt"] + " x" * 40})
+    suite = Suite(name="two", problems=problems)
+    longest = max(len(prompt_ids(tokenizer, p["prompt"])) for p in problems)
+    model = Scripted(tokenizer, lambda p: "1 2 3 4 5 6", max_length=longest + 4)
+    short, long = solve(model, suite, max_new_tokens=50).transcripts
+    assert short["completion"] == "1 2 3 4 5 6" and not short["cut"]
+    assert long["cut"] and long["completion"] in "1 2 3"
+
+
 def test_new_tokens_stay_within_the_models_length(tokenizer):
     longest = max(len(prompt_ids(tokenizer, p["prompt"])) for p in PROBLEMS)
     model = Scripted(tokenizer, lambda p: f"#### {p['answer']}", max_length=longest + 3)
@@ -106,7 +134,14 @@ def test_the_best_constant_answer_is_the_most_frequent_one():
 
 @pytest.mark.parametrize(
     ("completion", "answer"),
-    [("1+1=2\n#### 2", "2"), ("#### 1\n#### 2\nbye", "2"), ("so it is\n42", "42"), ("", ""), ("####", "")],
+    [
+        ("1+1=2\n#### 2", "2"),
+        ("#### 1\n#### 2\nbye", "2"),
+        ("so it is\n42", "42"),
+        ("", ""),
+        ("####", ""),
+        ("12 and 30 is\nAnswer: Rome", "Rome"),
+    ],
 )
 def test_the_answer_stands_after_the_last_mark_or_is_the_last_line(completion, answer):
     assert final_answer(completion) == answer

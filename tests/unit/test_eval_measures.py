@@ -48,6 +48,24 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_token(tokenizer):
         assert bits_per_byte(Uniform(tokenizer), documents, window) == pytest.approx(expected)
 
 
+class WithoutStart:
+    """A tokenizer that offers nothing to begin a document with."""
+
+    document_start: tuple[int, ...] = ()
+
+    def __init__(self, tokenizer):
+        self.encode, self.decode, self.vocab_size = tokenizer.encode, tokenizer.decode, tokenizer.vocab_size
+
+
+def test_without_a_document_start_the_first_token_is_given_and_its_bytes_do_not_count(tokenizer):
+    ids = tokenizer.encode(TEXT)
+    rest = len(TEXT.encode()) - len(tokenizer.decode(ids[:1]).encode())
+    found = bits_per_byte(Uniform(WithoutStart(tokenizer)), [TEXT], 64)
+    assert found == pytest.approx((len(ids) - 1) * np.log2(tokenizer.vocab_size) / rest)
+    with pytest.raises(ValueError, match="each document is one token"):
+        bits_per_byte(Uniform(WithoutStart(tokenizer)), [tokenizer.decode(ids[:1])], 64)
+
+
 def test_tokens_past_the_first_window_see_at_least_half_a_window(tokenizer):
     document = TEXT * 3
     predicted = len(tokenizer.encode(document))
@@ -95,7 +113,7 @@ def test_needle_prompts_fill_the_context_and_never_exceed_it(tokenizer, template
         assert len(tokenizer.encode(f"The code of a name is {answer}.")) <= ANSWER_TOKENS
         total = len(ids) + ANSWER_TOKENS
         assert context - longest - 1 <= total <= context
-    assert find_needles(Reader(tokenizer), trials) == {"found": 9, "of": 9}
+    assert find_needles(Reader(tokenizer), trials) == {"found": 9, "of": 9, "cut": 0}
 
 
 def test_depths_spread_from_the_start_to_the_end(tokenizer):
@@ -108,6 +126,19 @@ def test_depths_spread_from_the_start_to_the_end(tokenizer):
     assert len(set(texts)) == 11
     half_blind = Reader(tokenizer, sees=lambda text, place: place > len(text) / 2)
     assert 4 <= find_needles(half_blind, trials)["found"] <= 6
+
+
+def test_answers_that_go_on_without_the_value_are_counted(tokenizer):
+    class Talker(Reader):
+        def answer(self, prompt):
+            value = super().answer(prompt)
+            long = self.tokenizer.encode(" well " * ANSWER_TOKENS)
+            return value if self.sees(self.tokenizer.decode(prompt), 0) else long
+
+    trials = needle_trials(tokenizer, 200, 6, 3, FILLER, NOTES)
+    asked = iter(range(100))
+    talker = Talker(tokenizer, sees=lambda text, place: next(asked) // 2 % 2 == 0)
+    assert find_needles(talker, trials) == {"found": 3, "of": 6, "cut": 3}
 
 
 def test_the_same_seed_gives_the_same_trials(tokenizer):

@@ -1,5 +1,6 @@
 """Suites: what `pocketlm eval --suite` accepts, and what it says of a file it cannot."""
 
+import gzip
 import json
 
 import pytest
@@ -39,13 +40,25 @@ def test_a_users_jsonl_file_is_a_suite(tmp_path):
         ("[1]", "expected an object"),
         (json.dumps({"prompt": "?"}), '"answer" is missing'),
         (json.dumps({"prompt": " ", "answer": "2"}), '"prompt" is missing'),
+        (json.dumps({"prompt": "?", "answer": True}), '"answer" is missing or not a text'),
+        ('{"prompt": "a\\ud800", "answer": "2"}', '"prompt" holds half a surrogate pair at character 1'),
+        (json.dumps({"prompt": "?", "answer": "2", "family": ["a"]}), '"family" is list, not a text'),
+        ("[" * 100_000, "nested 100,000 deep"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, complaint):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"prompt": "1+1?", "answer": "2"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=rf"mine\.jsonl:2: .*{complaint}"):
+    with pytest.raises(ValueError, match=rf"mine\.jsonl:2:.*{complaint}"):
         load_suite(str(file))
+
+
+def test_packed_files_and_texts_with_unicode_line_separators_are_suites(tmp_path):
+    file = tmp_path / "mine.jsonl.gz"
+    rows = [{"prompt": "a\u2028b\u0085c?", "answer": 2, "id": 7}, {"prompt": "sky?", "answer": "blue"}]
+    file.write_bytes(gzip.compress("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8-sig")))
+    first, second = load_suite(str(file)).problems
+    assert first["prompt"] == "a\u2028b\u0085c?" and first["id"] == "7" and second["answer"] == "blue"
 
 
 def test_an_empty_file_and_an_unknown_name_are_refused(tmp_path):

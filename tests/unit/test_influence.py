@@ -1,15 +1,17 @@
 """Influence scores against the inner product of gradients that autograd holds explicitly, sample by sample."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.data.influence import embedding_gradient, influence, probe_directions
+from pocketlm.data.influence import influence, probe_directions, table_gradient
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
-# B samples, T tokens, V vocabulary, D hidden, C probes
+# B samples, T tokens, V vocabulary, D hidden, C probes, M matrices
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -27,9 +29,18 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    return Transformer(CONFIG)
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def model(request: pytest.FixtureRequest) -> Transformer:
+    return Transformer(replace(CONFIG, tie_word_embeddings=request.param))
+
+
+def tables(model: Transformer) -> list[Tensor]:
+    """The embedding, and the output layer where it is a matrix of its own."""
+    return [model.model.embed_tokens.weight, *([] if model.lm_head is None else [model.lm_head.weight])]
+
+
+def drawn_directions(model: Transformer, count: int) -> Tensor:
+    return torch.randn(count, len(tables(model)), 300, 32, generator=torch.Generator().manual_seed(1))
 
 
 def drawn_batch(rows: int, seed: int = 0, length: int = 20) -> Batch:
@@ -47,24 +58,24 @@ def one_sample(batch: Batch, row: int) -> Batch:
 
 
 def explicit_gradient(model: Transformer, batch: Batch) -> Tensor:
-    """[V, D]: the gradient of one sample's mean loss in the tied embedding, by autograd alone."""
+    """[M, V, D]: the gradient of one sample's mean loss in the embedding and output layers, by autograd alone."""
     logits = model(batch.input_ids)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX)
-    return torch.autograd.grad(loss, model.model.embed_tokens.weight)[0]
+    return torch.stack(torch.autograd.grad(loss, tables(model)))
 
 
-def test_the_embedding_gradient_is_autograds_summed_over_samples(model):
+def test_the_gradient_of_embedding_and_output_is_autograds_summed_over_samples(model):
     batch = drawn_batch(5)
     expected = sum(explicit_gradient(model, one_sample(batch, row)) for row in range(5))
-    found = embedding_gradient(model, batch)
-    assert found.shape == (300, 32)
+    found = table_gradient(model, batch)
+    assert found.shape == (len(tables(model)), 300, 32)
     assert (found - expected).abs().max() <= 1e-6 * found.abs().max() + 1e-7
-    assert model.model.embed_tokens.weight.grad is None  # training's gradients stay untouched
+    assert all(table.grad is None for table in tables(model))  # training's gradients stay untouched
 
 
 def test_influence_is_the_inner_product_of_each_samples_gradient_with_each_direction(model):
     batch = drawn_batch(5)
-    directions = torch.randn(3, 300, 32, generator=torch.Generator().manual_seed(1))
+    directions = drawn_directions(model, 3)
     found = influence(model, batch, directions)
     assert found.shape == (5, 3)
     for row in range(5):
@@ -76,7 +87,7 @@ def test_influence_is_the_inner_product_of_each_samples_gradient_with_each_direc
 
 def test_a_samples_score_does_not_depend_on_its_neighbours(model):
     batch = drawn_batch(5)
-    directions = torch.randn(2, 300, 32, generator=torch.Generator().manual_seed(1))
+    directions = drawn_directions(model, 2)
     together = influence(model, batch, directions)
     alone = torch.cat([influence(model, one_sample(batch, row), directions) for row in range(5)])
     assert torch.allclose(together, alone, rtol=1e-5, atol=1e-6)
@@ -95,14 +106,18 @@ def test_positive_influence_means_that_learning_the_sample_lowers_the_probes_los
     probe, samples = drawn_batch(1, 3), drawn_batch(4, 8)
     direction = explicit_gradient(model, probe)
     scores = influence(model, samples, direction[None])[:, 0]
-    weight = model.model.embed_tokens.weight
-    start = weight.detach().clone()
+    start = torch.stack([table.detach().clone() for table in tables(model)])
 
     @torch.no_grad()
-    def probe_loss(embedding: Tensor) -> float:
-        weight.copy_(embedding)
+    def set_tables(values: Tensor) -> None:
+        for table, value in zip(tables(model), values, strict=True):
+            table.copy_(value)
+
+    @torch.no_grad()
+    def probe_loss(values: Tensor) -> float:
+        set_tables(values)
         logits = model(probe.input_ids).double()
-        weight.copy_(start)
+        set_tables(start)
         return float(F.cross_entropy(logits.flatten(0, 1), probe.labels.flatten(), ignore_index=IGNORE_INDEX))
 
     lr = 1e-3
@@ -115,7 +130,7 @@ def test_positive_influence_means_that_learning_the_sample_lowers_the_probes_los
 def test_probe_directions_are_of_unit_norm_and_one_for_each_probe(model):
     probes = {"code": [drawn_batch(3, 1), drawn_batch(3, 2)], "maths": [drawn_batch(2, 3)]}
     directions = probe_directions(model, probes)
-    assert directions.shape == (2, 300, 32)
+    assert directions.shape == (2, len(tables(model)), 300, 32)
     assert directions.flatten(1).norm(dim=1).tolist() == pytest.approx([1, 1], rel=1e-5)
 
 
@@ -138,7 +153,7 @@ def test_probe_directions_are_mean_gradients_over_root_mean_squares(model):
 def test_a_sample_without_labels_has_no_influence(model):
     batch = drawn_batch(2)
     batch.labels[1] = IGNORE_INDEX
-    directions = torch.randn(1, 300, 32, generator=torch.Generator().manual_seed(1))
+    directions = drawn_directions(model, 1)
     scores = influence(model, batch, directions)[:, 0]
     assert scores[0] != 0 and scores[1] == 0
 

@@ -1,5 +1,6 @@
 """Report: a run as one page that is whole, harmless and shorter where the recipe is."""
 
+import io
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,7 +9,9 @@ from typing import Any
 
 import pytest
 from finished_run import evaluation, steps, whole_run, write_stage
+from rich.console import Console
 
+from pocketlm.commands.tables import evaluation_table
 from pocketlm.report.goals import Goal, judge
 from pocketlm.report.plots import smoothed, thinned, ticks
 from pocketlm.stages.report import ReportConfig, report
@@ -123,6 +126,50 @@ def test_speeds_stand_beside_what_memory_would_allow(whole: str) -> None:
     assert "on 2 threads, medians of 3" in text and "at the 12.5 GB/s of memory" in text
 
 
+def test_files_that_were_not_read_stand_in_a_table_with_their_reason(whole: str) -> None:
+    text = Reader(whole).text
+    assert "Of 61 files in the sources' folders 54 were read." in text
+    assert "kind not read" in text and "a.pdf" in text
+
+
+def test_answers_that_were_cut_are_counted_and_marked(whole: str) -> None:
+    text = Reader(whole).text
+    assert "Answers that reached max_new_tokens 160 or the model's length and were cut there: phase2 12 of 300." in text
+    assert "cut before its end" in text
+
+
+def test_answers_that_were_cut_stand_under_the_table_in_the_terminal() -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    console.print(evaluation_table(evaluation()["evaluation.json"], console.width))
+    line = "phase2: 12 of 300 answers reached max_new_tokens 160 or the model's length and were cut there"
+    assert shown.getvalue().count("were cut there") == 1 and line in shown.getvalue()
+
+
+CHATS = {
+    "rows": 20,
+    "learnt": 4,
+    "examples": 6,
+    "left_out": {"too_long": 15, "weight_0": 1},
+    "fields_not_rendered": {"reasoning_content": 3},
+    "special_words_as_text": 2,
+    "sources": {"chats": {"rows": 18, "learnt": 3, "left_out": {"too_long": 15}}, "more": {"rows": 2, "learnt": 1}},
+}
+
+
+def test_conversations_that_were_left_out_are_told_by_stage_source_and_reason(
+    run: dict[str, Path], tmp_path: Path
+) -> None:
+    chat = write_stage(tmp_path, "finetune", "chat", 9.0, {"conversations.json": CHATS})
+    whole = CHATS | {"learnt": 20, "left_out": {}, "fields_not_rendered": {}, "sources": {"chats": {}}}
+    int4 = write_stage(tmp_path, "quantize", "int4", 9.0, {"conversations.json": whole})
+    page = Reader(make_page(tmp_path, replace(CONFIG, goals=()), [chat, int4], run["evaluation"]))
+    assert "conversations" in page.parts
+    told = "chat: 16 of 20 conversations (80.0 %) were not learnt: too long 15, weight 0 1."
+    assert told in page.text and "int4: 0" not in page.text
+    assert "chat: chats" in page.text and "reasoning content 3" in page.text and "int4: chats" not in page.text
+
+
 def test_every_drawing_is_described(whole: str) -> None:
     drawings = [attributes for tag, attributes in Reader(whole).tags if tag == "svg"]
     assert len(drawings) > 30
@@ -193,7 +240,7 @@ def test_a_folder_that_is_no_finished_stage_is_named(run: dict[str, Path], tmp_p
         attempt(run["corpus"], run["mix"])
     torn = write_stage(tmp_path, "pretrain", "torn", 1.0, {})
     (torn / "metrics.jsonl").write_text('{"step": 0}\n{"st')
-    with pytest.raises(ValueError, match=r"metrics.jsonl:2: not JSON"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl:2:\d+: not JSON"):
         attempt(torn)
 
 

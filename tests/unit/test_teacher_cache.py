@@ -189,8 +189,8 @@ def test_spans_name_conversations(folder):
     conversations = [([5, 6, 7], [False, True, True]), ([8, 9], [False, True])]
     rows = ConversationRows(conversations, 8, 0)
     assert [(s.start, s.stop, s.key) for s in rows.spans(0)] == [
-        (0, 3, document_key([5, 6, 7])),
-        (3, 5, document_key(np.asarray([8, 9], np.uint16))),
+        (0, 2, document_key([5, 6, 7])),
+        (2, 3, document_key(np.asarray([8, 9], np.uint16))),
     ]
 
 

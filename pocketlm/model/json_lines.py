@@ -1,0 +1,120 @@
+"""Rows of JSON files: the one reader of sources, conversations and suites.
+
+A row is what stands on a line that ends in a line feed; other separators that Unicode knows are
+text. A byte order mark is skipped on the first line. NaN and Infinity are read, as Python writes
+them; empty lines are no rows.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pocketlm.model.unpacked import unpacked
+
+ADVICE = "mend the line, or leave it out"
+STRING = r'"(?:[^"\\]|\\.)*"'
+
+
+def json_lines(path: Path, advice: str = ADVICE) -> Iterator[tuple[int, Any]]:
+    """(line number, row) of each line of a file, plain or compressed, in time that grows with its size alone.
+
+    ValueError names file, line and column of what is not UTF-8, not JSON, or beyond what Python
+    reads of it (nesting, digits of a number), then gives `advice`.
+    """
+    for number, line in enumerate(_lines(path), start=1):
+        text = _text(line, f"{path}:{number}", advice, first=number == 1)
+        if text.strip():
+            yield number, _parsed(text, f"{path}:{number}", advice)
+
+
+def json_rows(path: Path, advice: str = ADVICE) -> Iterator[tuple[str, int, Any]]:
+    """(where it stands, number, row) of a .json file: an array of rows, one object a line, or a single object.
+
+    An array, or an object over several lines, is held in memory whole. ValueErrors as of
+    `json_lines`.
+    """
+    first = next((line for line in _lines(path) if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
+    if not first:
+        return
+    if not _is_whole(first):
+        text = _text(b"".join(unpacked(path)), str(path), advice, first=True)
+        rows = _parsed(text, str(path), advice, many_lines=True)
+        for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
+            yield f"{path}: row {number}", number, row
+        return
+    for number, row in json_lines(path, advice):
+        yield f"{path}:{number}", number, row
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether the first line is an object by itself, so that more may follow on lines of their own."""
+    try:
+        text = line.decode("utf-8-sig").strip()
+        return text.startswith("{") and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines without their line feed. A line over many pieces is joined once, at its end."""
+    parts: list[bytes] = []
+    for chunk in unpacked(path):
+        end, *others = chunk.split(b"\n")
+        parts.append(end)
+        for begin in others:
+            yield b"".join(parts)
+            parts = [begin]
+    if last := b"".join(parts):
+        yield last
+
+
+def _text(line: bytes, where: str, advice: str, *, first: bool) -> str:
+    try:
+        return line.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        before = line[: error.start]
+        line_feeds = before.count(b"\n")
+        if line_feeds:  # a whole file: where in it is the line
+            where, before = f"{where}:{line_feeds + 1}", before[before.rindex(b"\n") + 1 :]
+        column = len(before.decode()) + 1
+        place = f"not UTF-8 at byte {len(before)} of the line"
+        raise ValueError(f"{where}:{column}: {place}; convert the file") from None
+
+
+def _parsed(text: str, where: str, advice: str, *, many_lines: bool = False) -> Any:
+    """What the text holds; ValueError at its place, which `where` begins."""
+
+    def place(at: int) -> str:
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        return f"{where}:{line}:{column}" if many_lines else f"{where}:{column}"
+
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place(error.pos)}: not JSON ({error.msg}); {advice}") from None
+    except RecursionError:
+        depth, at = _deepest(text)
+        raise ValueError(f"{place(at)}: nested {depth:,} deep, more than can be read; {advice}") from None
+    except ValueError as error:
+        limit = sys.get_int_max_str_digits()
+        found = (m for m in re.finditer(rf"{STRING}|\d{{{limit + 1},}}", text, re.DOTALL) if m[0][0] != '"')
+        if (number := next(found, None)) is None:
+            raise ValueError(f"{where}: JSON that cannot be read ({error}); {advice}") from None
+        digits = f"a number of {len(number[0]):,} digits, more than the {limit:,} that are read"
+        raise ValueError(f"{place(number.start())}: {digits}; {advice}") from None
+
+
+def _deepest(text: str) -> tuple[int, int]:
+    """(how deep brackets nest, where the deepest opens)."""
+    depth = deepest = at = 0
+    for found in re.finditer(rf"{STRING}|[\[\]{{}}]", text, re.DOTALL):
+        if found[0] in ("[", "{"):
+            depth += 1
+            if depth > deepest:
+                deepest, at = depth, found.start()
+        elif found[0] in ("]", "}"):
+            depth -= 1
+    return deepest, at

@@ -1,0 +1,56 @@
+"""A file's content, plain or compressed (.gz .bz2 .xz .zst), in pieces."""
+
+import bz2
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED_SUFFIXES = (*OPENERS, ".zst")
+CHUNK_BYTES = 1 << 20
+
+
+def unpacked(path: Path) -> Iterator[bytes]:
+    """The content in pieces of about CHUNK_BYTES; ValueError when a packed file is cut short or damaged."""
+    if path.suffix.lower() == ".zst":
+        yield from _zstd(path)
+        return
+    opener = OPENERS.get(path.suffix.lower(), open)
+    try:
+        with opener(path, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: cut short or damaged ({first_line(error)}); fetch it again") from None
+    except OSError as error:
+        if error.errno is not None:  # the system's own word (no permission, a bad disk) names the file already
+            raise
+        raise ValueError(f"{path}: damaged ({first_line(error)}); fetch it again") from None
+
+
+def _zstd(path: Path) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise ValueError(f"{path}: reading .zst needs the zstandard package: pip install zstandard") from None
+    unpacker = zstandard.ZstdDecompressor().decompressobj()
+    started = False
+    with open(path, "rb") as file:
+        while packed := file.read(CHUNK_BYTES):
+            while packed:  # a file may hold several frames
+                if unpacker.eof:
+                    unpacker = zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    yield unpacker.decompress(packed)
+                except zstandard.ZstdError as error:
+                    raise ValueError(f"{path}: damaged ({first_line(error)}); fetch it again") from None
+                started, packed = True, unpacker.unused_data if unpacker.eof else b""
+    if started and not unpacker.eof:
+        raise ValueError(f"{path}: cut short (the last zstd frame does not end); fetch it again")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

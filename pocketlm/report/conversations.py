@@ -1,0 +1,67 @@
+"""The conversations: which each training stage learnt, and which it left out, by reason."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from pocketlm.report.amounts import count, percent
+from pocketlm.report.markup import node
+from pocketlm.report.page import Cell, number, paragraph, section, table
+from pocketlm.report.road import Stage
+
+WARNED_SHARE = 0.01
+HEADINGS = (
+    "stage",
+    "rows",
+    "learnt",
+    "examples",
+    "left out",
+    "fields the template does not show",
+    "special words read as text",
+)
+
+
+def conversations_section(stages: Sequence[Stage]) -> Element | None:
+    """A row for each training stage that learnt conversations, and for each of its sources."""
+    found = {stage.name: stage.files["conversations.json"] for stage in stages if "conversations.json" in stage.files}
+    if not found:
+        return None
+    rows: list[list[Cell]] = []
+    for name, told in found.items():
+        rows.append(_row(name, told))
+        sources = told.get("sources", {})
+        if len(sources) > 1:
+            rows += [_row(f"{name}: {source}", own) for source, own in sources.items()]
+    parts: list[Element] = [
+        paragraph(
+            "A row is one conversation of a source; it may give several examples, or none. What was left out, "
+            "and fields that rows have and the chat template does not write, a model never sees."
+        ),
+        table("Conversations of each training stage", list(HEADINGS), rows, class_="full wide"),
+    ]
+    warnings = [line for name, told in found.items() if (line := _warning(name, told))]
+    parts += [node("p", line, class_="missed") for line in warnings]
+    return section("conversations", "Conversations: what was learnt of them", *parts)
+
+
+def _row(name: str, told: Mapping[str, Any]) -> list[Cell]:
+    return [
+        name,
+        *(number(f"{told[key]:,}") if key in told else None for key in ("rows", "learnt", "examples")),
+        _counts(told.get("left_out", {})) or "none",
+        _counts(told.get("fields_not_rendered", {})) or "none",
+        number(f"{told['special_words_as_text']:,}") if "special_words_as_text" in told else None,
+    ]
+
+
+def _warning(name: str, told: Mapping[str, Any]) -> str:
+    """What is to be said of a stage that left out more than WARNED_SHARE of its rows; "" of another."""
+    rows, left = told["rows"], told["rows"] - told["learnt"]
+    if left <= WARNED_SHARE * rows:
+        return ""
+    reasons = _counts(told.get("left_out", {})) or "no reason was written"
+    return f"{name}: {count(left)} of {count(rows)} conversations ({percent(left / rows)}) were not learnt: {reasons}."
+
+
+def _counts(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason.replace('_', ' ')} {number_of:,}" for reason, number_of in reasons.items())
