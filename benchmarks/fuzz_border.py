@@ -30,6 +30,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from pocketlm.corpus.local import read_local
+from pocketlm.data.conversations import examples_of
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.config_fields import FIELDS, HONOURED_AS, OLDER, PRETRAINED
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
@@ -158,7 +160,8 @@ def fuzz(folder: Path, inputs: int, seed: int, files: list[str]) -> Tally:
         for number in range(inputs):
             draw = random.Random(f"{seed} {number}")
             name = files[number % len(files)]
-            base = bases["shards"] if name.startswith("model.") else bases[draw.choice([*MODELS, "ours"])]
+            having = [base for base in bases.values() if (base / name).is_file()]
+            base = draw.choice(having)
             content = changed((base / name).read_bytes(), draw, name)
             (folder / "tried").mkdir()
             for path in base.iterdir():
@@ -209,11 +212,17 @@ def write_bases(folder: Path) -> dict[str, Path]:
         chat = [{"role": "user", "content": "12 + 30?"}, {"role": "assistant", "content": "42, <b>\u00e9</b>"}]
         rows: list[dict[str, Any]] = [{"messages": chat}, {"prompt": "hi", "response": "hello"}]
         rows.append({"messages": [{"role": "system", "content": "brief"}, *chat, *chat], "id": 7})
+        call = {"type": "function", "function": {"name": "add", "arguments": {"a": 12, "b": 30}}}
+        asked = {"role": "assistant", "content": "", "tool_calls": [call], "weight": 0, "reasoning_content": "sum"}
+        rows.append(
+            {"messages": [chat[0], asked, {"role": "tool", "content": "42"}, chat[1]], "tools": [], "train": True}
+        )
         (bases[name] / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     bases["shards"] = Path(shutil.copytree(bases["llama"], folder / "bases" / "shards"))
     split_weights(bases["shards"])
     bases["ours"] = Path(shutil.copytree(bases["llama"], folder / "bases" / "ours"))
     tokenizer.save(bases["ours"])
+    (bases["ours"] / "special_tokens_map.json").unlink()  # which ours do not have
     return bases
 
 
@@ -380,8 +389,14 @@ def try_input(folder: Path, name: str, tally: Tally) -> tuple[str, str | None]:
 
 
 def read_chats(file: Path) -> list[Any]:
-    """The rows of a file of conversations, encoded by nobody yet."""
-    return list(read_local(file, None))
+    """The examples of a file of conversations, as fine-tuning learns them."""
+    chats = [document.chat for document in read_local(file, None) if document.chat is not None]
+    return examples_of(chats, opened_tokenizer(file.with_name("tokenizer.json").resolve().parent), 512)[0]
+
+
+@cache
+def opened_tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
 
 
 @torch.no_grad()

@@ -30,6 +30,8 @@ from pocketlm.model.weights import (
     weight_files,
 )
 
+GENERATION = "generation_config.json"
+
 
 def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, *, layout: str | None = None) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into an existing folder.
@@ -69,7 +71,7 @@ def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
     """A folder as Hugging Face has it: config.json and generation_config.json, model.safetensors, the tokenizer's files."""
     write_json(folder / "config.json", config)
     write_json(
-        folder / "generation_config.json",
+        folder / GENERATION,
         {"eos_token_id": sorted(tokenizer.stop_ids), "bos_token_id": tokenizer.bos_id},
     )
     temporary = folder / f".{WEIGHTS}.partial"
@@ -124,6 +126,8 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     config, layout = _read_config(folder)
     tokenizer = Tokenizer.load(folder)
     check_ids(tokenizer, config, folder)
+    if (folder / GENERATION).is_file():
+        read_object(folder / GENERATION)  # in a folder of ours nothing else reads it, but transformers does
     if INDEX in unread_weights(folder):
         print(f"{folder}: {WEIGHTS} is read, not the shards of {INDEX}, as transformers does", file=sys.stderr)
     return _filled(folder, config, layout, read_tensors(folder)), tokenizer

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from pocketlm.model.files import read_json, write_json, write_text
+from pocketlm.model.json_shape import described
 
 if TYPE_CHECKING:
     from pocketlm.model.tokenizer import Tokenizer
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "tiktoken.model")
+ADDED = ("add_bos_token", "add_eos_token")  # flags, not names of tokens
 OURS = "pocketlm"  # the key of tokenizer_config.json that marks a folder of ours
 WRITTEN_BY_TRAINING = "truncation and padding that a script left in tokenizer.json"
 
@@ -42,11 +44,11 @@ def _load_own(folder: Path, config: dict[str, Any]) -> "Tokenizer":
     from pocketlm.model.tokenizer import Tokenizer
 
     ours = config[OURS]
-    names = {
-        name: text
-        for name, value in config.items()
-        if name.endswith("_token") and not isinstance(value, bool) and (text := _text_of(value))
-    }
+    roles = {name: value for name, value in config.items() if name.endswith("_token") and name not in ADDED}
+    for name, value in [*roles.items(), ("tokenizer_class", config.get("tokenizer_class"))]:
+        if value is not None and not _is_printable(_text_of(value)):  # transformers would not open that
+            raise ValueError(f"{folder / CONFIG}: field {name} is {described(value)}, a text is needed")
+    names = {name: text for name, value in roles.items() if (text := _text_of(value))}
     template = folder / TEMPLATE
     eos = ours.get("eos_token") or names.get("eos_token")
     if not isinstance(eos, str):
@@ -183,6 +185,11 @@ def _object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected an object, found {type(content).__name__}")
     return content
+
+
+def _is_printable(text: str | None) -> bool:
+    """Whether it is a text without half surrogate pairs."""
+    return text is not None and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _text_of(token: object) -> str | None:
