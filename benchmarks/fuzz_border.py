@@ -367,7 +367,9 @@ def try_input(folder: Path, name: str, tally: Tally) -> tuple[str, str | None]:
     ours: Any = None
     try:
         ours = read_chats(folder / name) if name == "chats.jsonl" else load_checkpoint(folder)
-    except Exception as error:
+    except BaseException as error:  # a panic of Rust is no Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
         plain = type(error) in (ValueError, FileNotFoundError) and str(folder) in str(error)
         if plain:
             tally.messages[f"{name}: {str(error).replace(str(folder), '')[:110]}"] += 1
@@ -379,7 +381,9 @@ def try_input(folder: Path, name: str, tally: Tally) -> tuple[str, str | None]:
     compare = compare_logits if name in ALL[:2] else compare_ids
     try:
         different = compare(folder, *ours)
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         words = f"{type(error).__name__}: {error}"
         for known, why in JUSTIFIED:
             if known in words:

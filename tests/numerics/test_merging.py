@@ -83,7 +83,7 @@ def test_only_branches_of_one_shape_are_merged():
     one, other = Transformer(CONFIG), Transformer(replace(CONFIG, intermediate_size=96))
     with pytest.raises(ValueError, match="at least two"):
         check_mergeable([one], ["maths"])
-    with pytest.raises(ValueError, match="code and maths have different shapes"):
+    with pytest.raises(ValueError, match=r"maths and code have different shapes \(intermediate_size 64 and 96\)"):
         check_mergeable([one, other], ["maths", "code"])
 
 

@@ -102,7 +102,7 @@ def test_weights_in_bfloat16_and_in_shards_are_read_in_float32(folder):
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, folder / file)
     weight_map = {name: file for file, part in parts.items() for name in part}
-    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors").unlink()
     model, _ = load_checkpoint(folder)
     for name, tensor in model.state_dict().items():
