@@ -180,9 +180,20 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_its_name(layout, fields, 
     assert str(folder) in str(caught.value) and str(caught.value).count(str(folder)) == 1
 
 
-@pytest.mark.parametrize(("name", "inputs"), [("config.json", 400), ("model.safetensors.index.json", 100)])
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("config.json", 400),
+        ("model.safetensors.index.json", 80),
+        ("tokenizer.json", 150),
+        ("tokenizer_config.json", 120),
+        ("generation_config.json", 60),
+        ("special_tokens_map.json", 60),
+        ("chats.jsonl", 120),
+    ],
+)
 def test_no_changed_file_is_read_otherwise_than_by_transformers_or_ends_in_a_traceback(name, inputs, tmp_path) -> None:
     tally = FUZZ.fuzz(tmp_path, inputs, 11, [name])
     assert not tally.faults, "\n".join(tally.faults)
-    assert tally.counts[name, "loaded, as transformers"] > inputs // 10
-    assert tally.counts[name, "refused"] > inputs // 4
+    loaded = tally.counts[name, "loaded, as transformers"] + tally.counts[name, "loaded"]
+    assert loaded > inputs // 20 and tally.counts[name, "refused"] > inputs // 5
