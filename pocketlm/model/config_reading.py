@@ -156,7 +156,7 @@ def _refuse_window(raw: JsonObject) -> None:
         )
     positions = raw.typed("max_position_embeddings", WHOLE)
     for name in ("sliding_window", "attention_chunk_size"):
-        window = raw.typed(name, WHOLE + OR_NULL, None)
+        window = raw.typed(name, WHOLE + OR_NULL, None, most=2**62)  # transformers keeps it in 64 bits
         if raw.get("use_sliding_window") or (kinds is None and window is not None and window < positions):
             raise ValueError(
                 f"{raw.file}: model_type {raw.get('model_type')} has no local layers, but config.json asks for some "
