@@ -12,18 +12,17 @@ from pocketlm.model.weights import ADAPTER_CONFIG, INDEX, PICKLES, WEIGHTS, inde
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SMALL = ["*.json", "*.jinja", "*.model", "merges.txt", "LICENSE*"]  # no weights, no pickle, no code
 Answer = TypeVar("Answer")
 
 
-def download(name: str, revision: str | None) -> Path:
-    """The folder in the hub's cache with the repository's weights, configuration and tokenizer; nothing else is fetched.
+def download(name: str, revision: str | None, wanted: list[str]) -> Path:
+    """The folder in the hub's cache with what `wanted` matches, fetched first, and the weights; nothing else is fetched.
 
     ValueError where the hub does not answer, or, before any weights are fetched, where they could not be read here.
     """
     import huggingface_hub as hub
 
-    folder = Path(_asked(name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=SMALL)))
+    folder = Path(_asked(name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=wanted)))
     if COMMIT.fullmatch(folder.name):
         revision = folder.name  # of this very commit are the weights, whatever is pushed meanwhile
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
@@ -34,7 +33,7 @@ def download(name: str, revision: str | None) -> Path:
         weights = [WEIGHTS, *(index_names(folder / INDEX) if (folder / INDEX).is_file() else [])]
         if (folder / ADAPTER_CONFIG).is_file():
             weights.append(ADAPTER_WEIGHTS)
-    patterns = [*SMALL, *weights]
+    patterns = [*wanted, *weights]
     folder = Path(_asked(name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=patterns)))
     if not any((folder / file).is_file() for file in weights):
         raise ValueError(

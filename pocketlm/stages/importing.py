@@ -17,6 +17,13 @@ from pocketlm.model.tokenizer_files import FILES
 from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import ADAPTER_CONFIG, INDEX, WEIGHTS, unread_weights, weight_files
 
+WANTED = [
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "merges.txt",
+    "LICENSE*",
+]  # of a hub repository beside weights: no pickle, no code
 META_LAYOUTS = ("llama4_text", "mobilellm-pro", "mobilellm")
 META_LICENCE = (
     "If these are Meta's MobileLLM weights: they are under the FAIR Noncommercial Research License, and so is what is "
@@ -100,7 +107,7 @@ def _refuse_base(config: ImportConfig) -> None:
 def _resolved(source: str, revision: str | None = None) -> Path:
     """The folder of a model: on this machine, or fetched from the hub."""
     path = Path(source)
-    return download(source, revision) if not path.exists() and HUB_ID.fullmatch(source) else path
+    return download(source, revision, WANTED) if not path.exists() and HUB_ID.fullmatch(source) else path
 
 
 def _read_adapted(config: ImportConfig, path: Path, came: dict[str, Any]) -> tuple[Transformer, Tokenizer, Path]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import sys
 import types
 import typing
 from pathlib import Path
@@ -51,6 +52,7 @@ def kind_of(hint: Any) -> str:
 
 
 def fuzz_script() -> types.ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script, whose neighbour it imports
     spec = importlib.util.spec_from_file_location("fuzz_border", ROOT / "benchmarks" / "fuzz_border.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
