@@ -42,28 +42,37 @@ class Tokenizer:
         self,
         backend: tokenizers.Tokenizer,
         *,
-        bos_token: str = END_OF_TEXT,
+        bos_token: str | None = END_OF_TEXT,
         eos_token: str = END_OF_TEXT,
         end_of_turn_token: str = TURN_END,
         chat_template: str | None = None,
+        stop_tokens: Iterable[str] = (),
+        adds_bos: bool = False,
+        special_tokens: dict[str, str] | None = None,
     ) -> None:
         self.backend = backend
         self.bos_token, self.eos_token, self.end_of_turn_token = bos_token, eos_token, end_of_turn_token
         self.chat_template = chat_template
+        self.stop_tokens, self.adds_bos = tuple(stop_tokens), adds_bos
+        self.special_tokens = dict(special_tokens or {})
         self._template: tuple[str, Template] | None = None
-        for token in (bos_token, eos_token, end_of_turn_token):
-            if backend.token_to_id(token) is None:
+        for token in (bos_token, eos_token, end_of_turn_token, *self.stop_tokens):
+            if token is not None and backend.token_to_id(token) is None:
                 raise ValueError(
                     f"tokenizer has no token {token!r}; name its own special tokens in tokenizer_config.json"
                 )
 
     @property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
-    def bos_id(self) -> int:
-        return self._id(self.bos_token)
+    def bos_id(self) -> int | None:
+        return None if self.bos_token is None else self._id(self.bos_token)
+
+    @cached_property
+    def document_start(self) -> list[int]:
+        return [self.eos_id if self.bos_id is None else self.bos_id]
 
     @cached_property
     def eos_id(self) -> int:
@@ -76,7 +85,7 @@ class Tokenizer:
     @property
     def stop_ids(self) -> set[int]:
         """The ids at which an answer ends."""
-        return {self.eos_id, self.end_of_turn_id}
+        return {self.eos_id, self.end_of_turn_id, *map(self._id, self.stop_tokens)}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
