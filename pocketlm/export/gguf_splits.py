@@ -36,18 +36,39 @@ SPLITS = {  # one regular expression, then bytes
     "tekken": LLAMA4.replace(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace(r"\p{N}{1,3}", r"\p{N}"),
 }
 IGNORES_MERGES = ("llama-bpe", "tekken")
+# llama.cpp writes the letters of these two as "not a to z" and "not A to Z", and leaves marks out.
+BIG_LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+SMALL_LETTERS = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+NEARLY = {
+    name: SPLITS[name].replace(BIG_LETTERS, r"(?:(?=\p{L})[^a-z])").replace(SMALL_LETTERS, r"(?:(?=\p{L})[^A-Z])")
+    for name in ("llama4", "tekken")
+}
 
 
 class Split(NamedTuple):
-    """A way to split: llama.cpp's name for it, whether it ignores merges, and the steps as tokenizer.json has them."""
+    """A way to split: llama.cpp's name for it, whether it ignores merges, and the steps as tokenizer.json has them.
+
+    nearly: the steps that llama.cpp takes instead, where it has no more than nearly the same.
+    """
 
     name: str
     ignores_merges: bool
     steps: list[dict[str, Any]]
+    nearly: list[dict[str, Any]] | None = None
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
         """The steps as `tokenizers` runs them."""
-        content = {"type": "Sequence", "pretokenizers": self.steps} if len(self.steps) > 1 else self.steps[0]
+        return self._made(self.steps)
+
+    def is_the_same(self, text: str) -> bool:
+        """Whether llama.cpp splits this text so, too."""
+        if self.nearly is None:
+            return True
+        exactly, nearly = (self._made(steps).pre_tokenize_str(text) for steps in (self.steps, self.nearly))
+        return exactly == nearly
+
+    def _made(self, steps: list[dict[str, Any]]) -> pre_tokenizers.PreTokenizer:
+        content = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
         empty: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
         whole = {"version": "1.0", "added_tokens": [], "pre_tokenizer": content, "model": empty}
         found = tokenizers.Tokenizer.from_str(json.dumps(whole)).pre_tokenizer
@@ -72,7 +93,15 @@ WAYS = {
         Split(
             "deepseek-v3", False, [_regex(r"\p{N}{1,3}"), _regex("[一-龥぀-ゟ゠-ヿ]+"), _regex(DEEPSEEK3), _byte_level(False)]
         ),
-        *(Split(name, name in IGNORES_MERGES, [_regex(how), _byte_level(False)]) for name, how in SPLITS.items()),
+        *(
+            Split(
+                name,
+                name in IGNORES_MERGES,
+                [_regex(how), _byte_level(False)],
+                [_regex(NEARLY[name]), _byte_level(False)] if name in NEARLY else None,
+            )
+            for name, how in SPLITS.items()
+        ),
     )
 }
 

@@ -6,7 +6,6 @@ are a word may be merged. Anything else is refused by name: its ids would be oth
 """
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +45,7 @@ class Vocabulary:
 
 # The limits: what llama.cpp cannot be told. `text_agreement` leaves such texts out, and says so.
 COMPOSED = "text whose letters and accents are apart: this tokenizer composes them first (NFC), llama.cpp does not"
+NEARLY_SPLIT = "words with accents apart or with capital letters beyond A to Z, which it splits otherwise"
 LEADING_SPACE = "text that begins with a space, which llama.cpp takes as one space more"
 AFTER_SPECIAL = "text after a special token, before which llama.cpp puts a space"
 PLAIN = "plain text outside a chat, before which llama.cpp puts no space"
@@ -119,12 +119,11 @@ def begins_with_bos(tokenizer: Tokenizer) -> bool:
         return False
     if tokenizer.chat_template is None:
         return tokenizer.adds_bos or tokenizer.document_start == [tokenizer.bos_id]
-    return tokenizer.adds_bos and _renders_bos(tokenizer)
+    return tokenizer.adds_bos and _first_of_chat(tokenizer) == tokenizer.bos_id
 
 
-def _renders_bos(tokenizer: Tokenizer) -> bool:
-    ids = tokenizer.encode_chat([{"role": "user", "content": "x"}])
-    return ids[:1] == [tokenizer.bos_id]
+def _first_of_chat(tokenizer: Tokenizer) -> int:
+    return tokenizer.encode_chat([{"role": "user", "content": "x"}])[0]
 
 
 def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
@@ -147,7 +146,7 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
 
 
 def _byte_level(tokenizer: Tokenizer, content: dict[str, Any], tokens: list[str], types: list[int]) -> Vocabulary:
-    limits = ()
+    limits: tuple[str, ...] = ()
     kinds = [step["type"] for step in _steps(content["normalizer"], "normalizers")]
     if kinds == ["NFC"]:
         limits = (COMPOSED,)
@@ -156,11 +155,14 @@ def _byte_level(tokenizer: Tokenizer, content: dict[str, Any], tokens: list[str]
             f"a .gguf cannot hold this tokenizer: it normalizes text ({', '.join(kinds)}), and llama.cpp does not; "
             "export to hf or pte"
         )
+    split = _split(content)
+    if split.nearly is not None:
+        limits = (*limits, NEARLY_SPLIT)
     return Vocabulary(
         kind=BYTE_LEVEL,
         tokens=tokens,
         types=types,
-        pre=_split(content).name,
+        pre=split.name,
         merges=tuple(" ".join(pair) for pair in _merges(content)),
         add_bos=begins_with_bos(tokenizer),
         limits=limits,
@@ -214,9 +216,9 @@ def _sentencepiece(tokenizer: Tokenizer, content: dict[str, Any], tokens: list[s
     for place, (left, right) in enumerate(_merges(content)):
         rank.setdefault(left + right, place)
     if prefix == "first":  # llama.cpp's is before the first text and after each special token, or nowhere
-        in_chats = tokenizer.chat_template is not None
-        limits = (*limits, PLAIN if in_chats else AFTER_SPECIAL)
-        prefix = "never" if in_chats else "always"
+        never = tokenizer.chat_template is not None and _first_of_chat(tokenizer) in tokenizer.special_ids
+        limits = (*limits, PLAIN if never else AFTER_SPECIAL)
+        prefix = "never" if never else "always"
     return Vocabulary(
         kind=SENTENCEPIECE,
         tokens=tokens,
@@ -271,13 +273,3 @@ def _step(step: dict[str, Any]) -> dict[str, Any]:
 def _merges(content: dict[str, Any]) -> list[tuple[str, str]]:
     pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in content["model"]["merges"])
     return [(left, right) for left, right in pairs]
-
-
-def is_composed(text: str) -> bool:
-    """Whether a text is as NFC leaves it."""
-    import unicodedata
-
-    return unicodedata.is_normalized("NFC", text)
-
-
-BEGINS_WITH_SPACE = re.compile("[ ▁]")
