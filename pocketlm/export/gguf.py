@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketlm.export.gguf_vocab import add_vocabulary, vocabulary_of
-from pocketlm.model.quant import CPU, OnGrid, quantize_weight
+from pocketlm.model.quant import CPU, OnGrid, Scheme, quantize_weight
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer, rope_frequencies
 
@@ -76,6 +76,24 @@ def write_gguf(
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def refuse_unwritable(config: ModelConfig, tokenizer: Tokenizer, scheme: Scheme | None, dtype: str) -> None:
+    """Nothing, or a ValueError where no model of this shape, tokenizer and scheme fits a .gguf of this dtype."""
+    if dtype not in FILE_TYPES:
+        raise ValueError(f"unknown GGUF dtype {dtype!r}; known: {', '.join(FILE_TYPES)}")
+    if config.rope_scaling is not None:
+        rope_divisors(config)
+    widths = {
+        "token_embd.weight": config.hidden_size,
+        "blk.0.attn_output.weight": config.num_attention_heads * config.head_dim,
+        "blk.0.ffn_down.weight": config.intermediate_size,
+    }
+    for name, width in widths.items():
+        _check_width(name, width, dtype)
+    if dtype == "q4_0" and scheme is not None:
+        _check_scheme(scheme, scheme.group_size)
+    vocabulary_of(tokenizer, config.vocab_size)
 
 
 def architecture(config: ModelConfig) -> str:
@@ -169,11 +187,19 @@ def _check_rows(entries: list[_Entry], dtype: str) -> None:
     for entry in entries:
         if not bool(torch.isfinite(entry.weight).all()):
             raise ValueError(f"{entry.name} holds NaN or infinity: training diverged; use an earlier checkpoint")
-        width = entry.weight.shape[-1]
-        if dtype in ("q8_0", "q4_0") and entry.weight.dim() == 2 and width % BLOCK:
-            raise ValueError(
-                f"{entry.name} has rows of {width} weights, {dtype} needs a multiple of {BLOCK}; choose f16"
-            )
+        if entry.weight.dim() == 2:
+            _check_width(entry.name, entry.weight.shape[-1], dtype)
+
+
+def _check_width(name: str, width: int, dtype: str) -> None:
+    if dtype in ("q8_0", "q4_0") and width % BLOCK:
+        raise ValueError(f"{name} has rows of {width} weights, {dtype} needs a multiple of {BLOCK}; choose f16")
+
+
+def _check_scheme(scheme: Scheme, group: int | None) -> None:
+    """group: weights that share a scale, None for a whole row."""
+    if scheme.bits != 4 or (group or BLOCK) % BLOCK:
+        raise ValueError(f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained as {scheme.name}")
 
 
 def _encode(entry: _Entry, dtype: str) -> np.ndarray:
@@ -187,8 +213,7 @@ def _encode(entry: _Entry, dtype: str) -> np.ndarray:
         )
         qweight, scale = (_interleave(x, entry.heads) for x in integers)
         blocks, groups = qweight.shape[1] // BLOCK, scale.shape[1]
-        if scheme.bits != 4 or blocks % groups:
-            raise ValueError(f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained as {scheme.name}")
+        _check_scheme(scheme, qweight.shape[1] // groups)
         try:
             return pack_q4_0(qweight, scale.repeat_interleave(blocks // groups, 1))  # a wider group's, in each block
         except ValueError as error:

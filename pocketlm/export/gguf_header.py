@@ -105,7 +105,9 @@ class GgufHeader:
     def _wrong(self, key: str, value: Any, wanted: str) -> ValueError:
         shown = repr(value)
         shown = shown if len(shown) < 60 else f"{shown[:57]}..."
-        return ValueError(f"{self.path}: key {self._spelled(key)} is {shown}, not {wanted}; fetch or write the file again")
+        return ValueError(
+            f"{self.path}: key {self._spelled(key)} is {shown}, not {wanted}; fetch or write the file again"
+        )
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -198,7 +200,9 @@ def _joined(header: GgufHeader) -> GgufHeader:
     homes: dict[str, Path] = {}
     for number, part in enumerate(parts):
         if (part.integer("split.no", least=0), part.integer("split.count")) != (number, count):
-            raise ValueError(f"{part.path}: says that it is part {part['split.no'] + 1} of {part['split.count']}, not {number + 1}")
+            raise ValueError(
+                f"{part.path}: says that it is part {part['split.no'] + 1} of {part['split.count']}, not {number + 1}"
+            )
         if twice := tensors.keys() & part.tensors.keys():
             raise ValueError(f"{part.path}: the tensor {min(twice)} is in an earlier part too")
         tensors |= part.tensors

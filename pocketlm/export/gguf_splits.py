@@ -91,7 +91,9 @@ WAYS = {
         Split("smollm", False, [{"type": "Digits", "individual_digits": True}, _byte_level(True)]),
         Split("gpt-2", False, [_byte_level(True)]),
         Split(
-            "deepseek-v3", False, [_regex(r"\p{N}{1,3}"), _regex("[一-龥぀-ゟ゠-ヿ]+"), _regex(DEEPSEEK3), _byte_level(False)]
+            "deepseek-v3",
+            False,
+            [_regex(r"\p{N}{1,3}"), _regex("[一-龥぀-ゟ゠-ヿ]+"), _regex(DEEPSEEK3), _byte_level(False)],
         ),
         *(
             Split(

@@ -55,10 +55,13 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
         raise ValueError(f"{header.path}: key tokenizer.ggml.eos_token_id is missing; nothing says where a text ends")
     kept = {i for i in ids.values() if i is not None}
     words = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED or i in kept}
-    make = _sentencepiece(header, words, types, tokens[ids["unknown"] or 0]) if is_sentencepiece else _byte_level(header, words, pre)
+    if is_sentencepiece:
+        backend = _sentencepiece(header, words, types, tokens[ids["unknown"] or 0])
+    else:
+        backend = _byte_level(header, words, pre)
     for is_special, numbers in ((True, (CONTROL, UNKNOWN)), (False, (USER_DEFINED,))):
         chosen = [t for t, number in zip(tokens, types, strict=True) if number in numbers and t in words]
-        make.add_tokens([AddedToken(t, special=is_special, normalized=False) for t in chosen])
+        backend.add_tokens([AddedToken(t, special=is_special, normalized=False) for t in chosen])
     template = header.text("tokenizer.chat_template", None)
     ends = ends_of_file(header.metadata, tokens) | {eos}
     turn_end = _special_id(header, "eot", None, tokens)
@@ -67,7 +70,7 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
     bos, unknown = ids["bos"], ids["unknown"]
     named = {"bos_token": bos, "eos_token": eos, "unk_token": unknown}
     return Tokenizer(
-        make,
+        backend,
         bos_token=None if bos is None else tokens[bos],
         eos_token=tokens[eos],
         end_of_turn_token=tokens[turn_end],
@@ -95,11 +98,11 @@ def _types(header: GgufHeader, tokens: list[str]) -> list[int]:
     types = list(header.array("tokenizer.ggml.token_type", int, [NORMAL] * len(tokens)))
     rows = header.tensors["token_embd.weight"][0]
     if len(set(tokens)) != len(tokens) or len(types) != len(tokens):
-        raise ValueError(
-            f"{header.path}: the vocabulary is damaged (a token twice, or not one type for each token)"
-        )
+        raise ValueError(f"{header.path}: the vocabulary is damaged (a token twice, or not one type for each token)")
     if len(tokens) != rows:
-        raise ValueError(f"{header.path}: {len(tokens)} tokens, but the embedding has {rows} rows; fetch the file again")
+        raise ValueError(
+            f"{header.path}: {len(tokens)} tokens, but the embedding has {rows} rows; fetch the file again"
+        )
     for i in ends_by_text(tokens):
         types[i] = CONTROL
     return [USER_DEFINED if token in SHOWN else kind for token, kind in zip(tokens, types, strict=True)]

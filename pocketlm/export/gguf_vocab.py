@@ -6,7 +6,11 @@ are a word may be merged. Anything else is refused by name: its ids would be oth
 """
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -67,7 +71,9 @@ def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
         )
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise ValueError(f"a .gguf cannot hold this tokenizer: llama.cpp's BPE has no {option}; export to hf or pte")
+            raise ValueError(
+                f"a .gguf cannot hold this tokenizer: llama.cpp's BPE has no {option}; export to hf or pte"
+            )
     make = _sentencepiece if model.get("byte_fallback") else _byte_level
     return make(tokenizer, content, *_tokens(tokenizer, vocab_size))
 
@@ -97,6 +103,25 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: Vo
     writer.add_add_eos_token(False)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+@contextmanager
+def vocabulary_file(tokenizer: Tokenizer, vocab_size: int) -> Iterator[Path]:
+    """A .gguf of a tokenizer and no weights, for as long as it is asked about."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocabulary.gguf"
+        writer = gguf.GGUFWriter(None, "llama")
+        for add in (writer.add_context_length, writer.add_embedding_length, writer.add_feed_forward_length):
+            add(32)
+        for add in (writer.add_block_count, writer.add_head_count):
+            add(1)
+        writer.add_layer_norm_rms_eps(1e-5)
+        add_vocabulary(writer, tokenizer, vocabulary_of(tokenizer, vocab_size))
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        yield path
 
 
 def end_ids(tokenizer: Tokenizer, tokens: list[str]) -> list[int]:

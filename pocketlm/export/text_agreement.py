@@ -5,11 +5,11 @@ shows here alone.
 """
 
 import itertools
-import json
 import random
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import tokenizers
@@ -37,7 +37,7 @@ HARD_TEXTS = (
     "\n",
     "\n\n  \n",
     "def f(x):\n    if x != 0 and not y[i]:\n\t\treturn {'a': x**2, \"b\": [1, 2]}  # ok\n",
-    "<div class=\"a\">&amp; $x_{i}^{2}$ \\frac{1}{2} </div>",
+    '<div class="a">&amp; $x_{i}^{2}$ \\frac{1}{2} </div>',
     "naïve café Ünïcödé ÇA été ß ﬁ straße İstanbul ǅ",
     "e\u0301 a\u030a o\u0308\u0301 \u1e9b\u0323",
     "Привет, мир! Ελλάδα שלום עולם مرحبا بالعالم नमस्ते दुनिया ภาษาไทย ქართული",
@@ -74,15 +74,49 @@ def refuse_other_text(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list
                 f"llama.cpp does not read {path.name} as this tokenizer does, so it would run on other tokens than were "
                 f"trained:\n  " + "\n  ".join(found) + "\nExport to hf or pte, which keep the tokenizer itself"
             )
-        return [*(f"llama.cpp gives other ids for {limit}" for limit in vocabulary.limits), *unlike_ends(tokenizer, model)]
+        return [
+            *(f"llama.cpp gives other ids for {limit}" for limit in vocabulary.limits),
+            *unlike_ends(tokenizer, model),
+        ]
     finally:
         model.close()
 
 
+def refuse_other_folder(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Nothing, or a ValueError where the tokenizer beside a .pte, which its runner reads, is not this one."""
+    from pocketlm.export.executorch import tokenizer_folder
+
+    beside = Tokenizer.load(tokenizer_folder(path))
+    texts = list(hard_texts(tokenizer))
+    words = [[i] for i in range(tokenizer.vocab_size)]
+    special = [text for text in special_texts(added_words(tokenizer))]
+    reading, read = parser_of(tokenizer), parser_of(beside)
+    pairs = {
+        "plain texts": [made.encode_batch(texts) for made in (tokenizer, beside)],
+        "texts with special words": [[made.encode(text).ids for text in special] for made in (reading, read)],
+        "prompts": [
+            [made.encode_chat(messages) for messages, _ in chat_texts(tokenizer)] for made in (tokenizer, beside)
+        ],
+        "words": [made.backend.decode_batch(words, skip_special_tokens=False) for made in (tokenizer, beside)],
+        "ends of an answer": [sorted(made.stop_ids) for made in (tokenizer, beside)],
+    }
+    for what, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise ValueError(
+                f"{tokenizer_folder(path).name}: the tokenizer that was written gives other {what}; please report it"
+            )
+
+
+def added_words(tokenizer: Tokenizer) -> list[str]:
+    """The texts of the tokens that stand outside the model's own vocabulary: special ones and words added to it."""
+    return [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
+
+
 def differences(tokenizer: Tokenizer, vocabulary: Vocabulary, model: LoadedModel) -> Iterator[str]:
     """Each text whose ids, and each id whose text, is not the same to llama.cpp, in words."""
-    special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
-    plain = [text for text in hard_texts(tokenizer, vocabulary) if comparable(text, vocabulary, special, parsed=False)]
+    special = added_words(tokenizer)
+    texts = itertools.chain(hard_texts(tokenizer), unmerged_texts(vocabulary))
+    plain = [text for text in texts if comparable(text, vocabulary, special, parsed=False)]
     for text, ids in zip(plain, tokenizer.encode_batch(plain), strict=True):
         theirs = model.tokenize(text, add_special=False, parse_special=False)
         if theirs != ids:
@@ -110,17 +144,21 @@ def unlike_ends(tokenizer: Tokenizer, model: LoadedModel) -> list[str]:
     return told
 
 
-def hard_texts(tokenizer: Tokenizer, vocabulary: Vocabulary) -> Iterator[str]:
+def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
     """Texts that tokenizers are known to disagree on, every special word as text, and mixtures of the vocabulary's words."""
     yield from HARD_TEXTS
-    for token in tokenizer.backend.get_added_tokens_decoder().values():
-        yield token.content
-        yield f"say {token.content}x twice:{token.content}{token.content}"
+    for word in added_words(tokenizer):
+        yield word
+        yield f"say {word}x twice:{word}{word}"
     drawn = random.Random(0)
     ids = sorted(set(range(tokenizer.vocab_size)) - tokenizer.special_ids)
     words = tokenizer.backend.decode_batch([[i] for i in drawn.choices(ids, k=MIXTURES * MIXED_WORDS)])
     for start in range(0, len(words), MIXED_WORDS):
         yield "".join(words[start : start + MIXED_WORDS]).replace("\ufffd", "")
+
+
+def unmerged_texts(vocabulary: Vocabulary) -> Iterator[str]:
+    """The words of a SentencePiece kind that no merge makes, and that llama.cpp might."""
     for word, score in zip(vocabulary.tokens, vocabulary.scores, strict=False):
         if score == UNMERGED and len(word) > 1:
             yield word.replace("▁", " ")
@@ -137,7 +175,9 @@ def special_texts(special: Sequence[str]) -> Iterator[str]:
 
 def comparable(text: str, vocabulary: Vocabulary, special: Sequence[str], *, parsed: bool) -> bool:
     """Whether no limit of llama.cpp is met: parsed tells that special words are read as tokens."""
-    between = re.split("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)", text)
+    if not vocabulary.limits:
+        return True
+    between = _between(tuple(special)).split(text)
     pieces = between if parsed else [text]
     met = {
         COMPOSED: lambda: not unicodedata.is_normalized("NFC", text),
@@ -149,10 +189,15 @@ def comparable(text: str, vocabulary: Vocabulary, special: Sequence[str], *, par
     return not any(met[limit]() for limit in vocabulary.limits)
 
 
+@cache
+def _between(special: tuple[str, ...]) -> re.Pattern[str]:
+    """What the text between special words is split by."""
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+
+
 def parser_of(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     """The same tokenizer as one that reads special words as tokens."""
-    content = json.loads(tokenizer.backend.to_str())
-    parsing = tokenizers.Tokenizer.from_str(json.dumps(content))
+    parsing = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     parsing.encode_special_tokens = False
     return parsing
 
