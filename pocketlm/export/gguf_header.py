@@ -231,9 +231,29 @@ def _check(header: GgufHeader) -> None:
     turned //= 2 if kind == "step35" else 1
     if width != header.integer("{arch}.attention.value_length", width) or turned != width:
         raise ValueError(f"{path}: key, value and rotary widths differ; no model of ours has that")
+    _check_sizes(header, width)
+
+
+def _check_sizes(header: GgufHeader, width: int) -> None:
+    """Refuse keys that tell another size than the tensors have, before a network of that size takes its memory."""
+    hidden, inner = header.integer("{arch}.embedding_length"), header.integer("{arch}.feed_forward_length")
+    heads, kv_heads = header["{arch}.attention.head_count"], header["{arch}.attention.head_count_kv"]
     table = header.tensors.get("token_embd.weight", ())
-    if len(table) != 2:
-        raise ValueError(f"{path}: the tensor token_embd.weight is missing; the file is not a language model of ours")
+    expected = {
+        "token_embd.weight": (table[0] if len(table) == 2 else 0, hidden),
+        "blk.0.attn_q.weight": (heads * width, hidden),
+        "blk.0.attn_k.weight": (kv_heads * width, hidden),
+        "blk.0.ffn_down.weight": (hidden, inner),
+    }
+    for name, shape in expected.items():
+        found = header.tensors.get(name)
+        if found is None:
+            raise ValueError(f"{header.path}: the tensor {name} is missing; the file is not a language model of ours")
+        if found != shape:
+            raise ValueError(f"{header.path}: {name} is {found}, and by the file's keys it should be {shape}")
+    layers = header.integer("{arch}.block_count")
+    if f"blk.{layers - 1}.attn_q.weight" not in header.tensors:
+        raise ValueError(f"{header.path}: block_count is {layers}, but blk.{layers - 1}.attn_q.weight is missing")
 
 
 class _Reader:
