@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketlm.export.gguf_header import read_header
 from pocketlm.export.gguf_read import read_gguf
+from pocketlm.export.gguf_tokenizer import left_out
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.layouts import layout_of, native_layout
@@ -62,7 +64,8 @@ def read_source(config: ImportConfig) -> tuple[Transformer, Tokenizer, dict[str,
     path = Path(config.source)
     if path.suffix == ".gguf":
         model, tokenizer = read_gguf(path)
-        return model, tokenizer, {"from": path.name, "was": "gguf"}
+        origin: dict[str, Any] = {"from": path.name, "was": "gguf"}
+        return model, tokenizer, origin | ({"left_out": notes} if (notes := left_out(read_header(path))) else {})
     if not path.exists() and HUB_ID.fullmatch(config.source):
         path = download(config.source, config.revision)
     elif config.revision is not None:

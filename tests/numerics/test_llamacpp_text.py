@@ -29,14 +29,36 @@ from tests.unit.tokenizer_kinds import LLAMA2, NAMES, byte_level, sentencepiece,
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 
-PIECES = [" ", "  ", "\n", "\t", "\r\n", "'s", "'LL", "a", "Word", "THE", "é", "Ω", "1", "23", "½", "٣", "日本", "🙂", "ß"]
+PIECES = [
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\r\n",
+    "'s",
+    "'LL",
+    "a",
+    "Word",
+    "THE",
+    "é",
+    "Ω",
+    "1",
+    "23",
+    "½",
+    "٣",
+    "日本",
+    "🙂",
+    "ß",
+]
 PIECES += ["!", "...", "_", "<|im_end|>", "</s>", "<s>", "<tool_call>", "return x", "नि", "\u200d", "\u00a0", "\x00"]
 KINDS = {
     **{way: lambda way=way: byte_level(way) for way in WAYS},
     "ids with a gap": with_gap,
     **{f"llama, {before}": lambda before=before: sentencepiece(before) for before in ("legacy", "gemma", "never")},
     **{f"llama, {before}": lambda before=before: sentencepiece(before) for before in ("first", "always")},
-    **{f"llama, chats, {before}": lambda before=before: sentencepiece(before, LLAMA2) for before in ("legacy", "first")},
+    **{
+        f"llama, chats, {before}": lambda before=before: sentencepiece(before, LLAMA2) for before in ("legacy", "first")
+    },
 }
 LIMITS = {  # what llama.cpp cannot be told of each kind; of the others nothing
     "llama4": {NEARLY_SPLIT},
@@ -120,7 +142,17 @@ def test_words_at_other_ids_are_refused_and_named() -> None:
 
 def test_the_texts_that_end_an_answer_are_those_of_llama_cpp(tmp_path: Path) -> None:
     """Each of them alone, and others that look like one: llama.cpp itself is asked."""
-    looks = ("<|eot|>", "<|end_of_turn|>", "<|user|>", "<repo_name>", "<file_sep>", "<pad>", "[/INST]", "</think>", "<|eom|>")
+    looks = (
+        "<|eot|>",
+        "<|end_of_turn|>",
+        "<|user|>",
+        "<repo_name>",
+        "<file_sep>",
+        "<pad>",
+        "[/INST]",
+        "</think>",
+        "<|eom|>",
+    )
     fillers = [word for words in gguf_endings.FILLERS.values() for word in words]
     base = byte_level()
     for word in (*sorted(gguf_endings.ENDS), *fillers, *looks):
