@@ -5,6 +5,7 @@ a whole word that is a token is taken as that token, without merges (`ignore_mer
 """
 
 import json
+from functools import cache
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -58,22 +59,26 @@ class Split(NamedTuple):
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
         """The steps as `tokenizers` runs them."""
-        return self._made(self.steps)
+        return _made(json.dumps(self.steps))
 
     def is_the_same(self, text: str) -> bool:
         """Whether llama.cpp splits this text so, too."""
         if self.nearly is None:
             return True
-        exactly, nearly = (self._made(steps).pre_tokenize_str(text) for steps in (self.steps, self.nearly))
+        both = (_made(json.dumps(steps)) for steps in (self.steps, self.nearly))
+        exactly, nearly = (made.pre_tokenize_str(text) for made in both)
         return exactly == nearly
 
-    def _made(self, steps: list[dict[str, Any]]) -> pre_tokenizers.PreTokenizer:
-        content = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
-        empty: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
-        whole = {"version": "1.0", "added_tokens": [], "pre_tokenizer": content, "model": empty}
-        found = tokenizers.Tokenizer.from_str(json.dumps(whole)).pre_tokenizer
-        assert isinstance(found, pre_tokenizers.PreTokenizer)
-        return found
+
+@cache
+def _made(steps: str) -> pre_tokenizers.PreTokenizer:
+    """A pre-tokenizer of the steps, JSON as in tokenizer.json."""
+    content = {"type": "Sequence", "pretokenizers": json.loads(steps)}
+    empty: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
+    whole = {"version": "1.0", "added_tokens": [], "pre_tokenizer": content, "model": empty}
+    found = tokenizers.Tokenizer.from_str(json.dumps(whole)).pre_tokenizer
+    assert isinstance(found, pre_tokenizers.PreTokenizer)
+    return found
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:

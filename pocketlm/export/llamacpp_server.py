@@ -31,14 +31,15 @@ def answer(path: str, template: str, questions: list[dict[str, Any]]) -> Any:
     """An answer for each question, or what is wrong with the file."""
     import xllamacpp
 
-    params = xllamacpp.CommonParams()
+    wheel: Any = xllamacpp  # which takes its names from a compiled file
+    params = wheel.CommonParams()
     params.model.path, params.chat_template = path, template
     params.n_gpu_layers, params.n_ctx, params.n_batch, params.n_ubatch = 0, 64, 32, 32
     params.n_parallel, params.cache_ram_mib, params.verbosity = 1, 0, -1
     params.warmup = params.fit_params = params.ui = params.endpoint_slots = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     try:
-        server = xllamacpp.Server(params)
+        server = wheel.Server(params)
     except Exception as error:  # whatever the wheel raises
         return {"cannot_open": str(error)}
     wait_until_ready(server.listening_address)

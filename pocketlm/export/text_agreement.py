@@ -148,8 +148,7 @@ def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
     """Texts that tokenizers are known to disagree on, every special word as text, and mixtures of the vocabulary's words."""
     yield from HARD_TEXTS
     for word in added_words(tokenizer):
-        yield word
-        yield f"say {word}x twice:{word}{word}"
+        yield f"{word} as text, {word}x, and twice:{word}{word}"
     drawn = random.Random(0)
     ids = sorted(set(range(tokenizer.vocab_size)) - tokenizer.special_ids)
     words = tokenizer.backend.decode_batch([[i] for i in drawn.choices(ids, k=MIXTURES * MIXED_WORDS)])
@@ -167,9 +166,8 @@ def unmerged_texts(vocabulary: Vocabulary) -> Iterator[str]:
 def special_texts(special: Sequence[str]) -> Iterator[str]:
     """Texts with special words in all places, for a reader of special words."""
     for word in special:
-        yield word
-        yield f"{word}user\nHi, there{word}\n"
-        yield f"a {word} b{word}  c\n{word}{word}"
+        yield f"{word}user\nHi, there{word}\n{word}{word}"
+        yield f"a {word} b{word}  c"
     yield "".join(special)
 
 

@@ -88,7 +88,7 @@ def test_words_that_no_merge_makes_are_only_written_where_the_rule_makes_no_diff
         vocabulary_of(Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content))), 760)
 
 
-def changed(tokenizer: Tokenizer, change: Callable[[dict[str, Any]], None], **names: str) -> Tokenizer:
+def changed(tokenizer: Tokenizer, change: Callable[[dict[str, Any]], None], **names: Any) -> Tokenizer:
     content = json.loads(tokenizer.backend.to_str())
     change(content)
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), **names)

@@ -16,7 +16,7 @@ LLAMA2 = (
     "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user' "
     "else m['content'] + eos_token }}{% endfor %}"
 )
-NAMES = {"bos_token": "<s>", "eos_token": "</s>", "end_of_turn_token": "</s>"}
+NAMES: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "end_of_turn_token": "</s>"}
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -46,7 +46,8 @@ def byte_level(way: str = "smollm", **options: Any) -> Tokenizer:
     )
     backend.train_from_iterator(HARD_TEXTS * 3, trainer)
     backend.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
-    return Tokenizer(backend, **({"chat_template": CHATML} | options))
+    options.setdefault("chat_template", CHATML)
+    return Tokenizer(backend, **options)
 
 
 def sentencepiece(before: str = "legacy", chat_template: str | None = None) -> Tokenizer:
