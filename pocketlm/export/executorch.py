@@ -105,7 +105,7 @@ def facts(model: Transformer, tokenizer: Tokenizer, network: PteNetwork) -> dict
         "get_max_context_len": network.context_length,
         "get_vocab_size": model.config.vocab_size,
         "get_n_layers": model.config.applications,
-        "get_bos_id": tokenizer.bos_id,
+        **({} if tokenizer.bos_id is None else {"get_bos_id": tokenizer.bos_id}),
         "get_eos_ids": sorted(tokenizer.stop_ids),
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,

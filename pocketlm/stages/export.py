@@ -245,7 +245,7 @@ def held_documents(tokenizer: Tokenizer, length: int, corpus: Path) -> Iterator[
 def reference_pages(tokenizer: Tokenizer, length: int) -> Iterator[Passage]:
     """The beginnings of the pages of Python's language reference: text that every machine has."""
     for page in read_language_reference():
-        ids = [tokenizer.bos_id, *tokenizer.encode(page.text)][:length]
+        ids = [*tokenizer.document_start, *tokenizer.encode(page.text)][:length]
         if len(ids) > PASSAGE_PROMPT:
             yield Passage(ids=ids, prompt=PASSAGE_PROMPT)
 
