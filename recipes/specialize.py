@@ -18,6 +18,7 @@ from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.finetune import FinetuneConfig, finetune
+from pocketlm.stages.formats import FormatsConfig, check_formats
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.train.optim import OptimConfig
@@ -75,6 +76,13 @@ def recipe(
         return OptimConfig(
             lr=lr, num_steps=count, warmup_steps=int(count * WARMUP), final_lr_share=0.0, weight_decay=0.0
         )
+
+    # Before anything trains: what the files cannot hold, such as this tokenizer, is said now.
+    run(
+        check_formats,
+        FormatsConfig(name="formats", formats=wanted, scheme=scheme, context_length=context),
+        model=base,
+    )
 
     # Yours as it is: no quality filter, no near-duplicate search; only what stands there twice is read once.
     given = {"text": text, "chats": chats}

@@ -8,6 +8,7 @@ it.
 Shapes: T tokens, V vocabulary
 """
 
+import importlib.util
 import logging
 import os
 import struct
@@ -29,7 +30,7 @@ from pocketlm.model.quant import Scheme, scheme_of
 from pocketlm.model.sampling import GREEDY, Sampling, sample
 from pocketlm.model.stopping import ids_to_stop
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import Transformer
+from pocketlm.model.transformer import ModelConfig, Transformer
 
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager
@@ -55,10 +56,8 @@ def write_pte(
     embedding is stored twice, as the table and as the head, for XNNPACK keeps a layout of its own (4.5 bits a
     weight each). A linear layer that XNNPACK refuses is an error.
     """
-    longest = model.config.max_position_embeddings
-    if not 8 <= context_length <= longest:
-        raise ValueError(f"context_length {context_length} must be from 8 to the model's {longest} positions")
-    chosen = _int8_scheme(model)
+    chosen = scheme_of(model)
+    refuse_unwritable(model.config, chosen, context_length)
     load_kernels()
     with quiet(), torch.no_grad():
         network = PteNetwork(model, context_length, chosen, int8_cache=int8_cache).eval()
@@ -81,16 +80,18 @@ def tokenizer_folder(path: Path) -> Path:
     return path.with_name(f"{path.stem}.tokenizer")
 
 
-def _int8_scheme(model: Transformer) -> Scheme | None:
-    chosen = scheme_of(model)
-    if chosen is None:
-        return None
-    if chosen.bits != 4 or not chosen.int8_activations or not chosen.embedding:
+def refuse_unwritable(config: ModelConfig, chosen: Scheme | None, context_length: int) -> None:
+    """Nothing, or a ValueError where no model of this shape and scheme becomes a .pte, or ExecuTorch is not there."""
+    longest = config.max_position_embeddings
+    if not 8 <= context_length <= longest:
+        raise ValueError(f"context_length {context_length} must be from 8 to the model's {longest} positions")
+    if importlib.util.find_spec("executorch") is None:
+        raise ValueError("a .pte file needs ExecuTorch: pip install 'pocketlm[executorch]'")
+    if chosen is not None and (chosen.bits != 4 or not chosen.int8_activations or not chosen.embedding):
         raise ValueError(
             f"quantization {chosen.name!r} has no XNNPACK kernel: its 4-bit linear layers take int8 activations; "
             "use int4_group32, or a model of full precision"
         )
-    return chosen
 
 
 def facts(model: Transformer, tokenizer: Tokenizer, network: PteNetwork) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def facts(model: Transformer, tokenizer: Tokenizer, network: PteNetwork) -> dict
         "get_max_context_len": network.context_length,
         "get_vocab_size": model.config.vocab_size,
         "get_n_layers": model.config.applications,
-        "get_bos_id": tokenizer.bos_id,
+        **({} if tokenizer.bos_id is None else {"get_bos_id": tokenizer.bos_id}),
         "get_eos_ids": sorted(tokenizer.stop_ids),
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,

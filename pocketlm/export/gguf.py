@@ -6,7 +6,6 @@ very grid the model was trained on; `llama-quantize` would choose new scales and
 Shapes: O outputs (rows), I inputs, G = I / 32 blocks of a row, E head width
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,29 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pocketlm.model.quant import CPU, OnGrid, quantize_weight
-from pocketlm.model.tokenizer import Tokenizer, vocabulary
+from pocketlm.export.gguf_vocab import add_vocabulary, vocabulary_of
+from pocketlm.model.quant import CPU, OnGrid, Scheme, quantize_weight
+from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer, rope_frequencies
 
 BLOCK = 32  # weights that share one scale, in Q4_0 and in Q8_0
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}  # dtype -> llama.cpp's number for `general.file_type`
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 LARGEST_FLOAT16 = 65504.0
-
-# llama.cpp splits text by a rule it knows by name; a tokenizer with this regular expression has that name.
-SPLITS = {
-    "llama-bpe": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-        r"\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    "llama4": (
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
-SPLITS["qwen2"] = SPLITS["llama-bpe"].replace(r"\p{N}{1,3}", r"\p{N}")  # Qwen 2 and 3: each digit alone
-DIGITS = "smollm"  # each digit alone, then GPT-2's expression: what `train_tokenizer` makes
 
 LAYER_TENSORS = {  # ours -> llama.cpp's
     "input_layernorm": "attn_norm",
@@ -76,6 +60,7 @@ def write_gguf(
     path = Path(path)
     entries = list(_entries(model))
     _check_rows(entries, dtype)
+    vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     writer = gguf.GGUFWriter(None, architecture(model.config))
     writer.add_name(name or path.stem)
     if license:
@@ -83,7 +68,7 @@ def write_gguf(
     writer.add_file_type(FILE_TYPES[dtype])
     writer.add_quantization_version(2)  # ggml's; Q4_0 and Q8_0 have looked like this since version 2
     _add_shape(writer, model.config)
-    _add_tokenizer(writer, tokenizer, model.config.vocab_size)
+    add_vocabulary(writer, tokenizer, vocabulary)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         _write(writer, entries, temporary, dtype)
@@ -91,6 +76,24 @@ def write_gguf(
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def refuse_unwritable(config: ModelConfig, tokenizer: Tokenizer, scheme: Scheme | None, dtype: str) -> None:
+    """Nothing, or a ValueError where no model of this shape, tokenizer and scheme fits a .gguf of this dtype."""
+    if dtype not in FILE_TYPES:
+        raise ValueError(f"unknown GGUF dtype {dtype!r}; known: {', '.join(FILE_TYPES)}")
+    if config.rope_scaling is not None:
+        rope_divisors(config)
+    widths = {
+        "token_embd.weight": config.hidden_size,
+        "blk.0.attn_output.weight": config.num_attention_heads * config.head_dim,
+        "blk.0.ffn_down.weight": config.intermediate_size,
+    }
+    for name, width in widths.items():
+        _check_width(name, width, dtype)
+    if dtype == "q4_0" and scheme is not None:
+        _check_scheme(scheme, scheme.group_size)
+    vocabulary_of(tokenizer, config.vocab_size)
 
 
 def architecture(config: ModelConfig) -> str:
@@ -184,11 +187,19 @@ def _check_rows(entries: list[_Entry], dtype: str) -> None:
     for entry in entries:
         if not bool(torch.isfinite(entry.weight).all()):
             raise ValueError(f"{entry.name} holds NaN or infinity: training diverged; use an earlier checkpoint")
-        width = entry.weight.shape[-1]
-        if dtype in ("q8_0", "q4_0") and entry.weight.dim() == 2 and width % BLOCK:
-            raise ValueError(
-                f"{entry.name} has rows of {width} weights, {dtype} needs a multiple of {BLOCK}; choose f16"
-            )
+        if entry.weight.dim() == 2:
+            _check_width(entry.name, entry.weight.shape[-1], dtype)
+
+
+def _check_width(name: str, width: int, dtype: str) -> None:
+    if dtype in ("q8_0", "q4_0") and width % BLOCK:
+        raise ValueError(f"{name} has rows of {width} weights, {dtype} needs a multiple of {BLOCK}; choose f16")
+
+
+def _check_scheme(scheme: Scheme, group: int | None) -> None:
+    """group: weights that share a scale, None for a whole row."""
+    if scheme.bits != 4 or (group or BLOCK) % BLOCK:
+        raise ValueError(f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained as {scheme.name}")
 
 
 def _encode(entry: _Entry, dtype: str) -> np.ndarray:
@@ -202,8 +213,7 @@ def _encode(entry: _Entry, dtype: str) -> np.ndarray:
         )
         qweight, scale = (_interleave(x, entry.heads) for x in integers)
         blocks, groups = qweight.shape[1] // BLOCK, scale.shape[1]
-        if scheme.bits != 4 or blocks % groups:
-            raise ValueError(f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained as {scheme.name}")
+        _check_scheme(scheme, qweight.shape[1] // groups)
         try:
             return pack_q4_0(qweight, scale.repeat_interleave(blocks // groups, 1))  # a wider group's, in each block
         except ValueError as error:
@@ -268,61 +278,3 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
         [t == LOCAL for t in config.layer_types for _ in range(config.layer_repeats)],
     )
     writer.add_expert_feed_forward_length(0)  # the key must exist; no expert count, no experts
-
-
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Everything that turns text into ids: a .gguf on its own is enough.
-
-    A base model's text starts with the document separator, so llama.cpp is told to put it there; a chat
-    template starts a conversation itself.
-    """
-    tokens, merges = vocabulary(tokenizer)
-    if len(tokens) > vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokens)} tokens, the model's vocab_size is {vocab_size}")
-    added = tokenizer.backend.get_added_tokens_decoder()
-    kinds = [NORMAL] * len(tokens) + [UNUSED] * (vocab_size - len(tokens))
-    for i, token in added.items():
-        kinds[i] = CONTROL if token.special else USER_DEFINED
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
-    writer.add_token_list(tokens + [f"<|unused_{i}|>" for i in range(len(tokens), vocab_size)])
-    writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_eot_token_id(tokenizer.end_of_turn_id)
-    writer.add_pad_token_id(tokenizer.eos_id)
-    writer.add_add_bos_token(tokenizer.chat_template is None)
-    writer.add_add_eos_token(False)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)
-
-
-def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
-    """The name (`tokenizer.ggml.pre`) of this tokenizer's way to split text in llama.cpp, or a ValueError."""
-    content = json.loads(tokenizer.backend.to_str())
-    described = content["pre_tokenizer"] or {}
-    steps = described.get("pretokenizers", [described])
-    normalizer = (content["normalizer"] or {}).get("type")
-    if content["model"]["type"] == "BPE" and normalizer in (None, "NFC") and len(steps) == 2:
-        first, last = steps
-        byte_level = last.get("type") == "ByteLevel" and not last["add_prefix_space"]
-        if (
-            byte_level
-            and last["use_regex"]
-            and normalizer is None
-            and first["type"] == "Digits"
-            and first["individual_digits"]
-        ):
-            return DIGITS
-        if byte_level and not last["use_regex"] and first["type"] == "Split" and first["behavior"] == "Isolated":
-            for name, pattern in SPLITS.items():
-                # Qwen's NFC is left to whoever writes the text: llama.cpp knows no normalizer, and converts Qwen alike
-                if first["pattern"].get("Regex") == pattern and normalizer in (
-                    (None, "NFC") if name == "qwen2" else (None,)
-                ):
-                    return name
-    raise ValueError(
-        f"this tokenizer splits text in none of the ways known here ({DIGITS}, {', '.join(SPLITS)}), so "
-        "llama.cpp would give other ids than the model was trained on; add its rule to SPLITS in gguf.py"
-    )

@@ -1,4 +1,4 @@
-"""What a .gguf file says of itself, and its tokenizer: read before llama.cpp sees the file.
+"""What a .gguf file says of itself: read before llama.cpp sees the file.
 
 llama.cpp stops the whole process on some broken files, and the `gguf` package's reader takes 10 s for the
 header of a 128k vocabulary (this one 0.5 s).
@@ -6,17 +6,13 @@ header of a 128k vocabulary (this one 0.5 s).
 
 import math
 import mmap
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gguf
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
-
-from pocketlm.export.gguf import CONTROL, DIGITS, SPLITS, USER_DEFINED
-from pocketlm.model.tokenizer import Tokenizer
 
 MAGIC = b"GGUF"
 STRING, ARRAY = 8, 9
@@ -34,60 +30,122 @@ NUMBERS = {
     12: "d",
 }  # GGUF type -> struct's
 ARCHITECTURES = ("llama", "qwen3", "step35")  # what write_gguf writes
-IGNORES_MERGES = ("llama-bpe",)  # llama.cpp takes a whole word that is a token as that token under this rule only
+PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+REQUIRED = object()  # no default: the key must be there
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufHeader:
-    """All of a file but its numbers. `tensors`: name -> shape, outputs first; `places`: name -> ggml's type and the byte."""
+    """All of a model but its numbers. `tensors`: name -> shape, outputs first; `places`: name -> ggml's type and the byte.
+
+    path: the file, the first of them where the model is split. parts: name -> its file, where that is another one.
+    A key's `{arch}` stands for the architecture. Each reading of a key is a ValueError where it is not of that type.
+    """
 
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, tuple[int, ...]]
     places: dict[str, tuple[int, int]]
+    parts: dict[str, Path] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Any:
-        """The value of a key, `{arch}` standing for the architecture; a missing key is a ValueError."""
-        key = key.replace("{arch}", str(self.metadata.get("general.architecture")))
-        if key not in self.metadata:
+        """The value of a key, of whatever type; a missing key is a ValueError."""
+        return self._value(key, REQUIRED)
+
+    def integer(self, key: str, default: Any = REQUIRED, *, least: int = 1) -> int:
+        """A whole number of at least `least`."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self._wrong(key, value, f"a whole number of at least {least}")
+        return value
+
+    def positive(self, key: str, default: Any = REQUIRED) -> float:
+        """A number above 0."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self._wrong(key, value, "a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: Any = REQUIRED) -> bool:
+        """True or false."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: Any = REQUIRED) -> str:
+        """A text; or None, where that is the default."""
+        value = self._value(key, default)
+        if not isinstance(value, str) and value is not default:
+            raise self._wrong(key, value, "a text")
+        return value
+
+    def array(self, key: str, kinds: type | tuple[type, ...], default: Any = REQUIRED) -> list[Any]:
+        """An array of values of one of these types."""
+        value = self._value(key, default)
+        if not isinstance(value, list) or not all(isinstance(item, kinds) for item in value):
+            raise self._wrong(key, value, "an array of the right type")
+        return value
+
+    def file_of(self, name: str) -> Path:
+        """The file that a tensor lies in."""
+        return self.parts.get(name, self.path)
+
+    def _value(self, key: str, default: Any) -> Any:
+        key = self._spelled(key)
+        if key in self.metadata:
+            return self.metadata[key]
+        if default is REQUIRED:
             raise ValueError(f"{self.path}: key {key} is missing; the file is not a language model of ours")
-        return self.metadata[key]
+        return default
+
+    def _spelled(self, key: str) -> str:
+        return key.replace("{arch}", str(self.metadata.get("general.architecture")))
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> ValueError:
+        shown = repr(value)
+        shown = shown if len(shown) < 60 else f"{shown[:57]}..."
+        return ValueError(
+            f"{self.path}: key {self._spelled(key)} is {shown}, not {wanted}; fetch or write the file again"
+        )
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The header of a .gguf file.
+    """The header of a .gguf file, or of all parts of a split one, whichever of them is given.
 
-    FileNotFoundError where there is none; ValueError for what is no GGUF, truncated, or another architecture.
+    FileNotFoundError where there is none; ValueError for what is no GGUF, truncated, another architecture, or a part
+    that is missing or belongs elsewhere.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no .gguf file at {path}")
-    with open(path, "rb") as file:
-        if file.read(4) != MAGIC:
-            raise ValueError(f"{path} is not a GGUF file: it does not start with GGUF")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            try:
-                header = _parse(path, content)
-            except (struct.error, UnicodeDecodeError, OverflowError, MemoryError):
-                raise ValueError(
-                    f"{path}: the GGUF header is truncated or damaged; write or fetch the file again"
-                ) from None
+    header = _read(Path(path))
+    if header.integer("split.count", 1, least=0) > 1:
+        header = _joined(header)
     _check(header)
     return header
 
 
+def part_files(path: Path) -> list[Path]:
+    """All files of a model by the name of one: each part of a split one, else the file itself."""
+    named = PART.fullmatch(path.name)
+    if not named:
+        return [path]
+    return [_part(path, named, number) for number in range(int(named["count"]))]
+
+
 def head_width(header: GgufHeader) -> int:
     """Channels of one attention head: told, or the hidden size shared among the heads."""
-    kind, heads = header["general.architecture"], header["{arch}.attention.head_count"]
-    return header.metadata.get(f"{kind}.attention.key_length", header["{arch}.embedding_length"] // heads)
+    shared = header.integer("{arch}.embedding_length") // header.integer("{arch}.attention.head_count")
+    return header.integer("{arch}.attention.key_length", shared)
 
 
 def windows_of(header: GgufHeader) -> list[int | None]:
     """For each layer the window of its attention, None where it sees all."""
-    layers = header["{arch}.block_count"]
+    layers = header.integer("{arch}.block_count")
     if header["general.architecture"] != "step35":
         return [None] * layers
-    pattern, window = header["{arch}.attention.sliding_window_pattern"], header["{arch}.attention.sliding_window"]
+    pattern = header.array("{arch}.attention.sliding_window_pattern", (bool, int))
+    if len(pattern) < layers:
+        raise ValueError(f"{header.path}: {len(pattern)} layers are told to be local or global, there are {layers}")
+    window = header.integer("{arch}.attention.sliding_window")
     return [window if is_local else None for is_local in pattern[:layers]]
 
 
@@ -110,48 +168,54 @@ def row_layout(header: GgufHeader, name: str) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1] // per_block * block_bytes
 
 
-def tokenizer_of(header: GgufHeader) -> Tokenizer:
-    """The tokenizer a file carries: the same ids for the same text as the one it was written from."""
-    path = header.path
-    kind, pre = header["tokenizer.ggml.model"], header["tokenizer.ggml.pre"]
-    if kind != "gpt2" or pre not in (DIGITS, *SPLITS):
+def _read(path: Path) -> GgufHeader:
+    """The header of this one file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no .gguf file at {path}")
+    with open(path, "rb") as file:
+        if file.read(4) != MAGIC:
+            raise ValueError(f"{path} is not a GGUF file: it does not start with GGUF")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            try:
+                return _parse(path, content)
+            except (struct.error, UnicodeDecodeError, OverflowError, MemoryError):
+                raise ValueError(
+                    f"{path}: the GGUF header is truncated or damaged; write or fetch the file again"
+                ) from None
+
+
+def _joined(header: GgufHeader) -> GgufHeader:
+    """The header of all parts, of which the first holds what is said of the model."""
+    count, named = header.integer("split.count"), PART.fullmatch(header.path.name)
+    if not named or int(named["count"]) != count:
         raise ValueError(
-            f"{path}: tokenizer {kind!r} with pre-tokenizer {pre!r} is not read here; "
-            f"known: gpt2 with {DIGITS}, {', '.join(SPLITS)}"
+            f"{header.path}: one of {count} parts of a model, whose names must end in -00001-of-{count:05}.gguf and so on"
         )
-    tokens, token_types = header["tokenizer.ggml.tokens"], header["tokenizer.ggml.token_type"]
-    merges = [tuple(pair.split(" ")) for pair in header["tokenizer.ggml.merges"]]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens) or len(token_types) != len(tokens):
-        raise ValueError(f"{path}: the vocabulary is damaged (a token twice, or not one type for each token)")
-    try:
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in IGNORES_MERGES))
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path}: the merges do not fit the vocabulary ({error})") from None
-    backend.pre_tokenizer = _pre_tokenizer(pre)
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    for special, number in ((True, CONTROL), (False, USER_DEFINED)):
-        chosen = [t for t, kind in zip(tokens, token_types, strict=True) if kind == number]
-        backend.add_tokens([AddedToken(t, special=special, normalized=False) for t in chosen])
-    bos, eos = (header[f"tokenizer.ggml.{which}_token_id"] for which in ("bos", "eos"))
-    turn_end = header.metadata.get("tokenizer.ggml.eot_token_id", eos)
-    if max(bos, eos, turn_end) >= len(tokens):
-        raise ValueError(f"{path}: a special token's id is beyond the vocabulary of {len(tokens)}")
-    return Tokenizer(
-        backend,
-        bos_token=tokens[bos],
-        eos_token=tokens[eos],
-        end_of_turn_token=tokens[turn_end],
-        chat_template=header.metadata.get("tokenizer.chat_template"),
-    )
+    files = [_part(header.path, named, number) for number in range(count)]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{header.path}: of the {count} parts of this model {', '.join(missing)} is not there")
+    parts = [header if file == header.path else _read(file) for file in files]
+    tensors: dict[str, tuple[int, ...]] = {}
+    places: dict[str, tuple[int, int]] = {}
+    homes: dict[str, Path] = {}
+    for number, part in enumerate(parts):
+        if (part.integer("split.no", least=0), part.integer("split.count")) != (number, count):
+            raise ValueError(
+                f"{part.path}: says that it is part {part['split.no'] + 1} of {part['split.count']}, not {number + 1}"
+            )
+        if twice := tensors.keys() & part.tensors.keys():
+            raise ValueError(f"{part.path}: the tensor {min(twice)} is in an earlier part too")
+        tensors |= part.tensors
+        places |= part.places
+        homes |= dict.fromkeys(part.tensors, part.path)
+    whole = parts[0].integer("split.tensors.count", least=0)
+    if len(tensors) != whole:
+        raise ValueError(f"{parts[0].path}: {len(tensors)} tensors are in its {count} parts, {whole} should be")
+    return GgufHeader(path=files[0], metadata=parts[0].metadata, tensors=tensors, places=places, parts=homes)
 
 
-def _pre_tokenizer(name: str) -> pre_tokenizers.Sequence:
-    if name == DIGITS:
-        first, byte_level = pre_tokenizers.Digits(individual_digits=True), True
-    else:
-        first, byte_level = pre_tokenizers.Split(Regex(SPLITS[name]), "isolated"), False
-    return pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=byte_level)])
+def _part(path: Path, named: re.Match[str], number: int) -> Path:
+    return path.with_name(f"{named['stem']}-{number + 1:05}-of-{named['count']}.gguf")
 
 
 def _check(header: GgufHeader) -> None:
@@ -160,14 +224,36 @@ def _check(header: GgufHeader) -> None:
     if kind not in ARCHITECTURES:
         raise ValueError(f"{path} is a {kind!r} model; only what pocketlm writes is opened: {', '.join(ARCHITECTURES)}")
     heads, kv_heads = header["{arch}.attention.head_count"], header["{arch}.attention.head_count_kv"]
-    if not isinstance(heads, int) or not isinstance(kv_heads, int) or not kv_heads or heads % kv_heads:
+    if not isinstance(heads, int) or not isinstance(kv_heads, int) or min(heads, kv_heads) < 1 or heads % kv_heads:
         raise ValueError(f"{path}: {heads} heads do not share {kv_heads} key-value heads")
     width = head_width(header)
-    turned = header.metadata.get(f"{kind}.rope.dimension_count", width) // (2 if kind == "step35" else 1)
-    if width != header.metadata.get(f"{kind}.attention.value_length", width) or turned != width:
+    turned = header.integer("{arch}.rope.dimension_count", width * (2 if kind == "step35" else 1))
+    turned //= 2 if kind == "step35" else 1
+    if width != header.integer("{arch}.attention.value_length", width) or turned != width:
         raise ValueError(f"{path}: key, value and rotary widths differ; no model of ours has that")
-    if "token_embd.weight" not in header.tensors:
-        raise ValueError(f"{path}: the tensor token_embd.weight is missing; the file is not a language model of ours")
+    _check_sizes(header, width)
+
+
+def _check_sizes(header: GgufHeader, width: int) -> None:
+    """Refuse keys that tell another size than the tensors have, before a network of that size takes its memory."""
+    hidden, inner = header.integer("{arch}.embedding_length"), header.integer("{arch}.feed_forward_length")
+    heads, kv_heads = header["{arch}.attention.head_count"], header["{arch}.attention.head_count_kv"]
+    table = header.tensors.get("token_embd.weight", ())
+    expected = {
+        "token_embd.weight": (table[0] if len(table) == 2 else 0, hidden),
+        "blk.0.attn_q.weight": (heads * width, hidden),
+        "blk.0.attn_k.weight": (kv_heads * width, hidden),
+        "blk.0.ffn_down.weight": (hidden, inner),
+    }
+    for name, shape in expected.items():
+        found = header.tensors.get(name)
+        if found is None:
+            raise ValueError(f"{header.path}: the tensor {name} is missing; the file is not a language model of ours")
+        if found != shape:
+            raise ValueError(f"{header.path}: {name} is {found}, and by the file's keys it should be {shape}")
+    layers = header.integer("{arch}.block_count")
+    if f"blk.{layers - 1}.attn_q.weight" not in header.tensors:
+        raise ValueError(f"{header.path}: block_count is {layers}, but blk.{layers - 1}.attn_q.weight is missing")
 
 
 class _Reader:
@@ -199,14 +285,20 @@ class _Reader:
         return self.number(NUMBERS[kind])
 
     def array(self, kind: int, size: int) -> list[Any]:
-        if size > len(self.content):
-            raise struct.error("an array beyond the end")
+        if size > len(self.content) or kind == ARRAY:
+            raise struct.error("an array beyond the end, or of arrays")
         if kind not in NUMBERS:
             return [self.value(kind) for _ in range(size)]
         layout = f"<{size}{NUMBERS[kind]}"
         values = struct.unpack_from(layout, self.content, self.at)
         self.at += struct.calcsize(layout)
         return list(values)
+
+    def shape(self) -> tuple[int, ...]:
+        sizes = self.array(10, self.number("I"))
+        if not 1 <= len(sizes) <= 4 or not all(sizes):
+            raise struct.error("no shape of a tensor")
+        return tuple(reversed(sizes))
 
 
 def _parse(path: Path, content: mmap.mmap) -> GgufHeader:
@@ -215,16 +307,23 @@ def _parse(path: Path, content: mmap.mmap) -> GgufHeader:
     if version not in (2, 3):
         raise ValueError(f"{path}: GGUF version {version}; known are 2 and 3, little-endian")
     num_tensors, num_keys = reader.number("Q"), reader.number("Q")
-    metadata = {}
+    metadata: dict[str, Any] = {}
     for _ in range(num_keys):
         key = reader.string()
+        if key in metadata:
+            raise ValueError(f"{path}: key {key} is there twice; write or fetch the file again")
         metadata[key] = reader.value(reader.number("I"))
-    tensors, places = {}, {}
+    tensors: dict[str, tuple[int, ...]] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(num_tensors):
         name = reader.string()
-        tensors[name] = tuple(reversed(reader.array(10, reader.number("I"))))
+        if name in tensors:
+            raise ValueError(f"{path}: the tensor {name} is there twice; write or fetch the file again")
+        tensors[name] = reader.shape()
         places[name] = reader.number("I"), reader.number("Q")
-    alignment = metadata.get("general.alignment", 32)
+    header = GgufHeader(path=path, metadata=metadata, tensors=tensors, places=places)
+    alignment = header.integer("general.alignment", 32)
     start = -(-reader.at // alignment) * alignment
-    places = {name: (kind, start + offset) for name, (kind, offset) in places.items()}
-    return GgufHeader(path=path, metadata=metadata, tensors=tensors, places=places)
+    for name, (kind, offset) in places.items():
+        places[name] = kind, start + offset
+    return header

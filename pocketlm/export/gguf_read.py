@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pocketlm.export.gguf import LAYER_TENSORS
-from pocketlm.export.gguf_header import GgufHeader, head_width, read_header, row_layout, tokenizer_of
+from pocketlm.export.gguf_header import GgufHeader, head_width, read_header, row_layout, windows_of
+from pocketlm.export.gguf_tokenizer import tokenizer_of
 from pocketlm.model.checkpoint import load_tensors
 from pocketlm.model.layouts import half_split
 from pocketlm.model.tokenizer import Tokenizer
@@ -62,27 +63,26 @@ def values(header: GgufHeader, name: str) -> Tensor:
 def config_of(header: GgufHeader) -> ModelConfig:
     """The shape a header tells. A head equal to the table counts as tied: `step35` always stores both."""
     kind = header["general.architecture"]
-    layers = header["{arch}.block_count"]
-    pattern = header["{arch}.attention.sliding_window_pattern"] if kind == "step35" else []
-    local = tuple(LOCAL if is_local else GLOBAL for is_local in pattern[:layers])
+    windows = windows_of(header)
+    local = tuple(GLOBAL if window is None else LOCAL for window in windows)
     qk_norm = "blk.0.attn_q_norm.weight" in header.tensors
     tied = "output.weight" not in header.tensors or (kind == "step35" and _same_bytes(header))
     return ModelConfig(
         vocab_size=header.tensors["token_embd.weight"][0],
-        hidden_size=header["{arch}.embedding_length"],
-        intermediate_size=header["{arch}.feed_forward_length"],
-        num_hidden_layers=layers,
-        num_attention_heads=header["{arch}.attention.head_count"],
-        num_key_value_heads=header["{arch}.attention.head_count_kv"],
+        hidden_size=header.integer("{arch}.embedding_length"),
+        intermediate_size=header.integer("{arch}.feed_forward_length"),
+        num_hidden_layers=len(windows),
+        num_attention_heads=header.integer("{arch}.attention.head_count"),
+        num_key_value_heads=header.integer("{arch}.attention.head_count_kv"),
         head_dim=head_width(header),
-        max_position_embeddings=header["{arch}.context_length"],
-        rope_theta=_decimal(header.metadata.get(f"{kind}.rope.freq_base", 10_000.0)),
-        rms_norm_eps=_decimal(header["{arch}.attention.layer_norm_rms_epsilon"]),
+        max_position_embeddings=header.integer("{arch}.context_length"),
+        rope_theta=_decimal(header.positive("{arch}.rope.freq_base", 10_000.0)),
+        rms_norm_eps=_decimal(header.positive("{arch}.attention.layer_norm_rms_epsilon")),
         tie_word_embeddings=tied,
         use_qk_norm=qk_norm,
         qk_norm_weight=qk_norm,
         layer_types=local if LOCAL in local else (),
-        sliding_window=header["{arch}.attention.sliding_window"] if LOCAL in local else None,
+        sliding_window=next((window for window in windows if window is not None), None),
     )
 
 
@@ -91,13 +91,14 @@ def read_tensor(header: GgufHeader, name: str) -> Tensor:
     shape, (number, start) = header.tensors[name], header.places[name]
     rows, row_bytes = row_layout(header, name)
     kind = gguf.GGMLQuantizationType(number)
-    if start + rows * row_bytes > header.path.stat().st_size:
-        raise ValueError(f"{header.path}: {name} reaches beyond the end of the file; write or fetch the file again")
-    content = np.fromfile(header.path, dtype=np.uint8, count=rows * row_bytes, offset=start).reshape(rows, row_bytes)
+    file = header.file_of(name)
+    if start + rows * row_bytes > file.stat().st_size:
+        raise ValueError(f"{file}: {name} reaches beyond the end of the file; write or fetch the file again")
+    content = np.fromfile(file, dtype=np.uint8, count=rows * row_bytes, offset=start).reshape(rows, row_bytes)
     try:
         values = gguf.quants.dequantize(content, kind)
     except NotImplementedError:
-        raise ValueError(f"{header.path}: {name} is {kind.name}, which the gguf package cannot read") from None
+        raise ValueError(f"{file}: {name} is {kind.name}, which the gguf package cannot read") from None
     return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shape)
 
 
@@ -107,14 +108,13 @@ def _decimal(value: float) -> float:
 
 
 def _refuse(header: GgufHeader) -> None:
-    kind = header["general.architecture"]
-    scaling = header.metadata.get(f"{kind}.rope.scaling.type", "none")
+    scaling = header.text("{arch}.rope.scaling.type", "none")
     if scaling != "none" or ROPE_DIVISORS in header.tensors:
         raise ValueError(
             f"{header.path}: its RoPE is scaled, and a .gguf does not tell by which rule; import the model's Hugging Face "
             "folder instead"
         )
-    if header.metadata.get(f"{kind}.expert_count", 0):
+    if header.integer("{arch}.expert_count", 0, least=0):
         raise ValueError(f"{header.path}: a mixture of experts; only dense models are read")
 
 

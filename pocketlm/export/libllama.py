@@ -84,6 +84,8 @@ FUNCTIONS = {  # name -> (what it returns, what it takes)
     "llama_model_free": (None, [c_void_p]),
     "llama_model_get_vocab": (c_void_p, [c_void_p]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
+    "llama_vocab_is_eog": (c_bool, [c_void_p, c_int32]),
+    "llama_token_to_piece": (c_int32, [c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool]),
     "llama_tokenize": (c_int32, [c_void_p, c_char_p, c_int32, c_void_p, c_int32, c_bool, c_bool]),
     "llama_init_from_model": (c_void_p, [c_void_p, ContextParams]),
     "llama_free": (None, [c_void_p]),
@@ -145,12 +147,15 @@ def _check_layout(params: ctypes.Structure, expected: dict[str, float]) -> None:
 
 
 class LoadedModel:
-    """The weights of a file in llama.cpp, shared by any number of contexts. On the CPU only."""
+    """The weights of a file in llama.cpp, shared by any number of contexts. On the CPU only.
 
-    def __init__(self, path: Path) -> None:
+    vocab_only: without the weights, for its tokenizer.
+    """
+
+    def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
         self.lib = library()
         params = self.lib.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers, params.vocab_only = 0, vocab_only
         complaints()
         self.handle = self.lib.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
@@ -163,7 +168,22 @@ class LoadedModel:
         data = text.encode()
         ids = (c_int32 * (len(data) + 2))()
         count = self.lib.llama_tokenize(self.vocab, data, len(data), ids, len(ids), add_special, parse_special)
+        if count < 0:  # a special token may be longer than its ids' room, never the other way round
+            raise RuntimeError(f"llama.cpp gives {-count} ids for {len(data)} bytes")
         return list(ids[:count])
+
+    def piece(self, i: int) -> bytes:
+        """What llama.cpp shows for an id, special tokens too."""
+        buffer = ctypes.create_string_buffer(64)
+        size = self.lib.llama_token_to_piece(self.vocab, i, buffer, len(buffer), 0, True)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = self.lib.llama_token_to_piece(self.vocab, i, buffer, len(buffer), 0, True)
+        return buffer.raw[:size]
+
+    def end_ids(self) -> set[int]:
+        """The ids at which llama.cpp ends an answer."""
+        return {i for i in range(self.vocab_size) if self.lib.llama_vocab_is_eog(self.vocab, i)}
 
     def close(self) -> None:
         if self.handle:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pocketlm.export.gguf_header import head_width, read_header, tokenizer_of, weight_bytes, windows_of
+from pocketlm.export.gguf_header import head_width, read_header, weight_bytes, windows_of
+from pocketlm.export.gguf_tokenizer import tokenizer_of
 from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.model.sampling import GREEDY, Sampling, sample
 from pocketlm.model.stopping import Ending
@@ -42,7 +43,7 @@ class GgufModel:
             raise ValueError(f"unknown cache_type {cache_type!r}; known: {', '.join(CACHE_TYPES)}")
         header = read_header(path)
         self.tokenizer = tokenizer_of(header)
-        self.max_length = context_length or int(header["{arch}.context_length"])
+        self.max_length = context_length or header.integer("{arch}.context_length")
         self.vocab_size = header.tensors["token_embd.weight"][0]
         self.threads = threads or max(1, (os.cpu_count() or 1) // 2)
         self.cache_type = cache_type
@@ -50,7 +51,7 @@ class GgufModel:
         self._windows, self._weight_bytes = windows_of(header), weight_bytes(header)
         numbers = 2 * header["{arch}.attention.head_count_kv"] * head_width(header)
         self._cell_bytes = numbers * (2 if cache_type == "f16" else 4)  # of one token's keys and values in one layer
-        self._model = LoadedModel(Path(path))
+        self._model = LoadedModel(header.path)
         self._contexts: list[Context] = []
         self._idle: list[Context] = []  # not in use: a call borrows one, so calls never share a cache
         self._lock = threading.Lock()

@@ -18,9 +18,9 @@ from torch import Tensor
 from pocketlm.model.checkpoint import WEIGHTS, hugging_face_config, stored_tensors, write_files
 from pocketlm.model.files import write_folder
 from pocketlm.model.layouts import native_layout
-from pocketlm.model.quant import SCALE, FakeQuantLinear, OnGrid, dequantize_weight, scheme_of
+from pocketlm.model.quant import SCALE, FakeQuantLinear, OnGrid, Scheme, dequantize_weight, scheme_of
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import LOCAL, Transformer
+from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer
 from pocketlm.model.weights import read_safetensors
 
 BLOCK = 32  # weights that share a scale in MLX's smallest group
@@ -52,19 +52,33 @@ def write_repacked(model: Transformer, tokenizer: Tokenizer, path: Path, contain
     return path
 
 
-def check_fits(model: Transformer, container: str) -> None:
-    if scheme_of(model) is None:
+def refuse_unwritable(config: ModelConfig, scheme: Scheme | None, container: str) -> None:
+    """Nothing, or a ValueError where no model of this shape and scheme fits the container."""
+    if scheme is None:
         raise ValueError(f"{container} holds four-bit models; quantize this one first, or export it to hf")
-    if LOCAL in model.config.layer_types:
+    if LOCAL in config.layer_types:
         raise ValueError(
             f"{container}: this model has sliding windows, which its runtime would leave out (MLX has none in qwen3, "
             "vLLM ignores them there); export it to gguf, pte or hf"
         )
+    widths = {
+        "q_proj": config.hidden_size,
+        "o_proj": config.num_attention_heads * config.head_dim,
+        "down_proj": config.intermediate_size,
+    }
+    for name, width in widths.items():
+        _check_width(name, width, container)
+
+
+def check_fits(model: Transformer, container: str) -> None:
+    refuse_unwritable(model.config, scheme_of(model), container)
     for name, layer in grid_layers(model):
-        if layer.weight.shape[1] % BLOCK:
-            raise ValueError(
-                f"{container}: {name}.weight has rows of {layer.weight.shape[1]}, not a multiple of {BLOCK}"
-            )
+        _check_width(name, layer.weight.shape[1], container)
+
+
+def _check_width(name: str, width: int, container: str) -> None:
+    if width % BLOCK:
+        raise ValueError(f"{container}: {name}.weight has rows of {width}, not a multiple of {BLOCK}")
 
 
 def grid_layers(model: Transformer) -> Iterator[tuple[str, OnGrid]]:

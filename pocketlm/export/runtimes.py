@@ -48,7 +48,11 @@ def prepare_runtime(path: Path) -> None:
 
 def size_of(path: Path) -> int:
     """Bytes of an exported file, or of a folder's weights."""
-    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    if not path.is_file():
+        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    from pocketlm.export.gguf_header import part_files
+
+    return sum(file.stat().st_size for file in part_files(path))
 
 
 def label_of(path: Path) -> str:

@@ -297,14 +297,3 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if found != vocab_size:
         raise ValueError(f"the text only yields {found} tokens, vocab_size asks for {vocab_size}; lower it or add text")
     return Tokenizer(backend)
-
-
-def vocabulary(tokenizer: Tokenizer) -> tuple[list[str], list[tuple[str, str]]]:
-    """(tokens in id order, merges) in the byte-level alphabet: what a GGUF file stores."""
-    import json
-
-    content = json.loads(tokenizer.backend.to_str())
-    size = tokenizer.vocab_size
-    tokens = [tokenizer.backend.id_to_token(i) or f"<|unused_{i}|>" for i in range(size)]
-    pairs = [m.split(" ") if isinstance(m, str) else m for m in content["model"]["merges"]]
-    return tokens, [(left, right) for left, right in pairs]

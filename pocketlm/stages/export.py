@@ -1,15 +1,14 @@
 """Export: one checkpoint to the files other runtimes run, each opened there and compared before it counts as written."""
 
-import copy
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
+from rich.console import Console
 
 from pocketlm.corpus.stdlib import read_language_reference
 from pocketlm.data.conversations import read_conversations
@@ -17,18 +16,21 @@ from pocketlm.data.corpus import open_shards
 from pocketlm.data.shards import list_sources
 from pocketlm.eval.agreement import Agreement, Passage, agreement
 from pocketlm.export.gguf import rounded_q8_0, write_gguf
+from pocketlm.export.llamacpp_template import unlike_prompts
+from pocketlm.export.plain import as_stored, on_grid, unrolled
 from pocketlm.export.repack import CONTAINERS, write_repacked
 from pocketlm.export.runtimes import opened
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.export.text_agreement import refuse_other_folder, refuse_other_text
+from pocketlm.export.writable import Wanted, refuse_unwritable
+from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
-from pocketlm.model.layouts import LAYOUTS
-from pocketlm.model.quant import CPU, SCALE, OnGrid, fake_quantize_weight, prepare, scheme_of
+from pocketlm.model.quant import CPU, fake_quantize_weight, scheme_of
+from pocketlm.model.quant import scheme as scheme_named
 from pocketlm.model.rounded import refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
-FORMATS = ("hf", "gguf", "pte", *CONTAINERS)
 SPLITS = ("validation", "train")
 PASSAGES = 50  # the most documents that a source lends; this and the next three are our choice
 COMPARED_TOKENS = 1000  # one disagreement is a tenth of a point
@@ -57,15 +59,18 @@ class ExportConfig:
     min_agreement: float = 0.985
 
     def __post_init__(self) -> None:
-        for name in self.formats:
-            if name not in FORMATS:
-                raise ValueError(f"formats names {name!r}; known: {', '.join(FORMATS)}")
-        if self.context_length is not None and self.context_length < 1:
-            raise ValueError(f"context_length {self.context_length} must be at least 1")
-        if self.layout is not None and self.layout not in LAYOUTS:
-            raise ValueError(f"layout {self.layout!r} is unknown; known: {', '.join(LAYOUTS)}")
+        self.wanted()
         if not 0 <= self.min_agreement <= 1:
             raise ValueError(f"min_agreement {self.min_agreement} must be between 0 and 1")
+
+    def wanted(self) -> Wanted:
+        """What of this must be asked before a model is trained: stages/formats.py asks it."""
+        return Wanted(
+            formats=self.formats,
+            gguf_dtype=self.gguf_dtype,
+            context_length=self.context_length,
+            layout=self.layout,
+        )
 
     def summary(self) -> str:
         return ", ".join(self.formats)
@@ -81,17 +86,15 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
     ValueError, and no file, where they agree less than config.min_agreement, or a float32 file answers otherwise. An
     mlx or compressed-tensors folder is read back and compared to the bit.
     """
+    refuse_checkpoint(config, model)
     network, tokenizer = load_checkpoint(model)
     network.eval()
     context_length = config.context_length or network.config.max_position_embeddings
-    if context_length > network.config.max_position_embeddings:
-        raise ValueError(
-            f"{config.name}.context_length {context_length} exceeds the model's {network.config.max_position_embeddings} positions"
-        )
     run = {"gguf", "pte"} & set(config.formats)
     passages = real_passages(LanguageModel(network, tokenizer), context_length, corpus) if run else []
     sizes: dict[str, int] = {}
     told: dict[str, Any] = {}
+    notes: dict[str, list[str]] = {}
     for name in config.formats:
         if name == "gguf":
             file, agreed = export_gguf(config, out, network, tokenizer, passages)
@@ -102,16 +105,41 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         sizes[file.name] = file.stat().st_size if file.is_file() else folder_bytes(file)
         if agreed is not None:
             told[file.name] = asdict(agreed)
-    own = scheme_of(network)
-    origin = {"model": model.name, "quantization": own.name if own else None}
-    write_json(out / "export.json", {**origin, "bytes": sizes, "agreement": told})
+            notes[file.name] = check_text(file, tokenizer, network.config.vocab_size)
+    scheme = scheme_of(network)
+    origin = {"model": model.name, "quantization": scheme.name if scheme else None}
+    write_json(out / "export.json", {**origin, "bytes": sizes, "agreement": told, "unlike": notes})
+    console = Console(stderr=True, highlight=False)
+    for name, note in ((name, note) for name, found in notes.items() for note in found):
+        console.print(f"  {name}: {note}", style="yellow", soft_wrap=True, markup=False)
     return out
+
+
+def refuse_checkpoint(config: ExportConfig, model: Path) -> None:
+    """Nothing, or a ValueError where a format cannot hold this checkpoint: asked before its weights are read."""
+    name = quantization_of(model)
+    refuse_unwritable(config.wanted(), shape_of(model), Tokenizer.load(model), scheme_named(name) if name else None)
+
+
+def check_text(file: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    """What of the text of a .gguf or .pte is unlike and cannot be helped, in words.
+
+    ValueError, and no file, where its tokenizer gives other ids for a text or another text for ids.
+    """
+    try:
+        if file.suffix == ".pte":
+            refuse_other_folder(file, tokenizer, vocab_size)
+            return []
+        return refuse_other_text(file, tokenizer, vocab_size) + unlike_prompts(file, tokenizer)
+    except BaseException:
+        discard(file)
+        raise
 
 
 def export_gguf(
     config: ExportConfig, out: Path, network: Transformer, tokenizer: Tokenizer, passages: list[Passage]
 ) -> tuple[Path, Agreement]:
-    dtype = config.gguf_dtype or ("q4_0" if scheme_of(network) else "f16")
+    dtype = config.wanted().dtype(scheme_of(network))
     refuse_lossy(network, dtype)
     file = write_gguf(network, tokenizer, out / "model.gguf", dtype)
     reference = as_stored(network, dtype)
@@ -218,20 +246,9 @@ def held_documents(tokenizer: Tokenizer, length: int, corpus: Path) -> Iterator[
 def reference_pages(tokenizer: Tokenizer, length: int) -> Iterator[Passage]:
     """The beginnings of the pages of Python's language reference: text that every machine has."""
     for page in read_language_reference():
-        ids = [tokenizer.bos_id, *tokenizer.encode(page.text)][:length]
+        ids = [*tokenizer.document_start, *tokenizer.encode(page.text)][:length]
         if len(ids) > PASSAGE_PROMPT:
             yield Passage(ids=ids, prompt=PASSAGE_PROMPT)
-
-
-def as_stored(network: Transformer, dtype: str) -> Transformer:
-    """What a .gguf of this dtype holds: the weights' values, on their grid if they have one, and float activations.
-
-    llama.cpp rounds activations to int8 for every 32 of them, which is much finer than the rounding for each token
-    that a model is trained with (and that a .pte computes with); so this is the network that it comes closest to.
-    """
-    if dtype == "q4_0" and scheme_of(network) is None:
-        network = prepare(copy.deepcopy(network), CPU)  # what Q4_0 is to it
-    return on_grid(network)
 
 
 def refuse_lossy(network: Transformer, dtype: str) -> None:
@@ -299,35 +316,3 @@ def gguf_gaps(file: Path, network: Transformer) -> dict[str, float]:
     expected = unrolled(on_grid(network)).state_dict()
     stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}
     return {n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in stored}
-
-
-def on_grid(model: Transformer) -> Transformer:
-    """A plain network of the same values: a four-bit model's grid, for runtimes that know no scheme of ours."""
-    plain = Transformer(model.config)
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(SCALE)}
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, OnGrid):
-                tensors[f"{name}.weight"] = module.grid_weight()
-    plain.load_state_dict(tensors)
-    return plain.eval()
-
-
-def unrolled(model: Transformer) -> Transformer:
-    """The same network with each application of a shared block as a block of its own: for who knows no sharing."""
-    repeats = model.config.layer_repeats
-    if repeats == 1:
-        return model
-    kinds = tuple(kind for kind in model.config.layer_types for _ in range(repeats))
-    deeper = Transformer(
-        replace(model.config, num_hidden_layers=model.config.applications, layer_repeats=1, layer_types=kinds)
-    )
-    own = scheme_of(model)
-    if own is not None:
-        prepare(deeper, own)
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in name}
-    for i, block in enumerate(model.model.layers):
-        for name, tensor in block.state_dict().items():
-            tensors |= {f"model.layers.{i * repeats + k}.{name}": tensor for k in range(repeats)}
-    deeper.load_state_dict(tensors)
-    return deeper.eval()

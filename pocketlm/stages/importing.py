@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketlm.export.gguf_header import read_header
 from pocketlm.export.gguf_read import read_gguf
+from pocketlm.export.gguf_tokenizer import left_out
 from pocketlm.model.adapters import read_adapter
 from pocketlm.model.checkpoint import load_adapted, load_checkpoint, raw_config, save_checkpoint
 from pocketlm.model.config_fields import unused_fields
@@ -79,7 +81,8 @@ def read_source(config: ImportConfig) -> tuple[Transformer, Tokenizer, dict[str,
     if path.suffix == ".gguf":
         _refuse_base(config)
         model, tokenizer = read_gguf(path)
-        return model, tokenizer, {"from": path.name, "was": "gguf"}
+        origin: dict[str, Any] = {"from": path.name, "was": "gguf"}
+        return model, tokenizer, origin | ({"left_out": notes} if (notes := left_out(read_header(path))) else {})
     if path.exists() and config.revision is not None:
         raise ValueError(f"{config.name}.revision is for models of the hub; {config.source} is on this machine")
     path = _resolved(config.source, config.revision)

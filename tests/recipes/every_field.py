@@ -18,6 +18,7 @@ from pocketlm.stages.curate import CurateConfig
 from pocketlm.stages.evaluate import EvaluateConfig
 from pocketlm.stages.export import ExportConfig
 from pocketlm.stages.finetune import FinetuneConfig
+from pocketlm.stages.formats import FormatsConfig
 from pocketlm.stages.importing import ImportConfig
 from pocketlm.stages.longcontext import ExtendConfig
 from pocketlm.stages.merge import MergeConfig
@@ -112,6 +113,7 @@ BASES: dict[type, Any] = {
     TeachConfig: TeachConfig(name="cache", window=64, batch_tokens=256, shard_tokens=2000, compute_dtype="float32"),
     ImportConfig: ImportConfig(name="imported", source="them/model"),
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
+    FormatsConfig: FormatsConfig(name="formats", formats=("gguf",)),
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
     EvaluateConfig: EvaluateConfig(
         name="evaluation",
@@ -325,6 +327,14 @@ FIELDS: dict[type, dict[str, Any]] = {
         "layout": "qwen3",
         "min_agreement": 1.0,
     },
+    FormatsConfig: {
+        "name": "other",
+        "formats": ("hf",),
+        "gguf_dtype": "f32",
+        "context_length": 64,
+        "layout": "qwen3",
+        "scheme": "int4_group32",
+    },
     BenchConfig: {"name": "speed", "contexts": (24,), "new_tokens": 4, "repeats": 2, "threads": 2},
     EvaluateConfig: {
         "name": "other",
@@ -373,6 +383,8 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {  # what both runs of a field h
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},
+    (FormatsConfig, "context_length"): {"formats": ("pte",)},
+    (FormatsConfig, "layout"): {"formats": ("hf",)},
     (ExportConfig, "min_agreement"): {"gguf_dtype": "q4_0", "min_agreement": 0.0},  # random weights agree little
 }
 TOGETHER: dict[tuple[type, str], Changes] = {  # what must change with a field for the config to be a valid one

@@ -36,6 +36,7 @@ from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.finetune import FinetuneConfig, finetune
+from pocketlm.stages.formats import FormatsConfig, check_formats
 from pocketlm.stages.importing import ImportConfig, import_model
 from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.merge import MergeConfig, merge
@@ -308,6 +309,9 @@ def after_bench(config: BenchConfig, folder: Path, out: Path, patch: pytest.Monk
 def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     def write(model: Any, tokenizer: Any, path: Path, **options: Any) -> Path:  # lowering takes ten seconds
         path.write_text(repr(options))
+        beside = path.with_name(f"{path.stem}.tokenizer")
+        beside.mkdir()
+        tokenizer.save(beside)
         return path
 
     check = export_stage.check_file
@@ -386,6 +390,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     ),
     TeachConfig: after_teach,
     ExportConfig: after_export,
+    FormatsConfig: lambda config, folder, out, patch: files_of(check_formats(config, out, model=folder / "model")),
     ImportConfig: after_import,
     RopeScaling: lambda config, *rest: after_model(replace(SHAPE, rope_scaling=config), *rest),
     BenchConfig: after_bench,
@@ -396,7 +401,7 @@ STAGES = {
     **{CurateConfig: curate, MixConfig: find_mix, PretrainConfig: pretrain, SelectConfig: select, MergeConfig: merge},
     **{ExtendConfig: extend_context, FinetuneConfig: finetune, QuantizeConfig: quantize, ExportConfig: export},
     **{EvaluateConfig: evaluate, ReportConfig: report, ImportConfig: import_model, BenchConfig: bench},
-    TeachConfig: teach,
+    **{TeachConfig: teach, FormatsConfig: check_formats},
 }
 
 

@@ -15,7 +15,7 @@ from pocketlm.model.quant import SCALE, SCHEMES, Scheme, prepare, scheme
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.curate import CurateConfig, curate
-from pocketlm.stages.export import COMPARED_TOKENS, ExportConfig, export, real_passages
+from pocketlm.stages.export import COMPARED_TOKENS, ExportConfig, check_text, export, real_passages
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 
@@ -243,3 +243,49 @@ def test_a_chat_model_without_a_corpus_is_compared_on_its_own_answers(tokenizer:
     assert sum(len(p.ids) - p.prompt for p in passages) >= COMPARED_TOKENS
     with pytest.raises(ValueError, match="raise context_length"):
         real_passages(model, 16, None)
+
+
+def test_words_at_other_ids_trip_the_gate_though_every_logit_agrees(tokenizer, tmp_path, monkeypatch) -> None:
+    model = checkpoint(tmp_path / "m", tokenizer)
+    make = gguf_file.vocabulary_of
+
+    def swapped(of: Tokenizer, vocab_size: int):
+        vocabulary = make(of, vocab_size)
+        tokens = vocabulary.tokens[:]
+        tokens[1], tokens[2] = tokens[2], tokens[1]
+        return replace(vocabulary, tokens=tokens)
+
+    monkeypatch.setattr(gguf_file, "vocabulary_of", swapped)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match=r"(?s)does not read model\.gguf as this tokenizer does.*<\|im_end\|>"):
+        export(ExportConfig(name="files", formats=("gguf",), gguf_dtype="f32"), tmp_path / "out", model=model)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_template_that_llama_cpp_renders_otherwise_is_told(tokenizer, tmp_path, monkeypatch, capsys) -> None:
+    chat = Tokenizer(tokenizer.backend, chat_template=CHATML)
+    model = checkpoint(tmp_path / "m", chat)
+    other = Tokenizer(tokenizer.backend, chat_template=CHATML.replace("+ message['content']", "~ ':'"))
+    write = gguf_file.add_vocabulary
+    monkeypatch.setattr(gguf_file, "add_vocabulary", lambda writer, of, vocabulary: write(writer, other, vocabulary))
+    (tmp_path / "out").mkdir()
+    config = ExportConfig(name="files", formats=("gguf",), gguf_dtype="f32", min_agreement=0.0)
+    export(config, tmp_path / "out", model=model)
+    told = json.loads((tmp_path / "out" / "export.json").read_text())["unlike"]["model.gguf"]
+    assert len(told) == 3 and all("renders the chat template otherwise" in note for note in told)
+    assert told[0] in capsys.readouterr().err
+
+
+def test_a_pte_s_tokenizer_is_compared_with_the_model_s(tokenizer, tmp_path, monkeypatch) -> None:
+    other = train_tokenizer(["nothing like the others, 1 2 3 4 5 6 7 8 9 and so on: else"] * 9, 280)
+    file = tmp_path / "model.pte"
+    file.write_bytes(b"program")
+    (tmp_path / "model.tokenizer").mkdir()
+    other.save(tmp_path / "model.tokenizer")
+    with pytest.raises(ValueError, match=r"model\.tokenizer: the tokenizer that was written gives other plain texts"):
+        check_text(file, tokenizer, 320)
+    assert not list(tmp_path.iterdir())
+    file.write_bytes(b"program")
+    (tmp_path / "model.tokenizer").mkdir()
+    tokenizer.save(tmp_path / "model.tokenizer")
+    assert check_text(file, tokenizer, 320) == []

@@ -10,8 +10,10 @@ import tokenizers
 import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from pocketlm.export.gguf import SPLITS, architecture, write_gguf
-from pocketlm.export.gguf_header import read_header, tokenizer_of
+from pocketlm.export.gguf import architecture, write_gguf
+from pocketlm.export.gguf_header import read_header
+from pocketlm.export.gguf_splits import IGNORES_MERGES, SPLITS
+from pocketlm.export.gguf_tokenizer import tokenizer_of
 from pocketlm.model.quant import SCALE, SCHEMES, dequantize_weight, prepare, quantize_weight
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -113,8 +115,8 @@ def test_a_four_bit_model_is_written_as_its_grid_in_every_dtype(
         np.testing.assert_array_equal(stored[theirs], grid.numpy())
 
 
-def llama_style_tokenizer(split: str) -> Tokenizer:
-    backend = tokenizers.Tokenizer(models.BPE())
+def llama_style_tokenizer(split: str, ignore_merges: bool = False) -> Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [
             pre_tokenizers.Split(Regex(split), "isolated"),
@@ -133,7 +135,7 @@ def llama_style_tokenizer(split: str) -> Tokenizer:
 
 @pytest.mark.parametrize("kind", ["smollm", *SPLITS])
 def test_the_file_alone_gives_the_tokenizer_back(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    original = tokenizer if kind == "smollm" else llama_style_tokenizer(SPLITS[kind])
+    original = tokenizer if kind == "smollm" else llama_style_tokenizer(SPLITS[kind], kind in IGNORES_MERGES)
     path = write_gguf(Transformer(GLOBAL), original, tmp_path / "m.gguf", "f16")
     found = tokenizer_of(read_header(path))
     assert fields(path)["tokenizer.ggml.pre"] == kind
@@ -145,7 +147,7 @@ def test_the_file_alone_gives_the_tokenizer_back(kind: str, tokenizer: Tokenizer
 
 
 def test_a_tokenizer_llama_cpp_would_split_otherwise_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="SPLITS"):
+    with pytest.raises(ValueError, match="WAYS"):
         write_gguf(Transformer(GLOBAL), llama_style_tokenizer(r"\p{L}+|\s+"), tmp_path / "m.gguf", "f32")
     assert not list(tmp_path.iterdir())
 

@@ -114,13 +114,13 @@ def test_what_this_network_does_not_have_is_refused(changes, extra, message, tok
 
 
 def test_a_file_of_another_program_may_leave_out_what_follows_from_the_rest(tokenizer, tmp_path) -> None:
-    """As SmolLM2's: no head widths, no end-of-turn id."""
+    """As SmolLM2's: no head widths, no end-of-turn id; the turn ends as llama.cpp knows it, by its text."""
     square = replace(LLAMA, head_dim=32, hidden_size=288)
     path = write_gguf(Transformer(square, seed=2), tokenizer, tmp_path / "m.gguf", "f32")
     for key in ("llama.attention.key_length", "llama.attention.value_length", "tokenizer.ggml.eot_token_id"):
         path = edited(path, {}, {}, leave_out=key).rename(tmp_path / f"{key}.gguf")
     read, own = read_gguf(path)
-    assert read.config == square and own.end_of_turn_id == own.eos_id
+    assert read.config == square and own.end_of_turn_token == "<|im_end|>" and own.stop_ids == tokenizer.stop_ids
 
 
 def test_a_scaled_rope_is_written_as_a_tensor_that_is_not_one_of_the_networks(tokenizer, tmp_path) -> None:
