@@ -20,8 +20,8 @@ LONG_TRAINING = 10**10  # steps x parameters: 15 M for 670 steps, 18 minutes at 
 SCALE_LR_SHARE = 1 / 8
 # Instruction levels without bfloat16 that oneDNN and torch can be told to stay at, in words of these variables
 NO_BFLOAT16 = {
-    "ONEDNN_MAX_CPU_ISA": {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"},
-    "ATEN_CPU_CAPABILITY": {"DEFAULT", "AVX2"},
+    "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"),
+    "ATEN_CPU_CAPABILITY": ("DEFAULT", "AVX2"),
 }
 
 
