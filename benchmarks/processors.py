@@ -1,6 +1,7 @@
 """What is promised to the bit, on every kind of arithmetic this processor can be made to do.
 
     python benchmarks/processors.py                    # all settings: some 10 minutes each on two cores
+    python benchmarks/processors.py --quick            # some 2 minutes each: no killed ranks, no compiler, one kill
     python benchmarks/processors.py --quick --settings "float32 forced"        # what .ci/run asks for beside `make test`
 
 Under each setting of the environment the tests of TESTS run, and `pocketlm verify-resume` kills the short recipe of
@@ -20,7 +21,9 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
-QUICK_TESTS = (
+ALONE = "tests/recipes/test_tiny_recipe.py::test_one_stage_alone"
+COMPILED = "tests/unit/test_train_loop.py::test_a_compiled_training_resumes_with_the_same_weights_and_is_near_the_other"
+EXACT_TESTS = (
     "tests/recipes/test_golden.py",
     "tests/unit/test_train_loop.py",
     "tests/unit/test_muon.py",
@@ -28,9 +31,15 @@ QUICK_TESTS = (
     "tests/unit/test_run.py",
     "tests/unit/test_generate.py",
 )
+QUICK_TESTS = (
+    *EXACT_TESTS,
+    f"{ALONE}_is_run_with_only",
+    f"{ALONE}_on_two_threads_is_the_same_in_this_process_and_in_another",
+    f"--deselect={COMPILED}",
+)
 TESTS = (
-    *QUICK_TESTS,
-    "tests/recipes/test_tiny_recipe.py",  # one stage alone, with 1 and 2 threads
+    *EXACT_TESTS,
+    "tests/recipes/test_tiny_recipe.py",
     "tests/recipes/test_killed.py",
     "tests/unit/test_resharding.py",
     "tests/unit/test_parallel.py",
@@ -74,7 +83,7 @@ def main() -> None:
     known = settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=list(known), default=list(known))
-    parser.add_argument("--quick", action="store_true", help="fewer tests, one kill")
+    parser.add_argument("--quick", action="store_true", help="fewer tests, no compiler, one kill")
     parser.add_argument("--kills", type=int, default=4)
     arguments = parser.parse_args()
     tests, kills = (QUICK_TESTS, 1) if arguments.quick else (TESTS, arguments.kills)
