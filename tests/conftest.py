@@ -1,7 +1,8 @@
 """What every test needs: Ctrl-C works here and in the processes tests start, even when a shell in the background ignores it.
 
-Several pytest processes beside each other compute on one thread each: threads of two that wait for each other while both
-cores are taken make a test several times slower. Tests of more threads ask for them.
+Several pytest processes beside each other compute on one thread each, and a thread that waits for another sleeps: threads
+that wait by turning in circles while both cores are taken make a test several times slower. Tests of more threads ask for
+them.
 """
 
 import os
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when it is imported, which is later
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads both when it is imported, which is later
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal would be inherited as ignored
 

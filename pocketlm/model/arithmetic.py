@@ -20,8 +20,9 @@ FORCED = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX
 def arithmetic(processes: int = 1) -> dict[str, Any]:
     """{"processor", "instructions", "torch", "threads", "processes"} of this process, one of so many that compute together."""
     forced = [f"{name}={os.environ[name]}" for name in FORCED if os.environ.get(name)]
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return {
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
+        "processor": " and ".join([processor_name(), *gpu]),
         "instructions": " ".join([torch.backends.cpu.get_cpu_capability(), *forced]),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
