@@ -1,5 +1,6 @@
 # make demo   every stage of both papers on this computer, from nothing: environment, then recipes/pocket.py
 # make test   lint, types and the whole test suite, in the same environment
+# make quick  the same without the tests marked slow (tests/conftest.py)
 # make clean  remove the environment (runs/ is yours and stays)
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=/some/where the environment, and
@@ -13,7 +14,7 @@ RUN ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test clean
+.PHONY: demo test quick clean
 
 demo: $(READY)
 	$(BIN)/pocketlm run recipes/pocket.py $(RUN)
@@ -23,6 +24,12 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pocketlm needs Python 3.11 or newer; try: make PYTHON=python3.11")'

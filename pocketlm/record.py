@@ -6,7 +6,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,29 @@ def make_record(
     compared = {"stage": record["stage"], "config": record["config"], "inputs": _compared(record["inputs"])}
     digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
     return {**record, "digest": digest[:16]}
+
+
+def started(record: dict[str, Any], arithmetic: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The record as it is written when the stage begins, or goes on after `seconds`; what is added is never compared.
+
+    arithmetic: on what it is computed, `pocketlm.model.arithmetic`.
+    """
+    return {
+        **record,
+        "pocketlm": _version(),
+        "arithmetic": arithmetic,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "started",
+        "seconds": seconds,
+    }
+
+
+def _version() -> str:
+    """The installed version of pocketlm."""
+    try:
+        return version("pocketlm")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -14,9 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -25,8 +23,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pocketlm.model.arithmetic import arithmetic, on_threads, threads_to_go_on
 from pocketlm.model.files import write_json
-from pocketlm.record import RECORD, Call, as_paths, damage, differences, list_outputs, make_record, read_record
+from pocketlm.record import RECORD, Call, as_paths, damage, differences, list_outputs, make_record, read_record, started
 from pocketlm.settings import Settings, apply_settings, check_stages, nearest
 from pocketlm.turns import Company, runs_on_all_ranks, take_turn, turns
 
@@ -128,7 +127,7 @@ class Run:
         company = self.company if runs_on_all_ranks(stage_fn) else None
         for turn in turns([call.config for call in calls], company.world_size if company else 1):
             to_do = [(calls[number], ranks) for number, ranks in turn.items() if self._is_to_do(calls[number])]
-            begun = [_begin(call, ranks) for call, ranks in to_do]
+            begun = [self._begin(call, ranks) for call, ranks in to_do]
             if company:
                 company.tell(" ".join(call.name for call, _ in to_do))
             if begun:
@@ -149,12 +148,26 @@ class Run:
         self._check_inputs(call)
         return True
 
+    def _begin(self, call: Call, ranks: range) -> "_Begun":
+        """The stage, written down as started; what was begun before goes on with as many threads."""
+        found = read_record(call.folder)
+        now = arithmetic(len(ranks))
+        threads, line = threads_to_go_on(found and found.get("arithmetic"), now, f"stage {call.name}")
+        if line and (
+            threads != now["threads"] or not runs_on_all_ranks(call.stage_fn)
+        ):  # training says the rest itself
+            self.console.print(line, soft_wrap=True)
+        record = started(call.record, {**now, "threads": threads}, found["seconds"] if found else 0.0)
+        call.folder.mkdir(parents=True, exist_ok=True)
+        write_json(call.folder / RECORD, record)
+        return _Begun(call, ranks, record, again=found is not None)
+
     def _execute(self, turn: list["_Begun"], company: Company | None) -> None:
         """Calls the stages of one turn, and writes down what came out."""
         self.current = " and ".join(each.call.name for each in turn)
         start = time.monotonic()
         try:
-            took = take_turn([(partial(_call, each.call), each.ranks) for each in turn], company)
+            took = take_turn([(partial(_call, each), each.ranks) for each in turn], company)
         except KeyboardInterrupt:
             for each in turn:
                 each.record["seconds"] = round(each.record["seconds"] + time.monotonic() - start, 2)
@@ -264,24 +277,12 @@ class _Begun:
     again: bool
 
 
-def _begin(call: Call, ranks: range) -> _Begun:
-    found = read_record(call.folder)
-    record = {
-        **call.record,
-        "pocketlm": _version(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": "started",
-        "seconds": found["seconds"] if found else 0.0,
-    }
-    call.folder.mkdir(parents=True, exist_ok=True)
-    write_json(call.folder / RECORD, record)
-    return _Begun(call, ranks, record, again=found is not None)
-
-
-def _call(call: Call) -> None:
+def _call(begun: _Begun) -> None:
     """The stage, called. An error says in which stage it was."""
+    call = begun.call
     try:
-        call.stage_fn(call.config, call.folder, **call.inputs)
+        with on_threads(begun.record["arithmetic"]["threads"]):
+            call.stage_fn(call.config, call.folder, **call.inputs)
     except Exception as error:
         error.add_note(f"(in stage {call.name}: {call.folder})")
         raise
@@ -330,14 +331,6 @@ def _lock(run_dir: Path) -> TextIO:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
-
-
-def _version() -> str:
-    """The installed version of pocketlm, which is recorded but never compared."""
-    try:
-        return version("pocketlm")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _duration(seconds: float) -> str:

@@ -50,13 +50,25 @@ GREEDY = Sampling()
 def sample(
     logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], earlier: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Next ids [B] from logits [B, V]. earlier: the ids of each row so far, its prompt's and its answer's."""
+    """Next ids [B] from logits [B, V]. earlier: the ids of each row so far, its prompt's and its answer's.
+
+    Who is beside a row changes the last bits of its logits: a product of other sizes sums in another order. The row then
+    draws the same token unless two scores of `race` tie to that rounding, or the token drawn is the last that top_k, top_p
+    or min_p lets in.
+    """
     logits = penalised(logits, earlier, sampling.repetition_penalty)
-    if sampling.temperature == 0.0:
-        return torch.from_numpy(logits.float().cpu().numpy().argmax(-1)).to(logits.device)  # of 128k: 9 us, not 110
-    probabilities, order = restricted(logits, sampling)
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
-    return order.gather(-1, torch.stack(drawn))[:, 0]
+    scores = logits if sampling.temperature == 0.0 else race(restricted(logits, sampling), generators)
+    return torch.from_numpy(scores.float().cpu().numpy().argmax(-1)).to(logits.device)  # of 128k: 9 us, not 110
+
+
+def race(weights: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Scores [B, V] of which the greatest is the token drawn: each weight over an exponential variable of its own.
+
+    The first of exponential clocks with these rates is token i with probability weights[i] / their sum. A row's variables
+    belong to token ids: handed out by rank, two tokens of nearly the same weight would swap theirs when rounding swaps them.
+    """
+    times = [torch.empty(weights.shape[-1]).exponential_(generator=generator) for generator in generators]
+    return weights / torch.stack(times).to(weights.device)
 
 
 def penalised(logits: Tensor, earlier: Sequence[Sequence[int]], penalty: float) -> Tensor:
@@ -70,13 +82,21 @@ def penalised(logits: Tensor, earlier: Sequence[Sequence[int]], penalty: float) 
     return logits
 
 
-def restricted(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """(weights, ids), both [B, V], the likeliest first: what is drawn from. Weights left out are 0; they need not sum to 1."""
-    weights, order = torch.softmax(logits / sampling.temperature, -1).sort(-1, descending=True)
-    if 0 < sampling.top_k < weights.shape[-1]:
-        weights[:, sampling.top_k :] = 0.0
-        weights = weights / weights.sum(-1, keepdim=True)
+def restricted(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities [B, V], float32, of what is drawn from, by id. Those left out are 0; the others need not sum to 1.
+
+    What is left out is what transformers' TopKLogitsWarper, TopPLogitsWarper and MinPLogitsWarper leave out.
+    """
+    logits = logits.float() / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    weights = torch.softmax(logits, -1)
     if sampling.top_p < 1:  # at 1 the rounding of the sum would cut the tail
-        weights[weights.cumsum(-1) - weights >= sampling.top_p] = 0.0
-    weights[weights < sampling.min_p * weights[:, :1]] = 0.0
-    return weights, order
+        rising, order = weights.sort(-1)
+        cut = rising.cumsum(-1) <= 1 - sampling.top_p
+        cut[:, -1] = False  # the likeliest stays
+        weights = weights.masked_fill(cut.scatter(-1, order, cut), 0.0)
+    if sampling.min_p > 0:
+        weights = weights.masked_fill(weights < sampling.min_p * weights.amax(-1, keepdim=True), 0.0)
+    return weights

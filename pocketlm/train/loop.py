@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.guard import Watch, may_update, token_digest
@@ -23,7 +24,7 @@ from pocketlm.train.parallel import (
     sum_over_ranks,
 )
 from pocketlm.train.ranks import ALONE, Ranks, ranks
-from pocketlm.train.state import SaveConfig, StateWriter, load_state
+from pocketlm.train.state import SaveConfig, StateWriter, load_state, threads_of
 from pocketlm.train.stopping import stop_requests
 
 Batches = Callable[[int], list[Batch]]  # pure: the same step gives the same rows, so the data position is the step
@@ -41,6 +42,7 @@ def train(
 ) -> Transformer:
     """The model after config.num_steps steps. Stopped at any moment and called again, it ends with the same bits.
 
+    So it does on the same processor, with as many processes; the number of threads is that with which it began.
     State goes to out/resume each `save.every_steps` steps, at the end, and on Ctrl-C or SIGTERM.
     A loss or gradient that is not finite never touches the weights.
     Called by several ranks, each with batches of its own, they train one model; the first alone is handed it whole, and
@@ -56,6 +58,7 @@ def train(
     metrics = Metrics(out, label, config.num_steps, first_step) if own.first else Silence()
     try:
         with (
+            on_threads(threads_of(out, label)),
             stop_requests() as stop,
             StateWriter(out, save) as states,
             made_ahead(batches, config.num_steps - 1) as batches,

@@ -1,6 +1,7 @@
 """The optimizer and its schedule: AdamW as in the papers or Muon, linear warm-up, then linear or cosine decay."""
 
 import math
+import os
 import shutil
 from dataclasses import dataclass
 from typing import Literal
@@ -9,14 +10,19 @@ import torch
 
 from pocketlm.model.quant import SCALE
 from pocketlm.model.transformer import Transformer, set_compiled, set_compute_dtype
+from pocketlm.train.muon import Muon
 
 ShardOver = Literal["node", "all"]
 OnNonfinite = Literal["stop", "skip"]
-MUON_MOMENTUM = 0.95  # torch.optim.Muon's own default
 LONG_TRAINING = 10**10  # steps x parameters: 15 M for 670 steps, 18 minutes at 2,048 tokens a step on one core
 # Of the learning rate, for learned scales (our choice; ParetoQ's code takes all of it): the outermost level is -8 times
 # the scale, so that it moves as fast as a weight. All of it learns worse (docs/log.md).
 SCALE_LR_SHARE = 1 / 8
+# Instruction levels without bfloat16 that oneDNN and torch can be told to stay at, in words of these variables
+NO_BFLOAT16 = {
+    "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"),
+    "ATEN_CPU_CAPABILITY": ("DEFAULT", "AVX2"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +33,9 @@ class OptimConfig:
     num_steps: int
     warmup_steps: int
     optimizer: Literal["adamw", "muon"] = "adamw"  # both papers: Adam; Muon learns a small network in fewer tokens
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights and states are float32
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # of matrix products, Muon's too; the rest is float32
+    )
     shard_over: ShardOver = "node"  # on several nodes: each holds all weights, or all nodes together hold them once
     compile: Literal["auto", "yes", "no"] = "auto"  # each block by torch.compile; auto: where it pays
     recompute_every: int = 0  # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
@@ -89,10 +97,8 @@ def make_optimizers(model: Transformer, config: OptimConfig) -> list[torch.optim
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if config.optimizer == "adamw":
         return [adamw]
-    muon = torch.optim.Muon(
-        inner, lr=config.lr, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, adamw]
+    dtype = product_dtype(config, next(model.parameters()).device) or torch.float32
+    return [Muon(inner, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype), adamw]
 
 
 def product_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | None:
@@ -103,12 +109,19 @@ def product_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | No
 def dtype_of(name: str, device: torch.device) -> torch.dtype | None:
     """The dtype of products that a config names, None for float32. "auto" takes bfloat16 where the hardware multiplies it.
 
-    A processor without such instructions emulates bfloat16, several times slower than float32 (docs/log.md).
+    A processor without such instructions emulates bfloat16, several times slower than float32 (docs/log.md), and so does one
+    that is told not to use them.
     """
     if name == "auto":
-        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else None
+        return torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else None
     return torch.bfloat16 if name == "bfloat16" else None
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products, and neither oneDNN nor torch is told to do without."""
+    if any(os.environ.get(name, "").upper() in levels for name, levels in NO_BFLOAT16.items()):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def set_computing(model: Transformer, config: OptimConfig | None) -> str:

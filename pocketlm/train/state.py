@@ -1,15 +1,13 @@
 """Where training stands, on disk: states under out/resume that any number of ranks reads again.
 
 A state is a folder step-N. Each rank writes what it holds, rank-00000.safetensors and so on; state.json tells the step,
-the bytes and SHA-256 of each file, and of each tensor its shape and where its pieces lie. A rank that loads reads the
-parts of pieces that it needs, so 4 ranks may write and 3 read. No rank talks to another to write: they meet in the
-folder. torch.distributed.checkpoint is not used: its index is a pickle, and its safetensors reader takes a missing
-shard for a smaller tensor.
+on what it was computed, the bytes and SHA-256 of each file, and of each tensor its shape and where its pieces lie. A
+rank that loads reads the parts of pieces that it needs, so 4 ranks may write and 3 read. No rank talks to another to
+write: they meet in the folder. torch.distributed.checkpoint is not used: its index is a pickle, and its safetensors
+reader takes a missing shard for a smaller tensor.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -24,13 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pocketlm.model.arithmetic import arithmetic, threads_to_go_on
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import open_safetensors
+from pocketlm.train.manifest import MANIFEST, damage, digest_of, manifest_digest, read_manifest
 from pocketlm.train.pieces import Piece, Saved, fill, filled_like, own_piece, write_pieces
 from pocketlm.train.ranks import least, meet, ranks
 
-RESUME, MANIFEST = "resume", "state.json"
+RESUME = "resume"
 RANKS_TIMEOUT_SECONDS = 600  # how long rank 0 waits for the files of the others; a dead rank ends the run long before
 ALONE_SECONDS = 10  # the same where training failed, so that a rank may be dead: within the 30 s that torchrun grants
 Optimizers = list[torch.optim.Optimizer]
@@ -183,7 +183,8 @@ def publish(partial: Path, folder: Path, step: int, alone: threading.Event) -> N
         files |= told["files"]
         for name, entry in told["tensors"].items():
             tensors.setdefault(name, {**entry, "pieces": []})["pieces"] += entry["pieces"]
-    manifest = {"step": step, "world_size": len(notes), "files": files, "tensors": tensors}
+    told = {"step": step, "world_size": len(notes), "arithmetic": arithmetic(len(notes))}
+    manifest = {**told, "files": files, "tensors": tensors}
     write_json(partial / MANIFEST, {**manifest, "sha256": manifest_digest(manifest)})
     for note in notes:
         note.unlink()
@@ -254,11 +255,23 @@ def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
     return manifest["step"]
 
 
+def threads_of(out: Path, label: str) -> int:
+    """How many threads training goes on with after `load_state`, on every rank: `threads_to_go_on`, which the first says."""
+    number = 0
+    if ranks().first:
+        states = saved_states(out)
+        begun = read_manifest(states[-1])[0].get("arithmetic") if states else None
+        number, line = threads_to_go_on(begun, arithmetic(ranks().world_size), label)
+        if line:
+            print(line, file=sys.stderr, flush=True)
+    return -least(-number)
+
+
 def newest_whole(out: Path) -> tuple[Path | None, dict[str, Any]]:
     """(the newest state that is as it was written, its manifest); (None, {}) where none was ever written."""
     broken: dict[Path, str] = {}
     for folder in reversed(saved_states(out)):
-        manifest, problem = _read_manifest(folder)
+        manifest, problem = read_manifest(folder)
         problem = problem or damage(folder, manifest)
         if not problem:
             _set_aside(broken, folder)
@@ -268,25 +281,6 @@ def newest_whole(out: Path) -> tuple[Path | None, dict[str, Any]]:
         told = "".join(f"\n  {problem}" for problem in broken.values())
         raise ValueError(f"no state in {out / RESUME} is whole:{told}\nDelete that folder to begin this stage anew.")
     return None, {}
-
-
-def damage(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """What is wrong with a file of a state, in words, or None. Each rank reads its share of the files; all hear of it."""
-    names = sorted(manifest["files"])
-    bad = len(names)
-    for number in range(ranks().rank, len(names), ranks().world_size):
-        file, told = folder / names[number], manifest["files"][names[number]]
-        if not file.is_file() or file.stat().st_size != told["bytes"] or digest_of(file) != told["sha256"]:
-            bad = min(bad, number)
-    bad = least(bad)
-    if bad == len(names):
-        return None
-    file, told = folder / names[bad], manifest["files"][names[bad]]
-    if not file.is_file():
-        return f"{file} is missing"
-    if (size := file.stat().st_size) != told["bytes"]:
-        return f"{file} has {size:,} bytes, not the {told['bytes']:,} that were written"
-    return f"{file} is not what was written: its SHA-256 differs"
 
 
 def refuse_another_model(model: Transformer, optimizers: Optimizers, folder: Path, saved: Saved) -> None:
@@ -310,20 +304,6 @@ def refuse_another_model(model: Transformer, optimizers: Optimizers, folder: Pat
         )
 
 
-def _read_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """(the manifest of a state, what is wrong with it or None)."""
-    file = folder / MANIFEST
-    try:
-        manifest = read_json(file)
-    except FileNotFoundError:
-        return {}, f"{file} is missing"
-    except ValueError as error:
-        return {}, str(error)
-    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != manifest_digest(manifest):
-        return {}, f"{file} is not what was written: its SHA-256 differs"
-    return manifest, None
-
-
 def _set_aside(broken: dict[Path, str], used: Path) -> None:
     """Rank 0 says which states are damaged and gives them another name; they stay to be looked at."""
     for folder, problem in broken.items() if ranks().first else ():
@@ -340,13 +320,3 @@ def saved_states(out: Path) -> list[Path]:
 
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def digest_of(file: Path) -> str:
-    """SHA-256 of a file: 1.8 GB/s where the processor has instructions for it."""
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Losses and one update against torch.nn.functional, torch.distributions and gradients written out in float64."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -380,15 +381,14 @@ def test_eight_micro_batches_of_one_row_update_as_one_of_eight(optimizer, kind):
     assert len({row.num_labels for row in rows}) > 4
     teacher = Transformer(CONFIG, seed=5)
     loss_fn = next_token_loss if kind == "next token" else distillation_loss(live_teacher(teacher, OPTIM))
-    config = OptimConfig(
-        lr=1e-2, num_steps=10, warmup_steps=0, final_lr_share=1.0, optimizer="muon" if optimizer == "muon" else "adamw"
-    )
+    name = "muon" if optimizer == "muon" else "adamw"
+    config = replace(OPTIM, lr=1e-2, num_steps=10, final_lr_share=1.0, optimizer=name, compute_dtype="float32")
     make = plain if optimizer == "plain" else lambda model: make_optimizers(model, config)
     one, loss, norm = updated([whole], loss_fn, make)
     eight, split_loss, split_norm = updated(rows, loss_fn, make)
     assert split_loss == pytest.approx(loss, rel=1e-6) and split_norm == pytest.approx(norm, rel=1e-5)
-    # measured: 1.5e-8, 1.9e-6 (AdamW divides by the gradient's size), 7.8e-5 (Muon orthogonalises in bfloat16), lr 1e-2
-    limit = {"plain": 1e-7, "adamw": 2e-5, "muon": 5e-4}[optimizer]
+    # measured at lr 1e-2: 1.5e-8; 1.9e-6, as AdamW divides by the gradient's size; and it moves the table beside Muon, too
+    limit = {"plain": 1e-7, "adamw": 2e-5, "muon": 2e-5}[optimizer]
     for (name, a), b in zip(one.named_parameters(), eight.parameters(), strict=True):
         assert (a - b).abs().max() <= limit, name
 

@@ -6,16 +6,15 @@ Token digests are the same everywhere. Losses are the same bits on the same kind
 """
 
 import json
-import platform
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from documents import write_documents
 from tiny import PHASE, SHAPE, STEPS, corpus_of
 
+from pocketlm.model.arithmetic import arithmetic, on_threads
 from pocketlm.stages.curate import curate
 from pocketlm.stages.pretrain import pretrain
 
@@ -23,30 +22,19 @@ GOLDEN = Path(__file__).with_name("golden.json")
 
 
 def machine() -> dict[str, str]:
-    """What the bits of a float32 product depend on."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    return {
-        "torch": torch.__version__,
-        "processor": processor,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-    }
+    """What the bits of a float32 product depend on, beside the number of threads, which is 1 here."""
+    return {key: value for key, value in arithmetic().items() if key not in ("threads", "processes")}
 
 
 def first_steps(documents: Path, out: Path) -> list[dict[str, Any]]:
     """Loss, gradient norm and token digest of each of 20 steps; `out` is an empty folder."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         (out / "corpus").mkdir(parents=True)
         (out / "base").mkdir()
         curate(corpus_of(documents), out / "corpus")
         optim = replace(STEPS, num_steps=20, compute_dtype="float32")
         shares = dict.fromkeys(("problems", "notes", "recall", "texts"), 0.25)
         pretrain(replace(PHASE, model=SHAPE, shares=shares, optim=optim), out / "base", corpus=out / "corpus")
-    finally:
-        torch.set_num_threads(threads)
     rows = [json.loads(line) for line in (out / "base" / "metrics.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in ("loss", "grad_norm", "token_digest")} for row in rows]
 

@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 from golden import GOLDEN, first_steps, machine
 
-TOLERANCES = {
-    "loss": 1e-3,
-    "grad_norm": 1e-2,
-}  # relative, on another machine than that of golden.json: docs/numerics.md
+TOLERANCES = {"loss": 1e-5, "grad_norm": 1e-5}  # relative, on another machine than golden.json's: docs/numerics.md
 AGAIN = "if that is meant, run: python tests/recipes/golden.py"
 
 

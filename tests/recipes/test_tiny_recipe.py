@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from pocketlm.cli import app
 from pocketlm.data.corpus import held_out_texts
 from pocketlm.eval.perplexity import bits_per_byte
+from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.stages.evaluate import opened
 
@@ -195,14 +198,34 @@ def test_a_changed_input_file_stops_the_run_too(finished: Path, documents: Path,
 
 
 def test_one_stage_alone_is_run_with_only(copy: Path, documents: Path) -> None:
+    """In this process, after all that its tests did, with the threads of the run: to the bit what it was there."""
     weights = (copy / "chat" / "model.safetensors").read_bytes()
+    threads = read(copy / "chat" / "stage.json")["arithmetic"]["threads"]
     shutil.rmtree(copy / "chat")
     shutil.rmtree(copy / "report")
-    status, shown = run(documents, copy, "--only", "chat")
+    with on_threads(threads):
+        status, shown = run(documents, copy, "--only", "chat")
     assert status == 0 and "chat: ran" in shown and not (copy / "report").exists()
+    assert read(copy / "chat" / "stage.json")["arithmetic"]["threads"] == threads == 1
     assert (copy / "chat" / "model.safetensors").read_bytes() == weights
     status, shown = run(documents, copy, "--only", "chit")
     assert status == 2 and "did you mean 'chat'" in shown
+
+
+def test_one_stage_alone_on_two_threads_is_the_same_in_this_process_and_in_another(
+    copy: Path, documents: Path, environment: dict[str, str]
+) -> None:
+    shutil.rmtree(copy / "chat")
+    with on_threads(2):
+        status, shown = run(documents, copy, "--only", "chat")
+    assert status == 0, shown
+    here = (copy / "chat" / "model.safetensors").read_bytes()
+    shutil.rmtree(copy / "chat")
+    words = ["run", str(TINY), str(documents), "--out", str(copy), "--only", "chat"]
+    command = [sys.executable, "-m", "pocketlm.cli", *words]
+    subprocess.run(command, check=True, capture_output=True, env={**environment, "OMP_NUM_THREADS": "2"}, timeout=300)
+    assert read(copy / "chat" / "stage.json")["arithmetic"]["threads"] == 2
+    assert (copy / "chat" / "model.safetensors").read_bytes() == here
 
 
 def test_only_says_what_it_needs(copy: Path, documents: Path) -> None:

@@ -73,11 +73,8 @@ CASES = {
     "four bits, learned ranges": Case(scheme="int4_channel", taught=True),
     "muon": Case(optim=replace(OPTIM, optimizer="muon")),
 }
-EXACT_SUMS = (
-    1e-6,
-    1e-5,
-)  # relative, of losses and norms; absolute, of weights after 4 steps: reasons in docs/numerics.md
-TOLERANCES = dict.fromkeys(CASES, EXACT_SUMS) | {"muon": (3e-4, 3e-3)}
+# relative, of losses and norms; absolute, of weights after 4 steps: reasons in docs/numerics.md
+OF_FIGURES, OF_WEIGHTS = 1e-6, 1e-5
 
 
 def batches_of(case: Case) -> Callable[[int], list[Batch]]:
@@ -148,12 +145,10 @@ def test_several_ranks_train_what_one_trains(outcomes, name: str, world_size: in
     (expected, expected_weights), (found, weights) = outcomes[1][name], outcomes[world_size][name]
     assert len(found) == len(expected) == 4
     assert [row[2] for row in found] == [row[2] for row in expected] == [128] * 4
-    of_figures, of_weights = TOLERANCES[name]
-    assert found[0] == pytest.approx(expected[0], rel=EXACT_SUMS[0])  # before the first update
-    assert [row[:2] for row in found] == [pytest.approx(row[:2], rel=of_figures) for row in expected]
+    assert [row[:2] for row in found] == [pytest.approx(row[:2], rel=OF_FIGURES) for row in expected]
     assert weights.keys() == expected_weights.keys()
     for key, tensor in expected_weights.items():
-        assert (weights[key] - tensor).abs().max() <= of_weights, key
+        assert (weights[key] - tensor).abs().max() <= OF_WEIGHTS, key
 
 
 APART = "cross-entropy"  # the case for ranks that part and meet again

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from pocketlm.model.arithmetic import arithmetic, on_threads
 from pocketlm.run import Run, key_figures, plan
 from pocketlm.settings import apply_settings, parse_settings
 
@@ -383,3 +385,41 @@ def test_an_interrupted_stage_keeps_its_seconds(tmp_path: Path) -> None:
     with Run(tmp_path) as run:
         run(interrupted, Write(name="a"))
     assert record_of(tmp_path / "a")["seconds"] >= 0.1
+
+
+def count_threads(config: Write, out: Path) -> Path:
+    """Notes with how many threads it computes, and fails the first time."""
+    with open(out / "threads.txt", "a") as file:
+        file.write(f"{torch.get_num_threads()}\n")
+    if config.text == "fails" and not (out / "again").exists():
+        (out / "again").touch()
+        raise RuntimeError("the first time")
+    return out
+
+
+@pytest.mark.parametrize(("begun", "later"), [(1, 2), (2, 1)])
+def test_a_stage_goes_on_with_the_number_of_threads_it_began_with(begun, later, tmp_path, capfd) -> None:
+    with on_threads(begun), Run(tmp_path) as run, pytest.raises(RuntimeError, match="the first time"):
+        run(count_threads, Write(name="a", text="fails"))
+    assert record_of(tmp_path / "a")["arithmetic"]["threads"] == begun
+    with on_threads(later), Run(tmp_path) as run:
+        run(count_threads, Write(name="a", text="fails"))
+        run(count_threads, Write(name="b"))  # a new one takes what the process has
+        assert torch.get_num_threads() == later
+        assert record_of(tmp_path / "b")["arithmetic"] == arithmetic()
+    assert (tmp_path / "a" / "threads.txt").read_text().split() == [str(begun)] * 2
+    assert (tmp_path / "b" / "threads.txt").read_text().split() == [str(later)]
+    assert record_of(tmp_path / "a")["arithmetic"]["threads"] == begun
+    shown = capfd.readouterr().err
+    assert shown.count(f"stage a goes on with the number of threads it began with, {begun}, not {later}") == 1
+
+
+def test_a_stage_that_goes_on_on_another_processor_says_so(tmp_path, capfd, monkeypatch) -> None:
+    with on_threads(1), Run(tmp_path) as run, pytest.raises(RuntimeError, match="the first time"):
+        run(count_threads, Write(name="a", text="fails"))
+    monkeypatch.setattr("pocketlm.model.arithmetic.processor_name", lambda: "Another 3000")
+    with on_threads(2), Run(tmp_path) as run:
+        run(count_threads, Write(name="a", text="fails"))
+    assert (tmp_path / "a" / "threads.txt").read_text().split() == ["1", "2"]
+    shown = " ".join(capfd.readouterr().err.split())
+    assert shown.count("its last bits may differ") == 1 and "-> Another 3000" in shown

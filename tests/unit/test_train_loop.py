@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import Attention, ModelConfig, Transformer
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
+from pocketlm.train.manifest import manifest_digest
 from pocketlm.train.optim import LONG_TRAINING, OptimConfig, lr_at, make_optimizers, pays, set_computing
 from pocketlm.train.state import SaveConfig, load_state, saved_states
 
@@ -131,6 +133,73 @@ def test_being_interrupted_at_every_step_gives_the_same_weights(optim, unbroken,
             run(tmp_path, failing_at(stop), optim, save_every_steps=1)
     assert same_bits(run(tmp_path, optim=optim), unbroken[0])
     assert [line["step"] for line in logged(tmp_path)] == list(range(6))
+
+
+# ---- what decides bits beside the inputs ----
+
+
+def loss_of_threads(model: Transformer, batch: Batch) -> Tensor:
+    """A loss with a term that shows the last bits of a sum of 100,000 terms, which torch's threads take in parts."""
+    weights = torch.cat([parameter.flatten() for parameter in model.parameters()] * 4)
+    return next_token_loss(model, batch) + (1e4 * weights.sum()).sin() / 1e3
+
+
+def computed(out: Path, threads: int, draw: Callable[[int], list[Batch]] = batches) -> Transformer:
+    with on_threads(threads):
+        return run(out, draw, replace(OPTIM, optimizer="muon"), loss_fn=loss_of_threads, save_every_steps=1)
+
+
+@pytest.mark.parametrize(("begun", "later"), [(1, 2), (2, 1)])
+def test_a_training_goes_on_with_the_number_of_threads_it_began_with(begun, later, tmp_path, capfd):
+    whole = computed(tmp_path / "whole", begun)
+    assert not same_bits(computed(tmp_path / "other", later), whole)  # the number of threads does decide bits
+    capfd.readouterr()
+    with pytest.raises(Stopped):
+        computed(tmp_path / "broken", begun, failing_at(3))
+    with on_threads(later):
+        assert same_bits(computed(tmp_path / "broken", later), whole)
+        assert torch.get_num_threads() == later
+    shown = capfd.readouterr().err
+    assert shown.count(f"goes on with the number of threads it began with, {begun}, not {later}") == 1
+    assert not list((tmp_path / "whole" / "resume").glob("damaged*"))
+
+
+def test_a_training_from_another_processor_says_that_its_last_bits_may_differ(tmp_path, capfd, monkeypatch):
+    with pytest.raises(Stopped):
+        computed(tmp_path, 1, failing_at(3))
+    capfd.readouterr()
+    monkeypatch.setattr("pocketlm.model.arithmetic.processor_name", lambda: "Another 3000")
+    computed(tmp_path, 2)
+    shown = capfd.readouterr().err
+    assert shown.count("its last bits may differ") == 1 and "-> Another 3000" in shown
+    manifest = json.loads((saved_states(tmp_path)[-1] / "state.json").read_text())
+    assert manifest["arithmetic"]["threads"] == 2 and manifest["arithmetic"]["processor"] == "Another 3000"
+
+
+def test_a_state_written_before_threads_were_noted_is_read(tmp_path, capfd):
+    with pytest.raises(Stopped):
+        computed(tmp_path, 1, failing_at(3))
+    for folder in saved_states(tmp_path):
+        manifest = json.loads((folder / "state.json").read_text())
+        del manifest["arithmetic"], manifest["sha256"]
+        (folder / "state.json").write_text(json.dumps({**manifest, "sha256": manifest_digest(manifest)}))
+    capfd.readouterr()
+    computed(tmp_path, 1)
+    assert "goes on" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_the_process_did_before_changes_no_bit(threads, tmp_path):
+    """Other shapes through the same kernels, and another allocation history."""
+    first = computed(tmp_path / "first", threads)
+    random = torch.Generator().manual_seed(1)
+    kept = [torch.empty(97 * number + 1) for number in range(200)]  # new blocks lie elsewhere, on other alignments
+    del kept[::2]
+    for size in (3, 130, 257):
+        square = torch.randn(size, size, generator=random)
+        torch.linalg.svd(square @ square)
+        run(tmp_path / f"other-{size}", model=Transformer(replace(CONFIG, hidden_size=16 * (size % 3 + 1))))
+    assert same_bits(computed(tmp_path / "second", threads), first)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
