@@ -71,11 +71,10 @@ def reconciled(
     of_template = template_end(template, [*(token.content for token in added.values()), eos_token or ""])
     if of_template is not None:
         tokens.setdefault(of_template, []).append("the chat template")
-    for token in (*TURN_ENDS, *TEXT_ENDS):
-        if token in special:
-            tokens.setdefault(token, []).append("by its text")
+    for token in ends_by_text(special):
+        tokens.setdefault(token, []).append("by its text")
     if end_of_turn is None:
-        end_of_turn = of_template or next((t for t in TURN_ENDS if t in special), eos_token)
+        end_of_turn = of_template or next((t for t in ends_by_text(special) if t in TURN_ENDS), eos_token)
     end_of_turn = end_of_turn or next(iter(tokens), None)
     if end_of_turn is None:
         raise ValueError(
@@ -89,6 +88,13 @@ def reconciled(
         of_template=of_template,
         ignored=tuple(ignored),
     )
+
+
+def ends_by_text(special: Mapping[str, int]) -> list[str]:
+    """Those of a tokenizer's special tokens that end an answer whatever its files say."""
+    channels = special.keys() & {"<|call|>", "<|calls|>"} and special.keys() & {"<|return|>", "<|flush|>"}
+    inner = {"<|end|>"} if channels else set()  # gpt-oss's: it ends a part of an answer
+    return [token for token in (*TURN_ENDS, *TEXT_ENDS) if token in special and token not in inner]
 
 
 def template_end(template: ChatTemplate | None, added: Sequence[str]) -> str | None:

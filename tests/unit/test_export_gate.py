@@ -265,7 +265,7 @@ def test_words_at_other_ids_trip_the_gate_though_every_logit_agrees(tokenizer, t
 def test_a_template_that_llama_cpp_renders_otherwise_is_told(tokenizer, tmp_path, monkeypatch, capsys) -> None:
     chat = Tokenizer(tokenizer.backend, chat_template=CHATML)
     model = checkpoint(tmp_path / "m", chat)
-    other = Tokenizer(tokenizer.backend, chat_template=CHATML.replace("+ message['content']", "~ ':'"))
+    other = Tokenizer(tokenizer.backend, chat_template=CHATML.replace("{{ message['content'] }}", "{{ ':' }}"))
     write = gguf_file.add_vocabulary
     monkeypatch.setattr(gguf_file, "add_vocabulary", lambda writer, of, vocabulary: write(writer, other, vocabulary))
     (tmp_path / "out").mkdir()
