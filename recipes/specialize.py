@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.corpus.sources import Source
+from pocketlm.stages.chats import ChatsConfig, check_chats
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
@@ -100,6 +101,9 @@ def recipe(
     model = base
     layout: dict[str, Any] = {"seq_len": context, "rows_per_step": rows, "micro_batch_size": 1, "seed": 1}
     on_text = {"text": 1.0}
+    if text is not None and chats is not None:  # what is wrong with the chats is said before the text is read for hours
+        config = ChatsConfig(name="chats-check", seq_len=context, sources=("chats",))
+        run(check_chats, config, corpus=corpus, model=base)
     if text is not None:
         config = PretrainConfig(name="adapted", optim=schedule(steps), shares=on_text, **layout)
         model = run(pretrain, config, corpus=corpus, model=model)

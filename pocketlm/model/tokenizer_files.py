@@ -54,19 +54,24 @@ def _load_own(folder: Path, config: dict[str, Any]) -> "Tokenizer":
     eos = ours.get("eos_token") or names.get("eos_token")
     if not isinstance(eos, str):
         raise ValueError(f"{folder / CONFIG}: no eos_token; the file was changed by hand? import the model again")
+    backend = backend_of(folder / "tokenizer.json")
+    by_file, notes = _stops_of_files(folder, backend)
+    stops = {**by_file, **ours.get("stop_tokens", {})}  # what was added to the config since counts too
     with _naming(folder / CONFIG):
-        return Tokenizer(
-            backend_of(folder / "tokenizer.json"),
+        tokenizer = Tokenizer(
+            backend,
             bos_token=names.get("bos_token"),
             eos_token=eos,
             end_of_turn_token=ours.get("end_of_turn_token"),
             chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
             named_templates=_named_templates(folder),
-            stop_tokens=ours.get("stop_tokens", {}),
+            stop_tokens=stops,
             special_tokens=names,
             adds_bos=bool(config.get("add_bos_token")),
             adds_eos=bool(config.get("add_eos_token")),
         )
+    tokenizer.notes += notes
+    return tokenizer
 
 
 def backend_of(file: Path) -> tokenizers.Tokenizer:
@@ -106,18 +111,8 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
         )
     template, named = _templates(theirs.chat_template, folder)
     adds_bos, adds_eos = _adds(theirs)
-    generation, whose = _ending_ids(folder)
     special = {name: str(token) for name, token in theirs.special_tokens_map.items() if isinstance(token, str)}
-    by_file: dict[str, list[str]] = {}
-    notes = []
-    for i in generation:
-        token = backend.id_to_token(i) if 0 <= i < 1 << 31 else None
-        is_special = token is not None and i in theirs.all_special_ids + list(backend.get_added_tokens_decoder())
-        if token is not None and is_special:
-            by_file.setdefault(token, []).append(whose)
-        else:
-            what = f"the plain word {token!r}" if token is not None else "no token of this tokenizer"
-            notes.append(f"{whose} lets answers end at {i}, which is {what}; not taken")
+    by_file, notes = _stops_of_files(folder, backend)
     eos = theirs.eos_token or next(iter(by_file), None)
     if eos is None and backend.token_to_id(END_OF_TEXT) is not None:
         eos = END_OF_TEXT
@@ -180,6 +175,26 @@ def _ending_ids(folder: Path) -> tuple[list[int], str]:
             raise ValueError(f"{folder / name}: eos_token_id is {ids!r}; whole numbers are needed")
         return ids, name
     return [], ""
+
+
+def _stops_of_files(folder: Path, backend: tokenizers.Tokenizer) -> tuple[dict[str, list[str]], list[str]]:
+    """(tokens that end answers by who says so, what was not taken, in words) of a folder's configs.
+
+    An id that is no token, or a plain word, ends nothing: it belongs to another tokenizer, as the
+    default of a class that config.json often keeps.
+    """
+    ids, file = _ending_ids(folder)
+    added = backend.get_added_tokens_decoder()
+    stops: dict[str, list[str]] = {}
+    notes = []
+    for i in ids:
+        token = backend.id_to_token(i) if 0 <= i < 1 << 31 else None
+        if token is not None and i in added:
+            stops.setdefault(token, []).append(file)
+        else:
+            what = f"the plain word {token!r}" if token is not None else "no token of this tokenizer"
+            notes.append(f"{file} lets answers end at {i}, which is {what}; not taken")
+    return stops, notes
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
 from pocketlm.serve.chat import ChatConfig
 from pocketlm.stages.bench import BenchConfig
+from pocketlm.stages.chats import ChatsConfig
 from pocketlm.stages.curate import CurateConfig
 from pocketlm.stages.evaluate import EvaluateConfig
 from pocketlm.stages.export import ExportConfig
@@ -114,6 +115,7 @@ BASES: dict[type, Any] = {
     ImportConfig: ImportConfig(name="imported", source="them/model"),
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
     FormatsConfig: FormatsConfig(name="formats", formats=("gguf",)),
+    ChatsConfig: ChatsConfig(name="chats", seq_len=160),
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
     EvaluateConfig: EvaluateConfig(
         name="evaluation",
@@ -335,6 +337,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "layout": "qwen3",
         "scheme": "int4_group32",
     },
+    ChatsConfig: {"name": "other", "seq_len": 80, "sources": ("notes-asked",)},
     BenchConfig: {"name": "speed", "contexts": (24,), "new_tokens": 4, "repeats": 2, "threads": 2},
     EvaluateConfig: {
         "name": "other",

@@ -32,6 +32,7 @@ from pocketlm.report.goals import Goal
 from pocketlm.run import Plan
 from pocketlm.serve.chat import ChatConfig, chat
 from pocketlm.stages.bench import BenchConfig, bench
+from pocketlm.stages.chats import ChatsConfig, check_chats
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
@@ -391,6 +392,9 @@ AFTER: dict[type, Callable[..., Any]] = {
     TeachConfig: after_teach,
     ExportConfig: after_export,
     FormatsConfig: lambda config, folder, out, patch: files_of(check_formats(config, out, model=folder / "model")),
+    ChatsConfig: lambda config, folder, out, patch: files_of(
+        check_chats(config, out, corpus=folder / "corpus", model=folder / "model")
+    ),
     ImportConfig: after_import,
     RopeScaling: lambda config, *rest: after_model(replace(SHAPE, rope_scaling=config), *rest),
     BenchConfig: after_bench,
@@ -401,7 +405,7 @@ STAGES = {
     **{CurateConfig: curate, MixConfig: find_mix, PretrainConfig: pretrain, SelectConfig: select, MergeConfig: merge},
     **{ExtendConfig: extend_context, FinetuneConfig: finetune, QuantizeConfig: quantize, ExportConfig: export},
     **{EvaluateConfig: evaluate, ReportConfig: report, ImportConfig: import_model, BenchConfig: bench},
-    **{TeachConfig: teach, FormatsConfig: check_formats},
+    **{TeachConfig: teach, FormatsConfig: check_formats, ChatsConfig: check_chats},
 }
 
 

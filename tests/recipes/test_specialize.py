@@ -98,3 +98,12 @@ def test_a_file_of_other_rows_is_no_chats_file(base: Path, tmp_path: Path, row: 
     file.write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=message):
         specialized(base, tmp_path / "out", chats=file)
+
+
+def test_chats_that_cannot_be_learnt_are_told_before_the_text_is_read(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The weather is an answer to a question. " * 40)
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps({"prompt": "What is the weather?", "response": "rain " * 99}) + "\n")
+    with pytest.raises(ValueError, match=r"no conversation of at most 65 tokens \(1 are longer\)"):
+        specialized(base, tmp_path / "out", text=tmp_path / "notes.txt", chats=chats)
+    assert not (tmp_path / "out" / "adapted").exists()

@@ -83,6 +83,13 @@ def test_answers_end_where_the_folder_says(file: str, tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path / "saved").stop_ids == ours.stop_ids
 
 
+def test_an_ending_added_to_the_config_of_a_folder_of_ours_counts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    Tokenizer.load(folder).save(tmp_path / "saved")
+    changed(tmp_path / "saved", "generation_config.json", eos_token_id=[1, 2])
+    assert Tokenizer.load(tmp_path / "saved").stop_ids == {0, 1, 2}
+
+
 def test_generation_config_goes_before_config_as_in_transformers(folder: Path) -> None:
     changed(folder, "config.json", eos_token_id=1)
     assert 1 in Tokenizer.load(folder).stop_ids

@@ -1,0 +1,32 @@
+"""Chats: whether a model can learn the conversations of a corpus, asked before anything else trains."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketlm.data.conversations import conversation_rows, told
+from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatsConfig:
+    """seq_len: of the training to come. sources: the corpus's that hold conversations; empty means all that do."""
+
+    name: str
+    seq_len: int
+    sources: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        return f"at most {self.seq_len:,} tokens"
+
+
+def check_chats(config: ChatsConfig, out: Path, *, corpus: Path, model: Path) -> Path:
+    """`out`, with conversations.json: what a fine-tuning of `model` would learn, and what it would leave out and why.
+
+    ValueError where it would learn nothing. The answers end where its chat template ends them; a base model's is the
+    one that fine-tuning gives it.
+    """
+    tokenizer = Tokenizer.load(model)
+    teach_chat_template(tokenizer)
+    _, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
+    told(tally, tokenizer, out, config.name)
+    return out
