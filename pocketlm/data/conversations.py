@@ -10,7 +10,7 @@ from typing import Any
 from pocketlm.data.batches import ConversationRows
 from pocketlm.model.chat_template import ChatRefused
 from pocketlm.model.conversation import Conversation, conversation_of, is_conversation
-from pocketlm.model.files import write_json
+from pocketlm.model.files import read_json, write_json
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.tokenizer import Tokenizer
 
@@ -179,4 +179,6 @@ def told(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:
             markup=False,
         )
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "conversations.json", tally.as_json())
+    file, content = out / "conversations.json", tally.as_json()
+    if not file.is_file() or read_json(file) != content:  # a stage that goes on has it already
+        write_json(file, content)

@@ -69,16 +69,20 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
         turn_end = _turn_end(tokens, ends, eos, template)
     bos, unknown = ids["bos"], ids["unknown"]
     named = {"bos_token": bos, "eos_token": eos, "unk_token": unknown}
-    return Tokenizer(
-        backend,
-        bos_token=None if bos is None else tokens[bos],
-        eos_token=tokens[eos],
-        end_of_turn_token=tokens[turn_end],
-        chat_template=template,
-        stop_tokens=[tokens[i] for i in sorted(ends)],
-        adds_bos=bos is not None and header.flag("tokenizer.ggml.add_bos_token", is_sentencepiece or pre in ADDS_BOS),
-        special_tokens={name: tokens[i] for name, i in named.items() if i is not None},
-    )
+    adds_bos = header.flag("tokenizer.ggml.add_bos_token", is_sentencepiece or pre in ADDS_BOS)
+    try:
+        return Tokenizer(
+            backend,
+            bos_token=None if bos is None else tokens[bos],
+            eos_token=tokens[eos],
+            end_of_turn_token=tokens[turn_end],
+            chat_template=template,
+            stop_tokens={tokens[i]: ("the .gguf",) for i in sorted(ends)},
+            adds_bos=bos is not None and adds_bos,
+            special_tokens={name: tokens[i] for name, i in named.items() if i is not None},
+        )
+    except ValueError as error:  # a chat template that is no jinja, for one
+        raise ValueError(f"{header.path}: {error}") from None
 
 
 def left_out(header: GgufHeader) -> list[str]:

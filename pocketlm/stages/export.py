@@ -118,7 +118,11 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
 def refuse_checkpoint(config: ExportConfig, model: Path) -> None:
     """Nothing, or a ValueError where a format cannot hold this checkpoint: asked before its weights are read."""
     name = quantization_of(model)
-    refuse_unwritable(config.wanted(), shape_of(model), Tokenizer.load(model), scheme_named(name) if name else None)
+    shape, tokenizer = shape_of(model), Tokenizer.load(model)
+    try:
+        refuse_unwritable(config.wanted(), shape, tokenizer, scheme_named(name) if name else None)
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from None
 
 
 def check_text(file: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:

@@ -35,7 +35,11 @@ def check_formats(config: FormatsConfig, out: Path, *, model: Path) -> Path:
     chosen = config.scheme or quantization_of(model)
     kept = scheme(chosen) if chosen else None
     shape = shape_of(model)
-    notes = refuse_unwritable(config, shape, Tokenizer.load(model), kept)
+    tokenizer = Tokenizer.load(model)
+    try:
+        notes = refuse_unwritable(config, shape, tokenizer, kept)
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from None
     console = Console(stderr=True, highlight=False)
     for note in (note for found in notes.values() for note in found):
         console.print(f"  {config.name}: {note}", style="yellow", soft_wrap=True, markup=False)

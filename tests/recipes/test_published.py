@@ -112,7 +112,7 @@ def test_without_the_tokenizer_a_real_run_stops_at_once_and_names_it(
 
 
 def test_unpacked_each_conversation_has_a_row_of_its_own() -> None:
-    conversations = [([1, 2, 3], [False, True, True])] * 4
+    conversations = [([1, 2, 3, 4], [False, True, True, True])] * 4  # three places each, for the last is a label alone
     packed, alone = (ConversationRows(conversations, 8, 0, packed=value) for value in (True, False))
     assert list(itertools.chain(*packed.rows)) == list(itertools.chain(*alone.rows)) == [0, 1, 2, 3]
     assert len(packed) == 2 and len(alone) == 4
