@@ -16,10 +16,10 @@ import torch
 from pocketlm.model.batch import Batch
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
+from pocketlm.train.distill.teacher import Teacher, live_teacher
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, make_optimizers, product_dtype
-from pocketlm.train.teacher import Teacher, live_teacher
 
 OPTIM = OptimConfig(lr=1e-4, num_steps=100, warmup_steps=1, final_lr_share=0.0)
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from generation import in_turns
 
-from pocketlm.corpus.stdlib import read_language_reference
+from pocketlm.corpus.python_docs import read_language_reference
 from pocketlm.export.executorch import write_pte
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.runtimes import opened

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.train.vocabulary import Scores, head_loss
+from pocketlm.train.vocab_loss import Scores, head_loss
 
 SHAPES = {"R1-140M": (128_256, 576), "R1-950M": (128_256, 1536), "Pro": (202_048, 1280)}
 KINDS = ("cross-entropy", "distillation")

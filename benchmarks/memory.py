@@ -22,17 +22,17 @@ from pathlib import Path
 
 import torch
 
-from pocketlm.eval.machine import memory_bytes, peak_memory_bytes
+from pocketlm.eval.hardware import memory_bytes, peak_memory_bytes
 from pocketlm.model.batch import Batch
 from pocketlm.model.presets import R1_140M
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.train.checkpoint import SaveConfig
+from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.loop import train
 from pocketlm.train.losses import distillation_loss, next_token_loss
 from pocketlm.train.memory import training_memory
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.state import SaveConfig
-from pocketlm.train.teacher import live_teacher
 
 M15 = replace(
     R1_140M,

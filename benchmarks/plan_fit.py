@@ -12,8 +12,8 @@ from dataclasses import astuple, fields
 
 import numpy as np
 
-from pocketlm.plan.published import FITTED, HELD_OUT, Published
-from pocketlm.plan.speed import FIT, Fit, step_seconds
+from pocketlm.estimate.published import FITTED, HELD_OUT, Published
+from pocketlm.estimate.speed import FIT, Fit, step_seconds
 
 START = Fit(utilisation=0.7, eager_passes=6.0, fused_passes=2.0, exposed=0.1)
 # A constant e times its start counts as a misfit of so much: nine rows alone would let one run off to absurd values

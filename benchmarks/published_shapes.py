@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pocketlm.corpus.stdlib import read_language_reference
+from pocketlm.corpus.python_docs import read_language_reference
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.tokenizer import train_tokenizer

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from pocketlm.corpus.stdlib import read_language_reference
+from pocketlm.corpus.python_docs import read_language_reference
 from pocketlm.export.executorch import write_pte
 from pocketlm.export.gguf import write_gguf
 from pocketlm.model.checkpoint import save_checkpoint

@@ -31,9 +31,9 @@ from pocketlm.model.batch import document_key
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.cache import CacheWriter, cached_scores, open_cache
-from pocketlm.train.sparse import decode, encode, id_bits, size_in_bytes
-from pocketlm.train.teaching import encode_documents, find_shares
+from pocketlm.train.distill.cache import CacheWriter, cached_scores, open_cache
+from pocketlm.train.distill.codec import decode, encode, id_bits, size_in_bytes
+from pocketlm.train.distill.encode import encode_documents, find_shares
 
 WINDOW = 512
 GAINS = (2e-2, 1e-2, 5e-3, 3e-3, 2e-3)

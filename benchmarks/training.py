@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.eval.machine import memory_bytes, peak_memory_bytes
+from pocketlm.eval.hardware import memory_bytes, peak_memory_bytes
 from pocketlm.model.batch import Batch
 from pocketlm.model.costs import flops_of
 from pocketlm.model.presets import R1_140M

@@ -10,14 +10,13 @@ import typer
 from pocketlm.commands.bench import bench_models
 from pocketlm.commands.chat import chat
 from pocketlm.commands.evaluate import evaluate_models
-from pocketlm.commands.exporting import export_model
-from pocketlm.commands.importing import import_a_model
-from pocketlm.commands.inspecting import app as inspect
+from pocketlm.commands.export import export_model
+from pocketlm.commands.import_ import import_a_model
+from pocketlm.commands.inspect import app as inspect
 from pocketlm.commands.plan import plan_recipe
-from pocketlm.commands.run import run
+from pocketlm.commands.run import RECIPE_COMMAND, run
 from pocketlm.commands.verify_resume import verify_resume
 
-RECIPE_COMMAND = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 app = typer.Typer(
     name="pocketlm",
     help="From raw text to a language model that reasons on a phone: train it, measure it, export it, talk.",

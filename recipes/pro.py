@@ -18,9 +18,9 @@ from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.state import SaveConfig
 
 LONG_WINDOW = 131_072  # Pro, section 5; config.json: max_position_embeddings
 WINDOW = PRO.max_position_embeddings

@@ -18,9 +18,9 @@ from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.select import SelectConfig, select
+from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.state import SaveConfig
 
 SHAPES = {size: PRESETS[f"r1-{size}"] for size in ("140m", "360m", "950m")}
 

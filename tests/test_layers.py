@@ -12,14 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOOLS = {"corpus", "data", "train", "eval", "export", "report", "serve"}
-FRAME = {
-    "run",
-    "record",
-    "settings",
-    "recipe",
-    "messages",
-    "turns",
-}  # files beside the floors: stages come to them as arguments
 VAGUE = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
 ONE_WRAPPER = {"executorch", "xllamacpp"}  # optional packages: one file each may import them
 
@@ -62,10 +54,13 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
     here = path.parts[1].removesuffix(".py")
     if here in ("cli", "commands"):
         return None
-    if here == "plan":  # above the tools whose costs it knows, beside the stages, which come to it as calls
-        return None if room in TOOLS | FRAME | {"model", "plan"} else f"plan imports {module}"
-    if here in FRAME:
-        return None if room in FRAME | {"model"} else f"{here}.py imports {module}: stages come in as arguments"
+    if here == "estimate":  # above the tools whose costs it knows, beside the stages, which come to it as calls
+        allowed = TOOLS | {"runner", "model", "estimate"}
+        return None if room in allowed else f"estimate imports {module}"
+    if here == "resume_proof":  # it starts commands that come to it as arguments
+        return None if room in {"runner", "model", "resume_proof"} else f"resume_proof imports {module}"
+    if here == "runner":
+        return None if room in {"runner", "model"} else f"runner imports {module}: stages come in as arguments"
     if here == "stages":
         own = ".".join(path.with_suffix("").parts)
         if room == "stages" and module != own:
@@ -116,15 +111,15 @@ def test_imports_go_down_only(path: Path) -> None:
         ("pocketlm/train/loop.py", "from ..data import batches"),
         ("pocketlm/train/loop.py", "from pocketlm import data"),
         ("pocketlm/train/loop.py", "import pocketlm.stages.pretrain"),
-        ("pocketlm/train/loop.py", "from pocketlm.run import Run"),
+        ("pocketlm/train/loop.py", "from pocketlm.runner.run import Run"),
         ("pocketlm/stages/merge.py", "from pocketlm.stages.pretrain import pretrain"),
         ("pocketlm/stages/merge.py", "from . import pretrain"),
-        ("pocketlm/stages/merge.py", "from pocketlm.run import Run"),
+        ("pocketlm/stages/merge.py", "from pocketlm.runner.run import Run"),
         ("pocketlm/stages/merge.py", "from recipes.pocket import recipe"),
-        ("pocketlm/run.py", "from pocketlm.stages.pretrain import pretrain"),
-        ("pocketlm/plan/stages.py", "from pocketlm.stages.pretrain import pretrain"),
-        ("pocketlm/train/loop.py", "from pocketlm.plan.work import Work"),
-        ("pocketlm/stages/pretrain.py", "from pocketlm.plan.work import Work"),
+        ("pocketlm/runner/run.py", "from pocketlm.stages.pretrain import pretrain"),
+        ("pocketlm/estimate/stages.py", "from pocketlm.stages.pretrain import pretrain"),
+        ("pocketlm/train/loop.py", "from pocketlm.estimate.work import Work"),
+        ("pocketlm/stages/pretrain.py", "from pocketlm.estimate.work import Work"),
         ("recipes/r1.py", "import torch"),
         ("recipes/r1.py", "from pocketlm.model.checkpoint import load_checkpoint"),
         ("recipes/r1.py", "from recipes.pocket import SMALL"),

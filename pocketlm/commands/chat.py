@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pocketlm.commands.arguments import MODEL_HELP, check_model
-from pocketlm.messages import plain_errors
+from pocketlm.runner.errors import plain_errors
 
 
 def chat(

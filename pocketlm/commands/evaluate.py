@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pocketlm.commands.arguments import MODEL_HELP, check_model, new_folder
-from pocketlm.messages import plain_errors
+from pocketlm.runner.errors import plain_errors
 
 SUITE_HELP = "A suite by name, or a .jsonl file of your own: a prompt and an answer a line."
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from pocketlm.messages import BAD_INPUT, plain_errors
-from pocketlm.recipe import load_recipe, parse_flags
+from pocketlm.runner.errors import BAD_INPUT, plain_errors
+from pocketlm.runner.recipe_file import load_recipe, parse_flags
 
 RECIPE_OPTIONS = (
     "These go with every recipe: --gpu NAME, --count N, --out DIR, --set stage.field=value, --json FILE "
@@ -76,13 +76,13 @@ def show_plan(
     from rich.console import Console
     from rich.progress import track
 
+    from pocketlm.estimate.devices import HERE, device
+    from pocketlm.estimate.estimate import estimate, plan_report
+    from pocketlm.estimate.stages import plan_stages
+    from pocketlm.estimate.table import plan_tables
     from pocketlm.model.files import write_json
-    from pocketlm.plan.devices import HERE, device
-    from pocketlm.plan.estimate import estimate, plan_report
-    from pocketlm.plan.stages import plan_stages
-    from pocketlm.plan.table import plan_tables
-    from pocketlm.run import plan
-    from pocketlm.settings import parse_settings
+    from pocketlm.runner.overrides import parse_settings
+    from pocketlm.runner.run import plan
 
     chosen = None if gpu == HERE else device(gpu)
     if count < 1 or (chosen is None and count > 1):

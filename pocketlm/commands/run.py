@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pocketlm.messages import BAD_INPUT, INTERRUPTED, plain_errors, say, sigterm_as_interrupt
-from pocketlm.recipe import load_recipe, parse_flags
+from pocketlm.runner.errors import BAD_INPUT, INTERRUPTED, plain_errors, say, sigterm_as_interrupt
+from pocketlm.runner.recipe_file import load_recipe, parse_flags
 
 if TYPE_CHECKING:
-    from pocketlm.record import Call
-    from pocketlm.train.ranks import Board
+    from pocketlm.runner.record import Call
+    from pocketlm.train.distributed.ranks import Board
 
 RECIPE_OPTIONS = (
     "These go with every recipe: --out DIR, --set stage.field=value, --only STAGE, --dry-run "
     "(pocketlm run --help explains them)."
 )
+
+RECIPE_COMMAND = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def run(
@@ -71,7 +73,7 @@ def run(
         typer.echo(context.get_help(), err=not help_)
         raise typer.Exit(0 if help_ else BAD_INPUT)
     run_dir = out or Path("runs") / recipe.stem
-    from pocketlm.train.ranks import joined, lost_rank_as_error, ranks
+    from pocketlm.train.distributed.ranks import joined, lost_rank_as_error, ranks
 
     with joined() as board, plain_errors(run_dir, board.may_explain), lost_rank_as_error():
         if not ranks().first:
@@ -97,9 +99,9 @@ def run_recipe(
     """Plans the recipe, then runs it, or only shows the plan."""
     from rich.console import Console
 
-    from pocketlm.run import Run, plan, plan_table
-    from pocketlm.settings import parse_settings
-    from pocketlm.train.ranks import ranks
+    from pocketlm.runner.overrides import parse_settings
+    from pocketlm.runner.run import Run, plan, plan_table
+    from pocketlm.train.distributed.ranks import ranks
 
     dry = plan(recipe, run_dir, parse_settings(settings), missing_ok=dry_run, **flags)
     check_rows([call for call in dry.calls if only in (None, call.name)], ranks().world_size)
@@ -122,8 +124,8 @@ def run_recipe(
 
 def follow_recipe(recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], board: "Board") -> None:
     """What every other rank does: it goes with the first through the stages that run on all, and leaves when that one does."""
-    from pocketlm.settings import parse_settings
-    from pocketlm.turns import Follower
+    from pocketlm.runner.overrides import parse_settings
+    from pocketlm.runner.schedule import Follower
 
     with sigterm_as_interrupt():
         try:
@@ -135,7 +137,7 @@ def follow_recipe(recipe: Any, flags: dict[str, Any], run_dir: Path, settings: l
 
 def check_rows(calls: "list[Call]", world_size: int) -> None:
     """Nothing, or a ValueError naming a training to come whose rows the ranks cannot share evenly."""
-    from pocketlm.turns import num_ranks, runs_on_all_ranks
+    from pocketlm.runner.schedule import num_ranks, runs_on_all_ranks
 
     for call in calls:
         config = call.config
@@ -170,3 +172,10 @@ def show_results(folders: list[Path]) -> None:
         console.print("talk to what was made:")
     for model in (*chats, *files):
         console.print(f"  {Path(sys.argv[0])} chat {model}", soft_wrap=True)
+
+
+def run_with(words: list[str]) -> None:
+    """`pocketlm run` with these words: for processes that are started to run a recipe."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(context_settings=RECIPE_COMMAND)(run)
+    app(words)

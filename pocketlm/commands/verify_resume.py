@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketlm.messages import BAD_INPUT, plain_errors
-from pocketlm.recipe import load_recipe, parse_flags
+from pocketlm.runner.errors import BAD_INPUT, plain_errors
+from pocketlm.runner.recipe_file import load_recipe, parse_flags
 
 if TYPE_CHECKING:
-    from pocketlm.commands.proof import Proof
+    from pocketlm.resume_proof.proof import Proof
 
 OPTIONS = (
     "These go with every recipe: --kills N, --seed S, --processes P, --stage STAGE, --out DIR, --set stage.field=value."
@@ -60,10 +60,12 @@ def verify_resume(
         flags = parse_flags(function, recipe, [*context.args, *(["--help"] if help_ else [])], OPTIONS)
         if kills < 1 or processes < 1:
             raise ValueError(f"--kills {kills} and --processes {processes} must be at least 1")
-        from pocketlm.commands.proof import prove
+        from pocketlm.commands.run import run_with
+        from pocketlm.resume_proof.proof import prove
 
         words = [*context.args, *(word for setting in settings or [] for word in ("--set", setting))]
         proof = prove(
+            run_with,
             recipe,
             function,
             flags,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from datatrove.utils.text import ngrams
 
-from pocketlm.corpus.words import simplified_words
+from pocketlm.corpus.word_split import simplified_words
 
 _NUMBER = re.compile(r"\d+")
 _SIGNED_WORD = re.compile(r"\w+|[^\w\s]")

@@ -14,7 +14,7 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignatur
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.text import TextNormConfig
 
-from pocketlm.corpus.words import WORDS
+from pocketlm.corpus.word_split import WORDS
 
 
 @dataclass(frozen=True, kw_only=True)

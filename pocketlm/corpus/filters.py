@@ -14,7 +14,7 @@ from datatrove.pipeline.filters.c4_filters import POLICY_SUBSTRINGS
 from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
 from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 
-from pocketlm.corpus.words import WORDS
+from pocketlm.corpus.word_split import WORDS
 
 
 @dataclass(frozen=True, kw_only=True)

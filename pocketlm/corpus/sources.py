@@ -9,10 +9,10 @@ from typing import Any
 from pocketlm.corpus.documents import Document, conversation, row_document
 from pocketlm.corpus.filters import FILTERS
 from pocketlm.corpus.local import read_local
-from pocketlm.corpus.notes import generate_notes
 from pocketlm.corpus.problems import generate_problems
+from pocketlm.corpus.python_docs import read_language_reference, read_stdlib_code, read_stdlib_docstrings
 from pocketlm.corpus.reading import Reading
-from pocketlm.corpus.stdlib import read_language_reference, read_stdlib_code, read_stdlib_docstrings
+from pocketlm.corpus.recall_notes import generate_notes
 
 DOMAINS = ("code", "maths", "knowledge")  # the capabilities that MobileLLM-R1 probes (section 5.1.1)
 ROW_FIELDS = ("text_field", "prompt_field", "response_field")

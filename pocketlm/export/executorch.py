@@ -28,7 +28,7 @@ from pocketlm.export.pte_network import PteNetwork
 from pocketlm.model.files import write_folder
 from pocketlm.model.quant import Scheme, scheme_of
 from pocketlm.model.sampling import GREEDY, Sampling, sample
-from pocketlm.model.stopping import ids_to_stop
+from pocketlm.model.stop_strings import ids_to_stop
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 

@@ -16,7 +16,7 @@ from pocketlm.export.gguf_header import head_width, read_header, weight_bytes, w
 from pocketlm.export.gguf_tokenizer import tokenizer_of
 from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.model.sampling import GREEDY, Sampling, sample
-from pocketlm.model.stopping import Ending
+from pocketlm.model.stop_strings import Ending
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
 LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pocketlm.export import gguf, repack
+from pocketlm.export import gguf, packed_folders
 from pocketlm.export.gguf_vocab import vocabulary_file
 from pocketlm.export.text_agreement import refuse_other_text
 from pocketlm.model.layouts import LAYOUTS
@@ -10,7 +10,7 @@ from pocketlm.model.quant import Scheme
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig
 
-FORMATS = ("hf", "gguf", "pte", *repack.CONTAINERS)
+FORMATS = ("hf", "gguf", "pte", *packed_folders.CONTAINERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def refuse_unwritable(
         elif name == "hf":
             _refuse_layout(config, wanted.layout)
         else:
-            repack.refuse_unwritable(config, scheme, name)
+            packed_folders.refuse_unwritable(config, scheme, name)
     return notes
 
 

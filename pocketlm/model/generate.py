@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.sampling import GREEDY, Sampling, sample
-from pocketlm.model.stopping import Ending
+from pocketlm.model.stop_strings import Ending
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 

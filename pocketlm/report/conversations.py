@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.amounts import count, percent
 from pocketlm.report.markup import node
+from pocketlm.report.number_format import count, percent
 from pocketlm.report.page import Cell, number, paragraph, section, table
-from pocketlm.report.road import Stage
+from pocketlm.report.timeline import Stage
 
 WARNED_SHARE = 0.01
 HEADINGS = (

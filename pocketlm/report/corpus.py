@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.amounts import count, percent, signed, significant
 from pocketlm.report.markup import node
+from pocketlm.report.number_format import count, percent, signed, significant
 from pocketlm.report.page import (
     Cell,
     figure,
@@ -19,8 +19,8 @@ from pocketlm.report.page import (
     table,
 )
 from pocketlm.report.plots import bar, histogram
-from pocketlm.report.road import Stage
 from pocketlm.report.style import COLOURS
+from pocketlm.report.timeline import Stage
 
 MIXES = {"found": "c1", "uniform": "c2", "proportional": "c3"}
 BINS = 24  # of a histogram, even: 0 is the edge in the middle

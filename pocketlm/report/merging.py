@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.amounts import signed
 from pocketlm.report.markup import node
+from pocketlm.report.number_format import signed
 from pocketlm.report.page import Cell, figure, number, paragraph, section, table
 from pocketlm.report.plots import bar, triangle, weight_curve
-from pocketlm.report.road import Stage
+from pocketlm.report.timeline import Stage
 
 BARS = 12  # of the best combinations, where there are more than three branches
 

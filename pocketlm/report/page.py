@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.amounts import MISSING
 from pocketlm.report.markup import Child, node, to_html
+from pocketlm.report.number_format import MISSING
 from pocketlm.report.style import CSS
 
 Cell: TypeAlias = "str | Element | None"  # text, a td of its own or what goes into one, nothing measured

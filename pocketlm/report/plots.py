@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.amounts import significant
 from pocketlm.report.markup import node
+from pocketlm.report.number_format import significant
 
 WIDTH, HEIGHT = 320.0, 176.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 8.0, 10.0, 24.0

@@ -6,9 +6,9 @@ from itertools import zip_longest
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.amounts import MISSING, duration, percent, points, size
 from pocketlm.report.goals import Verdict, measured
 from pocketlm.report.markup import node
+from pocketlm.report.number_format import MISSING, duration, percent, points, size
 from pocketlm.report.page import Cell, number, paragraph, section, table
 
 SHIPPED = (".gguf", ".pte")

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.amounts import percent, size
+from pocketlm.report.number_format import percent, size
 from pocketlm.report.page import Cell, number, paragraph, section, table
-from pocketlm.report.road import Stage
+from pocketlm.report.timeline import Stage
 
 HEADINGS = (
     "model",

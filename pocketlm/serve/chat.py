@@ -8,7 +8,7 @@ from typing import Protocol
 from rich.console import Console
 
 from pocketlm.model.sampling import GREEDY, Sampling
-from pocketlm.model.stopping import before_stop, text_pieces
+from pocketlm.model.stop_strings import before_stop, text_pieces
 from pocketlm.model.tokenizer import Message, Tokenizer
 
 HELP = """\

@@ -8,8 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from pocketlm.eval.hardware import available_cores, memory_bytes, peak_memory_bytes, read_bandwidth
 from pocketlm.eval.latency import measure_speed
-from pocketlm.eval.machine import available_cores, memory_bytes, peak_memory_bytes, read_bandwidth
 from pocketlm.export.runtimes import labels_of, opened, prepare_runtime, size_of
 from pocketlm.model.files import write_json
 from pocketlm.model.json_shape import read_object

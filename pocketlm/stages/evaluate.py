@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pocketlm.corpus.notes import draw_notes
 from pocketlm.corpus.problems import generate_problems
-from pocketlm.data.corpus import held_out_texts
+from pocketlm.corpus.recall_notes import draw_notes
+from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.data.shards import open_shard
 from pocketlm.eval.harness import Result, best_constant_answer, solve
 from pocketlm.eval.latency import measure_speed

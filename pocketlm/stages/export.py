@@ -10,24 +10,24 @@ from typing import Any
 
 from rich.console import Console
 
-from pocketlm.corpus.stdlib import read_language_reference
+from pocketlm.corpus.python_docs import read_language_reference
 from pocketlm.data.conversations import read_conversations
-from pocketlm.data.corpus import open_shards
+from pocketlm.data.corpus_folder import open_shards
 from pocketlm.data.shards import list_sources
 from pocketlm.eval.agreement import Agreement, Passage, agreement
 from pocketlm.export.gguf import rounded_q8_0, write_gguf
 from pocketlm.export.llamacpp_template import unlike_prompts
+from pocketlm.export.packed_folders import CONTAINERS, write_repacked
 from pocketlm.export.plain import as_stored, on_grid, unrolled
-from pocketlm.export.repack import CONTAINERS, write_repacked
 from pocketlm.export.runtimes import opened
 from pocketlm.export.text_agreement import refuse_other_folder, refuse_other_text
 from pocketlm.export.writable import Wanted, refuse_unwritable
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
+from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.quant import CPU, fake_quantize_weight, scheme_of
 from pocketlm.model.quant import scheme as scheme_named
-from pocketlm.model.rounded import refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 

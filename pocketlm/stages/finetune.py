@@ -7,14 +7,14 @@ from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.conversations import conversation_rows, told
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import teach_chat_template
+from pocketlm.train.checkpoint import SaveConfig
+from pocketlm.train.distill.teacher import is_cached, live_shape, open_teacher
+from pocketlm.train.distributed.fsdp import on_all_ranks
+from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.parallel import on_all_ranks
-from pocketlm.train.ranks import ranks
-from pocketlm.train.state import SaveConfig
-from pocketlm.train.teacher import is_cached, live_shape, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from pocketlm.data.batches import TextRows, collate
-from pocketlm.data.corpus import open_shards, source_domains
+from pocketlm.data.corpus_folder import open_shards, source_domains
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import write_json

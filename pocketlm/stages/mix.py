@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pocketlm.data.batches import Layout, TextRows, make_batches
-from pocketlm.data.corpus import held_out_texts, open_shards, source_domains
+from pocketlm.data.corpus_folder import held_out_texts, open_shards, source_domains
 from pocketlm.data.mixture import Shares, cap_repetition, proportional_shares, uniform_shares
 from pocketlm.data.utility import mean_gradient, shares_from_utility, utilities
 from pocketlm.eval.perplexity import bits_per_byte

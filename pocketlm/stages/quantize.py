@@ -6,20 +6,20 @@ from pathlib import Path
 
 from pocketlm.data.batches import Layout, Rows, make_batches
 from pocketlm.data.conversations import conversation_rows, told
-from pocketlm.data.corpus import chosen_shares, text_rows
+from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
+from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.quant import fake_quantize_weight, prepare, scheme
-from pocketlm.model.rounded import refuse_rounding_again
 from pocketlm.model.tokenizer import Tokenizer
+from pocketlm.train.checkpoint import SaveConfig
+from pocketlm.train.distill.teacher import is_cached, live_shape, open_teacher
+from pocketlm.train.distributed.fsdp import on_all_ranks
+from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, distillation_loss
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.parallel import on_all_ranks
-from pocketlm.train.ranks import ranks
-from pocketlm.train.state import SaveConfig
-from pocketlm.train.teacher import is_cached, live_shape, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from typing import Any
 from pocketlm.model.files import read_json, write_text
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
-from pocketlm.report.amounts import duration
 from pocketlm.report.conversations import conversations_section
 from pocketlm.report.corpus import curation_section, mix_section, selection_section
 from pocketlm.report.goals import Goal, judge
 from pocketlm.report.merging import merging_section
+from pocketlm.report.number_format import duration
 from pocketlm.report.page import page
 from pocketlm.report.results import evaluation_section, headline, shipped_labels, transcripts_section
-from pocketlm.report.road import Stage, curves_section, recipe_section, road_section
 from pocketlm.report.speed import speed_section
+from pocketlm.report.timeline import Stage, curves_section, recipe_section, road_section
 
 RECORD = "stage.json"
 SHOWN_FILES = (

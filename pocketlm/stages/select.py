@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pocketlm.data.batches import TextRows, collate
-from pocketlm.data.corpus import open_shards, source_domains
+from pocketlm.data.corpus_folder import open_shards, source_domains
 from pocketlm.data.influence import influence, probe_directions
 from pocketlm.data.mixture import cap_repetition
 from pocketlm.data.shards import Shard, write_shard

@@ -14,17 +14,17 @@ from rich.progress import Progress
 
 from pocketlm.data.batches import Rows
 from pocketlm.data.conversations import conversation_rows, told
-from pocketlm.data.corpus import text_rows
+from pocketlm.data.corpus_folder import text_rows
 from pocketlm.data.shards import list_sources
 from pocketlm.model.batch import document_key
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
 from pocketlm.model.transformer import Transformer, set_compute_dtype
-from pocketlm.train.cache import DONE, CacheWriter, model_digest, tokenizer_digest
+from pocketlm.train.distill.cache import DONE, CacheWriter, model_digest, tokenizer_digest
+from pocketlm.train.distill.codec import size_in_bytes
+from pocketlm.train.distill.encode import encode_documents, find_shares
+from pocketlm.train.distributed.ranks import device
 from pocketlm.train.optim import dtype_of
-from pocketlm.train.ranks import device
-from pocketlm.train.sparse import size_in_bytes
-from pocketlm.train.teaching import encode_documents, find_shares
 
 # Read first, from documents evenly spread: for the shares of words without entry, and for the estimate
 SAMPLE_TOKENS = 2**14

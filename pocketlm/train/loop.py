@@ -8,12 +8,8 @@ import torch
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.guard import Watch, may_update, token_digest
-from pocketlm.train.loading import made_ahead
-from pocketlm.train.losses import LossFn
-from pocketlm.train.metrics import Metrics, Silence, read_metrics
-from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, set_computing
-from pocketlm.train.parallel import (
+from pocketlm.train.checkpoint import SaveConfig, StateWriter, load_state, threads_of
+from pocketlm.train.distributed.fsdp import (
     add_up,
     clip_gradients,
     gather_for_muon,
@@ -23,9 +19,13 @@ from pocketlm.train.parallel import (
     spread,
     sum_over_ranks,
 )
-from pocketlm.train.ranks import ALONE, Ranks, ranks
-from pocketlm.train.state import SaveConfig, StateWriter, load_state, threads_of
-from pocketlm.train.stopping import stop_requests
+from pocketlm.train.distributed.ranks import ALONE, Ranks, ranks
+from pocketlm.train.health import Watch, may_update, token_digest
+from pocketlm.train.losses import LossFn
+from pocketlm.train.metrics import Metrics, Silence, read_metrics
+from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, set_computing
+from pocketlm.train.prefetch import made_ahead
+from pocketlm.train.signals import stop_requests
 
 Batches = Callable[[int], list[Batch]]  # pure: the same step gives the same rows, so the data position is the step
 

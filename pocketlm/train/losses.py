@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.teacher import Teacher
-from pocketlm.train.vocabulary import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, head_loss, scores
+from pocketlm.train.distill.teacher import Teacher
+from pocketlm.train.vocab_loss import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, head_loss, scores
 
 LossFn = Callable[[Transformer, Batch], Tensor]
 DIVERGENCES = {"forward_kl": FORWARD_KL, "reverse_kl": REVERSE_KL, "jensen_shannon": JENSEN_SHANNON}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.model.files import read_json
-from pocketlm.train.ranks import least, ranks
+from pocketlm.train.distributed.ranks import least, ranks
 
 MANIFEST = "state.json"
 

@@ -10,10 +10,10 @@ import torch
 
 from pocketlm.model.costs import block_matrices, head_parameters, kept_bytes, num_parameters
 from pocketlm.model.transformer import ModelConfig
+from pocketlm.train.distributed.fsdp import mesh_shape
+from pocketlm.train.distributed.ranks import device, ranks
 from pocketlm.train.optim import OptimConfig, product_dtype
-from pocketlm.train.parallel import mesh_shape
-from pocketlm.train.ranks import device, ranks
-from pocketlm.train.vocabulary import BLOCK_BYTES, tokens_at_a_time
+from pocketlm.train.vocab_loss import BLOCK_BYTES, tokens_at_a_time
 
 BLOCKS_AT_ONCE = 8  # of the loss's blocks of logits, in float32: both sides' logs, terms, slopes, gradients
 # Of the estimate, which is within a few percent of what is alive at once (benchmarks/memory.py). The C library keeps

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch.utils.tensorboard import SummaryWriter
 
 from pocketlm.model.files import write_text
-from pocketlm.train.ranks import has_the_screen
+from pocketlm.train.distributed.ranks import has_the_screen
 
 METRICS = "metrics.jsonl"
 

@@ -12,12 +12,12 @@ from torch.distributions import Categorical, kl_divergence
 
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.train import vocabulary
+from pocketlm.train import vocab_loss as vocabulary
+from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, make_optimizers
-from pocketlm.train.teacher import live_teacher
-from pocketlm.train.vocabulary import (
+from pocketlm.train.vocab_loss import (
     FORWARD_KL,
     JENSEN_SHANNON,
     REVERSE_KL,

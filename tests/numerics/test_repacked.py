@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pocketlm.export import repack
-from pocketlm.export.repack import write_repacked
+from pocketlm.export import packed_folders as repack
+from pocketlm.export.packed_folders import write_repacked
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCALE, SCHEMES, OnGrid, prepare

@@ -29,9 +29,9 @@ from pocketlm.stages.quantize import QuantizeConfig
 from pocketlm.stages.report import ReportConfig
 from pocketlm.stages.select import SelectConfig
 from pocketlm.stages.teach import TeachConfig
+from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.state import SaveConfig
 
 Changes = dict[str, Any]
 STEPS = OptimConfig(lr=1e-2, num_steps=3, warmup_steps=0, final_lr_share=0.1, compute_dtype="float32")

@@ -383,7 +383,7 @@ def test_ctrl_c_is_no_error(finished: Path, documents: Path, monkeypatch: pytest
 
 
 def test_two_runs_of_one_folder_are_kept_apart(documents: Path, begun: Path) -> None:
-    from pocketlm.run import Run
+    from pocketlm.runner.run import Run
 
     with Run(begun):
         status, shown = pocketlm("run", TINY, documents, "--out", begun)

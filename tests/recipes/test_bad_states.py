@@ -14,8 +14,8 @@ from tiny import WIDE
 
 from pocketlm.model.transformer import Transformer
 from pocketlm.train import loop
+from pocketlm.train.checkpoint import SaveConfig, StateWriter
 from pocketlm.train.optim import OptimConfig, make_optimizers
-from pocketlm.train.state import SaveConfig, StateWriter
 
 
 @pytest.fixture

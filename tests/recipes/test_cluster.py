@@ -15,7 +15,7 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from pocketlm.recipe import load_recipe
+from pocketlm.runner.recipe_file import load_recipe
 from recipes.r1 import GPUS
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,7 @@ from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 from pocketlm.report.goals import Goal
-from pocketlm.run import Plan
+from pocketlm.runner.run import Plan
 from pocketlm.serve.chat import ChatConfig, chat
 from pocketlm.stages.bench import BenchConfig, bench
 from pocketlm.stages.chats import ChatsConfig, check_chats
@@ -48,10 +48,10 @@ from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.train import loop
+from pocketlm.train.checkpoint import SaveConfig, StateWriter, saved_states
+from pocketlm.train.distributed.fsdp import mesh_shape
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.parallel import mesh_shape
-from pocketlm.train.state import SaveConfig, StateWriter, saved_states
 
 CASES = [(config, name) for config, names in FIELDS.items() for name in names]
 

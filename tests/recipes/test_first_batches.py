@@ -7,9 +7,9 @@ import pytest
 from pocketlm.data.batches import BLOCK, ConversationRows, Layout, TextRows, block_totals, make_batches
 from pocketlm.data.mixture import check_shares
 from pocketlm.data.shards import read_shard, write_shard
-from pocketlm.recipe import load_recipe
-from pocketlm.record import Call
-from pocketlm.run import plan
+from pocketlm.runner.recipe_file import load_recipe
+from pocketlm.runner.record import Call
+from pocketlm.runner.run import plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZES = {"r1-140m": ("r1.py", {"size": "140m"}), "r1-950m": ("r1.py", {"size": "950m"}), "pro": ("pro.py", {})}

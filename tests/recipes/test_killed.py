@@ -22,17 +22,17 @@ KILLS: dict[str, Hook] = {
     "while documents are read": ("kill", "pocketlm.corpus.clean:document_json", 300),
     "while the second source is encoded": ("kill", "pocketlm.stages.curate:write_shard", 5),
     "when a folder gets its name": ("kill", "os:rename", 3),
-    "between two stages": ("kill", "pocketlm.run:Run._finish", 2),
+    "between two stages": ("kill", "pocketlm.runner.run:Run._finish", 2),
     "in a training step": ("kill", "pocketlm.train.loop:train_step", 4),
-    "in the first save of a state": ("halve", "pocketlm.train.pieces:save_file", 1),
-    "in a later save of a state": ("halve", "pocketlm.train.pieces:save_file", 4),
-    "when a state is to get its name": ("kill", "pocketlm.train.state:publish", 3),
-    "when an older state is taken away": ("kill", "pocketlm.train.state:drop_old", 2),
+    "in the first save of a state": ("halve", "pocketlm.train.distributed.sharded_tensors:save_file", 1),
+    "in a later save of a state": ("halve", "pocketlm.train.distributed.sharded_tensors:save_file", 4),
+    "when a state is to get its name": ("kill", "pocketlm.train.checkpoint:publish", 3),
+    "when an older state is taken away": ("kill", "pocketlm.train.checkpoint:drop_old", 2),
     "in the save of a checkpoint": ("halve", "pocketlm.model.checkpoint:save_file", 2),
     "when the last state is written and the checkpoint is not": ("kill", "pocketlm.stages.finetune:save_checkpoint", 1),
     "while samples are scored": ("kill", "pocketlm.stages.select:score", 3),
     "while merges are tried": ("kill", "pocketlm.stages.merge:domain_losses", 3),
-    "when a stage is written down as finished": ("kill", "pocketlm.run:list_outputs", 6),
+    "when a stage is written down as finished": ("kill", "pocketlm.runner.run:list_outputs", 6),
 }
 
 
@@ -98,7 +98,12 @@ class Runner:
             "export",
             "mix",
         )
-        slow = ("pocketlm.cli", "pocketlm.run", "torch._dynamo", "reasoning_gym")  # to import, so once for all runs
+        slow = (
+            "pocketlm.cli",
+            "pocketlm.runner.run",
+            "torch._dynamo",
+            "reasoning_gym",
+        )  # to import, so once for all runs
         self.context.set_forkserver_preload([*slow, *(f"pocketlm.stages.{name}" for name in stages)])
 
     def start(self, out: Path, hook: Hook | None = None) -> BaseProcess:

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
-from pocketlm.plan.estimate import actual_seconds, estimate
-from pocketlm.plan.stages import Stage, plan_stages
-from pocketlm.recipe import load_recipe
-from pocketlm.run import plan
+from pocketlm.estimate.estimate import actual_seconds, estimate
+from pocketlm.estimate.stages import Stage, plan_stages
+from pocketlm.runner.recipe_file import load_recipe
+from pocketlm.runner.run import plan
 
 TINY = Path(__file__).with_name("tiny.py")
 

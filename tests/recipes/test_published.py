@@ -10,8 +10,8 @@ import torch
 from pocketlm.data.batches import ConversationRows
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.recipe import load_recipe
-from pocketlm.run import Plan, key_figures, plan
+from pocketlm.runner.recipe_file import load_recipe
+from pocketlm.runner.run import Plan, key_figures, plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 R1 = load_recipe(RECIPES / "r1.py")

@@ -10,8 +10,8 @@ import transformers
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of
 from pocketlm.model.quant import SCALE, SCHEMES, prepare
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.recipe import load_recipe
-from pocketlm.run import Run, plan
+from pocketlm.runner.recipe_file import load_recipe
+from pocketlm.runner.run import Run, plan
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "specialize.py"
 # an almost untrained model is unsure of every token, so its files agree less than a real one's

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
-from pocketlm.data.corpus import held_out_texts
+from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.checkpoint import load_checkpoint

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
-from pocketlm.commands.breaking import PLACES, compare
+from pocketlm.resume_proof.kills import PLACES, compare
 
 TINY = Path(__file__).with_name("tiny.py")
 FORGETFUL = '''

@@ -21,8 +21,8 @@ from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
+from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.state import SaveConfig
 
 WINDOW, LONG_WINDOW = 64, 256
 STEPS = OptimConfig(lr=4e-3, num_steps=4, warmup_steps=1, final_lr_share=0.1, optimizer="muon")

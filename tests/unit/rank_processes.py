@@ -11,9 +11,15 @@ from typing import Any
 
 import torch
 
-from pocketlm.train.ranks import joined, lost_rank_as_error
+from pocketlm.train.distributed.ranks import joined, lost_rank_as_error
 
-SLOW = ("torch.distributed.fsdp", "torch._dynamo", "pocketlm.train.loop", "pocketlm.run", "pocketlm.cli")  # to import
+SLOW = (
+    "torch.distributed.fsdp",
+    "torch._dynamo",
+    "pocketlm.train.loop",
+    "pocketlm.runner.run",
+    "pocketlm.cli",
+)  # to import
 
 
 def start_ranks(world_size: int, job: Callable[..., None], *arguments: Any, nodes: int = 1) -> list[BaseProcess]:

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import pocketlm.stages.bench as stage
 from pocketlm.cli import app
 from pocketlm.commands.tables import bench_table
-from pocketlm.eval import machine
+from pocketlm.eval import hardware as machine
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.pte_network import PteNetwork
 from pocketlm.export.runtimes import opened

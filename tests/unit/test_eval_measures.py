@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from pocketlm.corpus.notes import FILLER, draw_notes
+from pocketlm.corpus.recall_notes import FILLER, draw_notes
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import ANSWER_TOKENS, find_needles, needle_trials

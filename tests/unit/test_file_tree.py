@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from pocketlm.model.file_tree import files_below
-from pocketlm.record import content_hash
+from pocketlm.runner.record import content_hash
 
 
 def test_files_come_in_the_order_of_their_names_and_the_rest_is_told(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.quant import SCHEMES, Scheme
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling
-from pocketlm.recipe import load_recipe
-from pocketlm.run import Run, plan
+from pocketlm.runner.recipe_file import load_recipe
+from pocketlm.runner.run import Run, plan
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.formats import FormatsConfig, check_formats
 from tests.unit.tokenizer_kinds import SHAPE, byte_level, sentencepiece, tiny, unigram

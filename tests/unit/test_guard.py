@@ -17,11 +17,11 @@ from pocketlm.data.batches import Layout, TextRows, make_batches
 from pocketlm.data.shards import Shard
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.train.guard import MOST_SKIPPED, WINDOW, Watch, sigmas_above, token_digest
+from pocketlm.train.checkpoint import SaveConfig
+from pocketlm.train.health import MOST_SKIPPED, WINDOW, Watch, sigmas_above, token_digest
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.state import SaveConfig
 
 CONFIG = ModelConfig(
     vocab_size=300,

@@ -5,7 +5,7 @@ from time import sleep
 
 import pytest
 
-from pocketlm.train.loading import made_ahead
+from pocketlm.train.prefetch import made_ahead
 
 
 def threads() -> list[str]:

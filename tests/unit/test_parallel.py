@@ -21,15 +21,15 @@ from torch.distributed.tensor import DTensor
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.train import state
+from pocketlm.runner.schedule import take_turn
+from pocketlm.train import checkpoint as state
+from pocketlm.train.checkpoint import SaveConfig, saved_states
+from pocketlm.train.distill.teacher import live_teacher
+from pocketlm.train.distributed.fsdp import mesh_shape, spread
+from pocketlm.train.distributed.ranks import joined, ranks
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, ShardOver
-from pocketlm.train.parallel import mesh_shape, spread
-from pocketlm.train.ranks import joined, ranks
-from pocketlm.train.state import SaveConfig, saved_states
-from pocketlm.train.teacher import live_teacher
-from pocketlm.turns import take_turn
 
 SHAPE = ModelConfig(
     vocab_size=301,  # odd, so that ranks hold unequal parts of the table

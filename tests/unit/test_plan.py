@@ -12,26 +12,26 @@ import pytest
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
+from pocketlm.estimate import local as here
+from pocketlm.estimate.devices import DEVICES, device
+from pocketlm.estimate.estimate import Estimate, estimate, totals
+from pocketlm.estimate.published import FITTED, HELD_OUT
+from pocketlm.estimate.speed import FIT, LEFT_OUT_ERROR, step_seconds
+from pocketlm.estimate.stages import CACHED_BYTES, Stage, cached_bytes, plan_stages
+from pocketlm.estimate.table import amount, size, span
+from pocketlm.estimate.work import Work
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.costs import flops_of, num_parameters
 from pocketlm.model.files import write_json
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.plan import here
-from pocketlm.plan.devices import DEVICES, device
-from pocketlm.plan.estimate import Estimate, estimate, totals
-from pocketlm.plan.published import FITTED, HELD_OUT
-from pocketlm.plan.speed import FIT, LEFT_OUT_ERROR, step_seconds
-from pocketlm.plan.stages import CACHED_BYTES, Stage, cached_bytes, plan_stages
-from pocketlm.plan.table import amount, size, span
-from pocketlm.plan.work import Work
-from pocketlm.recipe import load_recipe
-from pocketlm.run import plan
+from pocketlm.runner.recipe_file import load_recipe
+from pocketlm.runner.run import plan
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.teach import TeachConfig, teach
+from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.state import SaveConfig
 
 ROOT = Path(__file__).parents[2]
 STEPS = OptimConfig(lr=1e-3, num_steps=100, warmup_steps=0, final_lr_share=0.1)

@@ -6,7 +6,6 @@ from itertools import islice
 
 import pytest
 
-from pocketlm.corpus.notes import draw_notes, generate_notes
 from pocketlm.corpus.problems import (
     ANSWER_MARK,
     FAMILIES,
@@ -17,6 +16,7 @@ from pocketlm.corpus.problems import (
     score_answer,
     subtract,
 )
+from pocketlm.corpus.recall_notes import draw_notes, generate_notes
 from pocketlm.eval.harness import final_answer, match_answer
 
 EVERY = sorted(FAMILIES)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from rank_processes import start_ranks
 
-from pocketlm.train.ranks import ALONE, joined, ranks
+from pocketlm.train.distributed.ranks import ALONE, joined, ranks
 
 RECIPE = '''
 import os, time
 from dataclasses import dataclass
 from pathlib import Path
-from pocketlm.train.parallel import add_up, on_all_ranks
-from pocketlm.train.ranks import ranks
+from pocketlm.train.distributed.fsdp import add_up, on_all_ranks
+from pocketlm.train.distributed.ranks import ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.train.checkpoint import SaveConfig, StateWriter, load_state, named_tensors, newest_whole
+from pocketlm.train.distributed.fsdp import gather_for_muon, spread
 from pocketlm.train.optim import OptimConfig, make_optimizers
-from pocketlm.train.parallel import gather_for_muon, spread
-from pocketlm.train.state import SaveConfig, StateWriter, load_state, named_tensors, newest_whole
 
 CONFIG = ModelConfig(
     vocab_size=301,  # odd, so that ranks hold parts of different sizes

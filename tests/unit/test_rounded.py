@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pocketlm.export.gguf import write_gguf
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.grid_check import is_rounded
 from pocketlm.model.quant import SCHEMES, fake_quantize_weight, group_scales, prepare, quantize_weight
-from pocketlm.model.rounded import is_rounded
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.export import ExportConfig, export

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pocketlm.model.arithmetic import arithmetic, on_threads
-from pocketlm.run import Run, key_figures, plan
-from pocketlm.settings import apply_settings, parse_settings
+from pocketlm.runner.overrides import apply_settings, parse_settings
+from pocketlm.runner.run import Run, key_figures, plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +331,7 @@ SLOW = """
 import sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from pocketlm.run import Run
+from pocketlm.runner.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Count:

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.train import pieces, state
+from pocketlm.train import checkpoint as state
+from pocketlm.train.checkpoint import SaveConfig, StateWriter, load_state, saved_states
+from pocketlm.train.distributed import sharded_tensors as pieces
 from pocketlm.train.optim import OptimConfig, make_optimizers
-from pocketlm.train.state import SaveConfig, StateWriter, load_state, saved_states
 
 CONFIG = ModelConfig(
     vocab_size=300,

@@ -9,7 +9,7 @@ from pocketlm.export.executorch import PteModel, write_pte
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.llamacpp import GgufModel
 from pocketlm.model.generate import LanguageModel
-from pocketlm.model.stopping import Ending, before_stop, ids_to_stop, text_pieces
+from pocketlm.model.stop_strings import Ending, before_stop, ids_to_stop, text_pieces
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 

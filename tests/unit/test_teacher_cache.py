@@ -17,13 +17,13 @@ from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages import teach as stage
 from pocketlm.stages.teach import TeachConfig, teach
-from pocketlm.train import cache as cache_file
-from pocketlm.train.cache import DONE, cached_scores, open_cache
+from pocketlm.train.distill import cache as cache_file
+from pocketlm.train.distill.cache import DONE, cached_scores, open_cache
+from pocketlm.train.distill.codec import Encoded, decode, encode, from_bytes, id_bits, tail_shares, tails_of, to_bytes
+from pocketlm.train.distill.encode import read_windows, windows
+from pocketlm.train.distill.teacher import live_teacher, open_teacher
 from pocketlm.train.losses import Distillation, distillation_loss
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.sparse import Encoded, decode, encode, from_bytes, id_bits, tail_shares, tails_of, to_bytes
-from pocketlm.train.teacher import live_teacher, open_teacher
-from pocketlm.train.teaching import read_windows, windows
 
 VOCAB = 300
 SHAPE = ModelConfig(

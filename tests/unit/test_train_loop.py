@@ -17,11 +17,11 @@ from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import Attention, ModelConfig, Transformer
+from pocketlm.train.checkpoint import SaveConfig, load_state, saved_states
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.manifest import manifest_digest
 from pocketlm.train.optim import LONG_TRAINING, OptimConfig, lr_at, make_optimizers, pays, set_computing
-from pocketlm.train.state import SaveConfig, load_state, saved_states
 
 CONFIG = ModelConfig(
     vocab_size=300,

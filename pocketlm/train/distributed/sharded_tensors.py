@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from pocketlm.train.ranks import ranks
+from pocketlm.train.distributed.ranks import ranks
 
 Saved = dict[str, Any]  # of each tensor: {"shape", "dtype", "pieces": [{"file", "offsets", "sizes"}]}
 

@@ -25,8 +25,8 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.sparse import Encoded, decode, from_bytes, id_bits, size_in_bytes, to_bytes
-from pocketlm.train.vocabulary import SparseScores
+from pocketlm.train.distill.codec import Encoded, decode, from_bytes, id_bits, size_in_bytes, to_bytes
+from pocketlm.train.vocab_loss import SparseScores
 
 DONE, BEGUN, INDEX, SHARES = "teacher.json", "begun.json", "index.npy", "shares.npy"
 FORMAT = 1

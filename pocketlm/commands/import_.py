@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pocketlm.commands.arguments import refuse_full
-from pocketlm.messages import plain_errors
+from pocketlm.runner.errors import plain_errors
 
 SHOWN = 12  # lines of what was not used
 

@@ -13,8 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pocketlm.commands.breaking import (
+from pocketlm.model.files import read_json, write_json
+from pocketlm.resume_proof.kills import (
     PLACES,
+    Command,
     Kill,
     Launcher,
     Likeness,
@@ -23,9 +25,8 @@ from pocketlm.commands.breaking import (
     copied_stages,
     seconds_of,
 )
-from pocketlm.model.files import read_json, write_json
-from pocketlm.run import plan
-from pocketlm.settings import parse_settings
+from pocketlm.runner.overrides import parse_settings
+from pocketlm.runner.run import plan
 
 KILLS_OF_A_RUN = 25  # most; then the run is left to finish, and is compared
 
@@ -52,6 +53,7 @@ class Proof:
 
 
 def prove(
+    command: Command,
     recipe: Path,
     function: Callable[..., Any],
     flags: dict[str, Any],
@@ -66,7 +68,8 @@ def prove(
 ) -> Proof:
     """The proof, gone on with from what is in `out`. It ends early where a run differs from the unbroken one.
 
-    words: the command's words after the recipe. ValueError for an unknown stage, or an `out` of other words.
+    command: runs a recipe, given its path and further words. words: those. ValueError for an
+    unknown stage, or an `out` of other words.
     """
     unbroken, broken = out / "unbroken", out / "broken"
     dry = plan(function, unbroken, parse_settings(settings), missing_ok=True, **flags)
@@ -75,24 +78,24 @@ def prove(
     first = dry.names.index(stage) if stage else 0
     before, tested = dry.names[:first], [stage] if stage else dry.names
     _same_question(out, [str(recipe), *words, f"--processes {processes}", f"--stage {stage}", f"--seed {seed}"])
-    launcher = Launcher(out / "shown.txt", sorted({call.stage_fn.__module__ for call in dry.calls}))
-    command = ["run", str(recipe), *words]
+    launcher = Launcher(command, out / "shown.txt", sorted({call.stage_fn.__module__ for call in dry.calls}))
+    arguments = [str(recipe), *words]
     proof = Proof(out, kills=_kills_before(out), runs=_runs_before(out))
     with _progress(kills, len(proof.kills)) as tell:
         tell("the unbroken run", proof)
         for name in [*before, *tested] if stage else [None]:
             only = ["--only", name] if name else []
-            launcher.finish([*command, "--out", str(unbroken), *only], processes)
+            launcher.finish([*arguments, "--out", str(unbroken), *only], processes)
         span = seconds_of(unbroken, tested) * max(
             2 / (kills + 1), 1 / 8
         )  # all kills in one run, or many in each of some
-        command += ["--out", str(broken), *(["--only", stage] if stage else [])]
+        arguments += ["--out", str(broken), *(["--only", stage] if stage else [])]
         while len(proof.kills) < kills or not proof.likeness:
             broken.mkdir(parents=True, exist_ok=True)
             copied_stages(unbroken, broken, before)
             count = min(KILLS_OF_A_RUN, kills - len(proof.kills))
             randoms = (Random(f"{seed} {len(proof.kills)} {attempt}") for attempt in range(count))
-            for kill in break_run(launcher, command, broken, processes, randoms, span):
+            for kill in break_run(launcher, arguments, broken, processes, randoms, span):
                 proof.kills.append(kill)
                 with open(out / "kills.jsonl", "a", encoding="utf-8") as lines:
                     lines.write(json.dumps(asdict(kill)) + "\n")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.sparse import Encoded, encode, joined, tail_shares, tails_of
+from pocketlm.train.distill.codec import Encoded, encode, joined, tail_shares, tails_of
 
 LOGITS_AT_ONCE = 2**21  # worked on together: 8 MiB in float32, which stay in the processor's cache
 

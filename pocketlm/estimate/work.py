@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pocketlm.model.costs import flops_of, num_parameters
 from pocketlm.model.quant import scheme
 from pocketlm.model.transformer import ModelConfig
+from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.memory import TrainingMemory, training_memory
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.state import SaveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Work:
         )
 
     def shards(self, ranks: int, per_machine: int) -> int:
-        """How many ranks hold the model's weights together: those of a machine, or all (train/parallel.py)."""
+        """How many ranks hold the model's weights together: those of a machine, or all (train/distributed/fsdp.py)."""
         return ranks if self.optim.shard_over == "all" or ranks % per_machine else min(ranks, per_machine)
 
     @property

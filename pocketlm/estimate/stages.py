@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from pocketlm.estimate.work import Work
 from pocketlm.model.checkpoint import shape_of
 from pocketlm.model.costs import flops_of
 from pocketlm.model.json_shape import TEXT, WHOLE, read_object
 from pocketlm.model.transformer import ModelConfig
-from pocketlm.plan.work import Work
-from pocketlm.record import Call
+from pocketlm.runner.record import Call
+from pocketlm.train.distill.teacher import is_cached
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.teacher import is_cached
 
 # Bytes a token of a teacher on disk by TeachConfig.min_gain, as benchmarks/teacher_cache.py printed them for SmolLM2-135M
 CACHED_BYTES = {0.02: 37.2, 0.01: 58.3, 0.005: 92.5, 0.002: 170.4}

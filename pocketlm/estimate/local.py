@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
+from pocketlm.estimate.work import Work
 from pocketlm.model.batch import Batch
 from pocketlm.model.costs import flops_of, num_parameters
 from pocketlm.model.quant import prepare, scheme
 from pocketlm.model.transformer import Transformer, set_compute_dtype
-from pocketlm.plan.work import Work
+from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.memory import free_bytes
 from pocketlm.train.optim import make_optimizers, product_dtype
-from pocketlm.train.teacher import live_teacher
 
 TRIED_FLOPS = 2e11  # of a step that is tried as it is: about a second on two cores; of others a small part is tried
 TRIED_TOKENS = 256  # of that part: one row

@@ -8,8 +8,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from pocketlm.plan.estimate import Estimate, totals
-from pocketlm.plan.speed import LEFT_OUT_ERROR
+from pocketlm.estimate.estimate import Estimate, totals
+from pocketlm.estimate.speed import LEFT_OUT_ERROR
 
 UNKNOWN = "?"
 STEPS_OF = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))

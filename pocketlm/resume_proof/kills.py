@@ -18,13 +18,14 @@ from random import Random
 from typing import Any
 
 from pocketlm.model.files import read_json
-from pocketlm.record import RECORD, read_record
+from pocketlm.runner.record import RECORD, read_record
 
 AIMS = ("anywhere", "save", "save", "stage change")  # what a kill waits for, drawn for each
 PLACES = ("training step", "save of a state", "stage change", "other work of a stage", "before a stage")
 TERM_SECONDS = 2  # after one rank's death the others get SIGTERM, which torchrun sends them at once
 LEAVE_SECONDS = 60  # in which they must be gone
 NEAR_SECONDS = 0.1  # of a change of stage, for a kill to count as in it
+Command = Callable[[list[str]], None]
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,16 @@ class Kill:
 
 
 class Launcher:
-    """Starts `pocketlm ...` commands, each as so many ranks, from a server process that has imported what they need."""
+    """Starts commands, each as so many ranks, from a server process that has imported what they need."""
 
-    def __init__(self, log: Path, modules: Iterable[str] = ()) -> None:
-        """log: the file that gets what the commands show. modules: to import at the start, besides the usual."""
-        self.log = log.absolute()
+    def __init__(self, command: Command, log: Path, modules: Iterable[str] = ()) -> None:
+        """command: a function of a module, called with the words. log: the file that gets what it shows.
+
+        modules: to import at the start, besides the usual.
+        """
+        self.command, self.log = command, log.absolute()
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["pocketlm.cli", "pocketlm.run", "torch._dynamo", *modules])
+        self.context.set_forkserver_preload([command.__module__, "pocketlm.runner.run", "torch._dynamo", *modules])
 
     def start(self, words: list[str], ranks: int = 1) -> list[BaseProcess]:
         """The processes, one for each rank."""
@@ -51,7 +55,7 @@ class Launcher:
         found: list[BaseProcess] = []
         for rank in range(ranks):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            arguments = (words, str(self.log), {**meeting, **own})
+            arguments = (self.command, words, str(self.log), {**meeting, **own})
             found.append(self.context.Process(target=_command, args=arguments))  # type: ignore[arg-type]
             found[-1].start()
         return found
@@ -77,15 +81,13 @@ class Launcher:
             raise RuntimeError(f"the run failed by itself, exit status {[p.exitcode for p in processes]}:\n{shown}")
 
 
-def _command(words: list[str], log: str, environment: dict[str, str]) -> None:
-    """The command `pocketlm`, in a process forked when everything slow was imported."""
-    from pocketlm.cli import app
-
+def _command(command: Command, words: list[str], log: str, environment: dict[str, str]) -> None:
+    """The command, in a process forked when everything slow was imported."""
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    app(words)
+    command(words)
 
 
 # ---- kills ----

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.amounts import MISSING, count, duration, significant
 from pocketlm.report.markup import node
+from pocketlm.report.number_format import MISSING, count, duration, significant
 from pocketlm.report.page import figure, fold, legend, multiples, number, paragraph, section, table
 from pocketlm.report.plots import Point, bar, loss_curve, smoothed, thinned
 

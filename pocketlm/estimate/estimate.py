@@ -6,14 +6,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pocketlm.plan import here
-from pocketlm.plan.devices import Device
-from pocketlm.plan.speed import step_seconds
-from pocketlm.plan.stages import Stage
-from pocketlm.plan.work import Work
-from pocketlm.record import read_record
+from pocketlm.estimate import local as here
+from pocketlm.estimate.devices import Device
+from pocketlm.estimate.speed import step_seconds
+from pocketlm.estimate.stages import Stage
+from pocketlm.estimate.work import Work
+from pocketlm.runner.record import read_record
+from pocketlm.runner.schedule import at_once
 from pocketlm.train.memory import TrainingMemory
-from pocketlm.turns import at_once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pocketlm.commands.arguments import check_model, new_folder
-from pocketlm.messages import plain_errors
+from pocketlm.runner.errors import plain_errors
 
 
 class Target(StrEnum):

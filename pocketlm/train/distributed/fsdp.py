@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
+from pocketlm.train.distributed.ranks import Ranks, device, ranks
 from pocketlm.train.optim import ShardOver
-from pocketlm.train.ranks import Ranks, device, ranks
 
 
 def on_all_ranks(stage: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketlm.messages import plain_errors
+from pocketlm.runner.errors import plain_errors
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,9 +8,9 @@ A narrow network has more bytes for each FLOP, so its utilisation comes out lowe
 
 from dataclasses import dataclass
 
+from pocketlm.estimate.devices import Device
+from pocketlm.estimate.work import Work
 from pocketlm.model.costs import kept_bytes, num_parameters
-from pocketlm.plan.devices import Device
-from pocketlm.plan.work import Work
 
 
 @dataclass(frozen=True, kw_only=True)

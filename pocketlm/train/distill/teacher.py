@@ -17,11 +17,11 @@ from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.same_tokens import vocabulary_differences
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
-from pocketlm.train.cache import DONE, Cache, cached_scores, missing, open_cache, tokenizer_digest
+from pocketlm.train.distill.cache import DONE, Cache, cached_scores, missing, open_cache, tokenizer_digest
+from pocketlm.train.distributed.fsdp import spread
+from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.optim import OptimConfig, product_dtype
-from pocketlm.train.parallel import spread
-from pocketlm.train.ranks import ranks
-from pocketlm.train.vocabulary import TeacherScores, scores
+from pocketlm.train.vocab_loss import TeacherScores, scores
 
 Teacher = Callable[[Batch], TeacherScores]
 CHECKED_DOCUMENTS = 1000  # of each source, evenly spread, are looked for in a cache before training starts

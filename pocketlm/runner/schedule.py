@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from pocketlm.record import as_paths
-from pocketlm.settings import Settings, apply_settings
+from pocketlm.runner.overrides import Settings, apply_settings
+from pocketlm.runner.record import as_paths
 
 
 class Company(Protocol):
-    """What the ranks of a run are to each other: train/ranks.py's Board. A run of one process has none."""
+    """What the ranks of a run are to each other: train/distributed/ranks.py's Board. A run of one process has none."""
 
     world_size: int
 
@@ -27,7 +27,7 @@ class Company(Protocol):
 
 
 def runs_on_all_ranks(stage_fn: Callable[..., Path]) -> bool:
-    """Whether every rank calls the stage (train/parallel.py marks those that train); else the first does, for all."""
+    """Whether every rank calls the stage (train/distributed/fsdp.py marks those that train); else the first does, for all."""
     return getattr(stage_fn, "on_all_ranks", False)
 
 

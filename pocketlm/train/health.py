@@ -14,8 +14,8 @@ from typing import Any
 import torch.distributed as dist
 
 from pocketlm.model.batch import Batch
+from pocketlm.train.distributed.ranks import Ranks, ranks
 from pocketlm.train.optim import OnNonfinite
-from pocketlm.train.ranks import Ranks, ranks
 
 WINDOW, SIGMAS = 128, 6.0  # OLMo-core's SkipStepOptimizer: the losses compared with, and how far off them is a spike
 LEAST_LOSSES = WINDOW // 2  # as there: fewer say too little of how far losses spread

@@ -25,9 +25,19 @@ from rich.table import Table
 
 from pocketlm.model.arithmetic import arithmetic, on_threads, threads_to_go_on
 from pocketlm.model.files import write_json
-from pocketlm.record import RECORD, Call, as_paths, damage, differences, list_outputs, make_record, read_record, started
-from pocketlm.settings import Settings, apply_settings, check_stages, nearest
-from pocketlm.turns import Company, runs_on_all_ranks, take_turn, turns
+from pocketlm.runner.overrides import Settings, apply_settings, check_stages, nearest
+from pocketlm.runner.record import (
+    RECORD,
+    Call,
+    as_paths,
+    damage,
+    differences,
+    list_outputs,
+    make_record,
+    read_record,
+    started,
+)
+from pocketlm.runner.schedule import Company, runs_on_all_ranks, take_turn, turns
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a folder's name; no dot, because --set splits at dots
 LOCK = ".lock"

@@ -26,9 +26,9 @@ from pocketlm.model.arithmetic import arithmetic, threads_to_go_on
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import open_safetensors
+from pocketlm.train.distributed.ranks import least, meet, ranks
+from pocketlm.train.distributed.sharded_tensors import Piece, Saved, fill, filled_like, own_piece, write_pieces
 from pocketlm.train.manifest import MANIFEST, damage, digest_of, manifest_digest, read_manifest
-from pocketlm.train.pieces import Piece, Saved, fill, filled_like, own_piece, write_pieces
-from pocketlm.train.ranks import least, meet, ranks
 
 RESUME = "resume"
 RANKS_TIMEOUT_SECONDS = 600  # how long rank 0 waits for the files of the others; a dead rank ends the run long before
