@@ -56,7 +56,7 @@ def _load_own(folder: Path, config: dict[str, Any]) -> "Tokenizer":
         raise ValueError(f"{folder / CONFIG}: no eos_token; the file was changed by hand? import the model again")
     backend = backend_of(folder / "tokenizer.json")
     by_file, notes = _stops_of_files(folder, backend)
-    stops = {**by_file, **ours.get("stop_tokens", {})}  # what was added to the config since counts too
+    stops = {**by_file, **_told_stops(ours, folder)}  # what was added to the config since counts too
     with _naming(folder / CONFIG):
         tokenizer = Tokenizer(
             backend,
@@ -72,6 +72,17 @@ def _load_own(folder: Path, config: dict[str, Any]) -> "Tokenizer":
         )
     tokenizer.notes += notes
     return tokenizer
+
+
+def _told_stops(ours: dict[str, Any], folder: Path) -> dict[str, list[str]]:
+    """The tokens that end answers, with who says so, as a folder of ours keeps them."""
+    told = ours.get("stop_tokens", {})
+    lists = isinstance(told, dict) and all(isinstance(sources, list) for sources in told.values())
+    if not lists or not all(isinstance(source, str) for sources in told.values() for source in sources):
+        raise ValueError(
+            f"{folder / CONFIG}: field {OURS}.stop_tokens is no object of lists of texts; import the model again"
+        )
+    return dict(told)
 
 
 def backend_of(file: Path) -> tokenizers.Tokenizer:
