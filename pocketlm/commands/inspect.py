@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from pocketlm.data.conversations import Tally
     from pocketlm.model.tokenizer import Tokenizer
 
 app = typer.Typer(help="Look at what a training would learn, before it trains.", no_args_is_help=True)
@@ -96,10 +97,7 @@ def _opened(base: Path) -> "tuple[Tokenizer, int]":
     return Tokenizer.load(base), shape_of(base).max_position_embeddings
 
 
-def _tell(console: "Console", tokenizer: "Tokenizer", tally) -> None:
-    from pocketlm.data.conversations import Tally
-
-    assert isinstance(tally, Tally)
+def _tell(console: "Console", tokenizer: "Tokenizer", tally: "Tally") -> None:
     for line in tally.lines():
         console.print(line, soft_wrap=True, markup=False)
     if tally.tokens:
@@ -108,13 +106,8 @@ def _tell(console: "Console", tokenizer: "Tokenizer", tally) -> None:
     console.print(f"an answer ends at: {tokenizer.endings.summary()}", soft_wrap=True, markup=False)
     for note in tokenizer.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
-    if tally.without_end:
-        console.print(
-            f"warning: {tally.without_end:,} examples have an answer that ends in none of these, so the model will not "
-            "learn to stop",
-            style="bold yellow",
-            soft_wrap=True,
-        )
+    if warning := tally.warning(tokenizer):
+        console.print(warning, style="bold yellow", soft_wrap=True, markup=False)
 
 
 def example_text(tokenizer: "Tokenizer", ids: list[int], learnt: list[bool], *, coloured: bool) -> "Text":

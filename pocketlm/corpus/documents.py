@@ -18,6 +18,7 @@ from pocketlm.model.conversation import (
     is_conversation,
     plain,
     reasoning_of,
+    valid_text,
 )
 from pocketlm.model.json_lines import json_lines
 
@@ -81,7 +82,7 @@ def row_document(
         raise ValueError(f"{where}: a row must be an object with named fields, not {type(row).__name__}")
     extra = {name: row[name] for name in ("family", "answer") if isinstance(row.get(name), str)}
     if pair is not None:
-        prompt, response = (_valid_text(_at(row, field, where), f'{where}: field "{field}"') for field in pair)
+        prompt, response = (valid_text(_at(row, field, where), f'{where}: field "{field}"') for field in pair)
         beside = {name: row[name] for name in ("system", *ROW_FIELDS) if name in row and name not in pair}
         return conversation(id, conversation_of({"prompt": prompt, "response": response, **beside}, where), **extra)
     if text_field is None and is_conversation(row):
@@ -90,7 +91,7 @@ def row_document(
     if field not in row:
         missing = f'no field "{field}"' + ("" if text_field else ', nor "messages", nor "prompt" with "response"')
         raise ValueError(f"{where}: {missing}; the row has {_names(row) or 'no fields'}; set text_field")
-    return Document(id=id, text=_valid_text(row[field], f'{where}: field "{field}"'), **extra)
+    return Document(id=id, text=valid_text(row[field], f'{where}: field "{field}"'), **extra)
 
 
 def _names(row: dict) -> str:
@@ -108,16 +109,6 @@ def _at(row: Any, field: str, where: str) -> Any:
         except (KeyError, IndexError, ValueError, TypeError):
             raise ValueError(f'{where}: no field "{field}"; the row has {_names(row)}') from None
     return found
-
-
-def _valid_text(text: Any, where: str) -> str:
-    if not isinstance(text, str):
-        raise ValueError(f"{where} is {type(text).__name__}, not a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half a surrogate pair at character {error.start}; repair the text") from None
-    return text
 
 
 def cut(document: Document, *, max_chars: int, split_code: bool) -> Iterator[Document]:

@@ -61,6 +61,16 @@ class Tally:
         if self.words_as_text:
             yield f"{self.words_as_text:,} conversations spell special words, which are learnt as plain text"
 
+    def warning(self, tokenizer: Tokenizer) -> str | None:
+        """That a model would not learn to stop, and what to do, where an answer ends in no token that ends answers."""
+        if not self.without_end:
+            return None
+        return (
+            f"warning: {self.without_end:,} of {self.examples:,} examples have an answer that ends in no token that ends "
+            f"answers ({tokenizer.endings.summary()}), so the model will not learn to stop. Let the chat template put "
+            f"{tokenizer.end_of_turn_token} behind an answer"
+        )
+
     def as_json(self) -> dict[str, Any]:
         """conversations.json of a stage's folder."""
         return {
@@ -121,7 +131,6 @@ def examples_of(conversations: Iterable[Conversation], tokenizer: Tokenizer, seq
 
 
 def _batch(conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally) -> Iterable[Pair]:
-    assert tokenizer.template is not None
     pairs: list[Pair] = []
     for conversation, result in zip(conversations, tokenizer.answers(conversations), strict=True):
         tally.rows += 1
@@ -135,7 +144,7 @@ def _batch(conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int
         tally.examples += len(result)
         tally.without_end += sum(not example.ends for example in result)
         tally.words_as_text += any(example.words_as_text for example in result)
-        tally.not_rendered.update(tokenizer.template.ignores(conversation))
+        tally.not_rendered.update(result[0].not_rendered)
         for example in result:
             tally.tokens += len(example.ids)
             tally.learnt_tokens += sum(example.learnt)
@@ -169,15 +178,8 @@ def told(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:
     loud = tally.share_left_out > 0.01
     for line in tally.lines():
         console.print(f"  {label}: {line}", style="yellow" if loud else "dim", soft_wrap=True, markup=False)
-    if tally.without_end:
-        console.print(
-            f"  {label}: warning: {tally.without_end:,} of {tally.examples:,} examples have an answer that ends in no "
-            f"token that ends answers ({tokenizer.endings.summary()}), so the model will not learn to stop. Let the chat "
-            f"template put {tokenizer.end_of_turn_token} behind an answer",
-            style="bold yellow",
-            soft_wrap=True,
-            markup=False,
-        )
+    if warning := tally.warning(tokenizer):
+        console.print(f"  {label}: {warning}", style="bold yellow", soft_wrap=True, markup=False)
     out.mkdir(parents=True, exist_ok=True)
     file, content = out / "conversations.json", tally.as_json()
     if not file.is_file() or read_json(file) != content:  # a stage that goes on has it already

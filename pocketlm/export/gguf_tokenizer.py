@@ -32,7 +32,6 @@ ALIASES = {  # other names by which llama.cpp means the same way to split
 }
 ADDS_BOS = ("llama-bpe", "tekken")  # unless the file says otherwise; so does the SentencePiece kind
 SHOWN = {"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"}  # never control tokens to llama.cpp
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<|end|>")
 
 
 def tokenizer_of(header: GgufHeader) -> Tokenizer:
@@ -65,8 +64,6 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
     template = header.text("tokenizer.chat_template", None)
     ends = ends_of_file(header.metadata, tokens) | {eos}
     turn_end = _special_id(header, "eot", None, tokens)
-    if turn_end is None:
-        turn_end = _turn_end(tokens, ends, eos, template)
     bos, unknown = ids["bos"], ids["unknown"]
     named = {"bos_token": bos, "eos_token": eos, "unk_token": unknown}
     adds_bos = header.flag("tokenizer.ggml.add_bos_token", is_sentencepiece or pre in ADDS_BOS)
@@ -75,7 +72,7 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
             backend,
             bos_token=None if bos is None else tokens[bos],
             eos_token=tokens[eos],
-            end_of_turn_token=tokens[turn_end],
+            end_of_turn_token=None if turn_end is None else tokens[turn_end],
             chat_template=template,
             stop_tokens={tokens[i]: ("the .gguf",) for i in sorted(ends)},
             adds_bos=bos is not None and adds_bos,
@@ -120,13 +117,6 @@ def _special_id(header: GgufHeader, role: str, default: int | None, tokens: list
     if i >= len(tokens):
         raise ValueError(f"{header.path}: {key} is {i}, beyond the vocabulary of {len(tokens)}")
     return i
-
-
-def _turn_end(tokens: list[str], ends: set[int], eos: int, template: str | None) -> int:
-    """The end that the chat template writes, a known one first; else the end of text."""
-    written = [i for i in sorted(ends - {eos}) if template is not None and tokens[i] in template]
-    known = [i for word in TURN_ENDS for i in written if tokens[i] == word]
-    return (known + written + [eos])[0]
 
 
 def _byte_level(header: GgufHeader, words: dict[str, int], pre: str) -> tokenizers.Tokenizer:

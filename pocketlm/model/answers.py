@@ -7,7 +7,8 @@ meets when it answers.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from pocketlm.model.chat_template import ChatRefused, ChatTemplate, Rendering, Span
 from pocketlm.model.conversation import REASONING, Conversation, Message, reasoning_of
@@ -21,22 +22,27 @@ class Example:
     """ids of a conversation up to its last learnt token, and for each whether it is learnt.
 
     ends: whether each answer in it ends in a token that ends answers. words_as_text: whether a message spells a special
-    word, which is encoded as plain text.
+    word, which is encoded as plain text. not_rendered: fields that the template does not use, and of how many messages.
     """
 
     ids: list[int]
     learnt: list[bool]
     ends: bool
     words_as_text: bool
+    not_rendered: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """A rendering, and in it the answers to learn. exact: as the template marks them, to the token."""
+    """A rendering, and in it the answers to learn. exact: as the template marks them, to the token.
+
+    not_rendered: of the whole conversation, see Example.
+    """
 
     rendering: Rendering
     spans: list[Span]
     exact: bool = False
+    not_rendered: Mapping[str, int] = field(default_factory=dict)
 
 
 def located(template: ChatTemplate, conversation: Conversation) -> list[Located]:
@@ -54,6 +60,10 @@ def located(template: ChatTemplate, conversation: Conversation) -> list[Located]
         of_speaker = name == "name" and speakers  # a tool's is in the call too, and few templates repeat it
         if name in MEANT or of_speaker or name.startswith("chat_template_kwargs"):
             raise ChatRefused(f'the chat template does not render "{name}"')
+    return [replace(part, not_rendered=ignored) for part in _located(template, conversation, answers)]
+
+
+def _located(template: ChatTemplate, conversation: Conversation, answers: list[int]) -> list[Located]:
     whole = template.render(conversation)
     parts = [_answer(template, conversation, i) for i in answers]
     consistent = all(part is not None and whole.text.startswith(part.rendering.text) and part.extends for part in parts)
@@ -131,9 +141,7 @@ def _by_twin(template: ChatTemplate, conversation: Conversation, number: int, up
     """An answer that nothing comes before: it begins where the same with another content begins to differ."""
     message = conversation.messages[number]
     other = {**message, "content": "\uf8e4" + message["content"]}
-    twin = template.render(
-        Conversation(messages=(*conversation.messages[:number], other), variables=conversation.variables)
-    )
+    twin = template.render(replace(conversation, messages=(*conversation.messages[:number], other)))
     common = _shared_length(twin.text, upto.text)
     if not message["content"] or not twin.text[common:].startswith("\uf8e4"):
         return None
@@ -207,4 +215,10 @@ def example_of(part: Located, ids: list[int], places: list[Span], stop_ids: set[
             learnt[i] = True
     length = max((i for i, learn in enumerate(learnt) if learn), default=-1) + 1
     words = bool(part.rendering.words)
-    return Example(ids=ids[:length], learnt=learnt[:length], ends=ends, words_as_text=words)
+    return Example(
+        ids=ids[:length],
+        learnt=learnt[:length],
+        ends=ends,
+        words_as_text=words,
+        not_rendered=part.not_rendered,
+    )

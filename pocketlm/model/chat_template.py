@@ -6,7 +6,6 @@ template itself writes) are hidden from the template behind placeholders, and ar
 
 import bisect
 import json
-import logging
 import re
 import secrets
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from pocketlm.model.conversation import Conversation, Message, argument_texts, w
 
 Span = tuple[int, int]  # first character and the one after the last
 NONCE = secrets.token_hex(8)  # of this process: no file can know it, so no text can forge a token
+GENERATION = re.compile(r"\{\%[-+]?\s*generation\s*[-+]?\%\}")
 PLACEHOLDER = re.compile(f"\uf8e0{NONCE}:(\\d+)\uf8e1")
 
 
@@ -71,7 +71,7 @@ class ChatTemplate:
 
     @cached_property
     def marks_generations(self) -> bool:
-        return re.search(r"\{\%[-+]?\s*generation\s*[-+]?\%\}", self.source) is not None
+        return GENERATION.search(self.source) is not None
 
     def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> Rendering:
         """The conversation as text. ChatRefused with the template's own words where it refuses, or fails."""
@@ -130,7 +130,7 @@ def _rendered(
     import jinja2
     from transformers.utils import chat_template_utils
 
-    marks = "generation" in source
+    marks = GENERATION.search(source) is not None
     render: Any = chat_template_utils.render_jinja_template  # its annotation tells less than it gives
     try:
         (text,), generations = render(
@@ -246,6 +246,3 @@ def _back(place: int, places: list[tuple[int, int]]) -> int:
     encoded, rendered = places[number]
     end = places[number + 1][1] if number + 1 < len(places) else rendered + place - encoded
     return min(rendered + place - encoded, end)
-
-
-logging.getLogger("transformers.utils.chat_template_utils").setLevel(logging.ERROR)

@@ -96,7 +96,7 @@ def _message(message: Any, where: str) -> tuple[Message, bool]:
     kept = {key: value for key, value in message.items() if value is not None and key not in LEARNT}
     for name in REASONING:
         if name in kept:
-            _valid_text(kept[name], f'{where}, "{name}"')
+            valid_text(kept[name], f'{where}, "{name}"')
     if "tool_calls" in kept:
         kept["tool_calls"] = _tool_calls(kept["tool_calls"], where)
         if not kept["tool_calls"]:
@@ -106,19 +106,19 @@ def _message(message: Any, where: str) -> tuple[Message, bool]:
     kept["content"] = _content(kept.get("content"), f'{where}, "content"')
     for name in ("name", "tool_call_id"):
         if name in kept:
-            _valid_text(kept[name], f'{where}, "{name}"')
+            valid_text(kept[name], f'{where}, "{name}"')
     return kept, _is_learnt(message, where)
 
 
 def _content(content: Any, where: str) -> str:
     """A text; of parts that are all texts, the texts one after the other."""
     if not isinstance(content, list):
-        return _valid_text(content, where)
+        return valid_text(content, where)
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise ValueError(f"{where} has a part of type {kind!r}; this network reads text alone")
-    return "".join(_valid_text(part.get("text"), where) for part in content)
+    return "".join(valid_text(part.get("text"), where) for part in content)
 
 
 def _is_learnt(message: dict[str, Any], where: str) -> bool:
@@ -171,7 +171,7 @@ def _variables(variables: Any, where: str) -> dict[str, Any]:
     return {key: value for key, value in variables.items() if value is not None}
 
 
-def _valid_text(text: Any, where: str) -> str:
+def valid_text(text: Any, where: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{where} is {type(text).__name__}, not a text")
     try:

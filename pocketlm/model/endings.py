@@ -23,16 +23,10 @@ TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", 
 
 @dataclass(frozen=True, kw_only=True)
 class Endings:
-    """tokens: text of each token that ends an answer -> who says so. end_of_turn: the one the model is taught to write.
-
-    of_template: the token that ends the template's own answers, None where it writes none. ignored: what was not taken,
-    in words.
-    """
+    """tokens: text of each token that ends an answer -> who says so. end_of_turn: the one the model is taught to write."""
 
     tokens: dict[str, tuple[str, ...]]
     end_of_turn: str
-    of_template: str | None
-    ignored: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line for people: the tokens, the taught one first, each with its sources."""
@@ -44,49 +38,29 @@ def reconciled(
     backend: tokenizers.Tokenizer,
     template: ChatTemplate | None,
     *,
-    eos_token: str | None,
-    named: Mapping[str, Sequence[int]],
+    eos_token: str,
+    named: Mapping[str, Sequence[str]],
     end_of_turn: str | None = None,
 ) -> Endings:
-    """The endings of a tokenizer. named: ids by who names them, such as a file; end_of_turn: told by a file of ours.
-
-    An id that is no token, or a plain word, ends nothing: it belongs to another tokenizer (config.json often keeps the
-    default of its class), and is told. ValueError where nothing at all ends an answer.
+    """The endings of a tokenizer. named: tokens, with who names them, such as a file; end_of_turn: the one to teach, or
+    None for what the template writes, else a known token, else eos.
     """
-    tokens: dict[str, list[str]] = {}
-    ignored: list[str] = []
+    tokens = {eos_token: ["the tokenizer's eos"]}
+    for token, sources in named.items():
+        tokens.setdefault(token, []).extend(sources)
     added = backend.get_added_tokens_decoder()
     special = {token.content: i for i, token in added.items() if token.special}
-    if eos_token is not None:
-        tokens.setdefault(eos_token, []).append("the tokenizer's eos")
-    for source, ids in named.items():
-        for i in ids:
-            token = backend.id_to_token(i) if 0 <= i < 1 << 31 else None
-            if token is None:
-                ignored.append(f"{source} names {i}, which is no token of this tokenizer")
-            elif i in added or token == eos_token:
-                tokens.setdefault(token, []).append(source)
-            else:
-                ignored.append(f"{source} names {i}, which is the plain word {token!r}")
-    of_template = template_end(template, [*(token.content for token in added.values()), eos_token or ""])
+    of_template = template_end(template, [*(token.content for token in added.values()), eos_token])
     if of_template is not None:
         tokens.setdefault(of_template, []).append("the chat template")
     for token in ends_by_text(special):
         tokens.setdefault(token, []).append("by its text")
     if end_of_turn is None:
         end_of_turn = of_template or next((t for t in ends_by_text(special) if t in TURN_ENDS), eos_token)
-    end_of_turn = end_of_turn or next(iter(tokens), None)
-    if end_of_turn is None:
-        raise ValueError(
-            "nothing tells what ends an answer: the tokenizer has no eos_token, and no file names one; "
-            "set eos_token in tokenizer_config.json"
-        )
     tokens.setdefault(end_of_turn, ["told beside the tokenizer"])
     return Endings(
         tokens={token: tuple(dict.fromkeys(sources)) for token, sources in tokens.items()},
         end_of_turn=end_of_turn,
-        of_template=of_template,
-        ignored=tuple(ignored),
     )
 
 

@@ -45,14 +45,14 @@ class Tokenizer:
         end_of_turn_token: str | None = TURN_END,
         chat_template: str | None = None,
         named_templates: Mapping[str, str] | None = None,
-        stop_tokens: Iterable[str] | Mapping[str, Sequence[str]] = (),
+        stop_tokens: Mapping[str, Sequence[str]] | None = None,
         special_tokens: Mapping[str, str] | None = None,
         adds_bos: bool = False,
         adds_eos: bool = False,
     ) -> None:
         """bos_token: None where there is none. end_of_turn_token: None takes what the chat template ends answers with.
 
-        stop_tokens: further tokens that end an answer, with who says so where a mapping. special_tokens: the names
+        stop_tokens: further tokens that end an answer, with who says so. special_tokens: the names
         that a template may use (bos_token, unk_token, ...). adds_bos, adds_eos: what transformers and llama.cpp put
         around a plain text. named_templates: chat templates beside the default one, by name.
         ValueError for a token that the vocabulary lacks.
@@ -64,8 +64,7 @@ class Tokenizer:
         self.bos_token, self.eos_token = bos_token, eos_token
         self.adds_bos, self.adds_eos = adds_bos, adds_eos
         self.named_templates = dict(named_templates or {})
-        by = stop_tokens if isinstance(stop_tokens, Mapping) else dict.fromkeys(stop_tokens, ("told",))
-        self._told_stops = {token: tuple(sources) for token, sources in by.items()}
+        self._told_stops = dict(stop_tokens or {})
         self._told_turn_end = end_of_turn_token
         named = {"bos_token": bos_token, "eos_token": eos_token}
         self.notes: list[str] = []  # what was found in its files and not taken, for people
@@ -90,10 +89,7 @@ class Tokenizer:
             self.backend,
             self.template,
             eos_token=self.eos_token,
-            named={
-                source: [self._id(t) for t, sources in self._told_stops.items() if source in sources]
-                for source in dict.fromkeys(s for sources in self._told_stops.values() for s in sources)
-            },
+            named=self._told_stops,
             end_of_turn=self._told_turn_end,
         )
 

@@ -190,7 +190,7 @@ def test_words_that_together_end_nothing_are_known_too(words: tuple[str, ...]) -
 
 def test_a_third_end_has_a_key_and_a_fourth_is_told() -> None:
     for more in (("<think>",), ("<think>", "<tool_call>")):
-        tokenizer = byte_level(stop_tokens=more)
+        tokenizer = byte_level(stop_tokens=dict.fromkeys(more, ("a file",)))
         with vocabulary_file(tokenizer, tokenizer.vocab_size) as path:
             file = LoadedModel(path, vocab_only=True)
             told = unlike_ends(tokenizer, file)
