@@ -4,9 +4,9 @@
     python benchmarks/attention.py --threads 2 --lengths 256 512 1024 2048
     python benchmarks/attention.py --threads 2 --head-dim 32            # as narrow as the demo's
 
-6 query heads on 2, 4 rows, bfloat16, documents of 90 tokens in the packed rows. `ratio` is the median over rounds
-of (torch's seconds / ours): against SDPA with is_causal for whole rows, and with a mask of all pairs for packed documents
-and for windows, as SDPA needs one there.
+6 query heads on 2, 4 rows, bfloat16, documents of 90 tokens in the packed rows. `ratio` is the
+median over rounds of (torch's seconds / ours): against SDPA with is_causal for whole rows, and with
+a mask of all pairs for packed documents and for windows, as SDPA needs one there.
 """
 
 import argparse
@@ -26,7 +26,9 @@ DOCUMENT, WINDOW = 90, 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--head-dim", type=int, default=64, help="width of a head")
     parser.add_argument("--rounds", type=int, default=7)
@@ -35,7 +37,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     for length in arguments.lengths:
         for name, begins, window in cases(length):
-            told = compare(name, length, arguments.head_dim, first_keys(begins, window), arguments.rounds)
+            told = compare(
+                name, length, arguments.head_dim, first_keys(begins, window), arguments.rounds
+            )
             print(json.dumps({**told, "threads": arguments.threads}), flush=True)
 
 
@@ -43,12 +47,21 @@ def cases(length: int) -> list[tuple[str, Tensor, int | None]]:
     """(name, where each token's document begins [1, T], window) of each case."""
     place = torch.arange(length)[None]
     whole = torch.zeros_like(place)
-    return [("causal", whole, None), ("window", whole, WINDOW), ("documents", place // DOCUMENT * DOCUMENT, None)]
+    return [
+        ("causal", whole, None),
+        ("window", whole, WINDOW),
+        ("documents", place // DOCUMENT * DOCUMENT, None),
+    ]
 
 
 def compare(name: str, length: int, head_dim: int, first: Tensor, rounds: int) -> dict:
-    """Seconds of both, and the median of the ratios of neighbouring calls, after one that does not count."""
-    q, k, v = (torch.randn(B, heads, length, head_dim, dtype=torch.bfloat16, requires_grad=True) for heads in (H, K, K))
+    """Seconds of both, and the median of the ratios of neighbouring calls, after one that does not
+    count.
+    """
+    q, k, v = (
+        torch.randn(B, heads, length, head_dim, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (H, K, K)
+    )
     place = torch.arange(length)
     pairs = (place[None] <= place[:, None]) & (place[None] >= first[0][:, None])  # [T, T]
 

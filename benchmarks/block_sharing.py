@@ -1,9 +1,11 @@
-"""What applying every block twice costs: MobileLLM-LS-125M beside 125M and beside 60 layers with weights of their own.
+"""What applying every block twice costs: MobileLLM-LS-125M beside 125M and beside 60 layers with
+weights of their own.
 
     python benchmarks/block_sharing.py
 
-Random weights, float32, the three in turns. One JSON line each: seconds to load the folder, to the first token after 16, and
-of each token after that, with the ratios to 125M: the table of MobileLLM 2024 (load, init, execute on an iPhone 13).
+Random weights, float32, the three in turns. One JSON line each: seconds to load the folder, to the
+first token after 16, and of each token after that, with the ratios to 125M: the table of MobileLLM
+2024 (load, init, execute on an iPhone 13).
 """
 
 import argparse
@@ -32,7 +34,9 @@ NEW_TOKENS = 24
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
@@ -44,7 +48,8 @@ def main() -> None:
             folder = Path(scratch) / name
             folder.mkdir()
             save_checkpoint(folder, Transformer(config), tokenizer)
-        for run in range(options.repeats + 1):  # the first, which warms the page cache, is not counted
+        # the first, which warms the page cache, is not counted
+        for run in range(options.repeats + 1):
             for name in NETWORKS:
                 found = measure(Path(scratch) / name)
                 if run > 0:
@@ -55,7 +60,10 @@ def main() -> None:
         for i, what in enumerate(("load", "first_token", "token")):
             row[f"{what}_ms"] = round(1000 * median(run[i] for run in times[name]), 1)
             row[f"{what}_ratio"] = round(
-                median(run[i] / reference[i] for run, reference in zip(times[name], base, strict=True)), 2
+                median(
+                    run[i] / reference[i] for run, reference in zip(times[name], base, strict=True)
+                ),
+                2,
             )
         with torch.device("meta"):
             row["parameters"] = sum(p.numel() for p in Transformer(config).parameters())

@@ -1,4 +1,6 @@
-"""Changes to valid files for `fuzz_border.py`: fields dropped, retyped, made extreme or added, and bytes that are damaged."""
+"""Changes to valid files for `fuzz_border.py`: fields dropped, retyped, made extreme or added, and
+bytes that are damaged.
+"""
 
 import copy
 import json
@@ -12,26 +14,104 @@ LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_fr
 LLAMA3 |= {"original_max_position_embeddings": 16}
 WINDOWS = ["sliding_attention", "full_attention"]
 ODD: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 3, 8, 63, 2**31, 2**63, 10**30, -(10**9), 10**400, 0.0, 0.5, 1.0, -2.5),
-    *(1e-300, 1e300, float("nan"), float("inf"), "", "320", "true", "null", "silu", "swish", "full_attention"),
-    *("\ud800", "\x00", "a" * 300, "../x", "float16", [], [1], [0, 1], ["x"], [[]], [None], {}, {"a": 1}, {"": {}}),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        3,
+        8,
+        63,
+        2**31,
+        2**63,
+        10**30,
+        -(10**9),
+        10**400,
+        0.0,
+        0.5,
+        1.0,
+        -2.5,
+    ),
+    *(
+        1e-300,
+        1e300,
+        float("nan"),
+        float("inf"),
+        "",
+        "320",
+        "true",
+        "null",
+        "silu",
+        "swish",
+        "full_attention",
+    ),
+    *(
+        "\ud800",
+        "\x00",
+        "a" * 300,
+        "../x",
+        "float16",
+        [],
+        [1],
+        [0, 1],
+        ["x"],
+        [[]],
+        [None],
+        {},
+        {"a": 1},
+        {"": {}},
+    ),
     {"__float__": "Infinity"},
 )
 ROPES: tuple[Any, ...] = (
-    *(LLAMA3, {**LLAMA3, "rope_theta": 500.0}, {**LLAMA3, "factor": 0.5}, {"rope_theta": 777.0}, {"type": "linear"}),
-    *({"type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "default"}, {}),
-    *({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, {"factor": 8.0}, None),
-    *({"type": "llama3", "rope_type": "default"}, {"full_attention": {"rope_type": "default", "rope_theta": 9.0}}),
-    *({"rope_theta": 1e4, "partial_rotary_factor": 0.5}, {"rope_theta": None}, {"rope_type": None}, {"type": None}),
+    *(
+        LLAMA3,
+        {**LLAMA3, "rope_theta": 500.0},
+        {**LLAMA3, "factor": 0.5},
+        {"rope_theta": 777.0},
+        {"type": "linear"},
+    ),
+    *(
+        {"type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "default"},
+        {},
+    ),
+    *(
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {"factor": 8.0},
+        None,
+    ),
+    *(
+        {"type": "llama3", "rope_type": "default"},
+        {"full_attention": {"rope_type": "default", "rope_theta": 9.0}},
+    ),
+    *(
+        {"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        {"rope_theta": None},
+        {"rope_type": None},
+        {"type": None},
+    ),
     {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"},
 )
-BESIDE: dict[str, tuple[Any, ...]] = {  # what others write into config.json, and what matters where it stands
+# what others write into config.json, and what matters where it stands
+BESIDE: dict[str, tuple[Any, ...]] = {
     "rope_scaling": ROPES,
     "rope_parameters": ROPES,
     "rope_theta": (100.0, 1e6, 10, None),
     "partial_rotary_factor": (0.5, 1.0, None),
     "original_max_position_embeddings": (16, 32, None),
-    "layer_types": (WINDOWS, ["full_attention"] * 2, ["attention"] * 2, ["chunked_attention"] * 2, [], None),
+    "layer_types": (
+        WINDOWS,
+        ["full_attention"] * 2,
+        ["attention"] * 2,
+        ["chunked_attention"] * 2,
+        [],
+        None,
+    ),
     "sliding_window": (3, 64, 4096, None, 0, -1),
     "use_sliding_window": (True, False),
     "max_window_layers": (0, 1, 2, 28, -3),
@@ -69,7 +149,9 @@ def changed(content: bytes, draw: random.Random, name: str) -> bytes | None:
     for _ in range(draw.choice((1, 1, 2, 3))):
         value = change_value(value, draw, name)
     text = json.dumps(value, ensure_ascii=draw.random() < 0.7)
-    return change_bytes(text, draw) if draw.random() < 0.25 else text.encode("utf-8", "surrogatepass")
+    return (
+        change_bytes(text, draw) if draw.random() < 0.25 else text.encode("utf-8", "surrogatepass")
+    )
 
 
 def change_value(value: Any, draw: random.Random, name: str) -> Any:
@@ -99,7 +181,12 @@ def change_value(value: Any, draw: random.Random, name: str) -> Any:
             place[key], place[other] = place[other], place[key]
         case 5:
             place[key] = draw.choice(
-                ([place[key]], {"value": place[key]}, str(place[key]), [copy.deepcopy(place[key]) for _ in range(3)])
+                (
+                    [place[key]],
+                    {"value": place[key]},
+                    str(place[key]),
+                    [copy.deepcopy(place[key]) for _ in range(3)],
+                )
             )
         case 6:
             place[key] = nudged(place[key], draw)
@@ -113,7 +200,12 @@ def odd(draw: random.Random) -> Any:
 
 def change_config(config: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     """A field of those that config.json may have becomes another plausible or odd value."""
-    known = [*PRETRAINED, *OLDER, *HONOURED_AS, *(name for fields in FIELDS.values() for name in fields)]
+    known = [
+        *PRETRAINED,
+        *OLDER,
+        *HONOURED_AS,
+        *(name for fields in FIELDS.values() for name in fields),
+    ]
     if draw.random() < 0.7:
         name = draw.choice(list(BESIDE))
         return config | {name: copy.deepcopy(draw.choice(BESIDE[name]))}
@@ -126,7 +218,14 @@ def nudged(value: Any, draw: random.Random) -> Any:
         return not value
     if isinstance(value, int | float):
         return draw.choice(
-            (value + 1, value - 1, value * 2, -value, value / 2 if abs(value) < 1e300 else 0, str(value))
+            (
+                value + 1,
+                value - 1,
+                value * 2,
+                -value,
+                value / 2 if abs(value) < 1e300 else 0,
+                str(value),
+            )
         )
     if isinstance(value, str):
         return draw.choice((value + " ", value[:-1], value.upper(), value + "\ufeff", value * 2))
@@ -143,7 +242,9 @@ def containers(value: Any) -> Iterator[Any]:
 
 
 def change_bytes(text: str, draw: random.Random) -> bytes:
-    """The text in other bytes: cut, flipped, in another encoding, nested beyond measure, a field twice."""
+    """The text in other bytes: cut, flipped, in another encoding, nested beyond measure, a field
+    twice.
+    """
     content = bytearray(text.encode("utf-8", "surrogatepass"))
     at = draw.randrange(max(len(content), 1))
     match draw.randrange(10):
@@ -161,10 +262,19 @@ def change_bytes(text: str, draw: random.Random) -> bytes:
             return bytes(content) + draw.choice((b"}", b"\x00", b"\n\n", b" {}", b"//"))
         case 6:
             deep = draw.choice((900, 100_000))
-            return b'{"a":' * deep + b"1" + b"}" * deep if draw.random() < 0.5 else b"[" * deep + b"]" * deep
+            return (
+                b'{"a":' * deep + b"1" + b"}" * deep
+                if draw.random() < 0.5
+                else b"[" * deep + b"]" * deep
+            )
         case 7 if text.startswith("{"):
             twice = draw.choice(
-                ('"model_type": "llama", ', '"vocab_size": 1, ', '"x": NaN, ', '"x": 1' + "0" * 5000 + ", ")
+                (
+                    '"model_type": "llama", ',
+                    '"vocab_size": 1, ',
+                    '"x": NaN, ',
+                    '"x": 1' + "0" * 5000 + ", ",
+                )
             )
             return ("{" + twice + text[1:]).encode("utf-8", "surrogatepass")
         case 8:

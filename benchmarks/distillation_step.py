@@ -1,9 +1,11 @@
-"""What a live teacher costs: a distillation step beside a plain step of the student and a forward pass of the teacher.
+"""What a live teacher costs: a distillation step beside a plain step of the student and a forward
+pass of the teacher.
 
     python benchmarks/distillation_step.py
 
-Random weights, one row of tokens, AdamW, products in bfloat16 where the processor has them. Medians of interleaved repeats;
-on one thread seconds are the processor's. Prints one JSON line a case: `times` is the distillation step over the sum of the two.
+Random weights, one row of tokens, AdamW, products in bfloat16 where the processor has them. Medians
+of interleaved repeats; on one thread seconds are the processor's. Prints one JSON line a case:
+`times` is the distillation step over the sum of the two.
 """
 
 import argparse
@@ -45,7 +47,9 @@ CASES = {  # student, teacher, tokens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
@@ -55,11 +59,15 @@ def main() -> None:
         print(json.dumps({"case": name, **measured(*CASES[name], arguments.repeats)}), flush=True)
 
 
-def measured(student: ModelConfig, teacher: ModelConfig, tokens: int, repeats: int) -> dict[str, float]:
+def measured(
+    student: ModelConfig, teacher: ModelConfig, tokens: int, repeats: int
+) -> dict[str, float]:
     model, reader = Transformer(student), live_teacher(Transformer(teacher, seed=1), OPTIM)
     set_compute_dtype(model, product_dtype(OPTIM, torch.device("cpu")))
     optimizers = make_optimizers(model, OPTIM)
-    ids = torch.randint(student.vocab_size, (1, tokens + 1), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        student.vocab_size, (1, tokens + 1), generator=torch.Generator().manual_seed(0)
+    )
     batch = Batch(input_ids=ids[:, :-1], labels=ids[:, 1:])
 
     def step(loss_fn: LossFn) -> None:
@@ -80,7 +88,11 @@ def measured(student: ModelConfig, teacher: ModelConfig, tokens: int, repeats: i
                 seconds[each].append(clock() - started)
     mid = {each: median(times) for each, times in seconds.items()}
     ratio = mid["together"] / (mid["student"] + mid["teacher"])
-    return {"tokens": tokens, **{each: round(s, 3) for each, s in mid.items()}, "times": round(ratio, 3)}
+    return {
+        "tokens": tokens,
+        **{each: round(s, 3) for each, s in mid.items()},
+        "times": round(ratio, 3),
+    }
 
 
 def all_logits(teacher: Teacher, batch: Batch) -> None:

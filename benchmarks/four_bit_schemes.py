@@ -1,9 +1,11 @@
-"""Every four-bit scheme on a finished run of recipes/pocket.py: rounded alone, and trained as that run trained its own.
+"""Every four-bit scheme on a finished run of recipes/pocket.py: rounded alone, and trained as that
+run trained its own.
 
     python benchmarks/four_bit_schemes.py runs/pocket
 
-Prints one JSON line for each: problems solved of the run's suite, and top tokens and KL against the full-precision model
-on held-out answers. Steps, learning rate and rows are those of the run's stage `int4`. --schemes takes some of them.
+Prints one JSON line for each: problems solved of the run's suite, and top tokens and KL against the
+full-precision model on held-out answers. Steps, learning rate and rows are those of the run's stage
+`int4`. --schemes takes some of them.
 """
 
 import argparse
@@ -23,13 +25,17 @@ from pocketlm.train.optim import OptimConfig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
     arguments = parser.parse_args()
     run = arguments.run
     told = read_json(run / "int4" / "stage.json")["config"]
-    optim = OptimConfig(**{name: value for name, value in told.pop("optim").items() if name != "class"})
+    optim = OptimConfig(
+        **{name: value for name, value in told.pop("optim").items() if name != "class"}
+    )
     config = QuantizeConfig(**{**told, "sources": tuple(told["sources"])}, optim=optim)
     parent = LanguageModel.open(run / "chat")
     passages = real_passages(parent, config.seq_len, run / "corpus")
@@ -40,8 +46,12 @@ def main() -> None:
                 folder = Path(scratch) / f"{scheme}-{name}"
                 folder.mkdir()
                 own = replace(config, name=folder.name, scheme=scheme, optim=how)
-                folders[f"{scheme}, {name}"] = quantize(own, folder, model=run / "chat", corpus=run / "corpus")
-        measure = EvaluateConfig(name="evaluation", suite="pocket", labels=tuple(folders), batch_size=120)
+                folders[f"{scheme}, {name}"] = quantize(
+                    own, folder, model=run / "chat", corpus=run / "corpus"
+                )
+        measure = EvaluateConfig(
+            name="evaluation", suite="pocket", labels=tuple(folders), batch_size=120
+        )
         evaluate(measure, Path(scratch), models=list(folders.values()))
         solved = read_json(Path(scratch) / "evaluation.json")["models"]
         for label, folder in folders.items():

@@ -1,9 +1,12 @@
-"""Generation here against transformers.generate: the same weights, threads and float32, the two in turns.
+"""Generation here against transformers.generate: the same weights, threads and float32, the two in
+turns.
 
-    python benchmarks/generation.py            R1-140M's shape and one of 15M parameters, random weights
+    python benchmarks/generation.py            R1-140M's shape and one of 15M parameters, random
+    weights
 
-Prints one JSON line for each row of the table in docs/benchmarks.md. A ratio above 1 says that ours is faster; it is the
-median of the ratios of neighbouring calls, so that what else the machine does meets both.
+Prints one JSON line for each row of the table in docs/benchmarks.md. A ratio above 1 says that ours
+is faster; it is the median of the ratios of neighbouring calls, so that what else the machine does
+meets both.
 """
 
 import argparse
@@ -41,7 +44,9 @@ SHAPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, action="append", help="default: both")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
@@ -64,9 +69,15 @@ def compare(shape: str, tokenizer: Tokenizer, folder: Path, repeats: int) -> Ite
     for what, length, new in (("prefill", 512, 1), ("decode", 16, 64)):
         for batch in (1, 8):
             generator = torch.Generator().manual_seed(batch)
-            prompts = torch.randint(3, SHAPES[shape].vocab_size, (batch, length), generator=generator)
+            prompts = torch.randint(
+                3, SHAPES[shape].vocab_size, (batch, length), generator=generator
+            )
             ids = prompts.tolist()
-            options: dict = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": new, "do_sample": False}
+            options: dict = {
+                "attention_mask": torch.ones_like(prompts),
+                "max_new_tokens": new,
+                "do_sample": False,
+            }
             calls = (
                 partial(ours.generate, ids, max_new_tokens=new, stop_ids=set()),
                 partial(theirs.generate, prompts, **options),
@@ -86,7 +97,9 @@ def compare(shape: str, tokenizer: Tokenizer, folder: Path, repeats: int) -> Ite
 
 
 def in_turns(first: Callable, second: Callable, repeats: int) -> tuple[float, float, float]:
-    """(median seconds of the first, of the second, median of second / first), called in turns after one call each."""
+    """(median seconds of the first, of the second, median of second / first), called in turns after
+    one call each.
+    """
     first()
     second()
     times = [(seconds(first), seconds(second)) for _ in range(repeats)]

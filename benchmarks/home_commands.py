@@ -1,12 +1,14 @@
-"""Spoken commands of a home, and the JSON a program needs: chats to teach, problems to measure on, and answers to read.
+"""Spoken commands of a home, and the JSON a program needs: chats to teach, problems to measure on,
+and answers to read.
 
-    python benchmarks/home_commands.py write home
-    pocketlm run recipes/specialize.py models/BASE --chats home/chats.jsonl --suite home/exam.jsonl --out runs/home ...
-    python benchmarks/home_commands.py show runs/home
+    python benchmarks/home_commands.py write home pocketlm run recipes/specialize.py models/BASE
+    --chats home/chats.jsonl --suite home/exam.jsonl --out runs/home ... python
+    benchmarks/home_commands.py show runs/home
 
-`write` makes home/chats.jsonl (600 chats) and home/exam.jsonl (120 commands: a third in sentences and rooms that the
-chats have, put together anew, a third about rooms that no chat names, a third in sentences that no chat has). `show`
-prints five answers of the first model and the last, the table, and how the files agree.
+`write` makes home/chats.jsonl (600 chats) and home/exam.jsonl (120 commands: a third in sentences
+and rooms that the chats have, put together anew, a third about rooms that no chat names, a third in
+sentences that no chat has). `show` prints five answers of the first model and the last, the table,
+and how the files agree.
 """
 
 import argparse
@@ -16,8 +18,22 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-ASK = "Turn this command into JSON with device, room, action, value and time, as far as it says them.\n"
-ROOMS = ("kitchen", "bedroom", "bathroom", "hall", "office", "nursery", "cellar", "garage", "dining room", "guest room")
+ASK = (
+    "Turn this command into JSON with device, room, action, value and time, as far as it says "
+    "them.\n"
+)
+ROOMS = (
+    "kitchen",
+    "bedroom",
+    "bathroom",
+    "hall",
+    "office",
+    "nursery",
+    "cellar",
+    "garage",
+    "dining room",
+    "guest room",
+)
 NEW_ROOMS = ("attic", "library", "greenhouse", "workshop", "laundry room")
 # device: (sentence, action, values), {r} the room, {v} the value
 DEVICES = {
@@ -52,11 +68,26 @@ NEW_SENTENCES = {
 }
 POLITE = ("{c}", "please {c}", "could you {c}", "hey, {c}", "{c}, please", "would you {c}")
 SHOWN = 100  # characters of an answer
-HOURS = ("twelve", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
+HOURS = (
+    "twelve",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("write", "show"))
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
@@ -86,7 +117,9 @@ def write(folder: Path) -> None:
         print(f"{folder / name}.jsonl: {len(rows)} rows")
 
 
-def commands(devices: dict, rooms: tuple[str, ...], random: random.Random) -> Iterator[tuple[str, str]]:
+def commands(
+    devices: dict, rooms: tuple[str, ...], random: random.Random
+) -> Iterator[tuple[str, str]]:
     """(what is said, the JSON that it means), without end and without repeats."""
     seen = set()
     while True:
@@ -110,40 +143,65 @@ def a_time(random: random.Random) -> tuple[str, str]:
     """A time of day in words, and on a 24-hour clock."""
     hour, evening = random.randrange(1, 12), random.random() < 0.5
     minute, words = random.choice(
-        ((0, "at {h}"), (15, "at quarter past {h}"), (30, "at half past {h}"), (45, "at quarter to {n}"))
+        (
+            (0, "at {h}"),
+            (15, "at quarter past {h}"),
+            (30, "at half past {h}"),
+            (45, "at quarter to {n}"),
+        )
     )
-    half = "in the evening" if evening and hour >= 5 else "in the afternoon" if evening else "in the morning"
+    half = (
+        "in the evening"
+        if evening and hour >= 5
+        else "in the afternoon"
+        if evening
+        else "in the morning"
+    )
     spoken = f"{words.format(h=HOURS[hour], n=HOURS[(hour + 1) % 12])} {half}"
     return spoken, f"{hour + 12 * evening:02d}:{minute:02d}"
 
 
 def show(run: Path) -> None:
-    """What stands in runs/<run>: five answers before and after, the models' scores, sizes and speeds, the files' agreement."""
+    """What stands in runs/<run>: five answers before and after, the models' scores, sizes and
+    speeds, the files' agreement.
+    """
     told = json.loads((run / "evaluation" / "evaluation.json").read_text())["models"]
-    answers = {label: answers_of(run / "evaluation" / "transcripts" / f"{label}.jsonl") for label in told}
+    answers = {
+        label: answers_of(run / "evaluation" / "transcripts" / f"{label}.jsonl") for label in told
+    }
     last = list(told)[-1]
     for prompt in list(answers[last])[::25][:5]:
         print(f"\n{prompt.removeprefix(ASK)}")
         for label in ("base", last):
             row = answers[label][prompt]
-            print(f"  {label:<11} {'right' if row['correct'] else 'wrong'}: {shortened(row['completion'])}")
+            print(
+                f"  {label:<11} {'right' if row['correct'] else 'wrong'}: "
+                f"{shortened(row['completion'])}"
+            )
     print(
         f"\n{'model':<12}{'solved':>8}"
         + "".join(f"{family:>15}" for family in told[last]["problems"])
         + "      MB  tokens/s"
     )
     for label, model in told.items():
-        parts = "".join(f"{each['solved'] / each['total']:>15.0%}" for each in model["problems"].values())
+        parts = "".join(
+            f"{each['solved'] / each['total']:>15.0%}" for each in model["problems"].values()
+        )
         print(
-            f"{label:<12}{model['accuracy']:>8.1%}{parts}{model['bytes'] / 1e6:>8.1f}{model['tokens_per_second']:>10.0f}"
+            f"{label:<12}{model['accuracy']:>8.1%}{parts}{model['bytes'] / 1e6:>8.1f}"
+            f"{model['tokens_per_second']:>10.0f}"
         )
     constant = told[last]["constant_answer"]
     print(f"{'constant':<20}" + "".join(f"{rate:>15.0%}" for rate in constant.values()))
     for file, found in json.loads((run / "files" / "export.json").read_text())["agreement"].items():
         print(
-            f"{file}: {found['top_token']:.2%} of {found['tokens']} top tokens as the model, KL {found['kl']:.2g} nats"
+            f"{file}: {found['top_token']:.2%} of {found['tokens']} top tokens as the model, KL "
+            f"{found['kl']:.2g} nats"
         )
-    seconds = {file.parent.name: json.loads(file.read_text())["seconds"] for file in sorted(run.glob("*/stage.json"))}
+    seconds = {
+        file.parent.name: json.loads(file.read_text())["seconds"]
+        for file in sorted(run.glob("*/stage.json"))
+    }
     print(
         "seconds: "
         + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items())

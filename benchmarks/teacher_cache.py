@@ -1,18 +1,22 @@
-"""A teacher in few bytes: KL error and bytes a token of ours, of fixed k, and of a published scheme; and reading speed.
+"""A teacher in few bytes: KL error and bytes a token of ours, of fixed k, and of a published
+scheme; and reading speed.
 
     python benchmarks/teacher_cache.py models/SmolLM2-135M texts.jsonl --tokens 4096
 
-Texts are .txt, or .jsonl with "text" on each line. Documents of even number are for the shares of words without entry;
-all figures are of the others. Prints one JSON line for each scheme, then a table.
+Texts are .txt, or .jsonl with "text" on each line. Documents of even number are for the shares of
+words without entry; all figures are of the others. Prints one JSON line for each scheme, then a
+table.
 
-KL: from the full distributions to those read back, nats a token. The gradient's error is by hidden states, of forward KL
-with what is read back against forward KL with the full distributions, in parts of the latter's size, for two students:
-the teacher at four bits, and the teacher without the upper half of its layers.
+KL: from the full distributions to those read back, nats a token. The gradient's error is by hidden
+states, of forward KL with what is read back against forward KL with the full distributions, in
+parts of the latter's size, for two students: the teacher at four bits, and the teacher without the
+upper half of its layers.
 
-The published scheme (DistillKit, "budget pick"): 50 likeliest words, the first log-probability in bfloat16, the others by a
-least-squares fit of a + b t + c sqrt(t) in float32, ids packed. What is left goes to the other words evenly, as published, or
-by our shares. "bucket": what is left goes to the other words as the student has it, so they only learn
-their sum; its KL is that of the second student.
+The published scheme (DistillKit, "budget pick"): 50 likeliest words, the first log-probability in
+bfloat16, the others by a least-squares fit of a + b t + c sqrt(t) in float32, ids packed. What is
+left goes to the other words evenly, as published, or by our shares. "bucket": what is left goes to
+the other words as the student has it, so they only learn their sum; its KL is that of the second
+student.
 """
 
 import argparse
@@ -41,16 +45,22 @@ FIXED = (16, 32, 50, 100)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")
-    parser.add_argument("--tokens", type=int, default=4096, help="reported on; as many serve the shares")
+    parser.add_argument(
+        "--tokens", type=int, default=4096, help="reported on; as many serve the shares"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     teacher, tokenizer = load_checkpoint(arguments.model)
     teacher = teacher.eval().requires_grad_(False)
-    documents = [np.asarray(tokenizer.encode(text)[:WINDOW]) for text in read_texts(arguments.texts)]
+    documents = [
+        np.asarray(tokenizer.encode(text)[:WINDOW]) for text in read_texts(arguments.texts)
+    ]
     documents = [ids for ids in documents if len(ids) == WINDOW][: 2 * (arguments.tokens // WINDOW)]
     shares = find_shares(teacher, documents[::2], WINDOW, WINDOW)
     rows = compare(teacher, documents[1::2], shares)
@@ -64,7 +74,9 @@ def main() -> None:
             if row["kl"] is not None
             else f"{row['bytes_per_token']:>9.1f}{'':>9}"
         )
-        print(f"{row['scheme']:<34}{told}{row['gradient_4_bits']:>18.3f}{row['gradient_half']:>8.3f}")
+        print(
+            f"{row['scheme']:<34}{told}{row['gradient_4_bits']:>18.3f}{row['gradient_half']:>8.3f}"
+        )
 
 
 def read_texts(files: list[Path]) -> list[str]:
@@ -72,7 +84,11 @@ def read_texts(files: list[Path]) -> list[str]:
     found = []
     for file in files:
         lines = file.read_text(encoding="utf-8").splitlines()
-        found.append([json.loads(line)["text"] for line in lines] if file.suffix == ".jsonl" else ["\n".join(lines)])
+        found.append(
+            [json.loads(line)["text"] for line in lines]
+            if file.suffix == ".jsonl"
+            else ["\n".join(lines)]
+        )
     return [each[n] for n in range(max(map(len, found))) for each in found if n < len(each)]
 
 
@@ -85,7 +101,11 @@ def compare(teacher: Transformer, documents: list[np.ndarray], shares: Tensor) -
     with torch.no_grad():
         for ids in documents:
             tokens = torch.from_numpy(ids)[None]
-            states = [teacher.hidden(tokens, None)[0], four_bits.hidden(tokens, None)[0], half.hidden(tokens)]
+            states = [
+                teacher.hidden(tokens, None)[0],
+                four_bits.hidden(tokens, None)[0],
+                half.hidden(tokens),
+            ]
             for some in torch.arange(len(ids)).split(128):
                 log_q, *log_ps = ((s[some] @ weight.T).log_softmax(-1) for s in states)
                 for name, size, log_backs in schemes(log_q, shares, log_ps):
@@ -106,7 +126,12 @@ class Half:
 
 
 def add(
-    sums: list[float], size: float, log_q: Tensor, log_backs: list[Tensor], log_ps: list[Tensor], weight: Tensor
+    sums: list[float],
+    size: float,
+    log_q: Tensor,
+    log_backs: list[Tensor],
+    log_ps: list[Tensor],
+    weight: Tensor,
 ) -> None:
     """One piece's tokens, bytes, KL, and squared gradients: error and size for each student."""
     q = log_q.exp()
@@ -141,11 +166,22 @@ def schemes(log_q: Tensor, shares: Tensor, log_ps: list[Tensor]):
         if gain == 5e-3:
             stored = torch.zeros_like(log_q, dtype=torch.bool)
             counts = torch.from_numpy(coded.counts.astype(int))
-            stored[torch.arange(tokens).repeat_interleave(counts), torch.from_numpy(coded.ids.astype(int))] = True
+            stored[
+                torch.arange(tokens).repeat_interleave(counts),
+                torch.from_numpy(coded.ids.astype(int)),
+            ] = True
             size = size_in_bytes(tokens, len(coded.ids), bits)
             yield "the same entries, rest even", size, [filled(stored, back, even)] * 2
-            yield "the same entries, rest a bucket", size, [filled(stored, back, log_p) for log_p in log_ps]
-            yield "the same entries, rest dropped", size, [back.masked_fill(~stored, -torch.inf).log_softmax(-1)] * 2
+            yield (
+                "the same entries, rest a bucket",
+                size,
+                [filled(stored, back, log_p) for log_p in log_ps],
+            )
+            yield (
+                "the same entries, rest dropped",
+                size,
+                [back.masked_fill(~stored, -torch.inf).log_softmax(-1)] * 2,
+            )
     values, ids = log_q.topk(max(FIXED))
     for k in FIXED:
         stored = torch.zeros_like(log_q, dtype=torch.bool).scatter_(1, ids[:, :k], True)
@@ -171,7 +207,9 @@ def published(values: Tensor) -> Tensor:
 
 
 def filled(stored: Tensor, logs: Tensor, others: Tensor) -> Tensor:
-    """Log-probabilities: `logs` where stored, and elsewhere what is left of 1 in proportion to exp(others)."""
+    """Log-probabilities: `logs` where stored, and elsewhere what is left of 1 in proportion to
+    exp(others).
+    """
     inside = logs.masked_fill(~stored, -torch.inf)
     left = (1 - inside.exp().sum(-1, keepdim=True)).clamp(min=1e-6).log()
     rest = others.expand_as(logs).masked_fill(stored, -torch.inf).log_softmax(-1) + left
@@ -185,14 +223,20 @@ def reading(teacher: Transformer, documents: list[np.ndarray], shares: Tensor, t
         writer = CacheWriter(Path(scratch), facts)
         writer.write_shares(shares.numpy())
         started = time.perf_counter()
-        coded = encode_documents(teacher, documents, shares, window=WINDOW, batch_tokens=2048, min_gain=5e-3)
+        coded = encode_documents(
+            teacher, documents, shares, window=WINDOW, batch_tokens=2048, min_gain=5e-3
+        )
         taught = time.perf_counter() - started
-        writer.write_shard({document_key(ids): own for ids, own in zip(documents, coded, strict=True)})
+        writer.write_shard(
+            {document_key(ids): own for ids, own in zip(documents, coded, strict=True)}
+        )
         writer.finish({})
         cache = open_cache(Path(scratch))
         rows = ConversationRows([(ids.tolist(), [True] * len(ids)) for ids in documents], 2048, 0)
         layout = Layout(seq_len=2048, rows_per_step=1, micro_batch_size=1, seed=0)
-        batches = make_batches({"a": rows}, {"a": 1.0}, layout, separate_documents=True, name_documents=True)
+        batches = make_batches(
+            {"a": rows}, {"a": 1.0}, layout, separate_documents=True, name_documents=True
+        )
         found = [batches(step)[0] for step in range(len(rows))]
         started = time.perf_counter()
         for _ in range(3):

@@ -1,13 +1,17 @@
-"""Tokenise and pack: megabytes of text a second, beside `datasets.map` and datatrove's DocumentTokenizer.
+"""Tokenise and pack: megabytes of text a second, beside `datasets.map` and datatrove's
+DocumentTokenizer.
 
-    python benchmarks/tokenising.py                    # on Python's own library, some 20 MB of code and prose
+    python benchmarks/tokenising.py                    # on Python's own library, some 20 MB of code
+    and prose
     python benchmarks/tokenising.py corpus.jsonl       # rows with a "text"
     RAYON_NUM_THREADS=1 python benchmarks/tokenising.py corpus.jsonl --rounds 5
 
-The same documents from the same JSON-lines file, the same tokenizer (byte-level BPE of 32,000 tokens learnt from a part of
-them), the same cores. Ours ends in a shard; `datasets.map` in the Arrow file of ids it keeps; datatrove in its .ds file,
-unshuffled. Rounds in turns, medians; each begins with nothing remembered. Seconds are of processors, of the process and its
-children, where --busy is given. `same` counts documents whose ids are those of the tokenizer asked for the whole text.
+The same documents from the same JSON-lines file, the same tokenizer (byte-level BPE of 32,000
+tokens learnt from a part of them), the same cores. Ours ends in a shard; `datasets.map` in the
+Arrow file of ids it keeps; datatrove in its .ds file, unshuffled. Rounds in turns, medians; each
+begins with nothing remembered. Seconds are of processors, of the process and its children, where
+--busy is given. `same` counts documents whose ids are those of the tokenizer asked for the whole
+text.
 """
 
 import argparse
@@ -30,21 +34,32 @@ VOCAB_SIZE, LEARNT_FROM = 32_000, 8_000_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--megabytes", type=float, default=20, help="of the file's beginning")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--busy", action="store_true", help="count processor time, where others use the machine too")
+    parser.add_argument(
+        "--busy", action="store_true", help="count processor time, where others use the machine too"
+    )
     arguments = parser.parse_args()
     with TemporaryDirectory() as name:
         folder = Path(name)
         texts = some_texts(arguments.file, int(arguments.megabytes * 1e6))
         with open(folder / "corpus.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"id": str(number), "text": text}) + "\n" for number, text in enumerate(texts))
+            file.writelines(
+                json.dumps({"id": str(number), "text": text}) + "\n"
+                for number, text in enumerate(texts)
+            )
         size = sum(len(text.encode()) for text in texts)
         tokenizer = train_tokenizer(texts[: max(1, len(texts) * LEARNT_FROM // size)], VOCAB_SIZE)
         tokenizer.save(folder)
-        runs: dict[str, Callable[[Path, Path], None]] = {"ours": ours, "datasets": hub_datasets, "datatrove": trove}
+        runs: dict[str, Callable[[Path, Path], None]] = {
+            "ours": ours,
+            "datasets": hub_datasets,
+            "datatrove": trove,
+        }
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(arguments.rounds):
             for name, run in runs.items():
@@ -61,8 +76,20 @@ def main() -> None:
             "megabytes": round(size / 1e6, 1),
             "megabytes_per_second": round(size / 1e6 / median(times), 2),
         }
-        told |= {"ours_times_as_fast": round(ratio, 2), "threads": os.environ.get("RAYON_NUM_THREADS", "all")}
-        print(json.dumps(told | ({"tokens": tokens, "documents": len(texts), "same": same} if name == "ours" else {})))
+        told |= {
+            "ours_times_as_fast": round(ratio, 2),
+            "threads": os.environ.get("RAYON_NUM_THREADS", "all"),
+        }
+        print(
+            json.dumps(
+                told
+                | (
+                    {"tokens": tokens, "documents": len(texts), "same": same}
+                    if name == "ours"
+                    else {}
+                )
+            )
+        )
 
 
 def clock(busy: bool) -> float:
@@ -102,7 +129,12 @@ def text_of(line: str) -> str:
 def ours(folder: Path, out: Path) -> None:
     tokenizer = Tokenizer.load(folder)
     with open(folder / "corpus.jsonl", encoding="utf-8") as lines:
-        write_shard(out, "train", encode_documents(map(text_of, lines), tokenizer), vocab_size=tokenizer.vocab_size)
+        write_shard(
+            out,
+            "train",
+            encode_documents(map(text_of, lines), tokenizer),
+            vocab_size=tokenizer.vocab_size,
+        )
 
 
 def hub_datasets(folder: Path, out: Path) -> None:
@@ -116,7 +148,12 @@ def hub_datasets(folder: Path, out: Path) -> None:
     def encode(batch: dict) -> dict:
         return {"input_ids": tokenizer(batch["text"], return_attention_mask=False)["input_ids"]}
 
-    rows.map(encode, batched=True, remove_columns=rows.column_names, cache_file_name=str(out / "ids.arrow"))
+    rows.map(
+        encode,
+        batched=True,
+        remove_columns=rows.column_names,
+        cache_file_name=str(out / "ids.arrow"),
+    )
 
 
 def trove(folder: Path, out: Path) -> None:
@@ -136,7 +173,9 @@ def trove(folder: Path, out: Path) -> None:
 
 def compared(texts: list[str], tokenizer: Tokenizer, out: Path) -> tuple[int, int]:
     """(documents whose ids are those of the whole text, ids in all) of our shard."""
-    tokens, offsets = (np.load(out / f"train.{name}.npy", mmap_mode="r") for name in ("tokens", "offsets"))
+    tokens, offsets = (
+        np.load(out / f"train.{name}.npy", mmap_mode="r") for name in ("tokens", "offsets")
+    )
     same = 0
     for number, text in enumerate(texts):
         own = tokens[offsets[number] : offsets[number + 1]]

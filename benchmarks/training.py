@@ -1,18 +1,23 @@
-"""Our training step beside transformers' Trainer, litgpt and a plain PyTorch loop: tokens a second and the most memory held.
+"""Our training step beside transformers' Trainer, litgpt and a plain PyTorch loop: tokens a second
+and the most memory held.
 
-    python benchmarks/training.py 15m                       # each reference in turns with ours; a line of JSON each, a table
-    python benchmarks/training.py r1-140m --rounds 7
-    python benchmarks/training.py r1-140m --against plain litgpt
-    python benchmarks/training.py 15m --against ours-int4_group32 ours-int4_channel     # our own step in four bits
-    python benchmarks/training.py 15m --against ours-documents ours-eager ours-recompute
-    python benchmarks/training.py 15m --against ours-int4_group32+eager --ours ours-eager
-    python benchmarks/training.py 15m --profile             # where the time of our step goes, by torch's profiler
+    python benchmarks/training.py 15m                       # each reference in turns with ours; a
+    line of JSON each, a table python benchmarks/training.py r1-140m --rounds 7 python
+    benchmarks/training.py r1-140m --against plain litgpt
+    python benchmarks/training.py 15m --against ours-int4_group32 ours-int4_channel     # our own
+    step in four bits python benchmarks/training.py 15m --against ours-documents ours-eager
+    ours-recompute python benchmarks/training.py 15m --against ours-int4_group32+eager --ours
+    ours-eager
+    python benchmarks/training.py 15m --profile             # where the time of our step goes, by
+    torch's profiler
 
-The same network (Qwen3's layout, tied table), the same first weights, the same rows of random tokens, products in
-bfloat16, weights and optimizer states in float32, fused AdamW, gradients clipped to 1. Each contestant is a process of
-its own that takes a step when told; ours and a reference go in turns, and a ratio is the median over rounds of
-(its seconds / ours). `first_loss` shows that both compute the same. litgpt (`pip install litgpt`) is its GPT, compiled, and
-the lines of its pretrain.py; transformers is its Trainer as it is and with torch_compile; attention is SDPA in all.
+The same network (Qwen3's layout, tied table), the same first weights, the same rows of random
+tokens, products in bfloat16, weights and optimizer states in float32, fused AdamW, gradients
+clipped to 1. Each contestant is a process of its own that takes a step when told; ours and a
+reference go in turns, and a ratio is the median over rounds of (its seconds / ours). `first_loss`
+shows that both compute the same. litgpt (`pip install litgpt`) is its GPT, compiled, and the lines
+of its pretrain.py; transformers is its Trainer as it is and with torch_compile; attention is SDPA
+in all.
 """
 
 import argparse
@@ -40,7 +45,8 @@ from pocketlm.model.transformer import ModelConfig, Transformer, set_compiled, s
 
 LR, CLIP, SEED = 1e-3, 1.0, 0
 DOCUMENT = 160  # tokens of one, in packed rows
-WITH_WEIGHTS = replace(R1_140M, qk_norm_weight=True)  # as Qwen3's QK-norm, so that all libraries have the network
+# as Qwen3's QK-norm, so that all libraries have the network
+WITH_WEIGHTS = replace(R1_140M, qk_norm_weight=True)
 SHAPES = {
     "r1-140m": WITH_WEIGHTS,
     "15m": replace(
@@ -56,38 +62,59 @@ SHAPES = {
 REFERENCES = ("plain", "plain-compiled", "trainer", "trainer-compiled", "litgpt")
 ATTENTION = tuple(  # operators: in pieces, and torch's own
     f"{name}{way}"
-    for name in ("pocketlm::attention_in_pieces", "aten::_scaled_dot_product_flash_attention_for_cpu")
+    for name in (
+        "pocketlm::attention_in_pieces",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+    )
     for way in ("", "_backward")
 )
 Step = Callable[[Tensor], float]  # rows [B, T + 1] -> loss
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("--against", nargs="+", default=REFERENCES, help="also ours, changed: see above")
+    parser.add_argument(
+        "--against", nargs="+", default=REFERENCES, help="also ours, changed: see above"
+    )
     parser.add_argument("--ours", default="ours", help="what they are compared with")
     parser.add_argument("--rows", type=int, default=2, help="of a step")
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--busy", action="store_true", help="count processor time, where others use the machine too")
     parser.add_argument(
-        "--profile", action="store_true", help="shares of our step's time, and the speed of its products"
+        "--busy", action="store_true", help="count processor time, where others use the machine too"
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="shares of our step's time, and the speed of its products",
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.profile:
-        print(json.dumps(profiled(SHAPES[arguments.shape], arguments.ours, arguments.rows, arguments.seq_len)))
+        print(
+            json.dumps(
+                profiled(SHAPES[arguments.shape], arguments.ours, arguments.rows, arguments.seq_len)
+            )
+        )
         return
     if arguments.child:
         serve(arguments.child, SHAPES[arguments.shape], arguments.rows, arguments.seq_len)
         return
     table = [compare(name, arguments) for name in arguments.against]
-    print(f"\n| {arguments.shape}, against | tokens/s: ours / its | memory: ours, GiB | its, GiB |\n|---|---|---|---|")
+    print(
+        f"\n| {arguments.shape}, against | tokens/s: ours / its | memory: ours, GiB | its, GiB "
+        "|\n|---|---|---|---|"
+    )
     for row in table:
-        print(f"| {row['against']} | {row['times_as_fast']:.2f} | {row['ours_gib']:.2f} | {row['its_gib']:.2f} |")
+        print(
+            f"| {row['against']} | {row['times_as_fast']:.2f} | {row['ours_gib']:.2f} | "
+            f"{row['its_gib']:.2f} |"
+        )
 
 
 def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -95,7 +122,10 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with child(arguments.ours, arguments) as ours, child(name, arguments) as other:
         clock = "own_seconds" if arguments.busy else "seconds"
         firsts = [tell(process, "step") for process in (ours, other)]  # compiles
-        pairs = [[tell(process, "step")[clock] for process in (ours, other)] for _ in range(arguments.rounds + 1)]
+        pairs = [
+            [tell(process, "step")[clock] for process in (ours, other)]
+            for _ in range(arguments.rounds + 1)
+        ]
         ends = [tell(process, "memory") for process in (ours, other)]
     seconds = [median(times) for times in zip(*pairs[1:], strict=True)]
     told = {
@@ -104,12 +134,18 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "times_as_fast": round(median(its / own for own, its in pairs[1:]), 3),
         "ours_tokens_per_second": round(arguments.rows * arguments.seq_len / seconds[0], 1),
         "its_tokens_per_second": round(arguments.rows * arguments.seq_len / seconds[1], 1),
-        **{f"{who}_gib": round(end["peak"] / 2**30, 3) for who, end in zip(("ours", "its"), ends, strict=True)},
+        **{
+            f"{who}_gib": round(end["peak"] / 2**30, 3)
+            for who, end in zip(("ours", "its"), ends, strict=True)
+        },
         **{
             f"{who}_libraries_gib": round(end["before"] / 2**30, 3)
             for who, end in zip(("ours", "its"), ends, strict=True)
         },
-        **{f"{who}_first_loss": first["loss"] for who, first in zip(("ours", "its"), firsts, strict=True)},
+        **{
+            f"{who}_first_loss": first["loss"]
+            for who, first in zip(("ours", "its"), firsts, strict=True)
+        },
         **{
             f"{who}_first_seconds": round(first["seconds"], 1)
             for who, first in zip(("ours", "its"), firsts, strict=True)
@@ -124,7 +160,9 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def profiled(shape: ModelConfig, name: str, rows: int, seq_len: int) -> dict[str, float]:
-    """Shares of the time of our step: products with weights, attention, and the products in it; GFLOP/s of the first."""
+    """Shares of the time of our step: products with weights, attention, and the products in it;
+    GFLOP/s of the first.
+    """
     step = ours(shape, name)
     steps = [torch.randint(shape.vocab_size, (rows, seq_len + 1)) for _ in range(5)]
     for batch in steps[:3]:  # compiles
@@ -134,12 +172,15 @@ def profiled(shape: ModelConfig, name: str, rows: int, seq_len: int) -> dict[str
             step(batch)
     found = profile.key_averages()
     whole = sum(each.self_cpu_time_total for each in found)
-    products, inner = (sum(e.self_cpu_time_total for e in found if e.key == op) for op in ("aten::mm", "aten::bmm"))
+    products, inner = (
+        sum(e.self_cpu_time_total for e in found if e.key == op) for op in ("aten::mm", "aten::bmm")
+    )
     attention = sum(each.cpu_time_total for each in found if each.key in ATTENTION)
     flops = flops_of(shape, rows, seq_len)
     return {
         "products_share": round(products / whole, 3),
-        "products_gflops": round(2 * 3 * (flops.products + flops.head) / products / 1e3),  # two steps, microseconds
+        # two steps, microseconds
+        "products_gflops": round(2 * 3 * (flops.products + flops.head) / products / 1e3),
         "attention_share": round(attention / whole, 3),
         "attention_products_share": round(inner / whole, 3),
     }
@@ -147,9 +188,19 @@ def profiled(shape: ModelConfig, name: str, rows: int, seq_len: int) -> dict[str
 
 @contextmanager
 def child(name: str, arguments: argparse.Namespace) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, __file__, arguments.shape, "--child", name, "--threads", str(arguments.threads)]
+    command = [
+        sys.executable,
+        __file__,
+        arguments.shape,
+        "--child",
+        name,
+        "--threads",
+        str(arguments.threads),
+    ]
     command += ["--rows", str(arguments.rows), "--seq-len", str(arguments.seq_len)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -168,18 +219,22 @@ def tell(process: subprocess.Popen[str], word: str) -> dict[str, float]:
 
 
 def serve(name: str, shape: ModelConfig, rows: int, seq_len: int) -> None:
-    """A contestant: a step for each line "step" of standard input, on rows that follow from the step's number."""
+    """A contestant: a step for each line "step" of standard input, on rows that follow from the
+    step's number.
+    """
     vocab_size = shape.vocab_size
 
     def drawn(number: int) -> Tensor:
-        return torch.randint(vocab_size, (rows, seq_len + 1), generator=torch.Generator().manual_seed(number))
+        return torch.randint(
+            vocab_size, (rows, seq_len + 1), generator=torch.Generator().manual_seed(number)
+        )
 
     if name.startswith("trainer"):
         run_trainer(shape, drawn, compiled=name.endswith("compiled"))
         return
-    step = {"litgpt": litgpt, "plain": plain, "plain-compiled": plain_compiled}.get(name, lambda *_: ours(shape, name))(
-        shape
-    )
+    step = {"litgpt": litgpt, "plain": plain, "plain-compiled": plain_compiled}.get(
+        name, lambda *_: ours(shape, name)
+    )(shape)
     before, number = memory_bytes(), 0
     while word := sys.stdin.readline().strip():
         if word == "memory":
@@ -188,7 +243,9 @@ def serve(name: str, shape: ModelConfig, rows: int, seq_len: int) -> None:
         batch = drawn(number)
         started, own = perf_counter(), process_time()
         loss = step(batch)
-        answer(seconds=perf_counter() - started, own_seconds=process_time() - own, loss=round(loss, 4))
+        answer(
+            seconds=perf_counter() - started, own_seconds=process_time() - own, loss=round(loss, 4)
+        )
         number += 1
 
 
@@ -203,13 +260,7 @@ def ours(shape: ModelConfig, name: str) -> Step:
     from pocketlm.train.optim import OptimConfig, make_optimizers
 
     how = name.removeprefix("ours").removeprefix("-")
-    config = OptimConfig(
-        lr=LR,
-        num_steps=1,
-        warmup_steps=0,
-        final_lr_share=1.0,
-        grad_clip=CLIP,
-    )
+    config = OptimConfig(lr=LR, num_steps=1, warmup_steps=0, final_lr_share=1.0, grad_clip=CLIP)
     model = Transformer(shape, seed=SEED).train()
     for own in SCHEMES.values():
         if how.split("+")[0] == own.name:
@@ -233,8 +284,20 @@ def qwen3(shape: ModelConfig) -> Any:
     """The same network and first weights in transformers."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
-    names += ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "head_dim",
+    )
+    names += (
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+    )
     config = Qwen3Config(
         **{name: getattr(shape, name) for name in names},
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
@@ -248,7 +311,9 @@ def qwen3(shape: ModelConfig) -> Any:
 
 def plain(shape: ModelConfig, *, compiled: bool = False) -> Step:
     model = qwen3(shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     network = torch.compile(model) if compiled else model
 
     def step(rows: Tensor) -> float:
@@ -301,7 +366,9 @@ def litgpt(shape: ModelConfig) -> Step:
     network.transformer.wte.weight = network.lm_head.weight  # `tie_embeddings`
     model = fabric.setup(torch.compile(network))
     optimizer = fabric.setup_optimizers(
-        torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        torch.optim.AdamW(
+            model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
     )
 
     def step(rows: Tensor) -> float:
@@ -318,7 +385,9 @@ def litgpt(shape: ModelConfig) -> Step:
 
 
 def run_trainer(shape: ModelConfig, drawn: Callable[[int], Tensor], *, compiled: bool) -> None:
-    """The Trainer's own loop; a callback holds each step until it is asked for. Its loader's time is not counted."""
+    """The Trainer's own loop; a callback holds each step until it is asked for. Its loader's time
+    is not counted.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Rows(torch.utils.data.IterableDataset):
@@ -336,7 +405,10 @@ def run_trainer(shape: ModelConfig, drawn: Callable[[int], Tensor], *, compiled:
             self.started, self.own = perf_counter(), process_time()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.seconds = {"seconds": perf_counter() - self.started, "own_seconds": process_time() - self.own}
+            self.seconds = {
+                "seconds": perf_counter() - self.started,
+                "own_seconds": process_time() - self.own,
+            }
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             answer(**self.seconds, loss=round(float(logs["loss"]), 4))

@@ -1,8 +1,9 @@
 """The command line: `pocketlm run | plan | verify-resume | chat | eval | bench | import | export |
 inspect`.
 
-Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a user's mistake into
-one message. Everything slow is imported inside the command that needs it, so that --help is at once.
+Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a
+user's mistake into one message. Everything slow is imported inside the command that needs it, so
+that --help is at once.
 """
 
 import typer
@@ -19,7 +20,10 @@ from pocketlm.commands.verify_resume import verify_resume
 
 app = typer.Typer(
     name="pocketlm",
-    help="From raw text to a language model that reasons on a phone: train it, measure it, export it, talk.",
+    help=(
+        "From raw text to a language model that reasons on a phone: train it, measure it, export "
+        "it, talk."
+    ),
     epilog="Begin with: pocketlm run recipes/pocket.py",
     no_args_is_help=True,
     add_completion=False,

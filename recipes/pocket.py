@@ -1,7 +1,9 @@
-"""Every stage of MobileLLM-R1 and MobileLLM-Pro on one laptop CPU, from raw text to a 4-bit model that reasons, in minutes.
+"""Every stage of MobileLLM-R1 and MobileLLM-Pro on one laptop CPU, from raw text to a 4-bit model
+that reasons, in minutes.
 
-The text is what any Python has: its standard library, its language reference, its docstrings, and problems with worked
-solutions that reasoning-gym draws. Read the constants for what each stage does, and the function below for the order.
+The text is what any Python has: its standard library, its language reference, its docstrings, and
+problems with worked solutions that reasoning-gym draws. Read the constants for what each stage
+does, and the function below for the order.
 """
 
 from dataclasses import replace
@@ -37,12 +39,32 @@ FAMILIES = (
 CORPUS = CurateConfig(
     name="corpus",
     sources=(
-        Source(name="problems", domain="maths", kind="problems", families=FAMILIES, count=30_000, seed=1),
-        Source(name="notes", domain="knowledge", kind="notes", count=5_000, seed=2, pairs_range=(1, 3)),
-        Source(name="recall", domain="knowledge", kind="recall", count=2_000, seed=3, pairs_range=(1, 3)),
+        Source(
+            name="problems",
+            domain="maths",
+            kind="problems",
+            families=FAMILIES,
+            count=30_000,
+            seed=1,
+        ),
+        Source(
+            name="notes", domain="knowledge", kind="notes", count=5_000, seed=2, pairs_range=(1, 3)
+        ),
+        Source(
+            name="recall",
+            domain="knowledge",
+            kind="recall",
+            count=2_000,
+            seed=3,
+            pairs_range=(1, 3),
+        ),
         Source(name="reference", domain="knowledge", kind="language_reference"),
-        Source(name="docstrings", domain="knowledge", kind="stdlib_docstrings", max_bytes=1_000_000),
-        Source(name="code", domain="code", kind="stdlib_code", max_bytes=2_000_000, split_code=True),
+        Source(
+            name="docstrings", domain="knowledge", kind="stdlib_docstrings", max_bytes=1_000_000
+        ),
+        Source(
+            name="code", domain="code", kind="stdlib_code", max_bytes=2_000_000, split_code=True
+        ),
     ),
     vocab_size=VOCAB_SIZE,
     suites=("pocket",),
@@ -50,7 +72,8 @@ CORPUS = CurateConfig(
     probe_share=0.02,
 )
 
-# Deep and thin (MobileLLM 2024), grouped queries and tied embeddings (both), QK-norm (R1), local and global layers (Pro).
+# Deep and thin (MobileLLM 2024), grouped queries and tied embeddings (both), QK-norm (R1), local
+# and global layers (Pro).
 STUDENT = ModelConfig(
     vocab_size=VOCAB_SIZE,
     hidden_size=128,
@@ -61,20 +84,31 @@ STUDENT = ModelConfig(
     head_dim=32,
     max_position_embeddings=WINDOW,
     rope_theta=10_000.0,
-    qk_norm_weight=True,  # heads of 32 channels without a learned scale cannot attend sharply enough (docs/log.md)
+    # heads of 32 channels without a learned scale cannot attend sharply enough (docs/log.md)
+    qk_norm_weight=True,
     layer_types=ModelConfig.local_global(6, every=3),
     sliding_window=64,
-    initializer_range=0.08,  # about 1 / sqrt(hidden_size); the papers' 0.02 is for widths of 576 and more (docs/log.md)
+    # about 1 / sqrt(hidden_size); the papers' 0.02 is for widths of 576 and more (docs/log.md)
+    initializer_range=0.08,
 )
-TEACHER = replace(STUDENT, hidden_size=192, intermediate_size=512, num_attention_heads=6, num_key_value_heads=3)
+TEACHER = replace(
+    STUDENT, hidden_size=192, intermediate_size=512, num_attention_heads=6, num_key_value_heads=3
+)
 PROXY = replace(
-    STUDENT, hidden_size=64, intermediate_size=192, num_hidden_layers=3, layer_types=ModelConfig.local_global(3)
+    STUDENT,
+    hidden_size=64,
+    intermediate_size=192,
+    num_hidden_layers=3,
+    layer_types=ModelConfig.local_global(3),
 )
 
-# R1's schedule (linear, to a tenth in pre-training and to zero after), betas and decay; Muon in place of Adam (docs/log.md)
+# R1's schedule (linear, to a tenth in pre-training and to zero after), betas and decay; Muon in
+# place of Adam (docs/log.md)
 FADE = OptimConfig(lr=2e-2, num_steps=1, warmup_steps=0, final_lr_share=0.1, optimizer="muon")
 ANNEAL = replace(FADE, final_lr_share=0.0)
-PHASE = PretrainConfig(name="phase", optim=FADE, seq_len=WINDOW, rows_per_step=8, micro_batch_size=8, seed=11)
+PHASE = PretrainConfig(
+    name="phase", optim=FADE, seq_len=WINDOW, rows_per_step=8, micro_batch_size=8, seed=11
+)
 
 MIX = MixConfig(
     name="mix",
@@ -84,7 +118,8 @@ MIX = MixConfig(
     rows_per_step=8,
     looks=20,
     temperature=1.0,
-    probe_weights={"maths": 2.0, "code": 1.0, "knowledge": 1.0},  # R1 weighs alike; this model is to solve problems
+    # R1 weighs alike; this model is to solve problems
+    probe_weights={"maths": 2.0, "code": 1.0, "knowledge": 1.0},
     budget_tokens=1_500_000,
     max_epochs=4.0,
     seed=12,
@@ -138,10 +173,21 @@ EVALUATE = EvaluateConfig(
     needle_tokens=(WINDOW, 2 * WINDOW, LONG_WINDOW),
     haystack=("docstrings",),
 )
-BEYOND_NOISE = 0.05  # a difference of two shares of 360 problems has a standard error of up to 3.7 points: our choice
+# a difference of two shares of 360 problems has a standard error of up to 3.7 points: our choice
+BEYOND_NOISE = 0.05
 GOALS = (
-    Goal(text="the int4 .gguf solves 70 % in llama.cpp", model="model.gguf", at_least=0.70, beside=("base", "chat")),
-    Goal(text="the int4 .pte solves 70 % in ExecuTorch", model="model.pte", at_least=0.70, beside=("base", "chat")),
+    Goal(
+        text="the int4 .gguf solves 70 % in llama.cpp",
+        model="model.gguf",
+        at_least=0.70,
+        beside=("base", "chat"),
+    ),
+    Goal(
+        text="the int4 .pte solves 70 % in ExecuTorch",
+        model="model.pte",
+        at_least=0.70,
+        beside=("base", "chat"),
+    ),
     Goal(
         text="QAT stays within 2 points of its full-precision parent",
         model="int4",
@@ -155,14 +201,18 @@ GOALS = (
         measure=f"needle {LONG_WINDOW}",
         at_least=0.90,
         beside=("mid",),
-        tried="notes with one to four facts in a quarter to all of the rows, facts asked once or twice and answered by the "
-        "bare value or in the note's words, documents apart and packed, AdamW and Muon, learning rates, windows, RoPE "
-        "theta, first weights: with a million tokens the network guesses the value at any length. See docs/log.md.",
+        tried="notes with one to four facts in a quarter to all of the rows, facts asked once or "
+        "twice and answered by the bare value or in the note's words, documents apart and packed, "
+        "AdamW and Muon, learning rates, windows, RoPE theta, first weights: with a million tokens "
+        "the network guesses the value at any length. See docs/log.md.",
     ),
 )
 CLAIMS = (
     Goal(
-        text="R1: mid-training on samples of positive influence, with a teacher, solves more than the base",
+        text=(
+            "R1: mid-training on samples of positive influence, with a teacher, solves more than "
+            "the base"
+        ),
         model="mid",
         compared_to="base",
         at_least=BEYOND_NOISE,
@@ -190,7 +240,9 @@ CLAIMS = (
 
 
 def recipe(run, *, effort: float = 1.0):
-    """effort: how many steps each training stage takes; 1.0 is the demo, of about fifteen minutes."""
+    """effort: how many steps each training stage takes; 1.0 is the demo, of about fifteen
+    minutes.
+    """
 
     def steps(count: int, optim: OptimConfig, lr: float, warmup: float = 0.05) -> OptimConfig:
         count = max(2, round(count * effort))
@@ -199,7 +251,8 @@ def recipe(run, *, effort: float = 1.0):
     corpus = run(curate, CORPUS)
     mix = run(find_mix, MIX, corpus=corpus)
 
-    # The teacher: a larger network by the same recipe in short, then trained on long rows, as Pro's teacher was.
+    # The teacher: a larger network by the same recipe in short, then trained on long rows, as Pro's
+    # teacher was.
     wide = run(
         pretrain,
         replace(PHASE, name="teacher-short", model=TEACHER, optim=steps(350, FADE, 2e-2)),
@@ -207,19 +260,35 @@ def recipe(run, *, effort: float = 1.0):
         mix=mix,
     )
     teacher = run(
-        extend_context, replace(EXTEND, name="teacher", optim=steps(50, ANNEAL, 4e-3)), corpus=corpus, model=wide
+        extend_context,
+        replace(EXTEND, name="teacher", optim=steps(50, ANNEAL, 4e-3)),
+        corpus=corpus,
+        model=wide,
     )
 
-    # R1: pre-training in two phases, then two rounds of selecting what still helps and distilling on it.
+    # R1: pre-training in two phases, then two rounds of selecting what still helps and distilling
+    # on it.
     phase1 = run(
-        pretrain, replace(PHASE, name="phase1", model=STUDENT, optim=steps(200, FADE, 2e-2)), corpus=corpus, mix=mix
+        pretrain,
+        replace(PHASE, name="phase1", model=STUDENT, optim=steps(200, FADE, 2e-2)),
+        corpus=corpus,
+        mix=mix,
     )
     base = trunk = run(
-        pretrain, replace(PHASE, name="base", optim=steps(200, FADE, 2e-2)), corpus=corpus, mix=mix, model=phase1
+        pretrain,
+        replace(PHASE, name="base", optim=steps(200, FADE, 2e-2)),
+        corpus=corpus,
+        mix=mix,
+        model=phase1,
     )
     rounds = []
     for turn in (1, 2):
-        chosen = run(select, replace(SELECT, name=f"select{turn}", seed=12 + turn), corpus=corpus, model=trunk)
+        chosen = run(
+            select,
+            replace(SELECT, name=f"select{turn}", seed=12 + turn),
+            corpus=corpus,
+            model=trunk,
+        )
         trunk = run(
             pretrain,
             replace(PHASE, name=f"mid{turn}", optim=steps(60, ANNEAL, 1e-2)),
@@ -233,9 +302,16 @@ def recipe(run, *, effort: float = 1.0):
 
     # Pro: context extension by implicit positional distillation, specialists and their merge.
     long = run(
-        extend_context, replace(EXTEND, optim=steps(60, ANNEAL, 4e-3)), corpus=corpus, model=mid, teacher=teacher
+        extend_context,
+        replace(EXTEND, optim=steps(60, ANNEAL, 4e-3)),
+        corpus=corpus,
+        model=mid,
+        teacher=teacher,
     )
-    branches = {"maths": {"problems": 0.9, "notes": 0.1}, "code": {"code": 0.7, "problems": 0.2, "notes": 0.1}}
+    branches = {
+        "maths": {"problems": 0.9, "notes": 0.1},
+        "code": {"code": 0.7, "problems": 0.2, "notes": 0.1},
+    }
     specialists = run.side_by_side(
         pretrain,
         [
@@ -265,7 +341,10 @@ def recipe(run, *, effort: float = 1.0):
     return run(
         report,
         ReportConfig(
-            name="report", title="pocketlm: from raw text to a 4-bit model that reasons", goals=GOALS, claims=CLAIMS
+            name="report",
+            title="pocketlm: from raw text to a 4-bit model that reasons",
+            goals=GOALS,
+            claims=CLAIMS,
         ),
         stages=everything,
         evaluation=evaluation,

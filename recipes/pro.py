@@ -1,9 +1,10 @@
 """MobileLLM-Pro 1B as published: arXiv 2511.06719 and the model card.
 
-Every figure carries its place in the report. Pro's authors left out much that a run needs; each "not found" below is a
-choice of ours, to be changed with `--set` or here. A reference to read and print (`--dry-run`): 1.7 trillion tokens
-with a live teacher of the size of Llama 4 Scout are beyond any small budget. Scout itself is a mixture of experts,
-which this network does not open, so --teacher must be a dense llama or qwen3 checkpoint with Pro's tokenizer.
+Every figure carries its place in the report. Pro's authors left out much that a run needs; each
+"not found" below is a choice of ours, to be changed with `--set` or here. A reference to read and
+print (`--dry-run`): 1.7 trillion tokens with a live teacher of the size of Llama 4 Scout are beyond
+any small budget. Scout itself is a mixture of experts, which this network does not open, so
+--teacher must be a dense llama or qwen3 checkpoint with Pro's tokenizer.
 """
 
 from dataclasses import replace
@@ -40,11 +41,16 @@ STARCODER = Source(
 
 
 def hub(name: str, domain: str, dataset: str, **how) -> Source:
-    """A row of a Hugging Face dataset, unfiltered; its rows as they come unless `how` names the fields."""
-    return replace(STARCODER, **{"name": name, "domain": domain, "dataset": dataset, "text_field": None, **how})
+    """A row of a Hugging Face dataset, unfiltered; its rows as they come unless `how` names the
+    fields.
+    """
+    return replace(
+        STARCODER, **{"name": name, "domain": domain, "dataset": dataset, "text_field": None, **how}
+    )
 
 
-# Three of these sets come with loading scripts, which `datasets` no longer runs: this is the hub's own parquet copy.
+# Three of these sets come with loading scripts, which `datasets` no longer runs: this is the hub's
+# own parquet copy.
 PARQUET = {"revision": "refs/convert/parquet", "text_field": "text"}
 RED_PAJAMA = "togethercomputer/RedPajama-Data-1T"
 PRETRAINING = (  # Pro, table 2: the seven sets
@@ -71,7 +77,8 @@ SPECIALISTS = {
     "code": {"starcoder": 0.8, "stackexchange": 0.2},
     "knowledge": {"fineweb-edu": 0.5, "wiki": 0.4, "arxiv": 0.1},
 }
-# Table 6 (7.64M samples of seven domains) is not published row by row; these are the sets named in section 9.
+# Table 6 (7.64M samples of seven domains) is not published row by row; these are the sets named in
+# section 9.
 INSTRUCTIONS = (
     hub("tulu3", "knowledge", "allenai/tulu-3-sft-olmo-2-mixture-0225"),
     hub(
@@ -94,7 +101,8 @@ INSTRUCTIONS = (
     ),
     hub("flan", "knowledge", "Open-Orca/FLAN", prompt_field="inputs", response_field="targets"),
 )
-RAISED = ("tulu3", "nemotron-science")  # Pro, section 9: raised after leave-one-out; by how much is not found
+# Pro, section 9: raised after leave-one-out; by how much is not found
+RAISED = ("tulu3", "nemotron-science")
 
 # ---- training ----
 
@@ -112,21 +120,23 @@ PHASE1 = PretrainConfig(
     shares=SHARES,
     optim=ADAM,
     seq_len=WINDOW,
-    rows_per_step=1024,  # Pro, phase 1: batches of 2M tokens. 640k of them are 1.34T, not the 1.4T it names
+    # Pro, phase 1: batches of 2M tokens. 640k of them are 1.34T, not the 1.4T it names
+    rows_per_step=1024,
     micro_batch_size=8,
     seed=1,
-    distillation=Distillation(
-        label_share=0.0
-    ),  # Pro, phase 1: forward KL over the whole vocabulary; temperature not found
+    # Pro, phase 1: forward KL over the whole vocabulary; temperature not found
+    distillation=Distillation(label_share=0.0),
     save=SaveConfig(every_steps=5_000),
 )
 PHASE2 = ExtendConfig(
     name="phase2",
     shares=SHARES,  # Pro, section 5: the same short documents, packed
-    optim=replace(ADAM, lr=4e-5, num_steps=100_000, warmup_steps=1_000),  # Pro, section 5; warm-up not found
+    # Pro, section 5; warm-up not found
+    optim=replace(ADAM, lr=4e-5, num_steps=100_000, warmup_steps=1_000),
     seq_len=LONG_WINDOW,
-    # Pro names 20B tokens for 100k steps: 1.5 windows each. At phase 1's 2M-token batches it would be 200B, which
-    # agrees with its 1.6T in all and 80B = 5 % for QAT. Unresolved; two windows a step (26B) keep to what is printed.
+    # Pro names 20B tokens for 100k steps: 1.5 windows each. At phase 1's 2M-token batches it would
+    # be 200B, which agrees with its 1.6T in all and 80B = 5 % for QAT. Unresolved; two windows a
+    # step (26B) keep to what is printed.
     rows_per_step=2,
     micro_batch_size=1,
     seed=2,
@@ -135,7 +145,8 @@ PHASE2 = ExtendConfig(
 )
 BRANCH = PretrainConfig(
     name="branch",
-    optim=replace(ADAM, lr=1e-5, num_steps=500, warmup_steps=0, schedule="linear"),  # Pro, section 6: 1e-5 to 0
+    # Pro, section 6: 1e-5 to 0
+    optim=replace(ADAM, lr=1e-5, num_steps=500, warmup_steps=0, schedule="linear"),
     seq_len=LONG_WINDOW,
     rows_per_step=1,  # Pro, section 6: about 60M tokens in 500 steps, so one window a step (65.5M)
     micro_batch_size=1,
@@ -147,7 +158,8 @@ MERGE = MergeConfig(  # Pro, section 6: unequal weights; how they were searched 
 QAT = QuantizeConfig(
     name="base-int4",
     scheme="int4_group32",  # Pro, table 3, CPU
-    optim=replace(ADAM, lr=2e-5, num_steps=38_147, warmup_steps=0, weight_decay=0.0),  # not found; ParetoQ's values
+    # not found; ParetoQ's values
+    optim=replace(ADAM, lr=2e-5, num_steps=38_147, warmup_steps=0, weight_decay=0.0),
     seq_len=WINDOW,  # not found
     rows_per_step=1024,  # 38,147 steps of 2M tokens: the 80B of Pro, phase 4
     micro_batch_size=8,
@@ -155,12 +167,19 @@ QAT = QuantizeConfig(
     shares=SHARES,  # not found
     save=SaveConfig(every_steps=1_000),
 )
-QAT_ACCELERATOR = replace(  # Pro, table 3, accelerator: per channel, learned ranges; a length of its own is not found
-    QAT, name="base-int4-accelerator", scheme="int4_channel"
-)
-INSTRUCT = FinetuneConfig(  # rows of table 6, lr, epochs and window are not found: R1's general SFT in their place
+# Pro, table 3, accelerator: per channel, learned ranges; a length of its own is not found
+QAT_ACCELERATOR = replace(QAT, name="base-int4-accelerator", scheme="int4_channel")
+# rows of table 6, lr, epochs and window are not found: R1's general SFT in their place
+INSTRUCT = FinetuneConfig(
     name="instruct",
-    optim=replace(ADAM, lr=5e-6, num_steps=2 * 7_640_000 // 512, warmup_steps=895, schedule="linear", weight_decay=0.0),
+    optim=replace(
+        ADAM,
+        lr=5e-6,
+        num_steps=2 * 7_640_000 // 512,
+        warmup_steps=895,
+        schedule="linear",
+        weight_decay=0.0,
+    ),
     seq_len=4096,
     rows_per_step=512,
     micro_batch_size=4,
@@ -171,36 +190,51 @@ INSTRUCT = FinetuneConfig(  # rows of table 6, lr, epochs and window are not fou
 
 
 def recipe(run, *, tokenizer: Path = Path("Llama-4-tokenizer"), teacher: Path = Path("teacher")):
-    """MobileLLM-Pro as published: language, long context, specialists merged, 4 bits; and instruction tuning.
+    """MobileLLM-Pro as published: language, long context, specialists merged, 4 bits; and
+    instruction tuning.
 
-    --tokenizer: a folder with the Llama 4 tokenizer (tokenizer.json, 202,048 tokens), under Meta's licence
+    --tokenizer: a folder with the Llama 4 tokenizer (tokenizer.json, 202,048 tokens), under Meta's
+    licence
 
-    --teacher: a dense llama or qwen3 checkpoint with that vocabulary and 131,072 positions, in Llama 4 Scout's place
+    --teacher: a dense llama or qwen3 checkpoint with that vocabulary and 131,072 positions, in
+    Llama 4 Scout's place
     """
-    # probes and validation: 1 document in 100,000 is some thousands of each set; not found in the report
+    # probes and validation: 1 document in 100,000 is some thousands of each set; not found in the
+    # report
     corpus = run(
         curate,
         CurateConfig(
-            name="corpus", sources=PRETRAINING, tokenizer=str(tokenizer), validation_share=1e-5, probe_share=1e-5
+            name="corpus",
+            sources=PRETRAINING,
+            tokenizer=str(tokenizer),
+            validation_share=1e-5,
+            probe_share=1e-5,
         ),
     )
     phase1 = run(pretrain, PHASE1, corpus=corpus, teacher=teacher)
     phase2 = run(extend_context, PHASE2, corpus=corpus, model=phase1, teacher=teacher)
     branches = run.side_by_side(
         pretrain,
-        [replace(BRANCH, name=f"branch-{domain}", shares=shares) for domain, shares in SPECIALISTS.items()],
+        [
+            replace(BRANCH, name=f"branch-{domain}", shares=shares)
+            for domain, shares in SPECIALISTS.items()
+        ],
         corpus=corpus,
         model=phase2,
         teacher=teacher,  # loss of this phase not found; distillation, as in phases 1 and 2
     )
     base = run(merge, MERGE, corpus=corpus, models=branches)
-    int4 = run(quantize, QAT, model=base, corpus=corpus)  # the full-precision base is its own teacher: Pro, phase 4
-    files = run(export, ExportConfig(name="files", context_length=8192), model=int4)  # table 10 measures up to 8k
-    # Its checkpoint names the scales as torchao and Meta's own do. No exporter to HTP or ANE here; llama.cpp has them all
+    # the full-precision base is its own teacher: Pro, phase 4
+    int4 = run(quantize, QAT, model=base, corpus=corpus)
+    # table 10 measures up to 8k
+    files = run(export, ExportConfig(name="files", context_length=8192), model=int4)
+    # Its checkpoint names the scales as torchao and Meta's own do. No exporter to HTP or ANE here;
+    # llama.cpp has them all
     accelerator = run(quantize, QAT_ACCELERATOR, model=base, corpus=corpus)
     run(export, ExportConfig(name="files-accelerator", formats=("gguf", "hf")), model=accelerator)
 
-    # Section 9. Its third stage, synthetic safety data by SFT and DPO, is not published and not built.
+    # Section 9. Its third stage, synthetic safety data by SFT and DPO, is not published and not
+    # built.
     chats = run(
         curate,
         CurateConfig(

@@ -1,9 +1,10 @@
 """MobileLLM-R1 140M, 360M and 950M as published: arXiv 2509.24945 and the README of its repository.
 
-Every figure below carries its table. Where the paper is silent, "not found" says so and what was chosen. The recipe
-is a reference that can be read, printed (`--dry-run`) and cut down with `--set`; as it stands it asks for 4.4 trillion
-tokens and a cluster (table 2: 16 x 8 GPUs for about two weeks). Some hub datasets are gated or hold no text.
-Dataset ids are the README's; their configs, splits and fields were written down without opening each on the hub.
+Every figure below carries its table. Where the paper is silent, "not found" says so and what was
+chosen. The recipe is a reference that can be read, printed (`--dry-run`) and cut down with `--set`;
+as it stands it asks for 4.4 trillion tokens and a cluster (table 2: 16 x 8 GPUs for about two
+weeks). Some hub datasets are gated or hold no text. Dataset ids are the README's; their configs,
+splits and fields were written down without opening each on the hub.
 """
 
 from dataclasses import replace
@@ -27,7 +28,9 @@ SHAPES = {size: PRESETS[f"r1-{size}"] for size in ("140m", "360m", "950m")}
 # ---- data ----
 
 # Public sets as they are: filters or deduplication of the raw data are not found.
-CODE = Source(name="starcoder", domain="code", kind="hub", dataset="bigcode/starcoderdata", split="train")
+CODE = Source(
+    name="starcoder", domain="code", kind="hub", dataset="bigcode/starcoderdata", split="train"
+)
 AS_IT_IS = replace(CODE, filters=(), near_dedup=False)
 
 
@@ -39,7 +42,8 @@ def hub(name: str, domain: str, dataset: str, **how) -> Source:
 STARCODER = replace(AS_IT_IS, text_field="content")
 DOLMINO = "allenai/dolmino-mix-1124"
 POST_TRAINING = "nvidia/Llama-Nemotron-Post-Training-Dataset"
-CHAT_ROWS = {"prompt_field": "input.0.content", "response_field": "output"}  # how they were rendered: not found
+# how they were rendered: not found
+CHAT_ROWS = {"prompt_field": "input.0.content", "response_field": "output"}
 NATURAL_ROWS = {"prompt_field": "question", "response_field": "responses.0.response"}  # likewise
 COSMOPEDIA_ROWS = {  # its eight parts; together the 31,064,744 rows of R1, table 3
     "auto_math_text": 1_949_895,
@@ -52,8 +56,9 @@ COSMOPEDIA_ROWS = {  # its eight parts; together the 31,064,744 rows of R1, tabl
     "wikihow": 179_191,
 }
 RED_PAJAMA = "togethercomputer/RedPajama-Data-1T"
-# Three sets come with loading scripts, which `datasets` no longer runs: this revision is the hub's own parquet copy of
-# them. It may be partial; kind="local" with a path reads the full files once fetched.
+# Three sets come with loading scripts, which `datasets` no longer runs: this revision is the hub's
+# own parquet copy of them. It may be partial; kind="local" with a path reads the full files once
+# fetched.
 PARQUET = {"revision": "refs/convert/parquet", "text_field": "text"}
 PRETRAINING = (  # R1, table 3
     STARCODER,
@@ -68,12 +73,19 @@ PRETRAINING = (  # R1, table 3
     hub("nemotron-code", "code", POST_TRAINING, config="SFT", split="code", **CHAT_ROWS),
     hub("nemotron-math", "maths", POST_TRAINING, config="SFT", split="math", **CHAT_ROWS),
     *(
-        hub(f"cosmopedia-{part}", "knowledge", "HuggingFaceTB/cosmopedia", config=part, text_field="text")
+        hub(
+            f"cosmopedia-{part}",
+            "knowledge",
+            "HuggingFaceTB/cosmopedia",
+            config=part,
+            text_field="text",
+        )
         for part in COSMOPEDIA_ROWS
     ),
     hub("natural-reasoning", "knowledge", "facebook/natural_reasoning", **NATURAL_ROWS),
     hub("finemath", "maths", "HuggingFaceTB/finemath", config="finemath-3plus", text_field="text"),
-    hub("pes2o", "knowledge", DOLMINO, config="pes2o", text_field="text"),  # the same 38.8M rows as allenai/peS2o
+    # the same 38.8M rows as allenai/peS2o
+    hub("pes2o", "knowledge", DOLMINO, config="pes2o", text_field="text"),
 )
 PHASE1 = {  # R1, table 3: percent
     "starcoder": 10.66,
@@ -105,13 +117,27 @@ PHASE2 = {  # R1, table 3: percent
     },
 }
 
-# Train splits of benchmarks, 0.97 % of the second mid-training mix: scores on these benchmarks are in-domain scores.
-# Of the eight (TriviaQA, OBQA, NQ, PIQA, GSM8K, BoolQ, ARC-e, ARC-c) only these three are questions with a written
-# answer; how the multiple-choice ones were put into words is not found, so they are left out.
+# Train splits of benchmarks, 0.97 % of the second mid-training mix: scores on these benchmarks are
+# in-domain scores. Of the eight (TriviaQA, OBQA, NQ, PIQA, GSM8K, BoolQ, ARC-e, ARC-c) only these
+# three are questions with a written answer; how the multiple-choice ones were put into words is not
+# found, so they are left out.
 ASKED = {"prompt_field": "question"}
 BENCHMARKS = (
-    hub("triviaqa", "knowledge", "mandarjoshi/trivia_qa", config="rc", response_field="answer.value", **ASKED),
-    hub("nq-open", "knowledge", "google-research-datasets/nq_open", response_field="answer.0", **ASKED),
+    hub(
+        "triviaqa",
+        "knowledge",
+        "mandarjoshi/trivia_qa",
+        config="rc",
+        response_field="answer.value",
+        **ASKED,
+    ),
+    hub(
+        "nq-open",
+        "knowledge",
+        "google-research-datasets/nq_open",
+        response_field="answer.0",
+        **ASKED,
+    ),
     hub("gsm8k", "maths", "openai/gsm8k", config="main", response_field="answer", **ASKED),
 )
 MIDTRAINING = (  # R1, table 4
@@ -121,10 +147,20 @@ MIDTRAINING = (  # R1, table 4
     hub("wiki", "knowledge", DOLMINO, config="wiki", text_field="text"),
     hub("stackexchange", "code", DOLMINO, config="stackexchange", text_field="text"),
     hub("math", "maths", DOLMINO, config="math", text_field="text"),
-    # Most rows of this set are addresses of GitHub files without their text; the part with text is the synthetic one.
-    hub("nemotron-code", "code", "nvidia/Nemotron-Pretraining-Code-v1", config="Synthetic-Code", text_field="text"),
-    # The paper's 144M rows are more than this part, the best-scored; which parts were taken is not found.
-    hub("nemotron-cc-math", "maths", "nvidia/Nemotron-CC-Math-v1", config="4plus", text_field="text"),
+    # Most rows of this set are addresses of GitHub files without their text; the part with text is
+    # the synthetic one.
+    hub(
+        "nemotron-code",
+        "code",
+        "nvidia/Nemotron-Pretraining-Code-v1",
+        config="Synthetic-Code",
+        text_field="text",
+    ),
+    # The paper's 144M rows are more than this part, the best-scored; which parts were taken is not
+    # found.
+    hub(
+        "nemotron-cc-math", "maths", "nvidia/Nemotron-CC-Math-v1", config="4plus", text_field="text"
+    ),
     STARCODER,
     *BENCHMARKS,
 )
@@ -149,7 +185,8 @@ MID2 = {  # R1, table 4
     "nemotron-code": 29.10,
     "nemotron-cc-math": 19.40,
     "starcoder": 9.70,
-    **{source.name: 0.97 / len(BENCHMARKS) for source in BENCHMARKS},  # shares inside the 0.97 %: not found
+    # shares inside the 0.97 %: not found
+    **{source.name: 0.97 / len(BENCHMARKS) for source in BENCHMARKS},
 }
 
 GENERAL = (hub("tulu3", "knowledge", "allenai/tulu-3-sft-olmo-2-mixture-0225"),)  # R1, table 5
@@ -157,8 +194,15 @@ SOLUTIONS = {"split": "cot", "prompt_field": "problem", "response_field": "gener
 PROGRAMS = {"prompt_field": "question", "response_field": "r1_generation"}
 REASONING = (  # R1, table 5; the script asks its user to make chats of the rows
     hub("openmath", "maths", "nvidia/OpenMathReasoning", **SOLUTIONS),
-    hub("openscience", "knowledge", "nvidia/OpenScienceReasoning-2", prompt_field="input", response_field="output"),
-    # Its questions must be joined from other sets by id (the card shows how): many rows hold "-" in their place.
+    hub(
+        "openscience",
+        "knowledge",
+        "nvidia/OpenScienceReasoning-2",
+        prompt_field="input",
+        response_field="output",
+    ),
+    # Its questions must be joined from other sets by id (the card shows how): many rows hold "-" in
+    # their place.
     hub("opencode-python", "code", "nvidia/OpenCodeReasoning-2", split="python", **PROGRAMS),
     hub("opencode-cpp", "code", "nvidia/OpenCodeReasoning-2", split="cpp", **PROGRAMS),
 )
@@ -172,7 +216,8 @@ PRETRAIN = PretrainConfig(
     optim=OptimConfig(  # R1, section 3.2: Adam 0.9, 0.95, 1e-8, weight decay 0.1
         lr=4.0e-3,  # R1, table 2, for every size
         num_steps=500_000,  # R1, table 2
-        warmup_steps=2_000,  # R1, section 3.2; that phase 2 warms up again is our reading: not found
+        # R1, section 3.2; that phase 2 warms up again is our reading: not found
+        warmup_steps=2_000,
         final_lr_share=0.1,  # R1, section 3.2: linear to 10 % of the peak
     ),
     seq_len=2048,  # R1, table 2
@@ -194,7 +239,8 @@ MID = replace(
     seq_len=4096,  # R1, table 2
     rows_per_step=4 * GPUS,  # R1, table 2
     micro_batch_size=4,
-    distillation=Distillation(),  # R1, section 3.2: KL to the teacher alone; direction and temperature not found (forward, 1)
+    # R1, section 3.2: KL to the teacher alone; direction and temperature not found (forward, 1)
+    distillation=Distillation(),
 )
 SELECT = SelectConfig(  # R1, section 6: keep the samples of positive influence on the current model
     name="select",
@@ -219,11 +265,19 @@ GENERAL_SFT = FinetuneConfig(
     rows_per_step=4 * GPUS,  # R1, table 2
     micro_batch_size=4,
     seed=3,
-    packed=False,  # the script leaves packing off; it also counts prompt tokens in the loss, which we do not
+    # the script leaves packing off; it also counts prompt tokens in the loss, which we do not
+    packed=False,
     save=SaveConfig(every_steps=500),
 )
-LONG = ExtendConfig(  # the repository's sft/README: 32k positions and rope_theta x 8, nothing trained
-    name="base-32k", optim=None, seq_len=32_768, rows_per_step=1, micro_batch_size=1, seed=4, rope_theta_factor=8.0
+# the repository's sft/README: 32k positions and rope_theta x 8, nothing trained
+LONG = ExtendConfig(
+    name="base-32k",
+    optim=None,
+    seq_len=32_768,
+    rows_per_step=1,
+    micro_batch_size=1,
+    seed=4,
+    rope_theta_factor=8.0,
 )
 REASONING_SAMPLES = 3_200_000 + 803_000 + 2_160_000  # R1, table 5: "6.2M"
 REASONING_SFT = replace(
@@ -241,7 +295,8 @@ REASONING_SFT = replace(
     micro_batch_size=8,
     seed=5,
 )
-# R1, table 10 rounds to int4 in groups of 128 (32 for the 140M), int8 activations; groups are of 32 here for all
+# R1, table 10 rounds to int4 in groups of 128 (32 for the 140M), int8 activations; groups are of 32
+# here for all
 INT4 = QuantizeConfig(name="int4", scheme="int4_group32", optim=None)
 
 
@@ -252,11 +307,13 @@ def recipe(
     tokenizer: Path = Path("Llama-3.2-1B"),
     teacher: Path = Path("Llama-3.1-8B-Instruct"),
 ):
-    """MobileLLM-R1 as published: two phases of pre-training, two of mid-training, two of fine-tuning.
+    """MobileLLM-R1 as published: two phases of pre-training, two of mid-training, two of
+    fine-tuning.
 
     --size: 140m, 360m or 950m
 
-    --tokenizer: a folder with the Llama 3.2 tokenizer (tokenizer.json, 128,256 tokens), under Meta's licence
+    --tokenizer: a folder with the Llama 3.2 tokenizer (tokenizer.json, 128,256 tokens), under
+    Meta's licence
 
     --teacher: a folder with Llama-3.1-8B-Instruct, the teacher of both mid-training phases
     """
@@ -264,19 +321,35 @@ def recipe(
         raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
 
     def collect(name: str, sources: tuple[Source, ...], held_out: float) -> Path:
-        """held_out: of each source, for probes; R1 picks probes by a classifier and a language model (section 5.1)."""
+        """held_out: of each source, for probes; R1 picks probes by a classifier and a language
+        model (section 5.1).
+        """
         return run(
             curate,
             CurateConfig(
-                name=name, sources=sources, tokenizer=str(tokenizer), validation_share=held_out, probe_share=held_out
+                name=name,
+                sources=sources,
+                tokenizer=str(tokenizer),
+                validation_share=held_out,
+                probe_share=held_out,
             ),
         )
 
     texts = collect("corpus-pretrain", PRETRAINING, 1e-5)
-    phase1 = run(pretrain, replace(PRETRAIN, name="phase1", model=SHAPES[size], shares=shares(PHASE1)), corpus=texts)
-    trunk = run(pretrain, replace(PRETRAIN, name="phase2", shares=shares(PHASE2)), corpus=texts, model=phase1)
+    phase1 = run(
+        pretrain,
+        replace(PRETRAIN, name="phase1", model=SHAPES[size], shares=shares(PHASE1)),
+        corpus=texts,
+    )
+    trunk = run(
+        pretrain,
+        replace(PRETRAIN, name="phase2", shares=shares(PHASE2)),
+        corpus=texts,
+        model=phase1,
+    )
 
-    # Two rounds of: score with the current model, keep what helps, distil on it in the published shares (section 6).
+    # Two rounds of: score with the current model, keep what helps, distil on it in the published
+    # shares (section 6).
     texts = collect("corpus-midtrain", MIDTRAINING, 1e-4)
     for turn, mix in ((1, MID1), (2, MID2)):
         chosen = run(select, replace(SELECT, name=f"select{turn}"), corpus=texts, model=trunk)
@@ -299,5 +372,7 @@ def recipe(
 
 
 def shares(percent: dict[str, float]) -> dict[str, float]:
-    """Published percentages as shares; rounded in print, they sum to 1 within 2e-4, and stages make that 1."""
+    """Published percentages as shares; rounded in print, they sum to 1 within 2e-4, and stages make
+    that 1.
+    """
     return {name: value / 100 for name, value in percent.items()}

@@ -1,13 +1,15 @@
-"""Your own model: a checkpoint that is there already, and your chats or text, to a 4-bit file for a phone.
+"""Your own model: a checkpoint that is there already, and your chats or text, to a 4-bit file for a
+phone.
 
     pocketlm import HuggingFaceTB/SmolLM2-135M
     pocketlm run recipes/specialize.py models/SmolLM2-135M --chats chats.jsonl --out runs/mine
 
-The base is a folder: one that pocketlm wrote or imported, or a Hugging Face one that `pocketlm import` would read
-(config.json, safetensors, tokenizer.json). Its tokenizer is kept. Chats are JSONL with "messages", or "prompt" and "response", on
-each line; text is a file or folder of .txt, .md, .rst, .py, .jsonl, .json or .parquet. Give either or both: text is read first, as
-in pre-training, then the chats teach the answers. The four-bit model is then trained to answer as the full one does
-(Pro, phase 4), and the very grid it was trained on goes into the files.
+The base is a folder: one that pocketlm wrote or imported, or a Hugging Face one that `pocketlm
+import` would read (config.json, safetensors, tokenizer.json). Its tokenizer is kept. Chats are
+JSONL with "messages", or "prompt" and "response", on each line; text is a file or folder of .txt,
+.md, .rst, .py, .jsonl, .json or .parquet. Give either or both: text is read first, as in
+pre-training, then the chats teach the answers. The four-bit model is then trained to answer as the
+full one does (Pro, phase 4), and the very grid it was trained on goes into the files.
 """
 
 from pathlib import Path
@@ -24,7 +26,8 @@ from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.train.optim import OptimConfig
 
-WARMUP = 0.05  # share of the steps: our choice; R1 takes 0.03 in general SFT and 0.1 in reasoning SFT
+# share of the steps: our choice; R1 takes 0.03 in general SFT and 0.1 in reasoning SFT
+WARMUP = 0.05
 SCHEME = "int4_group32"  # Pro, table 3, CPU; the only one with a .pte
 
 
@@ -49,33 +52,44 @@ def recipe(
 
     --chats: JSONL, each line {"messages": [...]} or {"prompt": ..., "response": ...}
 
-    --text: a file or folder of .txt .md .rst .py .jsonl .json .parquet, read as in pre-training, before the chats
+    --text: a file or folder of .txt .md .rst .py .jsonl .json .parquet, read as in pre-training,
+    before the chats
 
     --context: tokens a row; at most what the base admits. Longer chats are left out.
 
     --steps: of each training stage; int4-steps: of training on the 4-bit grid
 
-    --rows: a step; lr: the peak, 2e-5 for a model of 1B, more for a smaller one (R1 takes 5e-6 to 8e-5)
+    --rows: a step; lr: the peak, 2e-5 for a model of 1B, more for a smaller one (R1 takes 5e-6 to
+    8e-5)
 
-    --scheme: int4_group32, Pro's for CPUs, or int4_channel, its other one (then --formats without pte)
+    --scheme: int4_group32, Pro's for CPUs, or int4_channel, its other one (then --formats without
+    pte)
 
     --formats: of gguf, pte, hf, with commas
 
-    --suite: JSONL with "prompt" and "answer" on each line, to measure base, tuned and 4-bit model on
+    --suite: JSONL with "prompt" and "answer" on each line, to measure base, tuned and 4-bit model
+    on
     """
     if chats is None and text is None:
         raise ValueError(
-            'nothing to learn from: give --chats FILE.jsonl ("messages", or "prompt" and "response", on '
-            "each line), --text FILE or FOLDER, or both"
+            'nothing to learn from: give --chats FILE.jsonl ("messages", or "prompt" and '
+            '"response", on each line), --text FILE or FOLDER, or both'
         )
 
     wanted = tuple(word.strip() for word in formats.split(",") if word.strip())
     if "pte" in wanted and scheme != SCHEME:
-        raise ValueError(f"--scheme {scheme} has no .pte, whose 4-bit kernels need {SCHEME}; give --formats gguf,hf")
+        raise ValueError(
+            f"--scheme {scheme} has no .pte, whose 4-bit kernels need {SCHEME}; give --formats "
+            "gguf,hf"
+        )
 
     def schedule(count: int) -> OptimConfig:
         return OptimConfig(
-            lr=lr, num_steps=count, warmup_steps=int(count * WARMUP), final_lr_share=0.0, weight_decay=0.0
+            lr=lr,
+            num_steps=count,
+            warmup_steps=int(count * WARMUP),
+            final_lr_share=0.0,
+            weight_decay=0.0,
         )
 
     # Before anything trains: what the files cannot hold, such as this tokenizer, is said now.
@@ -85,23 +99,42 @@ def recipe(
         model=base,
     )
 
-    # Yours as it is: no quality filter, no near-duplicate search; only what stands there twice is read once.
+    # Yours as it is: no quality filter, no near-duplicate search; only what stands there twice is
+    # read once.
     given = {"text": text, "chats": chats}
     sources = tuple(
-        Source(name=name, domain="knowledge", kind="local", path=str(path), filters=(), near_dedup=False)
+        Source(
+            name=name,
+            domain="knowledge",
+            kind="local",
+            path=str(path),
+            filters=(),
+            near_dedup=False,
+        )
         for name, path in given.items()
         if path is not None
     )
     corpus = run(
         curate,
         CurateConfig(
-            name="corpus", sources=sources, tokenizer=str(base), max_chars=20_000, validation_share=0.0, probe_share=0.0
+            name="corpus",
+            sources=sources,
+            tokenizer=str(base),
+            max_chars=20_000,
+            validation_share=0.0,
+            probe_share=0.0,
         ),
     )
     model = base
-    layout: dict[str, Any] = {"seq_len": context, "rows_per_step": rows, "micro_batch_size": 1, "seed": 1}
+    layout: dict[str, Any] = {
+        "seq_len": context,
+        "rows_per_step": rows,
+        "micro_batch_size": 1,
+        "seed": 1,
+    }
     on_text = {"text": 1.0}
-    if text is not None and chats is not None:  # what is wrong with the chats is said before the text is read for hours
+    # what is wrong with the chats is said before the text is read for hours
+    if text is not None and chats is not None:
         config = ChatsConfig(name="chats-check", seq_len=context, sources=("chats",))
         run(check_chats, config, corpus=corpus, model=base)
     if text is not None:
@@ -111,11 +144,20 @@ def recipe(
         config = FinetuneConfig(name="chat", optim=schedule(steps), sources=("chats",), **layout)
         model = run(finetune, config, corpus=corpus, model=model)
     learnt: dict[str, Any] = {"sources": ("chats",)} if chats is not None else {"shares": on_text}
-    config = QuantizeConfig(name="int4", scheme=scheme, optim=schedule(int4_steps), **learnt, **layout)
+    config = QuantizeConfig(
+        name="int4", scheme=scheme, optim=schedule(int4_steps), **learnt, **layout
+    )
     int4 = run(quantize, config, corpus=corpus, model=model)
-    files = run(export, ExportConfig(name="files", formats=wanted, context_length=context), model=int4, corpus=corpus)
+    files = run(
+        export,
+        ExportConfig(name="files", formats=wanted, context_length=context),
+        model=int4,
+        corpus=corpus,
+    )
     if suite is not None:
-        ours = {model.name: model, "int4": int4} | ({"model.gguf": files / "model.gguf"} if "gguf" in wanted else {})
+        ours = {model.name: model, "int4": int4} | (
+            {"model.gguf": files / "model.gguf"} if "gguf" in wanted else {}
+        )
         config = EvaluateConfig(name="evaluation", suite=str(suite), labels=("base", *ours))
         run(evaluate, config, models=[base, *ours.values()])
     return files

@@ -1,8 +1,9 @@
 # ruff: noqa: E501  (templates are kept as one would meet them)
-"""Chat templates in the shapes that published models have, written anew, and tokenizers with the tokens they need.
+"""Chat templates in the shapes that published models have, written anew, and tokenizers with the
+tokens they need.
 
-Each entry: template, bos, eos, special tokens, added tokens that are not special, and whether the tokenizer is
-sentencepiece-like (a space before every text, bytes for what it does not know).
+Each entry: template, bos, eos, special tokens, added tokens that are not special, and whether the
+tokenizer is sentencepiece-like (a space before every text, bytes for what it does not know).
 """
 
 import json
@@ -19,34 +20,43 @@ TEXTS = [
 ] * 6
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CHATML_MARKED = (
-    "{% for message in messages %}{% if message.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
+    "{% for message in messages %}{% if message.role == 'assistant' %}{{ '<|im_start|>assistant\n' "
+    "}}{% generation %}"
     "{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
-    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endif %}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}{% set system = messages[0]['content'] %}"
+    "{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}{% set system = "
+    "messages[0]['content'] %}"
     "{% else %}{% set turns = messages %}{% set system = false %}{% endif %}"
     "{% for m in turns %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
-    "{% set content = m['content'] if not (loop.first and system) else '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + m['content'] %}"
+    "{% set content = m['content'] if not (loop.first and system) else '<<SYS>>\\n' + system + "
+    "'\\n<</SYS>>\\n\\n' + m['content'] %}"
     "{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 LLAMA3 = (
-    "{{- bos_token }}{%- if tools %}{{- '<|start_header_id|>system<|end_header_id|>\\n\\nTools: ' }}"
+    "{{- bos_token }}{%- if tools %}{{- '<|start_header_id|>system<|end_header_id|>\\n\\nTools: ' "
+    "}}"
     "{%- for t in tools %}{{- t | tojson(indent=4) }}{%- endfor %}{{- '<|eot_id|>' }}{%- endif %}"
     "{%- for m in messages %}{%- if 'tool_calls' in m %}{%- set call = m.tool_calls[0].function %}"
     '{{- \'<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "\' + call.name + \'", "parameters": \' }}'
     "{{- call.arguments | tojson }}{{- '}<|eot_id|>' }}"
-    "{%- elif m.role == 'tool' %}{{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + m.content + '<|eot_id|>' }}"
-    "{%- else %}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}"
+    "{%- elif m.role == 'tool' %}{{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + "
+    "m.content + '<|eot_id|>' }}"
+    "{%- else %}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim "
+    "+ '<|eot_id|>' }}"
     "{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' "
+    "}}{%- endif %}"
 )
 QWEN25 = """\
 {%- if tools %}
@@ -119,17 +129,21 @@ QWEN3 = """\
 {%- endif %}
 """
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not "
+    "supported') }}{% endif %}"
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') "
+    "}}{% endif %}"
     "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
     "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] "
+    "+ ' [/INST]' }}"
     "{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
-    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% "
+    "endfor %}"
 )
 ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}"
@@ -138,27 +152,33 @@ ZEPHYR = (
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helper named SmolLM<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% "
+    "endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SMOLLM3 = (
     "{%- if enable_thinking is not defined -%}{%- set enable_thinking = true -%}{%- endif -%}"
-    "{{- '<|im_start|>system\n## Metadata\nReasoning: ' + ('/think' if enable_thinking else '/no_think') + '\n<|im_end|>\n' -}}"
+    "{{- '<|im_start|>system\n## Metadata\nReasoning: ' + ('/think' if enable_thinking else "
+    "'/no_think') + '\n<|im_end|>\n' -}}"
     "{%- for message in messages -%}{%- if message.role == 'user' -%}"
     "{{ '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}"
     "{%- elif message.role == 'assistant' -%}{% generation %}"
-    "{{ '<|im_start|>assistant\n' + message.content.lstrip('\n') + '<|im_end|>\n' }}{% endgeneration %}"
-    "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+    "{{ '<|im_start|>assistant\n' + message.content.lstrip('\n') + '<|im_end|>\n' }}{% "
+    "endgeneration %}"
+    "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- "
+    "endif -%}"
 )
 PHI3 = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 DEEPSEEK_R1 = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '<｜User｜>' + "
+    "m['content'] }}"
     "{% elif m['role'] == 'assistant' %}{% set content = m['content'] %}"
     "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
-    "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{% else %}{{ m['content'] }}{% endif "
+    "%}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
 )
 TULU = (
@@ -207,7 +227,9 @@ KINDS = {
     ),
     "mistral": Kind(template=MISTRAL, bos="<s>", eos="</s>", special=SPM, sentencepiece=True),
     "zephyr": Kind(template=ZEPHYR, bos="<s>", eos="</s>", special=SPM, sentencepiece=True),
-    "smollm 2": Kind(template=SMOLLM2, bos="<|im_start|>", eos="<|im_end|>", special=(*IM, "<filename>")),
+    "smollm 2": Kind(
+        template=SMOLLM2, bos="<|im_start|>", eos="<|im_end|>", special=(*IM, "<filename>")
+    ),
     "smollm 3": Kind(template=SMOLLM3, bos=None, eos="<|im_end|>", special=IM, added=TAGS),
     "phi 3": Kind(
         template=PHI3,
@@ -219,7 +241,12 @@ KINDS = {
         template=DEEPSEEK_R1,
         bos="<｜begin▁of▁sentence｜>",
         eos="<｜end▁of▁sentence｜>",
-        special=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
+        special=(
+            "<｜begin▁of▁sentence｜>",
+            "<｜end▁of▁sentence｜>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+        ),
         added=TAGS[:2],
     ),
     "tulu": Kind(template=TULU, bos=None, eos="<|endoftext|>", special=("<|endoftext|>",)),
@@ -237,12 +264,18 @@ def backend_of(kind: Kind) -> tokenizers.Tokenizer:
 def _byte_level(kind: Kind) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=340, special_tokens=list(kind.special), initial_alphabet=alphabet, show_progress=False
+        vocab_size=340,
+        special_tokens=list(kind.special),
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     backend.train_from_iterator(TEXTS, trainer)
     return backend
@@ -255,7 +288,12 @@ def _sentencepiece(kind: Kind) -> tokenizers.Tokenizer:
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
     backend.decoder = decoders.Sequence(  # type: ignore[assignment]
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     every = [*kind.special, *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=every, show_progress=False)
@@ -269,7 +307,11 @@ def write_tokenizer(folder: Path, kind: Kind) -> Path:
     """The folder, with the files that others publish beside their weights."""
     folder.mkdir(parents=True, exist_ok=True)
     backend_of(kind).save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": kind.eos, "chat_template": kind.template}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": kind.eos,
+        "chat_template": kind.template,
+    }
     config |= {"bos_token": kind.bos} if kind.bos else {}
     config |= {"unk_token": "<unk>"} if kind.sentencepiece else {}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

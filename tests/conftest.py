@@ -1,8 +1,9 @@
-"""What every test needs: Ctrl-C works here and in the processes tests start, even when a shell in the background ignores it.
+"""What every test needs: Ctrl-C works here and in the processes tests start, even when a shell in
+the background ignores it.
 
-Several pytest processes beside each other compute on one thread each, and a thread that waits for another sleeps: threads
-that wait by turning in circles while both cores are taken make a test several times slower. Tests of more threads ask for
-them.
+Several pytest processes beside each other compute on one thread each, and a thread that waits for
+another sleeps: threads that wait by turning in circles while both cores are taken make a test
+several times slower. Tests of more threads ask for them.
 """
 
 import os
@@ -12,18 +13,31 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads both when it is imported, which is later
+    # torch reads both when it is imported, which is later
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal would be inherited as ignored
+# an ignored signal would be inherited as ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Files of tests that take some 20 seconds or more each: processes started, killed and started again, exports, compilers
+# Files of tests that take some 20 seconds or more each: processes started, killed and started
+# again, exports, compilers
 SLOW = (
     *("numerics/test_attention.py", "recipes/test_bad_input.py", "recipes/test_bad_states.py"),
     *("recipes/test_every_field.py", "recipes/test_killed.py", "recipes/test_plan_against_run.py"),
     *("recipes/test_tiny_recipe.py", "recipes/test_torchrun.py", "recipes/test_verify_resume.py"),
-    *("unit/test_bench.py", "unit/test_executorch.py", "unit/test_export_gate.py", "unit/test_parallel.py"),
-    *("unit/test_pte_cache.py", "unit/test_pte_runner.py", "unit/test_resharding.py", "unit/test_stopping.py"),
+    *(
+        "unit/test_bench.py",
+        "unit/test_executorch.py",
+        "unit/test_export_gate.py",
+        "unit/test_parallel.py",
+    ),
+    *(
+        "unit/test_pte_cache.py",
+        "unit/test_pte_runner.py",
+        "unit/test_resharding.py",
+        "unit/test_stopping.py",
+    ),
 )
 
 

@@ -15,11 +15,17 @@ TOOLS = {"corpus", "data", "train", "eval", "export", "report", "serve"}
 VAGUE = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
 ONE_WRAPPER = {"executorch", "xllamacpp"}  # optional packages: one file each may import them
 
-FILES = sorted(path.relative_to(ROOT) for part in ("pocketlm", "recipes") for path in (ROOT / part).rglob("*.py"))
+FILES = sorted(
+    path.relative_to(ROOT)
+    for part in ("pocketlm", "recipes")
+    for path in (ROOT / part).rglob("*.py")
+)
 
 
 def imported(path: Path, source: str) -> Iterator[tuple[str, str | None]]:
-    """(module, name) of every import in a file, wherever it stands; a relative import is spelled out."""
+    """(module, name) of every import in a file, wherever it stands; a relative import is spelled
+    out.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -32,7 +38,9 @@ def imported(path: Path, source: str) -> Iterator[tuple[str, str | None]]:
 def broken_rules(path: Path, source: str) -> list[str]:
     """What a file of this place may not import but does; one line each."""
     return [
-        f"{path}: {wrong}" for module, name in imported(path, source) if (wrong := wrong_import(path, module, name))
+        f"{path}: {wrong}"
+        for module, name in imported(path, source)
+        if (wrong := wrong_import(path, module, name))
     ]
 
 
@@ -43,7 +51,9 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
         return wrong_in_recipe(module, name)
     alone = {"transformer.py": ("torch", "pocketlm.model.attention"), "attention.py": ("torch",)}
     if path.parts[:2] == ("pocketlm", "model") and path.name in alone:
-        own = any(module == allowed or module.startswith(f"{allowed}.") for allowed in alone[path.name])
+        own = any(
+            module == allowed or module.startswith(f"{allowed}.") for allowed in alone[path.name]
+        )
         if not own and top not in sys.stdlib_module_names:
             return f"{path.name} imports only {' and '.join(alone[path.name])}, not {module}"
     if top == "recipes":
@@ -54,24 +64,37 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
     here = path.parts[1].removesuffix(".py")
     if here in ("cli", "commands"):
         return None
-    if here == "estimate":  # above the tools whose costs it knows, beside the stages, which come to it as calls
+    # above the tools whose costs it knows, beside the stages, which come to it as calls
+    if here == "estimate":
         allowed = TOOLS | {"runner", "model", "estimate"}
         return None if room in allowed else f"estimate imports {module}"
     if here == "resume_proof":  # it starts commands that come to it as arguments
-        return None if room in {"runner", "model", "resume_proof"} else f"resume_proof imports {module}"
+        return (
+            None
+            if room in {"runner", "model", "resume_proof"}
+            else f"resume_proof imports {module}"
+        )
     if here == "runner":
-        return None if room in {"runner", "model"} else f"runner imports {module}: stages come in as arguments"
+        return (
+            None
+            if room in {"runner", "model"}
+            else f"runner imports {module}: stages come in as arguments"
+        )
     if here == "stages":
         own = ".".join(path.with_suffix("").parts)
         if room == "stages" and module != own:
             return f"a stage imports another stage: {module}"
-        return None if room in TOOLS | {"model", "stages"} else f"a stage imports {module}, above it"
+        return (
+            None if room in TOOLS | {"model", "stages"} else f"a stage imports {module}, above it"
+        )
     allowed = {"model"} | ({here} if here in TOOLS else set())
     return None if room in allowed else f"{here} imports {module}"
 
 
 def wrong_in_recipe(module: str, name: str | None) -> str | None:
-    """A recipe imports stages, config dataclasses, the published shapes and the standard library."""
+    """A recipe imports stages, config dataclasses, the published shapes and the standard
+    library.
+    """
     top = module.split(".")[0]
     if top in sys.stdlib_module_names:
         return None
@@ -88,9 +111,12 @@ def is_dataclass(module: str, name: str | None) -> bool:
     file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if not file.is_file():
         return False
-    classes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
+    classes = [
+        node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)
+    ]
     return any(
-        node.name == name and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        node.name == name
+        and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
         for node in classes
     )
 
@@ -137,7 +163,10 @@ def test_an_import_that_goes_up_or_sideways_is_found(path: str, source: str) -> 
             "from . import losses\nfrom pocketlm.model.files import write_json\nimport numpy",
         ),
         ("pocketlm/stages/merge.py", "from pocketlm.train.loop import train"),
-        ("recipes/r1.py", "from pocketlm.stages.pretrain import pretrain\nfrom dataclasses import replace"),
+        (
+            "recipes/r1.py",
+            "from pocketlm.stages.pretrain import pretrain\nfrom dataclasses import replace",
+        ),
         ("recipes/r1.py", "from pocketlm.model.transformer import ModelConfig"),
     ],
 )
@@ -146,13 +175,19 @@ def test_an_import_that_goes_down_is_allowed(path: str, source: str) -> None:
 
 
 def test_packages_export_nothing_from_their_init_files() -> None:
-    full = [path for path in FILES if path.name == "__init__.py" and (ROOT / path).read_text().strip()]
+    full = [
+        path for path in FILES if path.name == "__init__.py" and (ROOT / path).read_text().strip()
+    ]
     assert not full
 
 
 def test_every_file_is_named_for_what_is_in_it() -> None:
     tests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")]
-    vague = [path for path in [*FILES, *tests] if VAGUE & {part.removesuffix(".py") for part in path.parts}]
+    vague = [
+        path
+        for path in [*FILES, *tests]
+        if VAGUE & {part.removesuffix(".py") for part in path.parts}
+    ]
     assert not vague
 
 

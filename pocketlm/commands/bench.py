@@ -11,7 +11,9 @@ from pocketlm.runner.errors import plain_errors
 
 
 def bench_models(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", show_default=False, help=MODEL_HELP)],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", show_default=False, help=MODEL_HELP)
+    ],
     contexts: Annotated[
         str | None,
         typer.Option(
@@ -20,16 +22,22 @@ def bench_models(
             show_default="128,1024,2048,4096,8192, as far as the model goes",
         ),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(help="The last tokens of a context, made by the model.")] = 32,
+    new_tokens: Annotated[
+        int, typer.Option(help="The last tokens of a context, made by the model.")
+    ] = 32,
     repeats: Annotated[int, typer.Option(help="Runs of which the median counts.")] = 3,
     threads: Annotated[
         int | None, typer.Option(help="Of every runtime alike.", show_default="the physical cores")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there, in bytes and seconds.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write all figures there, in bytes and seconds."
+        ),
     ] = None,
 ) -> None:
-    """Measure speed and size: load time, prefill, decode, memory, and the share of what memory allows.
+    """Measure speed and size: load time, prefill, decode, memory, and the share of what memory
+    allows.
 
     A context of 1024 is a prompt of 992 tokens, then 32 new ones: prefill is the
     prompt against the wait for the first new token, decode the pace of the rest.
@@ -48,7 +56,9 @@ def bench_models(
         for model in models:
             check_model(model)
         if json_file is not None and not json_file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{json_file}: there is no folder {json_file.parent}; make it first")
+            raise FileNotFoundError(
+                f"{json_file}: there is no folder {json_file.parent}; make it first"
+            )
         from rich.console import Console
 
         from pocketlm.commands.tables import bench_table
@@ -57,7 +67,10 @@ def bench_models(
 
         lengths = [part.strip() for part in contexts.split(",")] if contexts is not None else []
         if not all(part.isdecimal() for part in lengths):
-            raise ValueError(f"--contexts {contexts}: give numbers of tokens with commas between, such as 128,1024")
+            raise ValueError(
+                f"--contexts {contexts}: give numbers of tokens with commas between, such as "
+                "128,1024"
+            )
         config = BenchConfig(
             name="bench",
             contexts=tuple(map(int, lengths)),

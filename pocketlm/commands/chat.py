@@ -12,20 +12,34 @@ from pocketlm.runner.errors import plain_errors
 
 def chat(
     model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help=MODEL_HELP)],
-    temperature: Annotated[float, typer.Option(help="0 is the likeliest answer; 0.7 varies.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from this many likeliest tokens alone; 0 from all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 0.95,
+    temperature: Annotated[
+        float, typer.Option(help="0 is the likeliest answer; 0.7 varies.")
+    ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(help="Draw from this many likeliest tokens alone; 0 from all.")
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens of this total probability.")
+    ] = 0.95,
     min_p: Annotated[
         float, typer.Option(help="Draw from tokens at least this share as likely as the likeliest.")
     ] = 0.0,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Make tokens that were there before less likely: 1.1 a little, 1 not at all.")
+        float,
+        typer.Option(
+            help="Make tokens that were there before less likely: 1.1 a little, 1 not at all."
+        ),
     ] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 512,
-    seed: Annotated[int, typer.Option(help="The same seed and lines give the same conversation.")] = 0,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions the model gets first.")] = None,
+    seed: Annotated[
+        int, typer.Option(help="The same seed and lines give the same conversation.")
+    ] = 0,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Instructions the model gets first.")
+    ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End answers before this text; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End answers before this text; may be repeated."),
     ] = None,
 ) -> None:
     """Talk to a model in the terminal.
@@ -56,7 +70,9 @@ def chat(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        config = ChatConfig(sampling=sampling, max_new_tokens=max_tokens, system=system, stop=tuple(stop or ()))
+        config = ChatConfig(
+            sampling=sampling, max_new_tokens=max_tokens, system=system, stop=tuple(stop or ())
+        )
         check_model(model)
         from pocketlm.export.runtimes import open_model
 

@@ -14,10 +14,13 @@ SUITE_HELP = "A suite by name, or a .jsonl file of your own: a prompt and an ans
 
 
 def evaluate_models(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", show_default=False, help=MODEL_HELP)],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", show_default=False, help=MODEL_HELP)
+    ],
     suite: Annotated[str, typer.Option(metavar="NAME", help=SUITE_HELP)],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep evaluation.json and the transcripts there.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep evaluation.json and the transcripts there."),
     ] = None,
 ) -> None:
     """Measure models on a suite of problems, beside what the best constant answer would score.
@@ -44,7 +47,13 @@ def evaluate_models(
         from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 
         with contextlib.ExitStack() as stack:
-            folder = Path(stack.enter_context(new_folder(out) if out else tempfile.TemporaryDirectory()))
-            evaluate(EvaluateConfig(name="evaluation", suite=suite, labels=labels_of(models)), folder, models=models)
+            folder = Path(
+                stack.enter_context(new_folder(out) if out else tempfile.TemporaryDirectory())
+            )
+            evaluate(
+                EvaluateConfig(name="evaluation", suite=suite, labels=labels_of(models)),
+                folder,
+                models=models,
+            )
             console = Console()
             console.print(evaluation_table(read_json(folder / "evaluation.json"), console.width))

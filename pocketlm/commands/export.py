@@ -21,22 +21,28 @@ class Target(StrEnum):
 
 
 def export_model(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="A checkpoint folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", show_default=False, help="A checkpoint folder.")
+    ],
     to: Annotated[
         Target,
         typer.Option(
-            help="gguf: llama.cpp. pte: ExecuTorch, on phones. hf: Hugging Face transformers. mlx: Apple's. "
-            "compressed-tensors: vLLM."
+            help="gguf: llama.cpp. pte: ExecuTorch, on phones. hf: Hugging Face transformers. "
+            "mlx: Apple's. compressed-tensors: vLLM."
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: MODEL-gguf and so on, beside MODEL.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Default: MODEL-gguf and so on, beside MODEL."),
     ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the hf folder: llama, qwen3, cwm, llama4_text (as MobileLLM-R1 is published), mobilellm-pro or mobilellm.",
+            help=(
+                "Of the hf folder: llama, qwen3, cwm, llama4_text (as MobileLLM-R1 is published), "
+                "mobilellm-pro or mobilellm."
+            ),
             show_default="what stock transformers opens",
         ),
     ] = None,
@@ -59,12 +65,20 @@ def export_model(
     int8_cache: Annotated[
         bool,
         typer.Option(
-            "--int8-cache", help="Of the .pte: keys and values as int8, a quarter of their memory; slow but on ARM."
+            "--int8-cache",
+            help=(
+                "Of the .pte: keys and values as int8, a quarter of their memory; slow but on ARM."
+            ),
         ),
     ] = False,
     min_agreement: Annotated[
         float,
-        typer.Option(help="The least share of real tokens at which the file's likeliest next token is the model's."),
+        typer.Option(
+            help=(
+                "The least share of real tokens at which the file's likeliest next token is the "
+                "model's."
+            )
+        ),
     ] = 0.985,
 ) -> None:
     """Write a checkpoint as a file that another runtime opens.
@@ -99,7 +113,9 @@ def export_model(
             export(config, folder, model=model)
         for name, found in read_json(folder / "export.json")["agreement"].items():
             typer.echo(
-                f"{name} against the model, {found['tokens']:,} tokens: {found['top_token']:.2%} of top tokens equal, "
-                f"KL {found['kl']:.2g} nats, greedy answers of up to {GREEDY_TOKENS} tokens equal for {found['greedy']:.0%}"
+                f"{name} against the model, {found['tokens']:,} tokens: {found['top_token']:.2%} "
+                "of top tokens equal, "
+                f"KL {found['kl']:.2g} nats, greedy answers of up to {GREEDY_TOKENS} tokens equal "
+                f"for {found['greedy']:.0%}"
             )
         typer.echo(folder / (f"model.{to}" if to in (Target.gguf, Target.pte) else to))

@@ -15,17 +15,24 @@ def import_a_model(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", show_default=False, help="A checkpoint folder, a .gguf file, or a hub id: owner/name."
+            metavar="SOURCE",
+            show_default=False,
+            help="A checkpoint folder, a .gguf file, or a hub id: owner/name.",
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: models/<last part of SOURCE>.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Default: models/<last part of SOURCE>.", show_default=False
+        ),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Branch, tag or commit of the hub repository.")
+        str | None,
+        typer.Option(metavar="TEXT", help="Branch, tag or commit of the hub repository."),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The model under a LoRA adapter: a folder or hub id.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The model under a LoRA adapter: a folder or hub id."),
     ] = None,
 ) -> None:
     """Bring in a model from elsewhere, as a folder that every command here takes.
@@ -64,17 +71,21 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
     if "adapter" in facts:
         adapter = facts["adapter"]
         lines.append(
-            f"adapter: merged into {adapter['base']} (made for {adapter['made_for'] or 'a model it does not name'}), "
+            f"adapter: merged into {adapter['base']} (made for "
+            f"{adapter['made_for'] or 'a model it does not name'}), "
             f"{adapter['matrices']} matrices at scale {adapter['scale']:g}"
         )
     starts = ", ".join(facts["document_start"].values()) or "nothing"
     bos = "added" if facts["adds_bos"] else "not added"
     template = "yes" if facts["chat_template"] else "no"
     lines.append(
-        f"tokenizer: {facts['tokenizer']}, {facts['tokens']:,} tokens; a document begins with {starts}, "
+        f"tokenizer: {facts['tokenizer']}, {facts['tokens']:,} tokens; a document begins with "
+        f"{starts}, "
         f"bos is {bos} to other texts; chat template: {template}"
     )
-    ends = [f"{end['token']} ({i}: {', '.join(end['by'])})" for i, end in facts["answer_ends"].items()]
+    ends = [
+        f"{end['token']} ({i}: {', '.join(end['by'])})" for i, end in facts["answer_ends"].items()
+    ]
     lines += ["an answer ends in " + ", ".join(ends), *facts["tokenizer_notes"]]
     unused = {f"config.json, {name}": why for name, why in facts.get("unused_fields", {}).items()}
     unused |= facts.get("unused_files", {})

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pocketlm.data.conversations import Tally
     from pocketlm.model.tokenizer import Tokenizer
 
-app = typer.Typer(help="Look at what a training would learn, before it trains.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at what a training would learn, before it trains.", no_args_is_help=True
+)
 
 
 @app.callback()
@@ -25,20 +27,29 @@ def inspect() -> None:
 @app.command()
 def chats(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", show_default=False, help="A checkpoint folder, or a .gguf file.")
+        Path,
+        typer.Argument(
+            metavar="BASE", show_default=False, help="A checkpoint folder, or a .gguf file."
+        ),
     ],
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", show_default=False, help="Chats: .jsonl, .parquet or a folder of them.")
+        Path,
+        typer.Argument(
+            metavar="FILE", show_default=False, help="Chats: .jsonl, .parquet or a folder of them."
+        ),
     ],
     rows: Annotated[int, typer.Option(help="How many examples to print.")] = 3,
     context: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Tokens a row, as in training. Default: all that the base reads.", show_default=False
+            metavar="N",
+            help="Tokens a row, as in training. Default: all that the base reads.",
+            show_default=False,
         ),
     ] = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Without colours: ⟦what is learnt⟧, and · between tokens.")
+        bool,
+        typer.Option("--plain", help="Without colours: ⟦what is learnt⟧, and · between tokens."),
     ] = False,
 ) -> None:
     """Show chats as a model will learn them, token by token, and count what is left out.
@@ -62,7 +73,9 @@ def chats(
         from pocketlm.model.tokenizer import teach_chat_template
 
         if rows < 0 or (context is not None and context < 1):
-            raise ValueError(f"--rows {rows} must not be negative, and --context {context} must be at least 1")
+            raise ValueError(
+                f"--rows {rows} must not be negative, and --context {context} must be at least 1"
+            )
         tokenizer, longest = _opened(base)
         taught = tokenizer.chat_template is None
         teach_chat_template(tokenizer)
@@ -79,7 +92,9 @@ def chats(
             console.print(example_text(tokenizer, ids, learnt, coloured=coloured), soft_wrap=True)
         console.rule("the whole file", align="left", style="dim")
         if taught:
-            console.print("the base has no chat template: shown is the one that fine-tuning gives it")
+            console.print(
+                "the base has no chat template: shown is the one that fine-tuning gives it"
+            )
         _tell(console, tokenizer, tally)
 
 
@@ -102,7 +117,9 @@ def _tell(console: "Console", tokenizer: "Tokenizer", tally: "Tally") -> None:
         console.print(line, soft_wrap=True, markup=False)
     if tally.tokens:
         share = tally.learnt_tokens / tally.tokens
-        console.print(f"{tally.tokens:,} tokens, of which {tally.learnt_tokens:,} are learnt ({share:.0%})")
+        console.print(
+            f"{tally.tokens:,} tokens, of which {tally.learnt_tokens:,} are learnt ({share:.0%})"
+        )
     console.print(f"an answer ends at: {tokenizer.endings.summary()}", soft_wrap=True, markup=False)
     for note in tokenizer.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
@@ -110,7 +127,9 @@ def _tell(console: "Console", tokenizer: "Tokenizer", tally: "Tally") -> None:
         console.print(warning, style="bold yellow", soft_wrap=True, markup=False)
 
 
-def example_text(tokenizer: "Tokenizer", ids: list[int], learnt: list[bool], *, coloured: bool) -> "Text":
+def example_text(
+    tokenizer: "Tokenizer", ids: list[int], learnt: list[bool], *, coloured: bool
+) -> "Text":
     """The example for people: each token where the text of those before it ends."""
     from rich.text import Text
 

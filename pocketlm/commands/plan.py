@@ -1,4 +1,6 @@
-"""`pocketlm plan`: what a recipe will cost, before it is run; after a run, what it did cost beside it."""
+"""`pocketlm plan`: what a recipe will cost, before it is run; after a run, what it did cost beside
+it.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,16 +11,22 @@ from pocketlm.runner.errors import BAD_INPUT, plain_errors
 from pocketlm.runner.recipe_file import load_recipe, parse_flags
 
 RECIPE_OPTIONS = (
-    "These go with every recipe: --gpu NAME, --count N, --out DIR, --set stage.field=value, --json FILE "
+    "These go with every recipe: --gpu NAME, --count N, --out DIR, --set stage.field=value, --json "
+    "FILE "
     "(pocketlm plan --help explains them)."
 )
 
 
 def plan_recipe(
     context: typer.Context,
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE [ARGUMENTS]", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE [ARGUMENTS]", show_default=False)
+    ] = None,
     gpu: Annotated[
-        str, typer.Option(metavar="NAME", help="a100, h100, h200, b200; or this: try steps on this processor.")
+        str,
+        typer.Option(
+            metavar="NAME", help="a100, h100, h200, b200; or this: try steps on this processor."
+        ),
     ] = "this",
     count: Annotated[int, typer.Option(metavar="N", help="How many of them.")] = 1,
     out: Annotated[
@@ -28,14 +36,20 @@ def plan_recipe(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="STAGE.FIELD=VALUE", help="Change one field of one stage's config; may be repeated."
+            "--set",
+            metavar="STAGE.FIELD=VALUE",
+            help="Change one field of one stage's config; may be repeated.",
         ),
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there, in bytes and seconds.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write all figures there, in bytes and seconds."
+        ),
     ] = None,
     help_: Annotated[
-        bool, typer.Option("--help", "-h", help="Show this, or the recipe's own flags after RECIPE.")
+        bool,
+        typer.Option("--help", "-h", help="Show this, or the recipe's own flags after RECIPE."),
     ] = False,
 ) -> None:
     """Tell what a recipe will cost: tokens, FLOPs, memory, time and disk of each stage.
@@ -63,16 +77,36 @@ def plan_recipe(
         raise typer.Exit(0 if help_ else BAD_INPUT)
     with plain_errors():
         if json_file is not None and not json_file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{json_file}: there is no folder {json_file.parent}; make it first")
+            raise FileNotFoundError(
+                f"{json_file}: there is no folder {json_file.parent}; make it first"
+            )
         function = load_recipe(recipe)
-        flags = parse_flags(function, recipe, [*context.args, *(["--help"] if help_ else [])], RECIPE_OPTIONS)
-        show_plan(function, flags, out or Path("runs") / recipe.stem, settings or [], gpu, count, json_file)
+        flags = parse_flags(
+            function, recipe, [*context.args, *(["--help"] if help_ else [])], RECIPE_OPTIONS
+        )
+        show_plan(
+            function,
+            flags,
+            out or Path("runs") / recipe.stem,
+            settings or [],
+            gpu,
+            count,
+            json_file,
+        )
 
 
 def show_plan(
-    recipe, flags: dict, run_dir: Path, settings: list[str], gpu: str, count: int, json_file: Path | None
+    recipe,
+    flags: dict,
+    run_dir: Path,
+    settings: list[str],
+    gpu: str,
+    count: int,
+    json_file: Path | None,
 ) -> None:
-    """Plans the recipe on `count` such devices; prints the table, and writes the figures where asked to."""
+    """Plans the recipe on `count` such devices; prints the table, and writes the figures where
+    asked to.
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -86,10 +120,17 @@ def show_plan(
 
     chosen = None if gpu == HERE else device(gpu)
     if count < 1 or (chosen is None and count > 1):
-        raise ValueError(f"--count {count}: at least 1, and 1 on this machine; --gpu names what there are more of")
+        raise ValueError(
+            f"--count {count}: at least 1, and 1 on this machine; --gpu names what there are more "
+            "of"
+        )
     dry = plan(recipe, run_dir, parse_settings(settings), missing_ok=True, **flags)
     stages = plan_stages(dry.calls)
-    shown = track(stages, "  steps tried", console=Console(stderr=True), transient=True) if chosen is None else stages
+    shown = (
+        track(stages, "  steps tried", console=Console(stderr=True), transient=True)
+        if chosen is None
+        else stages
+    )
     estimates = [estimate(stage, chosen, count) for stage in shown]
     if json_file is not None:
         write_json(json_file, plan_report(estimates, run_dir, chosen, count))

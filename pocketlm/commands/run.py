@@ -23,10 +23,14 @@ RECIPE_COMMAND = {"allow_extra_args": True, "ignore_unknown_options": True, "hel
 
 def run(
     context: typer.Context,
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE [ARGUMENTS]", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE [ARGUMENTS]", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where every stage puts its folder. Default: runs/<recipe's name>"),
+        typer.Option(
+            metavar="DIR", help="Where every stage puts its folder. Default: runs/<recipe's name>"
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -37,13 +41,16 @@ def run(
         ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Run this stage alone; what it needs must be done.")
+        str | None,
+        typer.Option(metavar="STAGE", help="Run this stage alone; what it needs must be done."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the stages and their state on disk; run nothing.")
+        bool,
+        typer.Option("--dry-run", help="List the stages and their state on disk; run nothing."),
     ] = False,
     help_: Annotated[
-        bool, typer.Option("--help", "-h", help="Show this, or the recipe's own flags after RECIPE.")
+        bool,
+        typer.Option("--help", "-h", help="Show this, or the recipe's own flags after RECIPE."),
     ] = False,
 ) -> None:
     """Run a recipe: every stage in order, each remembered on disk.
@@ -79,7 +86,9 @@ def run(
         if not ranks().first:
             board.hear()  # that the first rank found nothing wrong
         function = load_recipe(recipe)
-        flags = parse_flags(function, recipe, [*context.args, *(["--help"] if help_ else [])], RECIPE_OPTIONS)
+        flags = parse_flags(
+            function, recipe, [*context.args, *(["--help"] if help_ else [])], RECIPE_OPTIONS
+        )
         if ranks().first:
             run_recipe(function, flags, run_dir, settings or [], board, only=only, dry_run=dry_run)
         else:
@@ -122,8 +131,12 @@ def run_recipe(
         show_results([call.folder for call in dry.calls])
 
 
-def follow_recipe(recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], board: "Board") -> None:
-    """What every other rank does: it goes with the first through the stages that run on all, and leaves when that one does."""
+def follow_recipe(
+    recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], board: "Board"
+) -> None:
+    """What every other rank does: it goes with the first through the stages that run on all, and
+    leaves when that one does.
+    """
     from pocketlm.runner.overrides import parse_settings
     from pocketlm.runner.schedule import Follower
 
@@ -136,7 +149,9 @@ def follow_recipe(recipe: Any, flags: dict[str, Any], run_dir: Path, settings: l
 
 
 def check_rows(calls: "list[Call]", world_size: int) -> None:
-    """Nothing, or a ValueError naming a training to come whose rows the ranks cannot share evenly."""
+    """Nothing, or a ValueError naming a training to come whose rows the ranks cannot share
+    evenly.
+    """
     from pocketlm.runner.schedule import num_ranks, runs_on_all_ranks
 
     for call in calls:
@@ -147,14 +162,18 @@ def check_rows(calls: "list[Call]", world_size: int) -> None:
         together = config.micro_batch_size * ranks
         if config.rows_per_step % together:
             raise ValueError(
-                f"{call.name}.rows_per_step {config.rows_per_step} does not divide into micro-batches of "
-                f"{call.name}.micro_batch_size {config.micro_batch_size} on {ranks} rank{'s' * (ranks > 1)}; "
+                f"{call.name}.rows_per_step {config.rows_per_step} does not divide into "
+                "micro-batches of "
+                f"{call.name}.micro_batch_size {config.micro_batch_size} on {ranks} "
+                f"rank{'s' * (ranks > 1)}; "
                 f"make it a multiple of {together}, or choose other numbers of either"
             )
 
 
 def show_results(folders: list[Path]) -> None:
-    """What a finished recipe leaves for its user: the evaluation, the report's path, and how to talk to what was made."""
+    """What a finished recipe leaves for its user: the evaluation, the report's path, and how to
+    talk to what was made.
+    """
     from rich.console import Console
 
     from pocketlm.commands.tables import evaluation_table
@@ -164,10 +183,17 @@ def show_results(folders: list[Path]) -> None:
     for folder in folders:
         if (folder / "evaluation.json").is_file():
             console.print(evaluation_table(read_json(folder / "evaluation.json"), console.width))
-    for page in (folder / "report.html" for folder in folders if (folder / "report.html").is_file()):
+    for page in (
+        folder / "report.html" for folder in folders if (folder / "report.html").is_file()
+    ):
         console.print(f"report: {page.absolute()}", soft_wrap=True)
     chats = [folder for folder in folders if (folder / "chat_template.jinja").is_file()][-1:]
-    files = [file for folder in folders for pattern in ("*.gguf", "*.pte") for file in sorted(folder.glob(pattern))]
+    files = [
+        file
+        for folder in folders
+        for pattern in ("*.gguf", "*.pte")
+        for file in sorted(folder.glob(pattern))
+    ]
     if chats or files:
         console.print("talk to what was made:")
     for model in (*chats, *files):

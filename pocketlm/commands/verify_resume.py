@@ -1,4 +1,6 @@
-"""`pocketlm verify-resume`: proof, on one's own machine, that stopping a run never changes its result."""
+"""`pocketlm verify-resume`: proof, on one's own machine, that stopping a run never changes its
+result.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,27 +14,36 @@ if TYPE_CHECKING:
     from pocketlm.resume_proof.proof import Proof
 
 OPTIONS = (
-    "These go with every recipe: --kills N, --seed S, --processes P, --stage STAGE, --out DIR, --set stage.field=value."
+    "These go with every recipe: --kills N, --seed S, --processes P, --stage STAGE, --out DIR, "
+    "--set stage.field=value."
 )
 
 
 def verify_resume(
     context: typer.Context,
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE [ARGUMENTS]", show_default=False)] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE [ARGUMENTS]", show_default=False)
+    ] = None,
     kills: Annotated[int, typer.Option(help="How often the run is killed.")] = 10,
     seed: Annotated[int, typer.Option(help="Decides what each kill waits for, and how long.")] = 0,
     processes: Annotated[int, typer.Option(help="How many processes train together.")] = 1,
     stage: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Break this stage alone; those before it run once.")
+        str | None,
+        typer.Option(metavar="STAGE", help="Break this stage alone; those before it run once."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where both runs go. Default: runs/verify-<recipe's name>")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where both runs go. Default: runs/verify-<recipe's name>"
+        ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="As in pocketlm run.")
+        list[str] | None,
+        typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="As in pocketlm run."),
     ] = None,
     help_: Annotated[
-        bool, typer.Option("--help", "-h", help="Show this, or the recipe's own flags after RECIPE.")
+        bool,
+        typer.Option("--help", "-h", help="Show this, or the recipe's own flags after RECIPE."),
     ] = False,
 ) -> None:
     """Prove that stopping a run never changes its result.
@@ -57,13 +68,18 @@ def verify_resume(
         raise typer.Exit(0 if help_ else BAD_INPUT)
     with plain_errors():
         function = load_recipe(recipe)
-        flags = parse_flags(function, recipe, [*context.args, *(["--help"] if help_ else [])], OPTIONS)
+        flags = parse_flags(
+            function, recipe, [*context.args, *(["--help"] if help_ else [])], OPTIONS
+        )
         if kills < 1 or processes < 1:
             raise ValueError(f"--kills {kills} and --processes {processes} must be at least 1")
         from pocketlm.commands.run import run_with
         from pocketlm.resume_proof.proof import prove
 
-        words = [*context.args, *(word for setting in settings or [] for word in ("--set", setting))]
+        words = [
+            *context.args,
+            *(word for setting in settings or [] for word in ("--set", setting)),
+        ]
         proof = prove(
             run_with,
             recipe,
@@ -88,16 +104,27 @@ def show(proof: "Proof") -> None:
     from rich.table import Table
 
     words = {True: "equal", False: "[red]DIFFER[/]", None: "-"}
-    table = Table(title=f"{len(proof.kills)} kills, {proof.runs} runs against an unbroken one", title_justify="left")
+    table = Table(
+        title=f"{len(proof.kills)} kills, {proof.runs} runs against an unbroken one",
+        title_justify="left",
+    )
     for heading in ("stage", "steps", "token ids", "losses", "weights"):
         table.add_column(heading, justify="right" if heading == "steps" else "left")
     for each in proof.likeness:
         steps = f"{each.steps:,}" if each.steps else "-"
-        table.add_row(each.stage, steps, words[each.tokens], words[each.losses], words[each.weights])
+        table.add_row(
+            each.stage, steps, words[each.tokens], words[each.losses], words[each.weights]
+        )
     console = Console()
     console.print(table)
     console.print(f"killed in: {proof.places()}", soft_wrap=True)
     for each in proof.parted:
         console.print(f"{each.stage}: {each.first}", style="red", soft_wrap=True)
-    told = f"{proof.parted[0].stage} and what follows differ; both runs are in {proof.out}" if proof.parted else None
-    console.print(told or "Stopping changed nothing: every bit is that of the unbroken run.", soft_wrap=True)
+    told = (
+        f"{proof.parted[0].stage} and what follows differ; both runs are in {proof.out}"
+        if proof.parted
+        else None
+    )
+    console.print(
+        told or "Stopping changed nothing: every bit is that of the unbroken run.", soft_wrap=True
+    )

@@ -1,4 +1,6 @@
-"""One source made clean: filtered, cut, kept from repeating itself, other sources and the evaluations."""
+"""One source made clean: filtered, cut, kept from repeating itself, other sources and the
+evaluations.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -66,7 +68,8 @@ class Cleaner:
     ) -> Iterator[Document]:
         """The documents of a source that are good, new, and in no evaluation, up to its max_bytes.
 
-        ValueError where nothing was read, or nothing is left: it says which filter dropped how many.
+        ValueError where nothing was read, or nothing is left: it says which filter dropped how
+        many.
         """
         filters = {}
         for document in read_source(source, report.reading):
@@ -75,7 +78,8 @@ class Cleaner:
             names = source.filters_for(document)
             if names not in filters:
                 filters[names] = make_filter(names, self.thresholds)
-            # a file is judged whole, for what marks it stands on top; its parts again, by length alone
+            # a file is judged whole, for what marks it stands on top; its parts again, by length
+            # alone
             pieces, dropped_by = self._filtered(document, filters[names], source.split_code)
             if dropped_by:
                 report.drop(dropped_by, document.text)
@@ -102,7 +106,9 @@ class Cleaner:
         """Put the documents of a source that was cleaned before among the known ones."""
         for document in documents:
             near = source.near_dedup_for(document)
-            self.duplicates.add(document.text, self.duplicates.signature(document.text) if near else [])
+            self.duplicates.add(
+                document.text, self.duplicates.signature(document.text) if near else []
+            )
 
     def _filtered(
         self, document: Document, keep: Callable[[str], tuple[str | None, str]], split_code: bool
@@ -118,7 +124,9 @@ class Cleaner:
         whole = Document(id=document.id, text=text, **extra)  # type: ignore[arg-type]
         return list(cut(whole, max_chars=self.max_chars, split_code=split_code)), ""
 
-    def _judge(self, piece: Document, source: Source, check_length: bool) -> tuple[str, str, list[bytes]]:
+    def _judge(
+        self, piece: Document, source: Source, check_length: bool
+    ) -> tuple[str, str, list[bytes]]:
         """(what drops the piece or "", the text to show for it, its MinHash signature)."""
         if len(piece.text.strip()) < (self.thresholds.min_chars if check_length else 1):
             return "length", piece.text, []
@@ -134,7 +142,12 @@ class Cleaner:
 
 
 def write_splits(
-    documents: Iterator[Document], folder: Path, *, validation_share: float, probe_share: float, seed: int
+    documents: Iterator[Document],
+    folder: Path,
+    *,
+    validation_share: float,
+    probe_share: float,
+    seed: int,
 ) -> dict[str, dict[str, int]]:
     """{split: {"documents", "bytes"}} of what is now in <folder>/<split>.jsonl.
 
@@ -146,7 +159,9 @@ def write_splits(
         for document in documents:
             origins.append(document.origin or content_hash(document.text))
             file.write(document_json(document))
-    splits = assign_splits(origins, validation_share=validation_share, probe_share=probe_share, seed=seed)
+    splits = assign_splits(
+        origins, validation_share=validation_share, probe_share=probe_share, seed=seed
+    )
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
     with ExitStack() as stack:
         files = {}
@@ -173,6 +188,12 @@ def _check_not_empty(source: Source, report: Report) -> None:
         reason = f"the first is longer than max_bytes {source.max_bytes}"
         advice = "raise max_bytes, or set split_code for code"
     else:
-        unread = f" (files not read: {unread_words(report.reading.unread)})" if report.reading.unread else ""
-        raise ValueError(f"{where} is empty: nothing was read{unread}; check what it points at, or leave it out")
+        unread = (
+            f" (files not read: {unread_words(report.reading.unread)})"
+            if report.reading.unread
+            else ""
+        )
+        raise ValueError(
+            f"{where} is empty: nothing was read{unread}; check what it points at, or leave it out"
+        )
     raise ValueError(f"{where}: no document is left: {reason}; {advice}")

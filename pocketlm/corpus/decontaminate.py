@@ -1,10 +1,10 @@
 """Evaluation problems kept out of the training text.
 
-A document is contaminated when it holds an n-gram (13 words by default, GPT-3's choice, arXiv 2005.14165
-appendix C) of an evaluation prompt. An n-gram that reads the same in several evaluation prompts once numbers
-are masked ("Tom has 0 apples and ...") belongs to a template, not to a problem, and does not count. Prompts
-left without an n-gram of their own, too short or all template, are matched whole and with their signs
-("3 + 5" is not "3 - 5").
+A document is contaminated when it holds an n-gram (13 words by default, GPT-3's choice, arXiv
+2005.14165 appendix C) of an evaluation prompt. An n-gram that reads the same in several evaluation
+prompts once numbers are masked ("Tom has 0 apples and ...") belongs to a template, not to a
+problem, and does not count. Prompts left without an n-gram of their own, too short or all template,
+are matched whole and with their signs ("3 + 5" is not "3 - 5").
 """
 
 import re
@@ -17,7 +17,8 @@ from pocketlm.corpus.word_split import simplified_words
 
 _NUMBER = re.compile(r"\d+")
 _SIGNED_WORD = re.compile(r"\w+|[^\w\s]")
-MIN_CONTAINED_WORDS = 4  # inside running text a shorter prompt ("Hello there") says nothing about a leak
+# inside running text a shorter prompt ("Hello there") says nothing about a leak
+MIN_CONTAINED_WORDS = 4
 
 
 class EvaluationIndex:
@@ -27,11 +28,17 @@ class EvaluationIndex:
         if ngram < 1:
             raise ValueError(f"ngram is {ngram}; it must be at least 1 word")
         self.ngram = ngram
-        prompts = {tuple(_signed(p)): (suite, p) for suite, texts in suites.items() for p in texts if p.strip()}
+        prompts = {
+            tuple(_signed(p)): (suite, p)
+            for suite, texts in suites.items()
+            for p in texts
+            if p.strip()
+        }
         template = self._template_ngrams(prompt for _, prompt in prompts.values())
         self._suite_of_ngram: dict[str, str] = {}
         self._suite_of_prompt: dict[tuple[str, ...], str] = {}
-        self._ends: set[tuple[str, str]] = set()  # (first, last) word of every n-gram: few texts get past this test
+        # (first, last) word of every n-gram: few texts get past this test
+        self._ends: set[tuple[str, str]] = set()
         # first word of a prompt matched whole -> lengths to try there
         self._lengths: dict[str, set[int]] = {}
         for signed, (suite, prompt) in prompts.items():
@@ -43,7 +50,9 @@ class EvaluationIndex:
                 self._lengths.setdefault(signed[0], set()).add(len(signed))
 
     def match(self, text: str, prompts: Sequence[str] = ()) -> str | None:
-        """The overlap found, as "suite: words", or None. A conversation's prompts are compared whole too."""
+        """The overlap found, as "suite: words", or None. A conversation's prompts are compared
+        whole too.
+        """
         for prompt in prompts:
             signed = tuple(_signed(prompt))
             if signed in self._suite_of_prompt:
@@ -54,7 +63,8 @@ class EvaluationIndex:
                 gram = " ".join(words[start : start + self.ngram])
                 if gram in self._suite_of_ngram:
                     return f"{self._suite_of_ngram[gram]}: {gram}"
-        # a short prompt may be the start of a longer problem, so conversations compare whole turns only
+        # a short prompt may be the start of a longer problem, so conversations compare whole turns
+        # only
         return None if prompts or not self._lengths else self._whole_prompt_in(text)
 
     def _whole_prompt_in(self, text: str) -> str | None:

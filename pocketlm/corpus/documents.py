@@ -1,4 +1,6 @@
-"""A document, one text or one conversation: how it is rendered, cut, put in a split, and kept on disk."""
+"""A document, one text or one conversation: how it is rendered, cut, put in a split, and kept on
+disk.
+"""
 
 import ast
 import json
@@ -23,15 +25,17 @@ from pocketlm.model.conversation import (
 from pocketlm.model.json_lines import json_lines
 
 SPLITS = ("train", "validation", "probe")
-LABELS = {"user": "Question: ", "assistant": "Answer: "}  # of turns in a conversation's plain text; others have none
+# of turns in a conversation's plain text; others have none
+LABELS = {"user": "Question: ", "assistant": "Answer: "}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """`text` is what pre-training reads; `chat` stands beside it when the document is a conversation.
+    """`text` is what pre-training reads; `chat` stands beside it when the document is a
+    conversation.
 
-    origin: hash of the whole file or row this is a part of. Parts of one origin share a split, so that no
-    half of a file is trained on while the other half is probed. Empty: the text's own hash.
+    origin: hash of the whole file or row this is a part of. Parts of one origin share a split, so
+    that no half of a file is trained on while the other half is probed. Empty: the text's own hash.
     """
 
     id: str
@@ -52,8 +56,11 @@ class Document:
         return [message["content"] for message in self.messages if message["role"] == "user"]
 
 
-def conversation(id: str, messages: Sequence[Mapping[str, Any]] | Conversation, **fields: Any) -> Document:
-    """A conversation and its plain-text form: "Question: ...", newline, "Answer: ..." for each exchange.
+def conversation(
+    id: str, messages: Sequence[Mapping[str, Any]] | Conversation, **fields: Any
+) -> Document:
+    """A conversation and its plain-text form: "Question: ...", newline, "Answer: ..." for each
+    exchange.
 
     An answer's thinking stands before it in <think> tags, its calls of tools behind it as JSON.
     """
@@ -63,9 +70,14 @@ def conversation(id: str, messages: Sequence[Mapping[str, Any]] | Conversation, 
 
 def _turn_text(message: Message) -> str:
     thinking = reasoning_of(message)
-    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls", ())]
+    calls = [
+        json.dumps(call.get("function", call), ensure_ascii=False)
+        for call in message.get("tool_calls", ())
+    ]
     parts = [f"<think>\n{thinking}\n</think>\n"] if thinking else []
-    return LABELS.get(message["role"], "") + "".join(parts) + "\n".join([message["content"], *calls])
+    return (
+        LABELS.get(message["role"], "") + "".join(parts) + "\n".join([message["content"], *calls])
+    )
 
 
 def row_document(
@@ -73,24 +85,37 @@ def row_document(
 ) -> Document:
     """The document of one JSON or parquet row.
 
-    With `pair`, two fields are a user's turn and its answer; a dot goes deeper ("responses.0.response"). With
-    `text_field`, that field is the text. Without either, a row with "messages", or with "prompt" and
-    "response", is a conversation, and any other is its "text". A conversation keeps what stands beside it: a system
-    text, tools, chat_template_kwargs. ValueError says at `where` what the row lacks.
+    With `pair`, two fields are a user's turn and its answer; a dot goes deeper
+    ("responses.0.response"). With `text_field`, that field is the text. Without either, a row with
+    "messages", or with "prompt" and "response", is a conversation, and any other is its "text". A
+    conversation keeps what stands beside it: a system text, tools, chat_template_kwargs. ValueError
+    says at `where` what the row lacks.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: a row must be an object with named fields, not {type(row).__name__}")
+        raise ValueError(
+            f"{where}: a row must be an object with named fields, not {type(row).__name__}"
+        )
     extra = {name: row[name] for name in ("family", "answer") if isinstance(row.get(name), str)}
     if pair is not None:
-        prompt, response = (valid_text(_at(row, field, where), f'{where}: field "{field}"') for field in pair)
-        beside = {name: row[name] for name in ("system", *ROW_FIELDS) if name in row and name not in pair}
-        return conversation(id, conversation_of({"prompt": prompt, "response": response, **beside}, where), **extra)
+        prompt, response = (
+            valid_text(_at(row, field, where), f'{where}: field "{field}"') for field in pair
+        )
+        beside = {
+            name: row[name] for name in ("system", *ROW_FIELDS) if name in row and name not in pair
+        }
+        return conversation(
+            id, conversation_of({"prompt": prompt, "response": response, **beside}, where), **extra
+        )
     if text_field is None and is_conversation(row):
         return conversation(id, conversation_of(row, where), **extra)
     field = text_field or "text"
     if field not in row:
-        missing = f'no field "{field}"' + ("" if text_field else ', nor "messages", nor "prompt" with "response"')
-        raise ValueError(f"{where}: {missing}; the row has {_names(row) or 'no fields'}; set text_field")
+        missing = f'no field "{field}"' + (
+            "" if text_field else ', nor "messages", nor "prompt" with "response"'
+        )
+        raise ValueError(
+            f"{where}: {missing}; the row has {_names(row) or 'no fields'}; set text_field"
+        )
     return Document(id=id, text=valid_text(row[field], f'{where}: field "{field}"'), **extra)
 
 
@@ -101,7 +126,9 @@ def _names(row: dict) -> str:
 
 
 def _at(row: Any, field: str, where: str) -> Any:
-    """What lies at a dotted place of a row: names in objects, numbers in lists. ValueError where nothing does."""
+    """What lies at a dotted place of a row: names in objects, numbers in lists. ValueError where
+    nothing does.
+    """
     found = row
     for key in field.split("."):
         try:
@@ -114,8 +141,8 @@ def _at(row: Any, field: str, where: str) -> Any:
 def cut(document: Document, *, max_chars: int, split_code: bool) -> Iterator[Document]:
     """The document in pieces of at most `max_chars`, cut at line breaks.
 
-    With `split_code`, Python text is first cut at its top-level definitions. Nothing is lost: the pieces
-    joined are the text. A conversation is one piece whatever its length.
+    With `split_code`, Python text is first cut at its top-level definitions. Nothing is lost: the
+    pieces joined are the text. A conversation is one piece whatever its length.
     """
     if document.chat:
         yield document
@@ -129,7 +156,8 @@ def cut(document: Document, *, max_chars: int, split_code: bool) -> Iterator[Doc
 
 
 def split_definitions(code: str) -> list[str]:
-    """Python source in parts: what precedes the first top-level definition, then each with what follows it.
+    """Python source in parts: what precedes the first top-level definition, then each with what
+    follows it.
 
     Comments right above a definition go with it. Code that does not parse stays whole.
     """
@@ -157,7 +185,8 @@ def _cut_lines(text: str, max_chars: int) -> Iterator[str]:
     start = 0
     while len(text) - start > max_chars:
         end = start + max_chars
-        blank = text.rfind("\n\n", start + max_chars // 2, end - 1)  # a paragraph's end where one is near
+        # a paragraph's end where one is near
+        blank = text.rfind("\n\n", start + max_chars // 2, end - 1)
         line = text.rfind("\n", start, end)
         end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else end
         yield text[start:end]
@@ -165,15 +194,23 @@ def _cut_lines(text: str, max_chars: int) -> Iterator[str]:
     yield text[start:]
 
 
-def assign_splits(origins: Sequence[str], *, validation_share: float, probe_share: float, seed: int) -> list[str]:
+def assign_splits(
+    origins: Sequence[str], *, validation_share: float, probe_share: float, seed: int
+) -> list[str]:
     """The split of each document, from its origin's hash and the seed alone.
 
-    The same text lands in the same split wherever it comes from. A share above 0 that caught no origin takes
-    the one with the nearest hash, so a small source can be probed too (where it has at least 3 origins).
+    The same text lands in the same split wherever it comes from. A share above 0 that caught no
+    origin takes the one with the nearest hash, so a small source can be probed too (where it has at
+    least 3 origins).
     """
-    place = {origin: int(content_hash(origin, seed)[:13], 16) / 16**13 for origin in set(origins)}  # in [0, 1)
+    # in [0, 1)
+    place = {origin: int(content_hash(origin, seed)[:13], 16) / 16**13 for origin in set(origins)}
     chosen = {
-        origin: "validation" if at < validation_share else "probe" if at < validation_share + probe_share else "train"
+        origin: "validation"
+        if at < validation_share
+        else "probe"
+        if at < validation_share + probe_share
+        else "train"
         for origin, at in place.items()
     }
     by_place = sorted(place, key=lambda origin: (place[origin], origin))
@@ -187,15 +224,23 @@ def document_json(document: Document) -> str:
     """One line of documents/<source>/<split>.jsonl."""
     row: dict[str, Any] = {"id": document.id}
     row |= document.chat.row() if document.chat else {"text": document.text}
-    row |= {name: value for name in ("family", "answer") if (value := getattr(document, name)) is not None}
+    row |= {
+        name: value
+        for name in ("family", "answer")
+        if (value := getattr(document, name)) is not None
+    }
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def read_documents(corpus: Path, source: str, split: str) -> Iterator[Document]:
-    """Documents of a curated corpus, in the order of its shard. FileNotFoundError where there are none."""
+    """Documents of a curated corpus, in the order of its shard. FileNotFoundError where there are
+    none.
+    """
     path = corpus / "documents" / source / f"{split}.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; is {corpus} the output of a curate stage, and {source!r} in it?")
+        raise FileNotFoundError(
+            f"{path} is missing; is {corpus} the output of a curate stage, and {source!r} in it?"
+        )
     yield from read_documents_file(path)
 
 

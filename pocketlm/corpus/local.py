@@ -1,4 +1,6 @@
-"""Local files to documents: texts (.txt .md .py ...) one each, rows (.jsonl .json .parquet) one a row, packed or not."""
+"""Local files to documents: texts (.txt .md .py ...) one each, rows (.jsonl .json .parquet) one a
+row, packed or not.
+"""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -13,13 +15,15 @@ from pocketlm.model.unpacked import COMPRESSED_SUFFIXES, first_line, unpacked
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
-Pair = tuple[str, str] | None  # the fields of a prompt and its response, where rows name them otherwise
+# the fields of a prompt and its response, where rows name them otherwise
+Pair = tuple[str, str] | None
 
 
 def read_local(
     path: Path, text_field: str | None, pair: Pair = None, reading: Reading | None = None
 ) -> Iterator[Document]:
-    """The documents of a file, or of every readable file below a folder in name order, linked folders too.
+    """The documents of a file, or of every readable file below a folder in name order, linked
+    folders too.
 
     FileNotFoundError where nothing is at `path`. ValueError names the file, and the line, column,
     byte or row, that cannot be read. Ids are paths below the folder, with ":line" for rows.
@@ -78,7 +82,9 @@ def _suffix(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in TEXT_SUFFIXES + ROW_SUFFIXES else None
 
 
-def _read_file(path: Path, id: str, text_field: str | None, pair: Pair, *, single: bool) -> Iterator[Document]:
+def _read_file(
+    path: Path, id: str, text_field: str | None, pair: Pair, *, single: bool
+) -> Iterator[Document]:
     """The documents of one file. single: the user named this very file, so it must hold rows."""
     match _suffix(path):
         case ".jsonl" | ".ndjson":
@@ -94,13 +100,18 @@ def _read_file(path: Path, id: str, text_field: str | None, pair: Pair, *, singl
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 line = content.count(b"\n", 0, error.start) + 1
-                raise ValueError(f"{path}:{line}: not UTF-8 at byte {error.start} of the file; convert it") from None
+                raise ValueError(
+                    f"{path}:{line}: not UTF-8 at byte {error.start} of the file; convert it"
+                ) from None
             if text:
                 yield Document(id=id, text=text)
 
 
-def _read_json(path: Path, id: str, text_field: str | None, pair: Pair, single: bool) -> Iterator[Document]:
-    """Rows of a .json file; none where it plainly holds something else, such as the settings of a program.
+def _read_json(
+    path: Path, id: str, text_field: str | None, pair: Pair, single: bool
+) -> Iterator[Document]:
+    """Rows of a .json file; none where it plainly holds something else, such as the settings of a
+    program.
 
     That is a file of a folder with one object that is no document, or with no objects at all.
     """
@@ -109,7 +120,11 @@ def _read_json(path: Path, id: str, text_field: str | None, pair: Pair, single: 
         try:
             document = row_document(row, f"{id}:{number}", place, text_field, pair)
         except ValueError:
-            if not single and number == 1 and (not isinstance(row, dict) or next(rows, None) is None):
+            if (
+                not single
+                and number == 1
+                and (not isinstance(row, dict) or next(rows, None) is None)
+            ):
                 return
             raise
         yield document
@@ -126,6 +141,10 @@ def _read_parquet(path: Path, id: str, text_field: str | None, pair: Pair) -> It
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield row_document(row, f"{id}:{number}", f"{path}: row {number}", text_field, pair)
+                    yield row_document(
+                        row, f"{id}:{number}", f"{path}: row {number}", text_field, pair
+                    )
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole parquet file ({first_line(error)}); fetch it again") from None
+        raise ValueError(
+            f"{path}: not a whole parquet file ({first_line(error)}); fetch it again"
+        ) from None

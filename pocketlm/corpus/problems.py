@@ -1,8 +1,10 @@
-"""Worked problems: reasoning-gym draws them and checks them, this file words them and writes out every step.
+"""Worked problems: reasoning-gym draws them and checks them, this file words them and writes out
+every step.
 
-A network of a million parameters learns a step when all it needs stands a few tokens away: one digit sum,
-one comparison, one letter. So additions go digit by digit with the carry, sorting takes one number at a time,
-counting keeps a running count, and a question is one short line (reasoning-gym writes for large models).
+A network of a million parameters learns a step when all it needs stands a few tokens away: one
+digit sum, one comparison, one letter. So additions go digit by digit with the carry, sorting takes
+one number at a time, counting keeps a running count, and a question is one short line
+(reasoning-gym writes for large models).
 
 A problem is held out by a hash of what is asked, whatever its seed: training streams never hold it.
 """
@@ -18,21 +20,48 @@ from itertools import count as count_from
 
 ANSWER_MARK = "#### "  # GSM8K's convention: the last line of a response is the mark and the answer
 # of leg_counting's animals: names of a token or two, so that copying one is no task of its own
-SHORT_NAMES = ("chicken", "bird", "duck", "dog", "cat", "cow", "horse", "lion", "tiger", "ant", "bee", "spider", "crab")
+SHORT_NAMES = (
+    "chicken",
+    "bird",
+    "duck",
+    "dog",
+    "cat",
+    "cow",
+    "horse",
+    "lion",
+    "tiger",
+    "ant",
+    "bee",
+    "spider",
+    "crab",
+)
 HELD_OUT_SHARE = 16  # one question in 16 is never trained on
-SEED_STRIDE = 10_000_000  # stream `seed` reads reasoning-gym's items [seed * stride, (seed + 1) * stride)
+# stream `seed` reads reasoning-gym's items [seed * stride, (seed + 1) * stride)
+SEED_STRIDE = 10_000_000
 
-# family: reasoning-gym's options. Numbers stay below 100 and lists short: a response is 15 to 80 tokens, and
-# each family has thousands of distinct questions (tests/unit/test_problems.py samples them).
+# family: reasoning-gym's options. Numbers stay below 100 and lists short: a response is 15 to 80
+# tokens, and each family has thousands of distinct questions (tests/unit/test_problems.py samples
+# them).
 CONFIGS = {
     "chain_sum": dict(min_terms=3, max_terms=3, min_digits=2, max_digits=2),
     "leg_counting": dict(min_animals=2, max_animals=3, min_instances=1, max_instances=5),
-    "simple_equations": dict(min_terms=2, max_terms=2, max_value=12, operators_weights=[0.5, 0.5, 0.0]),
-    "complex_arithmetic": dict(
-        min_real=0, max_real=9, min_imag=0, max_imag=9, operations=("+", "-"), operations_weights=[0.5, 0.5]
+    "simple_equations": dict(
+        min_terms=2, max_terms=2, max_value=12, operators_weights=[0.5, 0.5, 0.0]
     ),
-    "number_sorting": dict(min_numbers=3, max_numbers=4, max_decimals=0, min_value=10, max_value=99),
-    "number_filtering": dict(min_numbers=3, max_numbers=5, max_decimals=0, min_value=10, max_value=99),
+    "complex_arithmetic": dict(
+        min_real=0,
+        max_real=9,
+        min_imag=0,
+        max_imag=9,
+        operations=("+", "-"),
+        operations_weights=[0.5, 0.5],
+    ),
+    "number_sorting": dict(
+        min_numbers=3, max_numbers=4, max_decimals=0, min_value=10, max_value=99
+    ),
+    "number_filtering": dict(
+        min_numbers=3, max_numbers=5, max_decimals=0, min_value=10, max_value=99
+    ),
     "letter_counting": dict(min_words=2, max_words=4),
     "spell_backward": dict(min_word_len=4, max_word_len=7),
     "spiral_matrix": dict(min_n=3, max_n=3),
@@ -54,9 +83,10 @@ class Worked:
 class Family:
     """One kind of problem.
 
-    `work` turns a reasoning-gym entry into a Worked problem, or None for one too hard to write out locally;
-    `verifier_answer` writes our answer the way reasoning-gym's verifier reads it; `metadata` gives back, from
-    (prompt, answer), what that verifier needs of the entry; `asked` is what the held-out hash sees.
+    `work` turns a reasoning-gym entry into a Worked problem, or None for one too hard to write out
+    locally; `verifier_answer` writes our answer the way reasoning-gym's verifier reads it;
+    `metadata` gives back, from (prompt, answer), what that verifier needs of the entry; `asked` is
+    what the held-out hash sees.
     """
 
     name: str
@@ -71,13 +101,15 @@ def generate_problems(
 ) -> Iterator[dict[str, str]]:
     """`count` problems, the families taking turns: dicts with id, prompt, response, family, answer.
 
-    The same arguments give the same problems. With held_out=False none of the held-out questions is drawn,
-    whatever the seed; with held_out=True only they are. A question may repeat in a long stream.
-    ValueError: no family, an unknown one, or a negative seed.
+    The same arguments give the same problems. With held_out=False none of the held-out questions is
+    drawn, whatever the seed; with held_out=True only they are. A question may repeat in a long
+    stream. ValueError: no family, an unknown one, or a negative seed.
     """
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
-        raise ValueError(f"families {unknown or '(none given)'}: choose from {', '.join(sorted(FAMILIES))}")
+        raise ValueError(
+            f"families {unknown or '(none given)'}: choose from {', '.join(sorted(FAMILIES))}"
+        )
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; problems are drawn with seeds from 0 on")
     streams = {name: draw(name, seed, held_out) for name in families}
@@ -118,7 +150,8 @@ def score_answer(family: str, problem: dict, answer: str) -> bool:
     }
     given = row.verifier_answer(answer.strip())
     if family == "number_sorting" and given != expected:
-        return False  # the verifier forgives a distance of 1, meant for rounded decimals; ours are whole
+        # the verifier forgives a distance of 1, meant for rounded decimals; ours are whole
+        return False
     return bool(_dataset(family).score_answer(given, entry) == 1.0)
 
 
@@ -132,7 +165,9 @@ def _dataset(family: str):
     try:
         import reasoning_gym
     except ImportError as error:
-        raise ValueError("worked problems need the reasoning-gym package: pip install reasoning-gym") from error
+        raise ValueError(
+            "worked problems need the reasoning-gym package: pip install reasoning-gym"
+        ) from error
     return reasoning_gym.create_dataset(family, seed=0, size=1, **CONFIGS[family])
 
 
@@ -145,7 +180,10 @@ def add(a: int, b: int) -> str:
         return f"{a}+{b}={a + b}"
     ones, tens = a % 10 + b % 10, a // 10 + b // 10
     carry = "1+" if ones > 9 else ""
-    return f"{a}+{b}: {a % 10}+{b % 10}={ones}, {carry}{a // 10}+{b // 10}={tens + (ones > 9)}, {a + b}"
+    return (
+        f"{a}+{b}: {a % 10}+{b % 10}={ones}, {carry}{a // 10}+{b // 10}={tens + (ones > 9)}, "
+        f"{a + b}"
+    )
 
 
 def subtract(a: int, b: int) -> str:
@@ -186,7 +224,9 @@ def _leg_counting(entry: dict) -> Worked | None:
         if len(herd) > 1:
             steps.append(add(total, legs))
         total += legs
-    return Worked(prompt=f"How many legs have {', '.join(herd)}?", steps=tuple(steps), answer=str(total))
+    return Worked(
+        prompt=f"How many legs have {', '.join(herd)}?", steps=tuple(steps), answer=str(total)
+    )
 
 
 def _simple_equations(entry: dict) -> Worked | None:
@@ -198,7 +238,10 @@ def _simple_equations(entry: dict) -> Worked | None:
     factor = int(first.split("*")[0]) if "*" in first else 1
     c, b = int(right), int(second)
     scaled = c - b if sign == " + " else c + b
-    steps = [f"{first}={c}{'-' if sign == ' + ' else '+'}{b}", (subtract if sign == " + " else add)(c, b)]
+    steps = [
+        f"{first}={c}{'-' if sign == ' + ' else '+'}{b}",
+        (subtract if sign == " + " else add)(c, b),
+    ]
     if scaled > 99:
         return None
     steps.append(f"{first}={scaled}")
@@ -208,12 +251,16 @@ def _simple_equations(entry: dict) -> Worked | None:
 
 
 def _equation_asked(prompt: str) -> str:
-    return "".join("x" if c.isalpha() else c for c in prompt.removeprefix("Solve "))  # the letter makes no new problem
+    # the letter makes no new problem
+    return "".join("x" if c.isalpha() else c for c in prompt.removeprefix("Solve "))
 
 
 def _complex_arithmetic(entry: dict) -> Worked | None:
     sign = entry["metadata"]["operation"]
-    (a, b), (c, d) = ((int(real), int(imag)) for real, imag in (entry["metadata"]["num1"], entry["metadata"]["num2"]))
+    (a, b), (c, d) = (
+        (int(real), int(imag))
+        for real, imag in (entry["metadata"]["num1"], entry["metadata"]["num2"])
+    )
     real, imag = entry["metadata"]["result"]
     steps = (f"real: {a}{sign}{c}={real}", f"imaginary: {b}{sign}{d}={imag}")
     answer = f"{real}{'-' if imag < 0 else '+'}{abs(imag)}i"
@@ -272,7 +319,9 @@ def _spell_backward(entry: dict) -> Worked | None:
         return None
     places = [f"{c}{place}" for place, c in enumerate(word, start=1)]
     steps = (f"forward: {' '.join(places)}", f"backward: {' '.join(reversed(places))}")
-    return Worked(prompt=f"Spell backward: {' '.join(word)}", steps=steps, answer=" ".join(reversed(word)))
+    return Worked(
+        prompt=f"Spell backward: {' '.join(word)}", steps=steps, answer=" ".join(reversed(word))
+    )
 
 
 def _spiral_matrix(entry: dict) -> Worked | None:
@@ -312,7 +361,9 @@ FAMILIES: dict[str, Family] = {
             name="number_sorting",
             work=_number_sorting,
             verifier_answer=lambda answer: json.dumps(answer.split()),
-            metadata=lambda prompt, answer: {"direction": "ascending" if "ascending" in prompt else "descending"},
+            metadata=lambda prompt, answer: {
+                "direction": "ascending" if "ascending" in prompt else "descending"
+            },
         ),
         Family(name="number_filtering", work=_number_filtering, verifier_answer=_as_list),
         Family(name="letter_counting", work=_letter_counting),

@@ -1,7 +1,9 @@
-"""Text that comes with every Python: the library's source, its docstrings, and the language reference.
+"""Text that comes with every Python: the library's source, its docstrings, and the language
+reference.
 
-What it says depends on the Python version. Modules are read as files, never imported; their order is that of
-a hash of the name, so that a byte cap takes a fair sample rather than the first letters of the alphabet.
+What it says depends on the Python version. Modules are read as files, never imported; their order
+is that of a hash of the name, so that a byte cap takes a fair sample rather than the first letters
+of the alphabet.
 """
 
 import ast
@@ -55,7 +57,8 @@ def read_language_reference() -> Iterator[Document]:
         from pydoc_data.topics import topics
     except ImportError:
         raise ValueError(
-            "this Python comes without pydoc_data.topics, its language reference; leave the source out"
+            "this Python comes without pydoc_data.topics, its language reference; leave the source "
+            "out"
         ) from None
     for name in sorted(topics):
         yield Document(id=name, text=topics[name].strip() + "\n")
@@ -65,9 +68,17 @@ def _modules() -> list[tuple[str, Path]]:
     root = Path(sysconfig.get_path("stdlib"))
     kept = []
     for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if name not in LEFT_OUT]  # not walked at all: site-packages is large
-        kept += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(".py")]
-    return [(name, root / name) for name in sorted(kept, key=lambda name: hashlib.blake2b(name.encode()).digest())]
+        # not walked at all: site-packages is large
+        below[:] = [name for name in below if name not in LEFT_OUT]
+        kept += [
+            (Path(folder) / name).relative_to(root).as_posix()
+            for name in files
+            if name.endswith(".py")
+        ]
+    return [
+        (name, root / name)
+        for name in sorted(kept, key=lambda name: hashlib.blake2b(name.encode()).digest())
+    ]
 
 
 def _source(path: Path) -> str:
@@ -80,7 +91,9 @@ def _sections(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
     if text:
         yield f"{_heading(node, name)}\n\n{text}"
     for child in node.body:
-        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or child.name.startswith("_"):
+        if not isinstance(
+            child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ) or child.name.startswith("_"):
             continue
         if isinstance(child, ast.ClassDef):
             yield from _sections(child, f"{name}.{child.name}")

@@ -6,12 +6,14 @@ from typing import Any
 
 NAMES = 5  # kept of each reason
 WARNED_SHARE = 0.01
-EXPECTED = ("hidden", "after_max_bytes", "linked_folder_seen_already")  # nothing that anyone would miss: not warned of
+# nothing that anyone would miss: not warned of
+EXPECTED = ("hidden", "after_max_bytes", "linked_folder_seen_already")
 
 
 @dataclass(kw_only=True)
 class Reading:
-    """Filled by a reader of files as it goes. Every file found is read, waits, or is counted under a reason.
+    """Filled by a reader of files as it goes. Every file found is read, waits, or is counted under
+    a reason.
 
     reasons: kind_not_read (by its name's end), hidden (the name or a folder's begins with a dot),
     empty, no_rows (not empty, but none of it is a document), after_max_bytes (the source's cap was
@@ -19,7 +21,8 @@ class Reading:
     """
 
     read: int = 0
-    waiting: list[str] = field(default_factory=list)  # names of files still to be read, the next one last
+    # names of files still to be read, the next one last
+    waiting: list[str] = field(default_factory=list)
     unread: dict[str, dict[str, Any]] = field(default_factory=dict)  # reason -> {"count", "names"}
 
     def leave(self, reason: str, name: str) -> None:
@@ -36,7 +39,9 @@ class Reading:
             self.leave("after_max_bytes", self.waiting.pop())
 
     def summary(self) -> dict[str, Any]:
-        """{"found", "read", "unread": {reason: {"count", "names"}}}; "found" is 0 where the source is no files."""
+        """{"found", "read", "unread": {reason: {"count", "names"}}}; "found" is 0 where the source
+        is no files.
+        """
         count = sum(told["count"] for told in self.unread.values())
         return {"found": self.read + count, "read": self.read, "unread": self.unread}
 
@@ -56,7 +61,8 @@ def unread_words(unread: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def source_line(name: str, source: Mapping[str, Any]) -> str:
-    """One line on a source of curation.json: what was read and kept of it, and what was left out by reason.
+    """One line on a source of curation.json: what was read and kept of it, and what was left out by
+    reason.
 
     It begins with "warning" where more than WARNED_SHARE of its files were not read, or of its
     documents not kept.
@@ -69,13 +75,17 @@ def source_line(name: str, source: Mapping[str, Any]) -> str:
         parts.append(f"{files['read']:,} of {files['found']:,} files read")
     parts.append(f"{kept:,} documents kept, {dropped:,} left out")
     if source["dropped"]:
-        parts[-1] += f" ({', '.join(f'{reason} {count:,}' for reason, count in source['dropped'].items())})"
+        parts[-1] += (
+            f" ({', '.join(f'{reason} {count:,}' for reason, count in source['dropped'].items())})"
+        )
     if (shortened := source.get("shortened", {"documents": 0}))["documents"]:
         parts.append(f"{shortened['documents']:,} shortened by {shortened['bytes']:,} bytes in all")
     if source.get("capped"):
         parts.append("not read to its end: max_bytes was reached")
     if files["unread"]:
         parts.append(f"files not read: {unread_words(files['unread'])}")
-    surprising = sum(told["count"] for reason, told in files["unread"].items() if reason not in EXPECTED)
+    surprising = sum(
+        told["count"] for reason, told in files["unread"].items() if reason not in EXPECTED
+    )
     warned = surprising > WARNED_SHARE * files["found"] or dropped > WARNED_SHARE * (kept + dropped)
     return f"{'warning: ' if warned else ''}source {name}: {'; '.join(parts)}"

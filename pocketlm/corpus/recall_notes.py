@@ -1,4 +1,6 @@
-"""Notes to remember and questions about them: they teach recall, and evaluation hides them in long texts."""
+"""Notes to remember and questions about them: they teach recall, and evaluation hides them in long
+texts.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pocketlm.corpus.problems import is_held_out
 
 NOTE = "Note: the code of {name} is {value}."
 RECALL_QUESTION = "What is the code of {name}?"
-RECALL_ANSWER = "The code of {name} is {value}."  # in the note's own words: what follows them is what to copy
+# in the note's own words: what follows them is what to copy
+RECALL_ANSWER = "The code of {name} is {value}."
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]  # a name is two: 4,900 names
 FILLER = (
     "The rain stopped before noon.",
@@ -25,9 +28,11 @@ FILLER = (
 
 
 def draw_notes(seed: int, held_out: bool = False) -> Iterator[dict[str, str]]:
-    """Endless facts to remember: dicts with note, question, response (a sentence) and answer (its 4 digits).
+    """Endless facts to remember: dicts with note, question, response (a sentence) and answer (its 4
+    digits).
 
-    A name's hash decides whether it is held out: no name is both trained on and asked in evaluation.
+    A name's hash decides whether it is held out: no name is both trained on and asked in
+    evaluation.
     """
     rng = Random(seed)
     while True:
@@ -47,12 +52,15 @@ def generate_notes(
 ) -> Iterator[dict[str, str]]:
     """`count` documents that teach recall: dicts with id, text, prompt, response, answer.
 
-    `text` holds pairs_range[0] to pairs_range[1] notes with 0 to 2 filler sentences before each, then up to
-    three recall questions with their answers; (prompt, response) ask the first of them, as a turn of a chat.
+    `text` holds pairs_range[0] to pairs_range[1] notes with 0 to 2 filler sentences before each,
+    then up to three recall questions with their answers; (prompt, response) ask the first of them,
+    as a turn of a chat.
     """
     lowest, highest = pairs_range
     if not 1 <= lowest <= highest:
-        raise ValueError(f"pairs_range {pairs_range}: give the least and the most notes a document, from 1 on")
+        raise ValueError(
+            f"pairs_range {pairs_range}: give the least and the most notes a document, from 1 on"
+        )
     rng, notes = Random(seed), draw_notes(seed)
     for number in range(count):
         pairs = {note["question"]: note for note in islice(notes, rng.randint(lowest, highest))}
@@ -62,7 +70,9 @@ def generate_notes(
             for sentence in (*rng.sample(filler, min(len(filler), rng.randint(0, 2))), note["note"])
         )
         asked = rng.sample(list(pairs.values()), min(len(pairs), rng.randint(1, 3)))
-        questions = "\n".join(f"Question: {note['question']}\nAnswer: {note['response']}" for note in asked)
+        questions = "\n".join(
+            f"Question: {note['question']}\nAnswer: {note['response']}" for note in asked
+        )
         yield {
             "id": f"notes-{seed}-{number}",
             "text": f"{passage}\n{questions}",

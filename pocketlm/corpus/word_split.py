@@ -1,4 +1,6 @@
-"""The word tokenizer that datatrove's blocks are given: its own English one needs spaCy and is far slower."""
+"""The word tokenizer that datatrove's blocks are given: its own English one needs spaCy and is far
+slower.
+"""
 
 import re
 
@@ -9,7 +11,9 @@ _WORD = re.compile(r"\w+|[^\w\s]+")
 
 
 class RegexWords(WordTokenizer):
-    """Words are runs of letters, digits and underscores, or runs of other signs; sentences are not split."""
+    """Words are runs of letters, digits and underscores, or runs of other signs; sentences are not
+    split.
+    """
 
     def word_tokenize(self, text: str) -> list[str]:
         return _WORD.findall(text)
@@ -27,4 +31,6 @@ WORDS = RegexWords()
 def simplified_words(text: str) -> list[str]:
     """Lower-case words without punctuation or accents; numbers stay as they are."""
     accents = not text.isascii()  # same words either way; the pass over accents is the slow one
-    return simplify_text(text, TextNormConfig(norm_numbers=False, norm_unicode_diacritics=accents)).split()
+    return simplify_text(
+        text, TextNormConfig(norm_numbers=False, norm_unicode_diacritics=accents)
+    ).split()

@@ -1,6 +1,8 @@
-"""Batches as pure functions of the step: the same seed, step and rank give the same rows, so nothing needs a position.
+"""Batches as pure functions of the step: the same seed, step and rank give the same rows, so
+nothing needs a position.
 
-Which source a row comes from, which row of that source, and in which epoch are arithmetic on the row's global number.
+Which source a row comes from, which row of that source, and in which epoch are arithmetic on the
+row's global number.
 
 Shapes: B rows of a micro-batch, T tokens
 """
@@ -22,7 +24,9 @@ BLOCK = 4096  # rows after which every source has had its share, to the row
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How rows become steps: rows_per_step rows of seq_len tokens, micro_batch_size at a time, over world_size ranks."""
+    """How rows become steps: rows_per_step rows of seq_len tokens, micro_batch_size at a time, over
+    world_size ranks.
+    """
 
     seq_len: int
     rows_per_step: int
@@ -34,16 +38,19 @@ class Layout:
     def __post_init__(self) -> None:
         if self.rows_per_step % (self.micro_batch_size * self.world_size):
             raise ValueError(
-                f"rows_per_step {self.rows_per_step} does not divide into micro-batches of {self.micro_batch_size} "
+                f"rows_per_step {self.rows_per_step} does not divide into micro-batches of "
+                f"{self.micro_batch_size} "
                 f"on {self.world_size} ranks"
             )
 
 
 class TextRows:
-    """Rows of one shard. A row begins where a document begins (or where a long one was cut), so no row opens in mid-sentence.
+    """Rows of one shard. A row begins where a document begins (or where a long one was cut), so no
+    row opens in mid-sentence.
 
-    A document cut by the row's end comes again, whole, in the next row: our choice, for at short windows torn
-    solutions are noise. Inside a row documents follow each other and, as in R1's loader, may look at one another.
+    A document cut by the row's end comes again, whole, in the next row: our choice, for at short
+    windows torn solutions are noise. Inside a row documents follow each other and, as in R1's
+    loader, may look at one another.
     """
 
     def __init__(self, shard: Shard, seq_len: int, eos_id: int) -> None:
@@ -85,7 +92,9 @@ class TextRows:
 
 
 class ConversationRows:
-    """Whole conversations packed into rows, first fit. Only the assistant's tokens are labels; none sees another conversation."""
+    """Whole conversations packed into rows, first fit. Only the assistant's tokens are labels; none
+    sees another conversation.
+    """
 
     def __init__(
         self,
@@ -95,14 +104,17 @@ class ConversationRows:
         *,
         packed: bool = True,
     ) -> None:
-        """conversations: (ids, which of them the assistant wrote). More than seq_len + 1 ids raise ValueError.
+        """conversations: (ids, which of them the assistant wrote). More than seq_len + 1 ids raise
+        ValueError.
 
         The last id is a label alone: no place of a row is spent on reading it.
         packed False gives each a row of its own.
         """
         self.seq_len, self.eos_id = seq_len, eos_id
         self.conversations = conversations
-        self.rows = pack([len(ids) - 1 for ids, _ in conversations], seq_len, open_rows=32 if packed else 0)
+        self.rows = pack(
+            [len(ids) - 1 for ids, _ in conversations], seq_len, open_rows=32 if packed else 0
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -142,13 +154,16 @@ class ConversationRows:
 
 
 def pack(lengths: Sequence[int], seq_len: int, open_rows: int = 32) -> list[list[int]]:
-    """Which items share a row of seq_len tokens: each goes into the first of the newest `open_rows` rows with room."""
+    """Which items share a row of seq_len tokens: each goes into the first of the newest `open_rows`
+    rows with room.
+    """
     rows: list[list[int]] = []
     room: list[int] = []
     for item, length in enumerate(lengths):
         if length > seq_len:
             raise ValueError(
-                f"conversation {item} has {length} tokens, a row holds {seq_len}; raise seq_len or drop it"
+                f"conversation {item} has {length} tokens, a row holds {seq_len}; raise seq_len or "
+                "drop it"
             )
         first = max(0, len(rows) - open_rows)
         row = next((r for r in range(first, len(rows)) if room[r] >= length), len(rows))
@@ -171,15 +186,19 @@ def make_batches(
     separate_documents: bool,
     name_documents: bool = False,
 ) -> Callable[[int], list[Batch]]:
-    """batches(step): this rank's micro-batches of a step, rows drawn from `sources` in these shares.
+    """batches(step): this rank's micro-batches of a step, rows drawn from `sources` in these
+    shares.
 
-    separate_documents: tokens see only their own document and positions start anew in each; else the row is one text.
-    name_documents: batches tell which documents their tokens are (`spans`), as a teacher from disk must know.
+    separate_documents: tokens see only their own document and positions start anew in each; else
+    the row is one text. name_documents: batches tell which documents their tokens are (`spans`), as
+    a teacher from disk must know.
     """
     names = [name for name in sorted(shares) if shares[name] > 0]
     empty = [name for name in names if len(sources[name]) == 0]
     if empty:
-        raise ValueError(f"no rows in {', '.join(empty)}, yet the mix asks for them; give them share 0 or text")
+        raise ValueError(
+            f"no rows in {', '.join(empty)}, yet the mix asks for them; give them share 0 or text"
+        )
     wanted = tuple(shares[name] for name in names)
 
     def place(number: int) -> tuple[str, int]:
@@ -194,7 +213,9 @@ def make_batches(
         batch = replace(collate(rows, separate_documents), rows=tuple(places))
         if not name_documents:
             return batch
-        spans = [span for row, (name, at) in enumerate(places) for span in sources[name].spans(at, row)]
+        spans = [
+            span for row, (name, at) in enumerate(places) for span in sources[name].spans(at, row)
+        ]
         return replace(batch, spans=tuple(spans))
 
     def batches(step: int) -> list[Batch]:
@@ -220,7 +241,8 @@ def collate(rows: Sequence[Row], separate_documents: bool) -> Batch:
 
 
 def block_totals(shares: Sequence[float], blocks: int) -> np.ndarray:
-    """Rows of each source [sources] in the first `blocks` blocks of BLOCK rows; together blocks x BLOCK.
+    """Rows of each source [sources] in the first `blocks` blocks of BLOCK rows; together blocks x
+    BLOCK.
 
     Largest remainders of what is exact up to there, so a source has had the floor or the ceiling of
     it, however long the training, and nothing is carried from block to block. A rare source, of
@@ -239,17 +261,22 @@ def block_totals(shares: Sequence[float], blocks: int) -> np.ndarray:
 
 
 def block_quotas(shares: Sequence[float], block: int = 0) -> list[int]:
-    """Rows of each source in one block of BLOCK rows, which they sum to; 0 where a rare source waits for a later one."""
+    """Rows of each source in one block of BLOCK rows, which they sum to; 0 where a rare source
+    waits for a later one.
+    """
     quotas = block_totals(shares, block + 1) - block_totals(shares, block)
     if (quotas < 0).any():  # beyond some sixty sources, most of them rare
         raise ValueError(
-            f"{len(shares)} sources are too many, with shares below one row in {BLOCK} among them; join small ones"
+            f"{len(shares)} sources are too many, with shares below one row in {BLOCK} among them; "
+            "join small ones"
         )
     return quotas.tolist()
 
 
 def draw_source(number: int, shares: tuple[float, ...], seed: int) -> tuple[int, int]:
-    """(source of row `number`, how many rows of that source came before it), without counting them."""
+    """(source of row `number`, how many rows of that source came before it), without counting
+    them.
+    """
     block, place = divmod(number, BLOCK)
     before, order = block_order(block, shares, seed)
     which = int(order[place])
@@ -258,14 +285,18 @@ def draw_source(number: int, shares: tuple[float, ...], seed: int) -> tuple[int,
 
 @lru_cache(maxsize=8)
 def block_order(block: int, shares: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of each source before the block, the source of each of its rows, shuffled by the seed and its number)."""
+    """(rows of each source before the block, the source of each of its rows, shuffled by the seed
+    and its number).
+    """
     order = np.repeat(np.arange(len(shares)), block_quotas(shares, block))
     np.random.default_rng((seed, block)).shuffle(order)
     return block_totals(shares, block), order
 
 
 def permuted(place: int, size: int, key: tuple[int, ...]) -> int:
-    """Where `place` goes in a shuffle of range(size) chosen by `key`: a Feistel network, so no table is ever made."""
+    """Where `place` goes in a shuffle of range(size) chosen by `key`: a Feistel network, so no
+    table is ever made.
+    """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     low = (1 << half) - 1
     while True:  # a power of 4 holds `size`; values outside it walk on until one falls inside

@@ -1,4 +1,6 @@
-"""Conversations of a corpus, as ids and a mask of the tokens to learn; what is left out is counted, by reason."""
+"""Conversations of a corpus, as ids and a mask of the tokens to learn; what is left out is counted,
+by reason.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +24,11 @@ Pair = tuple[list[int], list[bool]]  # ids, and which of them are learnt
 
 @dataclass(kw_only=True)
 class Tally:
-    """What became of the conversations of some files. left_out: by reason; rows: where the first of each reason stand.
+    """What became of the conversations of some files. left_out: by reason; rows: where the first of
+    each reason stand.
 
-    not_rendered: fields of messages that the template does not use, and that do not change what is said.
+    not_rendered: fields of messages that the template does not use, and that do not change what is
+    said.
     """
 
     rows: int = 0
@@ -54,20 +58,29 @@ class Tally:
             f", as {self.examples:,} examples" if self.examples != self.learnt else ""
         )
         for reason, count in self.left_out.most_common():
-            places = ", ".join(self.where[reason]) + (", ..." if count > len(self.where[reason]) else "")
+            places = ", ".join(self.where[reason]) + (
+                ", ..." if count > len(self.where[reason]) else ""
+            )
             yield f"{count:,} left out ({count / self.rows:.1%}): {reason} ({places})"
         for name, count in self.not_rendered.most_common():
             yield f'the chat template does not render "{name}" of {count:,} messages'
         if self.words_as_text:
-            yield f"{self.words_as_text:,} conversations spell special words, which are learnt as plain text"
+            yield (
+                f"{self.words_as_text:,} conversations spell special words, which are learnt as "
+                "plain text"
+            )
 
     def warning(self, tokenizer: Tokenizer) -> str | None:
-        """That a model would not learn to stop, and what to do, where an answer ends in no token that ends answers."""
+        """That a model would not learn to stop, and what to do, where an answer ends in no token
+        that ends answers.
+        """
         if not self.without_end:
             return None
         return (
-            f"warning: {self.without_end:,} of {self.examples:,} examples have an answer that ends in no token that ends "
-            f"answers ({tokenizer.endings.summary()}), so the model will not learn to stop. Let the chat template put "
+            f"warning: {self.without_end:,} of {self.examples:,} examples have an answer that ends "
+            "in no token that ends "
+            f"answers ({tokenizer.endings.summary()}), so the model will not learn to stop. Let "
+            "the chat template put "
             f"{tokenizer.end_of_turn_token} behind an answer"
         )
 
@@ -88,19 +101,26 @@ class Tally:
 
 
 def too_long(seq_len: int) -> str:
-    """Why a conversation of more tokens is left out: a row reads seq_len of them, and the one after is a label."""
+    """Why a conversation of more tokens is left out: a row reads seq_len of them, and the one after
+    is a label.
+    """
     return f"longer than {seq_len + 1:,} tokens"
 
 
 def read_conversations(file: Path) -> Iterator[Conversation]:
-    """The conversation of each row of a JSON-lines file that has "messages" or "prompt" and "response"."""
+    """The conversation of each row of a JSON-lines file that has "messages" or "prompt" and
+    "response".
+    """
     for number, row in json_lines(file, advice="curate again"):
         if isinstance(row, dict) and is_conversation(row):
             yield conversation_of(row, str(row.get("id") or f"{file}:{number}"))
 
 
-def encode_conversations(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], int]:
-    """((ids, mask of what is learnt) of each example that fits in seq_len, how many conversations were left out).
+def encode_conversations(
+    files: Sequence[Path], tokenizer: Tokenizer, seq_len: int
+) -> tuple[list[Pair], int]:
+    """((ids, mask of what is learnt) of each example that fits in seq_len, how many conversations
+    were left out).
 
     ValueError when the files hold no conversation at all, or none that can be learnt.
     """
@@ -108,7 +128,9 @@ def encode_conversations(files: Sequence[Path], tokenizer: Tokenizer, seq_len: i
     return pairs, sum(tally.left_out.values())
 
 
-def learnable(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], Tally]:
+def learnable(
+    files: Sequence[Path], tokenizer: Tokenizer, seq_len: int
+) -> tuple[list[Pair], Tally]:
     """The same with the tally: what was left out and why."""
     conversations = (conversation for file in files for conversation in read_conversations(file))
     pairs, tally = examples_of(conversations, tokenizer, seq_len)
@@ -121,8 +143,12 @@ def learnable(files: Sequence[Path], tokenizer: Tokenizer, seq_len: int) -> tupl
     return pairs, tally
 
 
-def examples_of(conversations: Iterable[Conversation], tokenizer: Tokenizer, seq_len: int) -> tuple[list[Pair], Tally]:
-    """(ids, mask of what is learnt) of each example that fits in seq_len, and what became of all conversations."""
+def examples_of(
+    conversations: Iterable[Conversation], tokenizer: Tokenizer, seq_len: int
+) -> tuple[list[Pair], Tally]:
+    """(ids, mask of what is learnt) of each example that fits in seq_len, and what became of all
+    conversations.
+    """
     tally, remaining = Tally(), iter(conversations)
     pairs: list[Pair] = []
     while batch := list(islice(remaining, AT_ONCE)):
@@ -130,12 +156,16 @@ def examples_of(conversations: Iterable[Conversation], tokenizer: Tokenizer, seq
     return pairs, tally
 
 
-def _batch(conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally) -> Iterable[Pair]:
+def _batch(
+    conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally
+) -> Iterable[Pair]:
     pairs: list[Pair] = []
     for conversation, result in zip(conversations, tokenizer.answers(conversations), strict=True):
         tally.rows += 1
         if isinstance(result, ChatRefused):
-            tally.leave_out(str(result) if result.reason.startswith("the chat") else result.reason, conversation)
+            tally.leave_out(
+                str(result) if result.reason.startswith("the chat") else result.reason, conversation
+            )
             continue
         if any(len(example.ids) - 1 > seq_len for example in result):  # the last is a label alone
             tally.leave_out(too_long(seq_len), conversation)
@@ -160,24 +190,32 @@ def conversation_rows(
     *,
     packed: bool = True,
 ) -> tuple[ConversationRows, Tally]:
-    """Rows of the training conversations of these sources of a corpus, packed or one a row; and what was left out."""
+    """Rows of the training conversations of these sources of a corpus, packed or one a row; and
+    what was left out.
+    """
     names = sources or tuple(sorted(p.name for p in (corpus / "documents").iterdir() if p.is_dir()))
     files = [corpus / "documents" / name / "train.jsonl" for name in names]
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{corpus} has no source {file.parent.name!r} with training documents")
+            raise FileNotFoundError(
+                f"{corpus} has no source {file.parent.name!r} with training documents"
+            )
     pairs, tally = learnable(files, tokenizer, seq_len)
     return ConversationRows(pairs, seq_len, tokenizer.eos_id, packed=packed), tally
 
 
 def told(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:
-    """Says on stderr what is learnt and what not, warns where a model would learn no end, and writes conversations.json."""
+    """Says on stderr what is learnt and what not, warns where a model would learn no end, and
+    writes conversations.json.
+    """
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
     loud = tally.share_left_out > 0.01
     for line in tally.lines():
-        console.print(f"  {label}: {line}", style="yellow" if loud else "dim", soft_wrap=True, markup=False)
+        console.print(
+            f"  {label}: {line}", style="yellow" if loud else "dim", soft_wrap=True, markup=False
+        )
     if warning := tally.warning(tokenizer):
         console.print(f"  {label}: {warning}", style="bold yellow", soft_wrap=True, markup=False)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""A corpus folder, as the curate stage leaves it: which sources it has, what they serve, and their held-out text."""
+"""A corpus folder, as the curate stage leaves it: which sources it has, what they serve, and their
+held-out text.
+"""
 
 from pathlib import Path
 
@@ -20,7 +22,9 @@ def source_domains(corpus: Path) -> dict[str, str]:
     return {name: sources.object(name).typed("domain", TEXT) for name in sources}
 
 
-def held_out_texts(corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: int) -> dict[str, list[str]]:
+def held_out_texts(
+    corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: int
+) -> dict[str, list[str]]:
     """For each domain, texts of `split` worth about max_tokens, taken evenly from its sources."""
     domains = source_domains(corpus)
     texts: dict[str, list[str]] = {}
@@ -33,7 +37,9 @@ def held_out_texts(corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: i
                 break
             ids = shard.document(number)[: share - taken + 1]
             taken += len(ids)
-            texts.setdefault(domain, []).append(tokenizer.decode(ids[len(tokenizer.document_start) :].tolist()))
+            texts.setdefault(domain, []).append(
+                tokenizer.decode(ids[len(tokenizer.document_start) :].tolist())
+            )
     return texts
 
 
@@ -49,11 +55,17 @@ def text_rows(corpus: Path, shares: Shares, seq_len: int, eos_id: int) -> dict[s
 def chosen_shares(
     own: Shares | None, corpus: Path, where: str, mix: Path | None, selection: Path | None = None
 ) -> Shares:
-    """A config's own shares, else those a select stage or a mix stage found; checked against the corpus's sources."""
+    """A config's own shares, else those a select stage or a mix stage found; checked against the
+    corpus's sources.
+    """
     if own is not None:
         return check_shares(own, list_sources(corpus), f"{where}.shares")
     file = selection / "selection.json" if selection else mix / "mix.json" if mix else None
     if file is None:
-        raise ValueError(f"{where}: no shares in the config, and neither a mix nor a selection as input")
+        raise ValueError(
+            f"{where}: no shares in the config, and neither a mix nor a selection as input"
+        )
     shares = read_object(file).object("shares")
-    return check_shares({name: shares.typed(name, NUMBER) for name in shares}, list_sources(corpus), str(file))
+    return check_shares(
+        {name: shares.typed(name, NUMBER) for name in shares}, list_sources(corpus), str(file)
+    )

@@ -1,4 +1,5 @@
-"""What a sample does to a probe set: the inner product of their gradients, without ever holding a sample's gradient.
+"""What a sample does to a probe set: the inner product of their gradients, without ever holding a
+sample's gradient.
 
 MobileLLM-R1 scores samples by influence with the gradients of the embedding and output layers alone
 (as AutoMixer, section 3). With tied weights these are one matrix [V, D], else two of that shape:
@@ -6,8 +7,9 @@ the first gets a gradient where a token is read, the last where one is predicted
 a sample is a sum over tokens of outer products, so its inner product with a given matrix needs one
 forward and one backward pass for a whole batch of samples.
 
-The papers' sign makes good samples negative yet keeps the positive; here positive means: learning it lowers the probe's loss.
-The inverse Hessian is replaced by Adam's diagonal, 1 / (sqrt(mean squared gradient) + eps): our choice, as LESS does.
+The papers' sign makes good samples negative yet keeps the positive; here positive means: learning
+it lowers the probe's loss. The inverse Hessian is replaced by Adam's diagonal, 1 / (sqrt(mean
+squared gradient) + eps): our choice, as LESS does.
 
 Shapes: B samples, T tokens, V vocabulary, D hidden, C probes, M matrices (1 tied, 2 untied:
 embedding, output)
@@ -24,7 +26,9 @@ from pocketlm.model.transformer import Transformer
 
 
 def token_gradients(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(hidden [B, T, D], output error [B, T, V], input gradient [B, T, D]) of the mean loss of each sample."""
+    """(hidden [B, T, D], output error [B, T, V], input gradient [B, T, D]) of the mean loss of each
+    sample.
+    """
     embeddings: list[Tensor] = []
 
     def catch(module: torch.nn.Module, args: tuple, output: Tensor) -> Tensor:
@@ -37,9 +41,8 @@ def token_gradients(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, T
     finally:
         handle.remove()
     counted = batch.labels != IGNORE_INDEX
-    weight = counted.float() / counted.sum(1, keepdim=True).clamp(
-        min=1
-    )  # a sample's loss is a mean: long ones do not shout
+    # a sample's loss is a mean: long ones do not shout
+    weight = counted.float() / counted.sum(1, keepdim=True).clamp(min=1)
     labels = batch.labels.clamp(min=0)
     logits = model.head(hidden)
     losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none") * weight
@@ -52,7 +55,9 @@ def token_gradients(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor, T
 
 
 def table_gradient(model: Transformer, batch: Batch) -> Tensor:
-    """Sum over the batch's samples of the gradient of their mean loss in the embedding and output layers, [M, V, D]."""
+    """Sum over the batch's samples of the gradient of their mean loss in the embedding and output
+    layers, [M, V, D].
+    """
     hidden, error, input_gradient = token_gradients(model, batch)
     total = hidden.new_zeros(1 if model.lm_head is None else 2, error.shape[-1], hidden.shape[-1])
     total[-1] += torch.einsum("btv,btd->vd", error, hidden)
@@ -61,7 +66,9 @@ def table_gradient(model: Transformer, batch: Batch) -> Tensor:
 
 
 def influence(model: Transformer, batch: Batch, directions: Tensor) -> Tensor:
-    """[B, C]: for each sample and each direction [C, M, V, D], how far learning the sample lowers that probe's loss."""
+    """[B, C]: for each sample and each direction [C, M, V, D], how far learning the sample lowers
+    that probe's loss.
+    """
     hidden, error, input_gradient = token_gradients(model, batch)
     scores = []
     for direction in directions:
@@ -71,10 +78,14 @@ def influence(model: Transformer, batch: Batch, directions: Tensor) -> Tensor:
     return torch.stack(scores, 1)
 
 
-def probe_directions(model: Transformer, probes: Mapping[str, Sequence[Batch]], eps: float = 1e-8) -> Tensor:
-    """[C, M, V, D]: each probe's mean gradient, divided by the root mean square over all probe batches, at norm 1.
+def probe_directions(
+    model: Transformer, probes: Mapping[str, Sequence[Batch]], eps: float = 1e-8
+) -> Tensor:
+    """[C, M, V, D]: each probe's mean gradient, divided by the root mean square over all probe
+    batches, at norm 1.
 
-    Norm 1 lets every capability count the same, as R1's equal weights over its three probe sets intend.
+    Norm 1 lets every capability count the same, as R1's equal weights over its three probe sets
+    intend.
     """
     means, square, count = [], None, 0
     for batches in probes.values():

@@ -11,12 +11,17 @@ def shares_summary(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.2%}".replace("%", " %") for name, share in ordered)
 
 
-def check_shares(shares: Mapping[str, float], known: Mapping[str, object] | list[str], where: str) -> Shares:
-    """The shares as a dict, when every source is known, none is negative, and they sum to 1 (to 1e-3)."""
+def check_shares(
+    shares: Mapping[str, float], known: Mapping[str, object] | list[str], where: str
+) -> Shares:
+    """The shares as a dict, when every source is known, none is negative, and they sum to 1 (to
+    1e-3).
+    """
     unknown = sorted(set(shares) - set(known))
     if unknown:
         raise ValueError(
-            f"{where}: shares name unknown sources {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            f"{where}: shares name unknown sources {', '.join(unknown)}; known: "
+            f"{', '.join(sorted(known))}"
         )
     negative = [f"{name} {share}" for name, share in shares.items() if not share >= 0]
     if negative:
@@ -38,10 +43,14 @@ def proportional_shares(tokens: Mapping[str, int]) -> Shares:
     return {name: count / total for name, count in tokens.items()}
 
 
-def cap_repetition(shares: Mapping[str, float], tokens: Mapping[str, int], budget: int, max_epochs: float) -> Shares:
-    """The shares with none above max_epochs passes over its source in `budget` tokens; what is cut goes to the rest.
+def cap_repetition(
+    shares: Mapping[str, float], tokens: Mapping[str, int], budget: int, max_epochs: float
+) -> Shares:
+    """The shares with none above max_epochs passes over its source in `budget` tokens; what is cut
+    goes to the rest.
 
-    A repetition cap of about 4 is what mixing tools use (Olmix); the papers repeat up to 50 times and do not discuss it.
+    A repetition cap of about 4 is what mixing tools use (Olmix); the papers repeat up to 50 times
+    and do not discuss it.
     """
     limits = {name: max_epochs * tokens[name] / budget for name in shares}
     if sum(limits.values()) < 1 - 1e-9:  # a budget that fits exactly may miss 1 by rounding
@@ -60,7 +69,8 @@ def cap_repetition(shares: Mapping[str, float], tokens: Mapping[str, int], budge
         for name in over:
             capped[name] = limits[name]
             del free[name]
-    left = 1 - sum(capped.values())  # every source that had a share is full: the rest spreads over the others' room
+    # every source that had a share is full: the rest spreads over the others' room
+    left = 1 - sum(capped.values())
     room = {name: limits[name] - capped[name] for name in capped}
     total_room = sum(room.values()) or 1.0  # no room at all: nothing is left but rounding
     return {name: capped[name] + left * room[name] / total_room for name in shares}

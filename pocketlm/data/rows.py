@@ -1,8 +1,10 @@
-"""Where the rows of a shard begin, so that any of them is found without reading the tokens, or the offsets, before it.
+"""Where the rows of a shard begin, so that any of them is found without reading the tokens, or the
+offsets, before it.
 
-Which rows there are depends on the documents before, from the first one on: so they are worked out once for each length.
-Rows that follow each other in one long document are a run, whose rows are arithmetic: a shard of 10^12 tokens in a
-thousand books has a thousand runs. Where documents are many, the runs are kept beside the shard and mapped from then on.
+Which rows there are depends on the documents before, from the first one on: so they are worked out
+once for each length. Rows that follow each other in one long document are a run, whose rows are
+arithmetic: a shard of 10^12 tokens in a thousand books has a thousand runs. Where documents are
+many, the runs are kept beside the shard and mapped from then on.
 """
 
 import os
@@ -20,9 +22,11 @@ AT_ONCE = 2**20  # documents worked on together; a shard of more keeps its runs 
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Row number n lies in run r, the last with before[r] <= n, and begins at begins[r] + (n - before[r]) x seq_len.
+    """Row number n lies in run r, the last with before[r] <= n, and begins at begins[r] + (n -
+    before[r]) x seq_len.
 
-    begins: [runs] int64; before: [runs + 1] int64, rows before each run, and at the end all of them.
+    begins: [runs] int64; before: [runs + 1] int64, rows before each run, and at the end all of
+    them.
     """
 
     seq_len: int
@@ -41,7 +45,9 @@ class RowIndex:
 
 
 def row_index(shard: Shard, seq_len: int) -> RowIndex:
-    """The rows of a shard, of seq_len + 1 tokens each; of a large shard from the file kept beside it, made when missing."""
+    """The rows of a shard, of seq_len + 1 tokens each; of a large shard from the file kept beside
+    it, made when missing.
+    """
     if len(shard) <= AT_ONCE:
         none = np.zeros(0, dtype=np.int64)
         begins, sizes = next(row_runs(shard.offsets, seq_len), (none, none))  # all of them
@@ -49,14 +55,17 @@ def row_index(shard: Shard, seq_len: int) -> RowIndex:
     folder = shard.file.with_name(shard.file.name.replace(".tokens.npy", f".rows-{seq_len}"))
     if not folder.is_dir():
         _keep(row_runs(shard.offsets, seq_len), folder)
-    return RowIndex(seq_len, *(np.load(folder / name, mmap_mode="r") for name in ("begins.npy", "before.npy")))
+    return RowIndex(
+        seq_len, *(np.load(folder / name, mmap_mode="r") for name in ("begins.npy", "before.npy"))
+    )
 
 
 def row_runs(offsets: np.ndarray, seq_len: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(begins, sizes in rows) of the runs, given where documents begin (offsets, the last is the end), some at a time.
+    """(begins, sizes in rows) of the runs, given where documents begin (offsets, the last is the
+    end), some at a time.
 
-    A row begins at the last document that begins inside the row before it or at its end; where none does, that row ends
-    inside a long document and the next goes on there.
+    A row begins at the last document that begins inside the row before it or at its end; where none
+    does, that row ends inside a long document and the next goes on there.
     """
     count, document = len(offsets) - 1, 0
     for first in range(0, count, AT_ONCE):
@@ -67,7 +76,8 @@ def row_runs(offsets: np.ndarray, seq_len: int) -> Iterator[tuple[np.ndarray, np
         lengths = np.asarray(offsets[first + 1 : stop + 1]) - begins
         if (lengths <= 0).any():
             raise ValueError("offsets do not rise from document to document; curate again")
-        sizes = np.maximum(1, -(-lengths // seq_len))  # rows that begin in the document, if one begins at its beginning
+        # rows that begin in the document, if one begins at its beginning
+        sizes = np.maximum(1, -(-lengths // seq_len))
         following = (np.searchsorted(offsets, begins + sizes * seq_len, side="right") - 1).tolist()
         chosen = []
         while document < stop:
@@ -77,7 +87,9 @@ def row_runs(offsets: np.ndarray, seq_len: int) -> Iterator[tuple[np.ndarray, np
 
 
 def _keep(runs: Iterator[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
-    """Write the runs under another name, then give them theirs. Of several processes that do so at once one is first."""
+    """Write the runs under another name, then give them theirs. Of several processes that do so at
+    once one is first.
+    """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     partial.mkdir(parents=True)
     total = size = 0

@@ -1,9 +1,10 @@
-"""Token shards: the documents of one source and split, end to end in one flat array, and where each begins.
+"""Token shards: the documents of one source and split, end to end in one flat array, and where each
+begins.
 
-`<split>.tokens.npy` holds the ids (uint16 when they fit, else uint32), `<split>.offsets.npy` the int64
-positions [0, end of document 0, ...]. Both are plain .npy files, opened as memory maps and not read: a shard may be far
-larger than memory, and opens as fast. Every document starts with the bos id, which is part of the stream; the next bos
-ends it.
+`<split>.tokens.npy` holds the ids (uint16 when they fit, else uint32), `<split>.offsets.npy` the
+int64 positions [0, end of document 0, ...]. Both are plain .npy files, opened as memory maps and
+not read: a shard may be far larger than memory, and opens as fast. Every document starts with the
+bos id, which is part of the stream; the next bos ends it.
 """
 
 import shutil
@@ -20,7 +21,9 @@ WRITTEN_AT_ONCE = 1000  # documents
 
 @dataclass(frozen=True)
 class Shard:
-    """One opened shard. tokens: [T] uint16 or uint32; offsets: [documents + 1] int64; both memory-mapped."""
+    """One opened shard. tokens: [T] uint16 or uint32; offsets: [documents + 1] int64; both
+    memory-mapped.
+    """
 
     tokens: np.ndarray
     offsets: np.ndarray
@@ -36,16 +39,22 @@ class Shard:
         return self.tokens[self.offsets[number] : self.offsets[number + 1]]
 
     def documents_of(self, start: int, stop: int) -> np.ndarray:
-        """The number of the document, counted from 1, of each token of the stream in start..stop - 1, [stop - start] int64."""
+        """The number of the document, counted from 1, of each token of the stream in start..stop -
+        1, [stop - start] int64.
+        """
         first, last = np.searchsorted(self.offsets, np.asarray([start, stop]), side="right")
-        return first + np.searchsorted(self.offsets[first:last], np.arange(start, stop), side="right")
+        return first + np.searchsorted(
+            self.offsets[first:last], np.arange(start, stop), side="right"
+        )
 
 
-def write_shard(folder: Path, split: str, documents: Iterable[Sequence[int] | np.ndarray], *, vocab_size: int) -> Shard:
+def write_shard(
+    folder: Path, split: str, documents: Iterable[Sequence[int] | np.ndarray], *, vocab_size: int
+) -> Shard:
     """The shard written to `folder`, opened.
 
-    Documents are streamed: memory holds WRITTEN_AT_ONCE documents and the offsets. Raises ValueError for an empty document
-    or an id outside [0, vocab_size).
+    Documents are streamed: memory holds WRITTEN_AT_ONCE documents and the offsets. Raises
+    ValueError for an empty document or an id outside [0, vocab_size).
     """
     dtype = token_dtype(vocab_size)
     tokens_file, offsets_file = _files(folder, split)
@@ -56,13 +65,20 @@ def write_shard(folder: Path, split: str, documents: Iterable[Sequence[int] | np
             lengths = np.asarray([len(ids) for ids in arrays])
             if not lengths.all():
                 raise ValueError(
-                    f"document {number + int(np.argmin(lengths))} of split {split!r} has no tokens, not even bos"
+                    f"document {number + int(np.argmin(lengths))} of split {split!r} has no "
+                    "tokens, not even bos"
                 )
             tokens = np.concatenate(arrays)
             if tokens.min() < 0 or tokens.max() >= vocab_size:
-                wrong = next(n for n, ids in enumerate(arrays) if ids.min() < 0 or ids.max() >= vocab_size)
-                raise ValueError(f"document {number + wrong} of split {split!r} has ids outside 0..{vocab_size - 1}")
-            raw.write(tokens.astype(dtype, copy=False).data)  # tofile loses what a full disk refuses
+                wrong = next(
+                    n for n, ids in enumerate(arrays) if ids.min() < 0 or ids.max() >= vocab_size
+                )
+                raise ValueError(
+                    f"document {number + wrong} of split {split!r} has ids outside "
+                    f"0..{vocab_size - 1}"
+                )
+            # tofile loses what a full disk refuses
+            raw.write(tokens.astype(dtype, copy=False).data)
             offsets.append(np.cumsum(lengths) + offsets[-1][-1])
             number += len(arrays)
     whole = np.concatenate(offsets)
@@ -77,29 +93,48 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def write_array(file: Path, raw_file: Path, dtype: np.dtype, length: int) -> None:
-    """Make of the bytes in raw_file, which goes, the .npy file of a flat array: its header states the length first."""
+    """Make of the bytes in raw_file, which goes, the .npy file of a flat array: its header states
+    the length first.
+    """
     with open(file, "wb") as whole, open(raw_file, "rb") as raw:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (length,),
+        }
         np.lib.format.write_array_header_1_0(whole, header)
         shutil.copyfileobj(raw, whole, 1 << 20)
     raw_file.unlink()
 
 
 def read_shard(folder: Path, split: str) -> Shard:
-    """The shard of one source folder and split, tokens memory-mapped; errors name the file and its fault."""
+    """The shard of one source folder and split, tokens memory-mapped; errors name the file and its
+    fault.
+    """
     tokens_file, offsets_file = _files(folder, split)
     tokens, offsets = _open(tokens_file), _open(offsets_file)
     if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
-        raise ValueError(f"{tokens_file}: holds {tokens.dtype} {tokens.shape}, not a flat uint16 or uint32 array")
+        raise ValueError(
+            f"{tokens_file}: holds {tokens.dtype} {tokens.shape}, not a flat uint16 or uint32 array"
+        )
     if offsets.ndim != 1 or offsets.dtype != np.int64 or not len(offsets):
-        raise ValueError(f"{offsets_file}: holds {offsets.dtype} {offsets.shape}, not a flat int64 array; curate again")
-    if offsets[0] != 0 or offsets[-1] != len(tokens):  # whether they rise is seen where rows are made of them
-        raise ValueError(f"{offsets_file}: does not fit the {len(tokens)} ids of {tokens_file.name}; curate again")
+        raise ValueError(
+            f"{offsets_file}: holds {offsets.dtype} {offsets.shape}, not a flat int64 array; "
+            "curate again"
+        )
+    # whether they rise is seen where rows are made of them
+    if offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise ValueError(
+            f"{offsets_file}: does not fit the {len(tokens)} ids of {tokens_file.name}; curate "
+            "again"
+        )
     return Shard(tokens, offsets, tokens_file)
 
 
 def open_shard(corpus: Path, source: str, split: str) -> Shard:
-    """The shard of a source in a corpus folder that the curate stage wrote; the error lists those there."""
+    """The shard of a source in a corpus folder that the curate stage wrote; the error lists those
+    there.
+    """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
     sources = list_sources(corpus)
@@ -112,7 +147,9 @@ def list_sources(corpus: Path) -> list[str]:
     """The sources of a corpus folder, sorted by name."""
     folder = corpus / "shards"
     if not folder.is_dir():
-        raise FileNotFoundError(f"{corpus} holds no shards/ folder; is it the output of a curate stage?")
+        raise FileNotFoundError(
+            f"{corpus} holds no shards/ folder; is it the output of a curate stage?"
+        )
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 

@@ -7,8 +7,8 @@ GB = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """flops: dense bfloat16 products a second. Bandwidths in bytes a second, one way: of memory, between the devices of
-    one machine (link), and of each device to other machines (network)."""
+    """flops: dense bfloat16 products a second. Bandwidths in bytes a second, one way: of memory,
+    between the devices of one machine (link), and of each device to other machines (network)."""
 
     name: str
     flops: float
@@ -68,6 +68,7 @@ def device(name: str) -> Device:
     """The row of that name; ValueError lists those there are."""
     if name.lower() not in DEVICES:
         raise ValueError(
-            f"--gpu {name}: unknown; known are {', '.join(DEVICES)}, and {HERE} for this machine's processor"
+            f"--gpu {name}: unknown; known are {', '.join(DEVICES)}, and {HERE} for this machine's "
+            "processor"
         )
     return DEVICES[name.lower()]

@@ -1,4 +1,6 @@
-"""The plan of a run: each stage's time, memory and disk on the devices asked for, beside what it took where it is done."""
+"""The plan of a run: each stage's time, memory and disk on the devices asked for, beside what it
+took where it is done.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,10 +20,12 @@ from pocketlm.train.memory import TrainingMemory
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """seconds: of wall clock, None where unknown. devices: how many of those asked for have work. memory: of each, at most.
+    """seconds: of wall clock, None where unknown. devices: how many of those asked for have work.
+    memory: of each, at most.
 
-    overlaps: it runs at the same time as the stage before it, on other devices.
-    actual_seconds: what it took; so far, carried on to its end, where it is unfinished. None where it has not begun.
+    overlaps: it runs at the same time as the stage before it, on other devices. actual_seconds:
+    what it took; so far, carried on to its end, where it is unfinished. None where it has not
+    begun.
     """
 
     stage: Stage
@@ -65,7 +69,9 @@ class Estimate:
 
 
 def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
-    """Of one stage on `count` such devices; device None: on this machine's processor, whose steps are tried."""
+    """Of one stage on `count` such devices; device None: on this machine's processor, whose steps
+    are tried.
+    """
     notes = list(stage.notes)
     work = stage.work
     together = at_once(stage.call.num_beside, count)
@@ -73,14 +79,21 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     ranks = work.ranks(share) if work else 1
     if work and ranks < share:
         notes.append(
-            f"a step's {work.rows_per_step:,} rows, {work.micro_batch_size} at once, keep {ranks} of {share} busy"
+            f"a step's {work.rows_per_step:,} rows, {work.micro_batch_size} at once, keep {ranks} "
+            f"of {share} busy"
         )
     seconds = _seconds(stage, device, share)
     if seconds is None and (work or stage.like):
         notes.append("too large to be tried here")
-    memory = work.memory("cuda" if device else "cpu", ranks, device.per_machine if device else 1) if work else None
+    memory = (
+        work.memory("cuda" if device else "cpu", ranks, device.per_machine if device else 1)
+        if work
+        else None
+    )
     if memory and device and memory.peak > device.memory_bytes:
-        notes.append(f"needs more memory than a {device.name} has ({device.memory_bytes / 1e9:.0f} GB)")
+        notes.append(
+            f"needs more memory than a {device.name} has ({device.memory_bytes / 1e9:.0f} GB)"
+        )
     return Estimate(
         stage=stage,
         seconds=seconds,
@@ -116,7 +129,9 @@ def _step(work: Work, device: Device | None, count: int) -> float | None:
 
 
 def actual_seconds(stage: Stage) -> float | None:
-    """What the stage took if it is finished as it is now configured; if it is training, what it will take at its pace."""
+    """What the stage took if it is finished as it is now configured; if it is training, what it
+    will take at its pace.
+    """
     state = stage.call.state()
     if state == "done":
         record = read_record(stage.call.folder)
@@ -124,7 +139,9 @@ def actual_seconds(stage: Stage) -> float | None:
     metrics = stage.call.folder / "metrics.jsonl"
     if state != "unfinished" or stage.work is None or not metrics.is_file():
         return None
-    paces = [pace for line in metrics.read_text(encoding="utf-8").splitlines() if (pace := _pace(line))]
+    paces = [
+        pace for line in metrics.read_text(encoding="utf-8").splitlines() if (pace := _pace(line))
+    ]
     return stage.work.tokens / median(paces) if paces else None
 
 
@@ -137,7 +154,9 @@ def _pace(line: str) -> float | None:
 
 
 def totals(estimates: list[Estimate]) -> dict[str, Any]:
-    """Sums over the stages that are known, and which are not. Seconds are of the clock: of stages side by side the longest's."""
+    """Sums over the stages that are known, and which are not. Seconds are of the clock: of stages
+    side by side the longest's.
+    """
     timed = [each for each in estimates if each.seconds is not None]
     both = [each for each in timed if each.actual_seconds is not None and each.seconds]
     return {
@@ -149,7 +168,8 @@ def totals(estimates: list[Estimate]) -> dict[str, Any]:
         "disk_bytes": sum(each.stage.disk or 0 for each in estimates),
         "resume_bytes": max((each.stage.resume for each in estimates), default=0),
         "actual_seconds": _by_turns(estimates, [each.actual_seconds for each in estimates]),
-        "actual_over_planned": sum(e.actual_seconds or 0.0 for e in both) / sum(e.seconds or 0.0 for e in both)
+        "actual_over_planned": sum(e.actual_seconds or 0.0 for e in both)
+        / sum(e.seconds or 0.0 for e in both)
         if both
         else None,
         "unknown": [each.stage.call.name for each in estimates if each.seconds is None],
@@ -166,7 +186,9 @@ def _by_turns(estimates: list[Estimate], seconds: list[float | None]) -> float:
     return sum(longest)
 
 
-def plan_report(estimates: list[Estimate], run_dir: Path, device: Device | None, count: int) -> dict[str, Any]:
+def plan_report(
+    estimates: list[Estimate], run_dir: Path, device: Device | None, count: int
+) -> dict[str, Any]:
     """What --json writes."""
     return {
         "run": str(run_dir),

@@ -19,7 +19,8 @@ from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
 from pocketlm.train.memory import free_bytes
 from pocketlm.train.optim import make_optimizers, product_dtype
 
-TRIED_FLOPS = 2e11  # of a step that is tried as it is: about a second on two cores; of others a small part is tried
+# of a step that is tried as it is: about a second on two cores; of others a small part is tried
+TRIED_FLOPS = 2e11
 TRIED_TOKENS = 256  # of that part: one row
 REPEATS, ENOUGH_SECONDS = 3, 1.0  # at least so many tries, and so long
 
@@ -30,7 +31,8 @@ def describe() -> dict[str, Any]:
 
 
 def step_seconds(work: Work) -> float | None:
-    """Of one step, by trying: the step itself where it is small, else one and two layers of its width and vocabulary.
+    """Of one step, by trying: the step itself where it is small, else one and two layers of its
+    width and vocabulary.
 
     None where even those do not fit into half of the free memory.
     """
@@ -57,9 +59,13 @@ def _tried(work: Work) -> float:
 
 
 def _composed(work: Work) -> float | None:
-    """From the pace of a layer and of the head, timed on a row of TRIED_TOKENS, and of the update, timed by itself."""
+    """From the pace of a layer and of the head, timed on a row of TRIED_TOKENS, and of the update,
+    timed by itself.
+    """
     seq_len = min(TRIED_TOKENS, work.seq_len)
-    shapes = [replace(work.model, num_hidden_layers=n, layer_types=(), layer_repeats=1) for n in (1, 2)]
+    shapes = [
+        replace(work.model, num_hidden_layers=n, layer_types=(), layer_repeats=1) for n in (1, 2)
+    ]
     one, two = (
         replace(
             work,
@@ -76,9 +82,14 @@ def _composed(work: Work) -> float | None:
     if two.memory("cpu", 1).peak > free_bytes(torch.device("cpu")) / 2:
         return None
     update = _update_seconds_a_parameter()
-    first, second = (max(0.0, _tried(each) - update * num_parameters(each.model)) for each in (one, two))
+    first, second = (
+        max(0.0, _tried(each) - update * num_parameters(each.model)) for each in (one, two)
+    )
     layer = max(second - first, second / 20)
-    layer_flops, whole = flops_of(work.model, 1, seq_len), flops_of(work.model, work.micro_batch_size, work.seq_len)
+    layer_flops, whole = (
+        flops_of(work.model, 1, seq_len),
+        flops_of(work.model, work.micro_batch_size, work.seq_len),
+    )
     layer_pace = (layer_flops.training() - 3 * layer_flops.head) / work.model.applications / layer
     head_pace = 3 * layer_flops.head / max(first - layer, first / 20)
     body = whole.training(recomputed=work.recomputed) - 3 * whole.head
@@ -86,7 +97,9 @@ def _composed(work: Work) -> float | None:
         taught = flops_of(work.teacher, work.micro_batch_size, work.seq_len)
         body += taught.products + taught.attention
     head = work.micro_batch_flops() - body
-    return work.micro_batches * (body / layer_pace + head / head_pace) + update * num_parameters(work.model)
+    return work.micro_batches * (body / layer_pace + head / head_pace) + update * num_parameters(
+        work.model
+    )
 
 
 @cache
@@ -99,7 +112,9 @@ def _update_seconds_a_parameter() -> float:
 
 
 def _best(tried: Callable[[], object]) -> float:
-    """The least seconds of several calls after a first one: whatever else the machine does only makes them more."""
+    """The least seconds of several calls after a first one: whatever else the machine does only
+    makes them more.
+    """
     tried()
     seconds: list[float] = []
     while len(seconds) < REPEATS or sum(seconds) < ENOUGH_SECONDS:
@@ -111,7 +126,9 @@ def _best(tried: Callable[[], object]) -> float:
 
 def _batch(work: Work) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(work.model.vocab_size, (work.micro_batch_size, work.seq_len), generator=generator)
+    ids = torch.randint(
+        work.model.vocab_size, (work.micro_batch_size, work.seq_len), generator=generator
+    )
     if not work.masked:
         return Batch(input_ids=ids, labels=ids)
     places = torch.arange(work.seq_len).expand_as(ids)

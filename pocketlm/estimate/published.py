@@ -1,4 +1,6 @@
-"""Published trainings: what network, on what, how fast. The plan's speed is fitted to FITTED and tried on HELD_OUT."""
+"""Published trainings: what network, on what, how fast. The plan's speed is fitted to FITTED and
+tried on HELD_OUT.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +15,9 @@ STEP = OptimConfig(lr=1.0, num_steps=1, warmup_steps=0, final_lr_share=1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """tokens_per_second: of one device. fused: compiled, or elementwise kernels fused by hand. days: of the whole training."""
+    """tokens_per_second: of one device. fused: compiled, or elementwise kernels fused by hand.
+    days: of the whole training.
+    """
 
     name: str
     work: Work
@@ -46,11 +50,7 @@ def on(model: ModelConfig, count: int, rows: int, seq_len: int, micro_batches: i
     """A step of `count` devices that each take so many micro-batches of so many rows."""
     rows_per_step = count * rows * micro_batches
     return Work(
-        model=model,
-        optim=STEP,
-        seq_len=seq_len,
-        rows_per_step=rows_per_step,
-        micro_batch_size=rows,
+        model=model, optim=STEP, seq_len=seq_len, rows_per_step=rows_per_step, micro_batch_size=rows
     )
 
 
@@ -58,7 +58,8 @@ LLAMA_8B = dense(32, 4096, 14_336, 32, 8, 128_256, tie_word_embeddings=False)
 MISTRAL_7B = dense(32, 4096, 14_336, 32, 8, 32_000, tie_word_embeddings=False)
 SMOLLM3 = dense(36, 2048, 11_008, 16, 4, 128_256)
 TINYLLAMA = dense(22, 2048, 5632, 32, 4, 32_000, tie_word_embeddings=False)
-# nanochat's feed-forward has two matrices of four widths: as many weights as three of 8/3. Windows SSSL, halves of a row
+# nanochat's feed-forward has two matrices of four widths: as many weights as three of 8/3. Windows
+# SSSL, halves of a row
 NANOCHAT = {
     depth: dense(
         depth,
@@ -70,14 +71,18 @@ NANOCHAT = {
         tie_word_embeddings=False,
         use_qk_norm=True,
         layer_types=tuple(
-            "full_attention" if i % 4 == 3 or i == depth - 1 else "sliding_attention" for i in range(depth)
+            "full_attention" if i % 4 == 3 or i == depth - 1 else "sliding_attention"
+            for i in range(depth)
         ),
         sliding_window=1024,
     )
     for depth in (24, 26)
 }
-# 96 GB of HBM2e at 500 W: the page gives the bandwidth, and says the peak lies between SXM's 989 and NVL's 835 TFLOP/s
-GRAND_TETON = replace(H100, name="h100 of 500 W", flops=912e12, memory_bytes=96 * GB, bandwidth=2400 * GB)
+# 96 GB of HBM2e at 500 W: the page gives the bandwidth, and says the peak lies between SXM's 989
+# and NVL's 835 TFLOP/s
+GRAND_TETON = replace(
+    H100, name="h100 of 500 W", flops=912e12, memory_bytes=96 * GB, bandwidth=2400 * GB
+)
 TORCHTITAN = {
     "device": GRAND_TETON,
     "source": "torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 3",
@@ -88,10 +93,16 @@ A100_40 = replace(A100, name="a100 of 40 GB", memory_bytes=40 * GB, bandwidth=15
 def torchtitan(count: int, fused: bool, tokens_per_second: float) -> Published:
     name = f"torchtitan, Llama 3.1 8B, {count} H100{', compiled' if fused else ''}"
     work = on(LLAMA_8B, count, 2, 8192)
-    work = replace(
-        work, optim=replace(STEP, recompute_every=2, shard_over="all")
-    )  # "selective": every other product is worked out twice
-    return Published(name=name, work=work, count=count, fused=fused, tokens_per_second=tokens_per_second, **TORCHTITAN)
+    # "selective": every other product is worked out twice
+    work = replace(work, optim=replace(STEP, recompute_every=2, shard_over="all"))
+    return Published(
+        name=name,
+        work=work,
+        count=count,
+        fused=fused,
+        tokens_per_second=tokens_per_second,
+        **TORCHTITAN,
+    )
 
 
 FITTED = (
@@ -124,7 +135,10 @@ FITTED = (
         count=384,
         fused=False,
         tokens_per_second=14_000,
-        source="SmolLM3 training figure: 14k tokens/s a GPU, 29.4 % MFU, nanotron (its tensor parallelism of 2 left out here)",
+        source=(
+            "SmolLM3 training figure: 14k tokens/s a GPU, 29.4 % MFU, nanotron (its tensor "
+            "parallelism of 2 left out here)"
+        ),
     ),
     Published(
         name="TinyLlama 1.1B, 16 A100",
@@ -133,7 +147,10 @@ FITTED = (
         count=16,
         fused=True,
         tokens_per_second=24_000,
-        source="TinyLlama README: 24k tokens/s per A100-40G, 16k tokens a GPU, fused norm, SwiGLU, rotary and loss",
+        source=(
+            "TinyLlama README: 24k tokens/s per A100-40G, 16k tokens a GPU, fused norm, SwiGLU, "
+            "rotary and loss"
+        ),
     ),
     Published(
         name="Fast-LLM Mistral 7B, 32 H100",
@@ -170,7 +187,10 @@ HELD_OUT = (
         fused=False,
         tokens_per_second=500_000 * 16 * 2048 / (4.5 * 86_400),
         days=4.5,
-        source="MobileLLM-R1, table 2: 500k steps of 16 rows a GPU in 4 to 5 days; efficiency was no concern, says its README",
+        source=(
+            "MobileLLM-R1, table 2: 500k steps of 16 rows a GPU in 4 to 5 days; efficiency was no "
+            "concern, says its README"
+        ),
     ),
     *(mobilellm(*row) for row in (("125m", 3), ("350m", 6), ("600m", 8), ("1b", 12), ("1.5b", 18))),
 )

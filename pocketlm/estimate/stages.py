@@ -1,6 +1,8 @@
-"""What each stage of a recipe will train, write and read, from its call alone: shapes are followed from stage to stage.
+"""What each stage of a recipe will train, write and read, from its call alone: shapes are followed
+from stage to stage.
 
-A stage that is not in COSTS, and whatever hangs on something that is not there yet, is told as unknown.
+A stage that is not in COSTS, and whatever hangs on something that is not there yet, is told as
+unknown.
 """
 
 from collections.abc import Callable
@@ -20,17 +22,20 @@ from pocketlm.runner.record import Call
 from pocketlm.train.distill.teacher import is_cached
 from pocketlm.train.optim import OptimConfig
 
-# Bytes a token of a teacher on disk by TeachConfig.min_gain, as benchmarks/teacher_cache.py printed them for SmolLM2-135M
+# Bytes a token of a teacher on disk by TeachConfig.min_gain, as benchmarks/teacher_cache.py printed
+# them for SmolLM2-135M
 CACHED_BYTES = {0.02: 37.2, 0.01: 58.3, 0.005: 92.5, 0.002: 170.4}
-_NOTHING = OptimConfig(lr=1.0, num_steps=1, warmup_steps=0, final_lr_share=1.0)  # of a stage that does not train
+# of a stage that does not train
+_NOTHING = OptimConfig(lr=1.0, num_steps=1, warmup_steps=0, final_lr_share=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage. tokens, flops, disk: None where it is not known. At most: what is told is an upper bound.
+    """One stage. tokens, flops, disk: None where it is not known. At most: what is told is an upper
+    bound.
 
-    work: what it trains. like, other_flops: what else it computes, at the pace of a training like this.
-    disk: bytes that stay. resume: bytes beside them until it is finished.
+    work: what it trains. like, other_flops: what else it computes, at the pace of a training like
+    this. disk: bytes that stay. resume: bytes beside them until it is finished.
     """
 
     call: Call
@@ -52,7 +57,9 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """domains: of each source. tokens: for training, of each source; None where curate has not counted them yet."""
+    """domains: of each source. tokens: for training, of each source; None where curate has not
+    counted them yet.
+    """
 
     domains: dict[str, str]
     tokens: dict[str, int] | None = None
@@ -60,7 +67,9 @@ class Corpus:
 
 @dataclass
 class Known:
-    """What the stages so far leave behind, by folder; anything else is looked up on disk. taught: teachers on disk."""
+    """What the stages so far leave behind, by folder; anything else is looked up on disk. taught:
+    teachers on disk.
+    """
 
     models: dict[Path, ModelConfig | None] = field(default_factory=dict)
     corpora: dict[Path, Corpus] = field(default_factory=dict)
@@ -108,7 +117,14 @@ def _extend(call: Call, known: Known) -> Stage:
 def _quantize(call: Call, known: Known) -> Stage:
     shape = known.model(_one(call, "model"))
     teacher = "teacher" if call.inputs.get("teacher") else "model"
-    return _training(call, known, shape, masked=call.config.shares is None, teacher=teacher, scheme=call.config.scheme)
+    return _training(
+        call,
+        known,
+        shape,
+        masked=call.config.shares is None,
+        teacher=teacher,
+        scheme=call.config.scheme,
+    )
 
 
 def _training(
@@ -120,14 +136,22 @@ def _training(
     teacher: str | None = None,
     scheme: str | None = None,
 ) -> Stage:
-    """A stage that goes through the training loop, or where optim is None only writes its model again."""
+    """A stage that goes through the training loop, or where optim is None only writes its model
+    again.
+    """
     known.models[call.folder] = shape
-    config, optim, taught_by = call.config, call.config.optim, _one(call, teacher) if teacher else None
+    config, optim, taught_by = (
+        call.config,
+        call.config.optim,
+        _one(call, teacher) if teacher else None,
+    )
     if taught_by in known.taught or is_cached(taught_by):
         taught_by = None  # what is read from disk computes nothing
     tokens = optim.num_steps * config.rows_per_step * config.seq_len if optim else 0
     taught = known.model(taught_by)
-    lacking = [f"input {name} is not there: its shape is unknown" for name in ("model",) if shape is None]
+    lacking = [
+        f"input {name} is not there: its shape is unknown" for name in ("model",) if shape is None
+    ]
     if optim and taught_by and taught is None:
         lacking.append(f"the shape of the teacher {taught_by} is unknown")
     if shape is None or (lacking and optim):
@@ -145,7 +169,9 @@ def _training(
     )
     if optim is None:
         return Stage(call=call, like=work, tokens=0, disk=work.checkpoint_bytes)
-    return Stage(call=call, work=work, tokens=tokens, disk=work.checkpoint_bytes, resume=work.resume_bytes)
+    return Stage(
+        call=call, work=work, tokens=tokens, disk=work.checkpoint_bytes, resume=work.resume_bytes
+    )
 
 
 # ---- stages that choose data ----
@@ -157,16 +183,22 @@ def _curate(call: Call, known: Known) -> Stage:
     known.corpora[call.folder] = _counted(call.folder) or Corpus(domains=domains)
     if call.state() != "done":
         width = (
-            "" if call.config.vocab_size is None else f"; {2 if call.config.vocab_size <= 1 << 16 else 4} bytes a token"
+            ""
+            if call.config.vocab_size is None
+            else f"; {2 if call.config.vocab_size <= 1 << 16 else 4} bytes a token"
         )
-        return Stage(call=call, notes=(f"how much its sources hold is known when it is done{width}",))
+        return Stage(
+            call=call, notes=(f"how much its sources hold is known when it is done{width}",)
+        )
     files = {path: path.stat().st_size for path in call.folder.rglob("*") if path.is_file()}
     tokens = sum((known.corpora[call.folder].tokens or {}).values())
     return Stage(call=call, tokens=tokens, disk=sum(files.values()))
 
 
 def _mix(call: Call, known: Known) -> Stage:
-    """One simulated run and three to compare, gradients at each look, and held-out text at the end."""
+    """One simulated run and three to compare, gradients at each look, and held-out text at the
+    end.
+    """
     config, corpus = call.config, known.corpus(_one(call, "corpus"))
     work = Work(
         model=config.proxy,
@@ -192,7 +224,8 @@ def _mix(call: Call, known: Known) -> Stage:
 
 
 def _select(call: Call, known: Known) -> Stage:
-    """Forward and back through every candidate to the embedding, and a product with each probe's direction.
+    """Forward and back through every candidate to the embedding, and a product with each probe's
+    direction.
 
     No gradients of weights are worked out, so the way back takes as much as the way there.
     """
@@ -209,7 +242,9 @@ def _select(call: Call, known: Known) -> Stage:
     probes = domains * config.probe_rows * config.seq_len
     row = flops_of(shape, 1, config.seq_len)
     there_and_back = 2 * row.products + 3.5 * row.attention + 2 * row.head
-    flops = ((tokens + probes) * there_and_back + (tokens * domains + probes) * row.head) / config.seq_len
+    flops = (
+        (tokens + probes) * there_and_back + (tokens * domains + probes) * row.head
+    ) / config.seq_len
     like = Work(
         model=shape,
         optim=_NOTHING,
@@ -230,15 +265,25 @@ def _select(call: Call, known: Known) -> Stage:
 
 
 def _teach(call: Call, known: Known) -> Stage:
-    """A forward pass over the corpus, and what is kept of it: told as another teacher's was measured."""
+    """A forward pass over the corpus, and what is kept of it: told as another teacher's was
+    measured.
+    """
     known.taught.add(call.folder)
     config, shape = call.config, known.model(_one(call, "teacher"))
     corpus = known.corpus(_one(call, "selection") or _one(call, "corpus"))
     if corpus is None or corpus.tokens is None or shape is None:
         return Stage(call=call, notes=("its corpus is not counted yet, or its teacher is unknown",))
-    tokens = sum(count for name, count in corpus.tokens.items() if name in (config.sources or corpus.tokens))
+    tokens = sum(
+        count for name, count in corpus.tokens.items() if name in (config.sources or corpus.tokens)
+    )
     rows = max(1, config.batch_tokens // config.window)
-    like = Work(model=shape, optim=_NOTHING, seq_len=config.window, rows_per_step=rows, micro_batch_size=rows)
+    like = Work(
+        model=shape,
+        optim=_NOTHING,
+        seq_len=config.window,
+        rows_per_step=rows,
+        micro_batch_size=rows,
+    )
     return Stage(
         call=call,
         like=like,
@@ -251,7 +296,9 @@ def _teach(call: Call, known: Known) -> Stage:
 
 
 def cached_bytes(min_gain: float) -> float:
-    """Bytes a token of a teacher on disk, between the gains that were measured; beyond them that of the last."""
+    """Bytes a token of a teacher on disk, between the gains that were measured; beyond them that of
+    the last.
+    """
     gains = np.log(sorted(CACHED_BYTES))
     sizes = np.log([CACHED_BYTES[gain] for gain in sorted(CACHED_BYTES)])
     return float(np.exp(np.interp(np.log(min_gain), gains, sizes)))
@@ -268,7 +315,11 @@ def _merge(call: Call, known: Known) -> Stage:
     rows = config.validation_rows * len(set(corpus.domains.values()))
     tried = comb(config.resolution + len(paths) - 1, len(paths) - 1) + 1
     like = Work(
-        model=shape, optim=_NOTHING, seq_len=config.seq_len, rows_per_step=rows, micro_batch_size=config.validation_rows
+        model=shape,
+        optim=_NOTHING,
+        seq_len=config.seq_len,
+        rows_per_step=rows,
+        micro_batch_size=config.validation_rows,
     )
     return Stage(
         call=call,
@@ -282,7 +333,9 @@ def _merge(call: Call, known: Known) -> Stage:
 
 def _unknown(call: Call, known: Known) -> Stage:
     """A stage whose cost nobody worked out. Its model is known where it has written one."""
-    known.models[call.folder] = shape_of(call.folder) if (call.folder / "config.json").is_file() else None
+    known.models[call.folder] = (
+        shape_of(call.folder) if (call.folder / "config.json").is_file() else None
+    )
     return Stage(call=call, notes=("not estimated",))
 
 
@@ -313,7 +366,10 @@ def _counted(folder: Path) -> Corpus | None:
     return Corpus(
         domains={name: sources.object(name).typed("domain", TEXT) for name in sources},
         tokens={
-            name: sources.object(name).object("kept").object("train").typed("tokens", WHOLE, least=0)
+            name: sources.object(name)
+            .object("kept")
+            .object("train")
+            .typed("tokens", WHOLE, least=0)
             for name in sources
         },
     )

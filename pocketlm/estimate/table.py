@@ -22,11 +22,27 @@ def plan_tables(estimates: list[Estimate], title: str, *, published: bool) -> Gr
     """
     acted = any(each.actual_seconds is not None for each in estimates)
     several = any(each.devices > 1 for each in estimates if each.stage.work)
-    names = ["stage", "tokens", "FLOPs", "devices", "memory", "time", "hours", "disk", "actual", "ratio"]
+    names = [
+        "stage",
+        "tokens",
+        "FLOPs",
+        "devices",
+        "memory",
+        "time",
+        "hours",
+        "disk",
+        "actual",
+        "ratio",
+    ]
     shown = [several or name not in ("devices", "hours") for name in names[:8]] + 2 * [acted]
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in compress(names, shown):
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=name != "stage", overflow="fold")
+        table.add_column(
+            name,
+            justify="left" if name == "stage" else "right",
+            no_wrap=name != "stage",
+            overflow="fold",
+        )
     notes: list[str] = []
     for each in estimates:
         mark = ""
@@ -36,9 +52,23 @@ def plan_tables(estimates: list[Estimate], title: str, *, published: bool) -> Gr
         table.add_row(*compress(_cells(each, mark), shown))
     together = totals(estimates)
     table.add_section()
-    cells = ["together", amount(together["tokens"]), _flops(together["flops"]), "", size(together["memory_bytes"])]
-    cells += [span(together["seconds"]), hours(together["device_hours"]), size(together["disk_bytes"])]
-    cells += [span(together["actual_seconds"]), _ratio(together["actual_over_planned"])] if acted else ["", ""]
+    cells = [
+        "together",
+        amount(together["tokens"]),
+        _flops(together["flops"]),
+        "",
+        size(together["memory_bytes"]),
+    ]
+    cells += [
+        span(together["seconds"]),
+        hours(together["device_hours"]),
+        size(together["disk_bytes"]),
+    ]
+    cells += (
+        [span(together["actual_seconds"]), _ratio(together["actual_over_planned"])]
+        if acted
+        else ["", ""]
+    )
     table.add_row(*compress(cells, shown))
     below = [*notes, *_told(together, published=published, several=several)]
     return Group(table, *(escape(line) for line in below))
@@ -66,11 +96,13 @@ def _told(together: dict[str, Any], *, published: bool, several: bool) -> list[s
     if together["unknown"]:
         lines.append(f"Not in the times: {', '.join(together['unknown'])}.")
     lines.append(
-        f"{'memory: of each device. hours: of all devices. ' * several}disk: what stays; while a stage trains, its state "
+        f"{'memory: of each device. hours: of all devices. ' * several}disk: what stays; while a "
+        "stage trains, its state "
         f"takes up to {size(together['resume_bytes'])} more."
     )
     lines.append(
-        f"Times are of published trainings, which the model of them, fitted to the others, misses by {LEFT_OUT_ERROR:.0%}."
+        "Times are of published trainings, which the model of them, fitted to the others, misses "
+        f"by {LEFT_OUT_ERROR:.0%}."
         if published
         else "Times are of steps tried on this machine just now."
     )

@@ -1,4 +1,6 @@
-"""A training as the plan sees it: so many steps of rows through a network, and what that computes, holds and writes."""
+"""A training as the plan sees it: so many steps of rows through a network, and what that computes,
+holds and writes.
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +14,8 @@ from pocketlm.train.optim import OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One training. masked: documents of a row are kept apart. scheme: of training for four bits. copies: runs like it.
+    """One training. masked: documents of a row are kept apart. scheme: of training for four bits.
+    copies: runs like it.
 
     save: None where no states are written.
     """
@@ -40,7 +43,8 @@ class Work:
     def micro_batch_flops(self) -> int:
         """Forward and back, and the teacher's forward pass.
 
-        Every token counts as a label, and every row as one document; in fine-tuning there is less of both.
+        Every token counts as a label, and every row as one document; in fine-tuning there is less
+        of both.
         """
         rows = self.micro_batch_size
         own = flops_of(self.model, rows, self.seq_len).training(recomputed=self.recomputed)
@@ -58,7 +62,11 @@ class Work:
 
     def ranks(self, count: int) -> int:
         """How many of `count` devices a step's micro-batches can be shared out to evenly."""
-        return max(n for n in range(1, max(1, min(count, self.micro_batches)) + 1) if self.micro_batches % n == 0)
+        return max(
+            n
+            for n in range(1, max(1, min(count, self.micro_batches)) + 1)
+            if self.micro_batches % n == 0
+        )
 
     def memory(self, device: str, ranks: int, per_machine: int = 8) -> TrainingMemory:
         """Of one rank, weights and states shared out as training does."""
@@ -77,8 +85,14 @@ class Work:
         )
 
     def shards(self, ranks: int, per_machine: int) -> int:
-        """How many ranks hold the model's weights together: those of a machine, or all (train/distributed/fsdp.py)."""
-        return ranks if self.optim.shard_over == "all" or ranks % per_machine else min(ranks, per_machine)
+        """How many ranks hold the model's weights together: those of a machine, or all
+        (train/distributed/fsdp.py).
+        """
+        return (
+            ranks
+            if self.optim.shard_over == "all" or ranks % per_machine
+            else min(ranks, per_machine)
+        )
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -87,7 +101,9 @@ class Work:
 
     @property
     def resume_bytes(self) -> int:
-        """Most of resume/: weights and the optimizer's states, as many times as are kept, and once while written."""
+        """Most of resume/: weights and the optimizer's states, as many times as are kept, and once
+        while written.
+        """
         need = self.memory("cpu", 1)
         one = need.weights + need.states + 3 * scale_bytes(self.model, self.scheme)
         if self.save is None:
@@ -99,7 +115,9 @@ class Work:
 
 
 def scale_bytes(model: ModelConfig, name: str | None) -> int:
-    """Of a scheme's learned scales: one float32 for each output of each layer, and for each word of the table."""
+    """Of a scheme's learned scales: one float32 for each output of each layer, and for each word of
+    the table.
+    """
     if name is None or not scheme(name).learned_ranges:
         return 0
     heads = model.num_attention_heads + 2 * model.num_key_value_heads

@@ -1,4 +1,5 @@
-"""Does an exported file say what the model says? Top tokens, KL and greedy answers of the two, on the same tokens.
+"""Does an exported file say what the model says? Top tokens, KL and greedy answers of the two, on
+the same tokens.
 
 Shapes: T tokens, V vocabulary
 """
@@ -15,9 +16,11 @@ END = -1  # where an answer ends
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """top_token: the share of positions with the same likeliest token. kl: nats a token, KL(model || file), the mean.
+    """top_token: the share of positions with the same likeliest token. kl: nats a token, KL(model
+    || file), the mean.
 
-    greedy: of the prompts' greedy answers, the share of tokens before the first that differs. tokens: positions compared.
+    greedy: of the prompts' greedy answers, the share of tokens before the first that differs.
+    tokens: positions compared.
     """
 
     top_token: float
@@ -28,21 +31,25 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """Ids to read, of which the first `prompt` are given: agreement is measured on what follows them."""
+    """Ids to read, of which the first `prompt` are given: agreement is measured on what follows
+    them.
+    """
 
     ids: list[int]
     prompt: int
 
     def __post_init__(self) -> None:
         if not 0 < self.prompt < len(self.ids):
-            raise ValueError(f"a passage of {len(self.ids)} ids cannot begin with a prompt of {self.prompt}")
+            raise ValueError(
+                f"a passage of {len(self.ids)} ids cannot begin with a prompt of {self.prompt}"
+            )
 
 
 def agreement(model: Any, other: Any, passages: Sequence[Passage]) -> Agreement:
     """How `other` agrees with `model`, both with `logits` and `generate`.
 
-    Logits are compared where the ids after a passage's prompt are predicted; then both go on greedily from the
-    prompt to the end of the answer, or for GREEDY_TOKENS tokens.
+    Logits are compared where the ids after a passage's prompt are predicted; then both go on
+    greedily from the prompt to the end of the answer, or for GREEDY_TOKENS tokens.
     """
     same = total = 0
     kl = greedy = 0.0
@@ -53,7 +60,9 @@ def agreement(model: Any, other: Any, passages: Sequence[Passage]) -> Agreement:
         kl += float(_kl(expected, found).sum())
         total += len(expected)
         greedy += _common_share(model, other, passage.ids[: passage.prompt])
-    return Agreement(top_token=same / total, kl=kl / total, greedy=greedy / len(passages), tokens=total)
+    return Agreement(
+        top_token=same / total, kl=kl / total, greedy=greedy / len(passages), tokens=total
+    )
 
 
 def _kl(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -74,5 +83,7 @@ def _common_share(model: Any, other: Any, prompt: list[int]) -> float:
         [*m.generate([prompt], max_new_tokens=min(GREEDY_TOKENS, room), stop_ids=stop_ids)[0], END]
         for m in (model, other)
     )
-    common = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b or a == END)
+    common = next(
+        i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b or a == END
+    )
     return 1.0 if ours == theirs else common / len(ours)

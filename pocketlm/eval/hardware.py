@@ -13,15 +13,21 @@ READS = 8
 
 
 def available_cores() -> int:
-    """Physical cores this process may use; two hyperthreads count once, for they share one multiplier."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Physical cores this process may use; two hyperthreads count once, for they share one
+    multiplier.
+    """
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that torch's threads read from memory: the best of several sums over half a gigabyte.
+    """Bytes a second that torch's threads read from memory: the best of several sums over half a
+    gigabyte.
 
-    The best, because all that disturbs a read makes it slower. A sum adds less time than any other reduction tried.
+    The best, because all that disturbs a read makes it slower. A sum adds less time than any other
+    reduction tried.
     """
     content = torch.ones(READ_BYTES // 4)
     seconds = []

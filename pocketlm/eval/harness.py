@@ -15,16 +15,16 @@ from pocketlm.model.tokenizer import Tokenizer
 
 ANSWER_MARK = "####"
 ANSWER_LABEL = "answer:"  # what a plain-text prompt ends in, so models write it before a result too
-RUN_ONS = (
-    "\nQuestion:",
-    "\nAnswer:",
-    "\n\n\n",
-)  # a base model goes on to the next problem: not part of its answer. A chat model ends its turn
-UNBOUNDED = ("^", "**", "!")  # never evaluated in an answer: 9^9^9 would not finish, and there is no timeout
+# a base model goes on to the next problem: not part of its answer. A chat model ends its turn
+RUN_ONS = ("\nQuestion:", "\nAnswer:", "\n\n\n")
+# never evaluated in an answer: 9^9^9 would not finish, and there is no timeout
+UNBOUNDED = ("^", "**", "!")
 
 
 class Model(Protocol):
-    """What the harness asks of a model: model/generate.py and the exported files' runtimes all have it."""
+    """What the harness asks of a model: model/generate.py and the exported files' runtimes all have
+    it.
+    """
 
     tokenizer: Tokenizer
     max_length: int
@@ -41,7 +41,8 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """`problems`: solved and total of each family. `transcripts`: one row a problem, with its completion.
+    """`problems`: solved and total of each family. `transcripts`: one row a problem, with its
+    completion.
 
     A row's `cut` is true where the answer did not end by itself: it reached max_new_tokens, or the
     model's length.
@@ -84,12 +85,14 @@ def solve(
     for problem, ids in zip(problems, prompts, strict=True):
         if len(ids) >= model.max_length:
             raise ValueError(
-                f"suite {suite.name!r}, problem {problem['id']}: {len(ids)} prompt tokens leave no room "
+                f"suite {suite.name!r}, problem {problem['id']}: {len(ids)} prompt tokens leave no "
+                "room "
                 f"to answer in the model's {model.max_length}"
             )
     stops = run_ons(model.tokenizer)
     completions, cut = [""] * len(problems), [False] * len(problems)
-    by_length = sorted(range(len(problems)), key=lambda place: len(prompts[place]))  # little padding in a batch
+    # little padding in a batch
+    by_length = sorted(range(len(problems)), key=lambda place: len(prompts[place]))
     for start in range(0, len(by_length), batch_size):
         places = by_length[start : start + batch_size]
         answers = model.generate(
@@ -107,7 +110,9 @@ def solve(
 
 
 def run_ons(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The texts that end an answer: none where a chat template gives turns, which end in a token of their own."""
+    """The texts that end an answer: none where a chat template gives turns, which end in a token of
+    their own.
+    """
     return () if tokenizer.chat_template else RUN_ONS
 
 
@@ -142,14 +147,21 @@ def best_constant_answer(suite: Suite) -> dict[str, float]:
     answers = defaultdict(list)
     for problem in suite.problems:
         answers[problem["family"]].append(problem["answer"].strip())
-    return {family: Counter(given).most_common(1)[0][1] / len(given) for family, given in answers.items()}
+    return {
+        family: Counter(given).most_common(1)[0][1] / len(given)
+        for family, given in answers.items()
+    }
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, passage: str = "") -> list[int]:
-    """Ids that ask `prompt`, after a passage to read if there is one; a plain one starts a document."""
+    """Ids that ask `prompt`, after a passage to read if there is one; a plain one starts a
+    document.
+    """
     if tokenizer.chat_template:
         content = f"{passage}\n{prompt}" if passage else prompt
-        return tokenizer.encode_chat([{"role": "user", "content": content}], add_generation_prompt=True)
+        return tokenizer.encode_chat(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
     before = f"{passage}\n" if passage else ""
     return [*tokenizer.document_start, *tokenizer.encode(f"{before}Question: {prompt}\nAnswer:")]
 
@@ -183,10 +195,13 @@ def _is_number(text: str) -> bool:
 
 @cache
 def _same_number(expected: str, given: str) -> bool:
-    """math-verify's judgement: "24/2" is 12. Its timeouts are off: only the main thread may set signals."""
+    """math-verify's judgement: "24/2" is 12. Its timeouts are off: only the main thread may set
+    signals.
+    """
     from math_verify import parse, verify
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # else it warns of the missing timeouts
+    # else it warns of the missing timeouts
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     off: Any = None  # accepted, and documented, though annotated as int
     gold, answer = parse(expected, parsing_timeout=off), parse(given, parsing_timeout=off)
     return bool(gold and answer and verify(gold, answer, timeout_seconds=None))

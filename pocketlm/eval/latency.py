@@ -9,19 +9,27 @@ from typing import Any
 
 
 def measure_speed(
-    model: Any, prompt_tokens: int, new_tokens: int, repeats: int, *, tell: Callable[[str], None] | None = None
+    model: Any,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    *,
+    tell: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Medians over `repeats` runs, after one that is not counted, of greedy decoding for one user.
 
     time_to_first_token_seconds: from the call to the first new token, so prefill and one sample.
-    prefill_tokens_per_second: prompt_tokens over that time. decode_tokens_per_second: new_tokens - 1 over the
-    rest. `model` has `tokenizer`, `max_length` and `stream(prompt, max_new_tokens=..., stop_ids=...)`. tell: hears which
-    run begins.
+    prefill_tokens_per_second: prompt_tokens over that time. decode_tokens_per_second: new_tokens -
+    1 over the rest. `model` has `tokenizer`, `max_length` and `stream(prompt, max_new_tokens=...,
+    stop_ids=...)`. tell: hears which run begins.
     """
     if min(prompt_tokens, repeats) < 1 or new_tokens < 2:
         raise ValueError("measure_speed needs at least 1 prompt token, 2 new tokens and 1 repeat")
     if prompt_tokens + new_tokens > model.max_length:
-        raise ValueError(f"{prompt_tokens} prompt and {new_tokens} new tokens exceed the model's {model.max_length}")
+        raise ValueError(
+            f"{prompt_tokens} prompt and {new_tokens} new tokens exceed the model's "
+            f"{model.max_length}"
+        )
     text = model.tokenizer.encode("The quick brown fox jumps over the lazy dog. ")
     prompt = [*model.tokenizer.document_start, *(text * prompt_tokens)][:prompt_tokens]
     firsts, paces = [], []
@@ -29,9 +37,13 @@ def measure_speed(
         if tell is not None:
             tell(f"run {run + 1} of {repeats + 1}")
         started = perf_counter()
-        times = [perf_counter() for _ in model.stream(prompt, max_new_tokens=new_tokens, stop_ids=set())]
+        times = [
+            perf_counter() for _ in model.stream(prompt, max_new_tokens=new_tokens, stop_ids=set())
+        ]
         if len(times) != new_tokens:
-            raise ValueError(f"the model gave {len(times)} of {new_tokens} tokens though no token stops it")
+            raise ValueError(
+                f"the model gave {len(times)} of {new_tokens} tokens though no token stops it"
+            )
         if run > 0:
             firsts.append(times[0] - started)
             paces.append((new_tokens - 1) / max(times[-1] - times[0], 1e-9))

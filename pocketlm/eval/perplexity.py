@@ -24,7 +24,9 @@ def bits_per_byte(model: Any, documents: Sequence[str], window: int) -> float:
     text, or a window the model does not have.
     """
     if not 2 <= window <= model.max_length:
-        raise ValueError(f"window {window}: give 2 to {model.max_length} tokens, the model's longest input")
+        raise ValueError(
+            f"window {window}: give 2 to {model.max_length} tokens, the model's longest input"
+        )
     if not any(documents):
         raise ValueError("no text to measure bits per byte on: the documents are empty")
     nats, total_bytes = 0.0, 0
@@ -38,10 +40,15 @@ def bits_per_byte(model: Any, documents: Sequence[str], window: int) -> float:
         while scored < len(ids):
             start = max(0, scored - (window // 2 if scored > 1 else 1))
             piece = ids[start : start + window]
-            nats -= float(next_token_log_probs(model, piece)[scored - start - 1 :].sum(dtype=np.float64))
+            nats -= float(
+                next_token_log_probs(model, piece)[scored - start - 1 :].sum(dtype=np.float64)
+            )
             scored = start + len(piece)
     if not total_bytes:
-        raise ValueError("no text to measure bits per byte on: each document is one token, and nothing is before it")
+        raise ValueError(
+            "no text to measure bits per byte on: each document is one token, and nothing is "
+            "before it"
+        )
     return nats / LN2 / total_bytes
 
 

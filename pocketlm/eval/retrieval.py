@@ -22,13 +22,13 @@ def needle_trials(
     filler_documents: Sequence[str],
     notes: Iterable[dict[str, str]],
 ) -> list[tuple[list[int], str]]:
-    """(prompt ids, answer) of each trial: filler that fills the context, one note in it, its question at the
-    end.
+    """(prompt ids, answer) of each trial: filler that fills the context, one note in it, its
+    question at the end.
 
-    The notes lie at depths spread evenly from the start of the text to its end. The prompt and its answer
-    together take at most `context_tokens` tokens. `notes` gives dicts with note, question, answer
-    (corpus/notes.draw_notes, held out); the filler is cut between sentences. ValueError: a context too short
-    for a note and its question, or no filler.
+    The notes lie at depths spread evenly from the start of the text to its end. The prompt and its
+    answer together take at most `context_tokens` tokens. `notes` gives dicts with note, question,
+    answer (corpus/notes.draw_notes, held out); the filler is cut between sentences. ValueError: a
+    context too short for a note and its question, or no filler.
     """
     sentences = [
         f"{sentence.strip()}."
@@ -44,7 +44,9 @@ def needle_trials(
     rng, found = Random(seed), []
     for trial, note in enumerate(chosen):
         depth = trial / (trials - 1) if trials > 1 else 0.5
-        found.append(_trial(tokenizer, context_tokens, depth, rng.randrange(len(sentences)), sentences, note))
+        found.append(
+            _trial(tokenizer, context_tokens, depth, rng.randrange(len(sentences)), sentences, note)
+        )
     return found
 
 
@@ -84,7 +86,9 @@ def find_needles(model: Any, trials: Sequence[tuple[list[int], str]]) -> dict[st
     found, cut, stop_ids = 0, 0, model.tokenizer.stop_ids
     for first in range(0, len(trials), TOGETHER):
         chosen = trials[first : first + TOGETHER]
-        new = model.generate([ids for ids, _ in chosen], max_new_tokens=ANSWER_TOKENS, stop_ids=stop_ids)
+        new = model.generate(
+            [ids for ids, _ in chosen], max_new_tokens=ANSWER_TOKENS, stop_ids=stop_ids
+        )
         for ids, (_, answer) in zip(new, chosen, strict=True):
             right = answer in model.tokenizer.decode(ids)
             found += right

@@ -9,13 +9,16 @@ from typing import Any
 
 from pocketlm.model.json_lines import json_lines
 
-# (families, count, seed, held_out=True) -> problems with prompt, answer, family: corpus/problems.py has one
+# (families, count, seed, held_out=True) -> problems with prompt, answer, family: corpus/problems.py
+# has one
 Generate = Callable[..., Iterator[dict[str, str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Problems to solve: dicts with id, prompt, answer, family (a user's file may add other keys)."""
+    """Problems to solve: dicts with id, prompt, answer, family (a user's file may add other
+    keys).
+    """
 
     name: str
     problems: tuple[dict[str, str], ...]
@@ -40,15 +43,17 @@ POCKET_FAMILIES = (
 
 SUITES = {
     # 360 problems: one percentage point is between three and four of them
-    "pocket": GeneratedSuite(families=POCKET_FAMILIES, per_family=72, seed=2_000_000),
+    "pocket": GeneratedSuite(families=POCKET_FAMILIES, per_family=72, seed=2_000_000)
 }
 
 
 def load_suite(name: str, generate: Generate | None = None) -> Suite:
-    """The suite of this name, or of this JSONL file (one object a line with "prompt" and "answer"), packed or not.
+    """The suite of this name, or of this JSONL file (one object a line with "prompt" and "answer"),
+    packed or not.
 
-    `generate` draws the problems of a named suite; it is only ever asked for held-out ones. No prompt appears
-    twice. ValueError or FileNotFoundError name the suite, or the file and line, that is wrong.
+    `generate` draws the problems of a named suite; it is only ever asked for held-out ones. No
+    prompt appears twice. ValueError or FileNotFoundError name the suite, or the file and line, that
+    is wrong.
     """
     if name in SUITES:
         if generate is None:
@@ -73,7 +78,10 @@ def _generated(row: GeneratedSuite, generate: Generate) -> Iterator[dict[str, st
             if len(seen) == row.per_family:
                 break
         if len(seen) < row.per_family:
-            raise ValueError(f"family {family}: only {len(seen)} distinct held-out problems, {row.per_family} wanted")
+            raise ValueError(
+                f"family {family}: only {len(seen)} distinct held-out problems, {row.per_family} "
+                "wanted"
+            )
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -87,14 +95,18 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
                 row[key] = str(row[key])
         for key in ("prompt", "answer"):
             if not isinstance(row.get(key), str) or not row[key].strip():
-                raise ValueError(f'{where}: "{key}" is missing or not a text; give it a non-empty string')
+                raise ValueError(
+                    f'{where}: "{key}" is missing or not a text; give it a non-empty string'
+                )
         problem = {"id": f"{path.stem}-{number}", "family": path.stem, **row}
         for key in ("prompt", "answer", "id", "family"):
             _check_text(problem[key], f'{where}: "{key}"')
         empty = False
         yield problem
     if empty:
-        raise ValueError(f'{path}: no problems; write one object with "prompt" and "answer" on each line')
+        raise ValueError(
+            f'{path}: no problems; write one object with "prompt" and "answer" on each line'
+        )
 
 
 def _check_text(text: Any, where: str) -> None:

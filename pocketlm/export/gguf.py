@@ -1,7 +1,8 @@
 """A .gguf file of a checkpoint, for llama.cpp and all that is built on it.
 
-Q4_0 blocks are packed straight from the trained integers and scales (`model/quant.py`), so the file holds the
-very grid the model was trained on; `llama-quantize` would choose new scales and change most blocks.
+Q4_0 blocks are packed straight from the trained integers and scales (`model/quant.py`), so the file
+holds the very grid the model was trained on; `llama-quantize` would choose new scales and change
+most blocks.
 
 Shapes: O outputs (rows), I inputs, G = I / 32 blocks of a row, E head width
 """
@@ -23,7 +24,8 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer, rope_frequencies
 
 BLOCK = 32  # weights that share one scale, in Q4_0 and in Q8_0
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}  # dtype -> llama.cpp's number for `general.file_type`
+# dtype -> llama.cpp's number for `general.file_type`
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 LARGEST_FLOAT16 = 65504.0
 
 LAYER_TENSORS = {  # ours -> llama.cpp's
@@ -48,11 +50,12 @@ def write_gguf(
     name: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """The path, now a .gguf file that stock llama.cpp loads; a file there is replaced once all is written.
+    """The path, now a .gguf file that stock llama.cpp loads; a file there is replaced once all is
+    written.
 
-    dtype: f32, f16, q8_0 (nearest) or q4_0 (exactly the grid of `quantize_weight`); norms are always float32.
-    A model trained in four bits is written as its four-bit self in any dtype; f32, f16 hold the grid exactly.
-    name, license: `general.name` and `general.license` (an SPDX name).
+    dtype: f32, f16, q8_0 (nearest) or q4_0 (exactly the grid of `quantize_weight`); norms are
+    always float32. A model trained in four bits is written as its four-bit self in any dtype; f32,
+    f16 hold the grid exactly. name, license: `general.name` and `general.license` (an SPDX name).
     ValueError where the format cannot hold the model, naming the tensor or the field.
     """
     if dtype not in FILE_TYPES:
@@ -66,7 +69,8 @@ def write_gguf(
     if license:
         writer.add_license(license)
     writer.add_file_type(FILE_TYPES[dtype])
-    writer.add_quantization_version(2)  # ggml's; Q4_0 and Q8_0 have looked like this since version 2
+    # ggml's; Q4_0 and Q8_0 have looked like this since version 2
+    writer.add_quantization_version(2)
     _add_shape(writer, model.config)
     add_vocabulary(writer, tokenizer, vocabulary)
     temporary = path.with_name(f".{path.name}.partial")
@@ -78,8 +82,12 @@ def write_gguf(
     return path
 
 
-def refuse_unwritable(config: ModelConfig, tokenizer: Tokenizer, scheme: Scheme | None, dtype: str) -> None:
-    """Nothing, or a ValueError where no model of this shape, tokenizer and scheme fits a .gguf of this dtype."""
+def refuse_unwritable(
+    config: ModelConfig, tokenizer: Tokenizer, scheme: Scheme | None, dtype: str
+) -> None:
+    """Nothing, or a ValueError where no model of this shape, tokenizer and scheme fits a .gguf of
+    this dtype.
+    """
     if dtype not in FILE_TYPES:
         raise ValueError(f"unknown GGUF dtype {dtype!r}; known: {', '.join(FILE_TYPES)}")
     if config.rope_scaling is not None:
@@ -99,8 +107,9 @@ def refuse_unwritable(config: ModelConfig, tokenizer: Tokenizer, scheme: Scheme 
 def architecture(config: ModelConfig) -> str:
     """llama.cpp's architecture that computes exactly this network: the one place that chooses.
 
-    Local layers -> `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU and RoPE.
-    All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE turns neighbouring channels.
+    Local layers -> `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU
+    and RoPE. All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE turns
+    neighbouring channels.
     """
     if LOCAL in config.layer_types:
         return "step35"
@@ -108,30 +117,39 @@ def architecture(config: ModelConfig) -> str:
 
 
 def rope_divisors(config: ModelConfig) -> Tensor:
-    """What llama.cpp divides each frequency of the plain RoPE by, float32 [E / 2]: Llama 3's scaling, as a tensor.
+    """What llama.cpp divides each frequency of the plain RoPE by, float32 [E / 2]: Llama 3's
+    scaling, as a tensor.
 
-    Only its `llama` graph reads that tensor; `qwen3` and `step35` would compute without, so they are refused.
+    Only its `llama` graph reads that tensor; `qwen3` and `step35` would compute without, so they
+    are refused.
     """
     kind = architecture(config)
     if kind != "llama":
-        raise ValueError(f"llama.cpp's {kind!r} has no Llama 3 rope_scaling, and would silently leave it out")
+        raise ValueError(
+            f"llama.cpp's {kind!r} has no Llama 3 rope_scaling, and would silently leave it out"
+        )
     return rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)
 
 
 def pack_q4_0(qweight: Tensor, scale: Tensor) -> np.ndarray:
-    """Q4_0 blocks uint8 [O, G * 18] of integers [O, I] in -8..7 and their scales [O, G]; nothing is rounded.
+    """Q4_0 blocks uint8 [O, G * 18] of integers [O, I] in -8..7 and their scales [O, G]; nothing is
+    rounded.
 
-    The value of a weight is scale * integer.
-    A block is a float16 scale and 16 bytes: byte j holds weight j below and weight j + 16 above, each plus 8.
-    (ggml, `block_q4_0`.) A scale that float16 cannot hold exactly is a ValueError.
+    The value of a weight is scale * integer. A block is a float16 scale and 16 bytes: byte j holds
+    weight j below and weight j + 16 above, each plus 8. (ggml, `block_q4_0`.) A scale that float16
+    cannot hold exactly is a ValueError.
     """
     scale = scale.float()
     half = scale.to(torch.float16)
     if not torch.equal(half.float(), scale):
         low, high = float(scale.min()), float(scale.max())
-        raise ValueError(f"scales from {low:g} to {high:g} do not all fit the float16 of Q4_0 exactly")
+        raise ValueError(
+            f"scales from {low:g} to {high:g} do not all fit the float16 of Q4_0 exactly"
+        )
     rows = qweight.shape[0]
-    levels = (qweight.numpy().astype(np.int16) + 8).astype(np.uint8).reshape(rows, -1, 2, BLOCK // 2)
+    levels = (
+        (qweight.numpy().astype(np.int16) + 8).astype(np.uint8).reshape(rows, -1, 2, BLOCK // 2)
+    )
     nibbles = levels[:, :, 0] | (levels[:, :, 1] << 4)  # [O, G, 16]
     scales = half.numpy().astype("<f2")[..., None].view(np.uint8)  # [O, G, 2]
     return np.concatenate([scales, nibbles], axis=-1).reshape(rows, -1)
@@ -140,11 +158,15 @@ def pack_q4_0(qweight: Tensor, scale: Tensor) -> np.ndarray:
 def rounded_q8_0(weight: Tensor) -> Tensor:
     """The values that Q8_0 blocks would hold of a weight [O, I]."""
     kind = gguf.GGMLQuantizationType.Q8_0
-    return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind))
+    return torch.from_numpy(
+        gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind)
+    )
 
 
 class _Entry(NamedTuple):
-    """One tensor of the file: its name, what it comes from, and the heads whose rows are re-ordered, or 0."""
+    """One tensor of the file: its name, what it comes from, and the heads whose rows are
+    re-ordered, or 0.
+    """
 
     name: str
     source: nn.Module | Tensor
@@ -165,10 +187,13 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
     if kind == "llama":
         turned = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     yield _Entry("token_embd.weight", model.model.embed_tokens)
-    for i in range(config.applications):  # a shared block is written once for each application: llama.cpp shares none
+    # a shared block is written once for each application: llama.cpp shares none
+    for i in range(config.applications):
         block = model.model.layers[i // config.layer_repeats]
         for ours, theirs in LAYER_TENSORS.items():
-            yield _Entry(f"blk.{i}.{theirs}.weight", block.get_submodule(ours), turned.get(theirs, 0))
+            yield _Entry(
+                f"blk.{i}.{theirs}.weight", block.get_submodule(ours), turned.get(theirs, 0)
+            )
         if config.use_qk_norm:
             for which in ("q", "k"):
                 learned = getattr(block.self_attn, f"{which}_norm")
@@ -179,27 +204,34 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
     yield _Entry("output_norm.weight", model.model.norm)
     if model.lm_head is not None:
         yield _Entry("output.weight", model.lm_head)
-    elif kind == "step35":  # has no tied head: the table is stored twice; decoding is no slower (measured)
+    # has no tied head: the table is stored twice; decoding is no slower (measured)
+    elif kind == "step35":
         yield _Entry("output.weight", model.model.embed_tokens)
 
 
 def _check_rows(entries: list[_Entry], dtype: str) -> None:
     for entry in entries:
         if not bool(torch.isfinite(entry.weight).all()):
-            raise ValueError(f"{entry.name} holds NaN or infinity: training diverged; use an earlier checkpoint")
+            raise ValueError(
+                f"{entry.name} holds NaN or infinity: training diverged; use an earlier checkpoint"
+            )
         if entry.weight.dim() == 2:
             _check_width(entry.name, entry.weight.shape[-1], dtype)
 
 
 def _check_width(name: str, width: int, dtype: str) -> None:
     if dtype in ("q8_0", "q4_0") and width % BLOCK:
-        raise ValueError(f"{name} has rows of {width} weights, {dtype} needs a multiple of {BLOCK}; choose f16")
+        raise ValueError(
+            f"{name} has rows of {width} weights, {dtype} needs a multiple of {BLOCK}; choose f16"
+        )
 
 
 def _check_scheme(scheme: Scheme, group: int | None) -> None:
     """group: weights that share a scale, None for a whole row."""
     if scheme.bits != 4 or (group or BLOCK) % BLOCK:
-        raise ValueError(f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained as {scheme.name}")
+        raise ValueError(
+            f"Q4_0 is int4 in blocks of {BLOCK}; this model was trained as {scheme.name}"
+        )
 
 
 def _encode(entry: _Entry, dtype: str) -> np.ndarray:
@@ -209,13 +241,16 @@ def _encode(entry: _Entry, dtype: str) -> np.ndarray:
     trained = entry.source if isinstance(entry.source, OnGrid) else None
     if dtype == "q4_0":
         scheme, integers = (
-            (trained.scheme, trained.integers()) if trained is not None else (CPU, quantize_weight(entry.weight, CPU))
+            (trained.scheme, trained.integers())
+            if trained is not None
+            else (CPU, quantize_weight(entry.weight, CPU))
         )
         qweight, scale = (_interleave(x, entry.heads) for x in integers)
         blocks, groups = qweight.shape[1] // BLOCK, scale.shape[1]
         _check_scheme(scheme, qweight.shape[1] // groups)
         try:
-            return pack_q4_0(qweight, scale.repeat_interleave(blocks // groups, 1))  # a wider group's, in each block
+            # a wider group's, in each block
+            return pack_q4_0(qweight, scale.repeat_interleave(blocks // groups, 1))
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from None
     with torch.no_grad():
@@ -223,24 +258,32 @@ def _encode(entry: _Entry, dtype: str) -> np.ndarray:
     values = _interleave(weight.float(), entry.heads).numpy()
     if dtype in ("f16", "q8_0") and np.abs(values).max() > LARGEST_FLOAT16:
         raise ValueError(f"{entry.name} holds {np.abs(values).max():g}, beyond float16; choose f32")
-    return gguf.quants.quantize(np.ascontiguousarray(values), gguf.GGMLQuantizationType[dtype.upper()])
+    return gguf.quants.quantize(
+        np.ascontiguousarray(values), gguf.GGMLQuantizationType[dtype.upper()]
+    )
 
 
 def _interleave(rows: Tensor, heads: int) -> Tensor:
-    """Rows of q or k [heads * E, ...] for a RoPE that turns channels 2i, 2i + 1; ours turns i, i + E/2."""
+    """Rows of q or k [heads * E, ...] for a RoPE that turns channels 2i, 2i + 1; ours turns i, i +
+    E/2.
+    """
     if not heads:
         return rows
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
 def _write(writer: gguf.GGUFWriter, entries: list[_Entry], file: Path, dtype: str) -> None:
-    """Header first, then one tensor after the other, so that no more than one is in memory twice."""
+    """Header first, then one tensor after the other, so that no more than one is in memory
+    twice.
+    """
     kind = gguf.GGMLQuantizationType[dtype.upper()]
     for entry in entries:
         tensor_kind = kind if entry.weight.dim() == 2 else gguf.GGMLQuantizationType.F32
         per_block, block_bytes = gguf.GGML_QUANT_SIZES[tensor_kind]
         num_bytes = entry.weight.numel() // per_block * block_bytes
-        writer.add_tensor_info(entry.name, entry.weight.shape, np.dtype(np.float32), num_bytes, tensor_kind)
+        writer.add_tensor_info(
+            entry.name, entry.weight.shape, np.dtype(np.float32), num_bytes, tensor_kind
+        )
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -269,7 +312,8 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
         writer.add_rope_dimension_count(config.head_dim)
         return
     assert config.sliding_window is not None
-    writer.add_rope_dimension_count(2 * config.head_dim)  # Step 3.5 turns half of these in global layers
+    # Step 3.5 turns half of these in global layers
+    writer.add_rope_dimension_count(2 * config.head_dim)
     writer.add_uint32("step35.rope.dimension_count_swa", config.head_dim)
     writer.add_float32("step35.rope.freq_base_swa", config.rope_theta)
     writer.add_sliding_window(config.sliding_window)

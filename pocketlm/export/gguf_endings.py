@@ -1,4 +1,5 @@
-"""At which tokens llama.cpp ends an answer: those that a file names, and those that it knows by their text.
+"""At which tokens llama.cpp ends an answer: those that a file names, and those that it knows by
+their text.
 
 `tests/numerics/test_llamacpp_text.py` asks llama.cpp itself about each of these texts.
 """
@@ -31,7 +32,9 @@ ENDS = {  # llama.cpp's `special_eog_ids`, in any file that has a token of this 
     "[e~[",
     "<|ifm|im_end|>",
 }
-FILLERS = {  # of code with a gap: a file names one of each, or llama.cpp takes a token of these texts; it ends too
+# of code with a gap: a file names one of each, or llama.cpp takes a token of these texts; it ends
+# too
+FILLERS = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>", "<|plamo:file_separator|>"),
@@ -45,9 +48,13 @@ def ends_by_text(tokens: Sequence[str]) -> set[int]:
 
 
 def ends_of_file(metadata: dict[str, Any], tokens: Sequence[str]) -> set[int]:
-    """The ids at which llama.cpp ends an answer of a file with this metadata, all in its vocabulary."""
+    """The ids at which llama.cpp ends an answer of a file with this metadata, all in its
+    vocabulary.
+    """
     ids = {role: metadata.get(f"tokenizer.ggml.{role}_token_id") for role in (*NAMED, *FILLERS)}
-    return _ends(tokens, {role: i for role, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)})
+    return _ends(
+        tokens, {role: i for role, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+    )
 
 
 def _ends(tokens: Sequence[str], named: dict[str, int]) -> set[int]:

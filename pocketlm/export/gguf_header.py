@@ -1,7 +1,7 @@
 """What a .gguf file says of itself: read before llama.cpp sees the file.
 
-llama.cpp stops the whole process on some broken files, and the `gguf` package's reader takes 10 s for the
-header of a 128k vocabulary (this one 0.5 s).
+llama.cpp stops the whole process on some broken files, and the `gguf` package's reader takes 10 s
+for the header of a 128k vocabulary (this one 0.5 s).
 """
 
 import math
@@ -36,10 +36,12 @@ REQUIRED = object()  # no default: the key must be there
 
 @dataclass(frozen=True, kw_only=True)
 class GgufHeader:
-    """All of a model but its numbers. `tensors`: name -> shape, outputs first; `places`: name -> ggml's type and the byte.
+    """All of a model but its numbers. `tensors`: name -> shape, outputs first; `places`: name ->
+    ggml's type and the byte.
 
-    path: the file, the first of them where the model is split. parts: name -> its file, where that is another one.
-    A key's `{arch}` stands for the architecture. Each reading of a key is a ValueError where it is not of that type.
+    path: the file, the first of them where the model is split. parts: name -> its file, where that
+    is another one. A key's `{arch}` stands for the architecture. Each reading of a key is a
+    ValueError where it is not of that type.
     """
 
     path: Path
@@ -62,7 +64,11 @@ class GgufHeader:
     def positive(self, key: str, default: Any = REQUIRED) -> float:
         """A number above 0."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise self._wrong(key, value, "a number above 0")
         return float(value)
 
@@ -96,7 +102,9 @@ class GgufHeader:
         if key in self.metadata:
             return self.metadata[key]
         if default is REQUIRED:
-            raise ValueError(f"{self.path}: key {key} is missing; the file is not a language model of ours")
+            raise ValueError(
+                f"{self.path}: key {key} is missing; the file is not a language model of ours"
+            )
         return default
 
     def _spelled(self, key: str) -> str:
@@ -106,15 +114,16 @@ class GgufHeader:
         shown = repr(value)
         shown = shown if len(shown) < 60 else f"{shown[:57]}..."
         return ValueError(
-            f"{self.path}: key {self._spelled(key)} is {shown}, not {wanted}; fetch or write the file again"
+            f"{self.path}: key {self._spelled(key)} is {shown}, not {wanted}; fetch or write the "
+            "file again"
         )
 
 
 def read_header(path: Path) -> GgufHeader:
     """The header of a .gguf file, or of all parts of a split one, whichever of them is given.
 
-    FileNotFoundError where there is none; ValueError for what is no GGUF, truncated, another architecture, or a part
-    that is missing or belongs elsewhere.
+    FileNotFoundError where there is none; ValueError for what is no GGUF, truncated, another
+    architecture, or a part that is missing or belongs elsewhere.
     """
     header = _read(Path(path))
     if header.integer("split.count", 1, least=0) > 1:
@@ -133,7 +142,9 @@ def part_files(path: Path) -> list[Path]:
 
 def head_width(header: GgufHeader) -> int:
     """Channels of one attention head: told, or the hidden size shared among the heads."""
-    shared = header.integer("{arch}.embedding_length") // header.integer("{arch}.attention.head_count")
+    shared = header.integer("{arch}.embedding_length") // header.integer(
+        "{arch}.attention.head_count"
+    )
     return header.integer("{arch}.attention.key_length", shared)
 
 
@@ -144,27 +155,38 @@ def windows_of(header: GgufHeader) -> list[int | None]:
         return [None] * layers
     pattern = header.array("{arch}.attention.sliding_window_pattern", (bool, int))
     if len(pattern) < layers:
-        raise ValueError(f"{header.path}: {len(pattern)} layers are told to be local or global, there are {layers}")
+        raise ValueError(
+            f"{header.path}: {len(pattern)} layers are told to be local or global, there are "
+            f"{layers}"
+        )
     window = header.integer("{arch}.attention.sliding_window")
     return [window if is_local else None for is_local in pattern[:layers]]
 
 
 def weight_bytes(header: GgufHeader) -> int:
-    """Bytes of all weights that every token reads: all tensors, but a token table that is not the head too."""
+    """Bytes of all weights that every token reads: all tensors, but a token table that is not the
+    head too.
+    """
     unread = {"token_embd.weight"} if "output.weight" in header.tensors else set()
     layouts = (row_layout(header, name) for name in header.tensors.keys() - unread)
     return sum(rows * row_bytes for rows, row_bytes in layouts)
 
 
 def row_layout(header: GgufHeader, name: str) -> tuple[int, int]:
-    """(rows, bytes of one row) of a tensor as the file holds it; ValueError for a type of number not known here."""
+    """(rows, bytes of one row) of a tensor as the file holds it; ValueError for a type of number
+    not known here.
+    """
     shape, (number, _) = header.tensors[name], header.places[name]
     try:
         per_block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(number)]
     except (ValueError, KeyError):
-        raise ValueError(f"{header.path}: {name} has ggml type {number}, which is not read here") from None
+        raise ValueError(
+            f"{header.path}: {name} has ggml type {number}, which is not read here"
+        ) from None
     if shape[-1] % per_block:
-        raise ValueError(f"{header.path}: {name} has rows of {shape[-1]}, no whole blocks of {per_block}")
+        raise ValueError(
+            f"{header.path}: {name} has rows of {shape[-1]}, no whole blocks of {per_block}"
+        )
     return math.prod(shape[:-1]), shape[-1] // per_block * block_bytes
 
 
@@ -180,7 +202,8 @@ def _read(path: Path) -> GgufHeader:
                 return _parse(path, content)
             except (struct.error, UnicodeDecodeError, OverflowError, MemoryError):
                 raise ValueError(
-                    f"{path}: the GGUF header is truncated or damaged; write or fetch the file again"
+                    f"{path}: the GGUF header is truncated or damaged; write or fetch the file "
+                    "again"
                 ) from None
 
 
@@ -189,11 +212,14 @@ def _joined(header: GgufHeader) -> GgufHeader:
     count, named = header.integer("split.count"), PART.fullmatch(header.path.name)
     if not named or int(named["count"]) != count:
         raise ValueError(
-            f"{header.path}: one of {count} parts of a model, whose names must end in -00001-of-{count:05}.gguf and so on"
+            f"{header.path}: one of {count} parts of a model, whose names must end in "
+            f"-00001-of-{count:05}.gguf and so on"
         )
     files = [_part(header.path, named, number) for number in range(count)]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{header.path}: of the {count} parts of this model {', '.join(missing)} is not there")
+        raise FileNotFoundError(
+            f"{header.path}: of the {count} parts of this model {', '.join(missing)} is not there"
+        )
     parts = [header if file == header.path else _read(file) for file in files]
     tensors: dict[str, tuple[int, ...]] = {}
     places: dict[str, tuple[int, int]] = {}
@@ -201,7 +227,8 @@ def _joined(header: GgufHeader) -> GgufHeader:
     for number, part in enumerate(parts):
         if (part.integer("split.no", least=0), part.integer("split.count")) != (number, count):
             raise ValueError(
-                f"{part.path}: says that it is part {part['split.no'] + 1} of {part['split.count']}, not {number + 1}"
+                f"{part.path}: says that it is part {part['split.no'] + 1} of "
+                f"{part['split.count']}, not {number + 1}"
             )
         if twice := tensors.keys() & part.tensors.keys():
             raise ValueError(f"{part.path}: the tensor {min(twice)} is in an earlier part too")
@@ -210,8 +237,12 @@ def _joined(header: GgufHeader) -> GgufHeader:
         homes |= dict.fromkeys(part.tensors, part.path)
     whole = parts[0].integer("split.tensors.count", least=0)
     if len(tensors) != whole:
-        raise ValueError(f"{parts[0].path}: {len(tensors)} tensors are in its {count} parts, {whole} should be")
-    return GgufHeader(path=files[0], metadata=parts[0].metadata, tensors=tensors, places=places, parts=homes)
+        raise ValueError(
+            f"{parts[0].path}: {len(tensors)} tensors are in its {count} parts, {whole} should be"
+        )
+    return GgufHeader(
+        path=files[0], metadata=parts[0].metadata, tensors=tensors, places=places, parts=homes
+    )
 
 
 def _part(path: Path, named: re.Match[str], number: int) -> Path:
@@ -222,9 +253,20 @@ def _check(header: GgufHeader) -> None:
     """Refuse what llama.cpp would compute otherwise than we do, or stop the process over."""
     path, kind = header.path, header["general.architecture"]
     if kind not in ARCHITECTURES:
-        raise ValueError(f"{path} is a {kind!r} model; only what pocketlm writes is opened: {', '.join(ARCHITECTURES)}")
-    heads, kv_heads = header["{arch}.attention.head_count"], header["{arch}.attention.head_count_kv"]
-    if not isinstance(heads, int) or not isinstance(kv_heads, int) or min(heads, kv_heads) < 1 or heads % kv_heads:
+        raise ValueError(
+            f"{path} is a {kind!r} model; only what pocketlm writes is opened: "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    heads, kv_heads = (
+        header["{arch}.attention.head_count"],
+        header["{arch}.attention.head_count_kv"],
+    )
+    if (
+        not isinstance(heads, int)
+        or not isinstance(kv_heads, int)
+        or min(heads, kv_heads) < 1
+        or heads % kv_heads
+    ):
         raise ValueError(f"{path}: {heads} heads do not share {kv_heads} key-value heads")
     width = head_width(header)
     turned = header.integer("{arch}.rope.dimension_count", width * (2 if kind == "step35" else 1))
@@ -235,9 +277,17 @@ def _check(header: GgufHeader) -> None:
 
 
 def _check_sizes(header: GgufHeader, width: int) -> None:
-    """Refuse keys that tell another size than the tensors have, before a network of that size takes its memory."""
-    hidden, inner = header.integer("{arch}.embedding_length"), header.integer("{arch}.feed_forward_length")
-    heads, kv_heads = header["{arch}.attention.head_count"], header["{arch}.attention.head_count_kv"]
+    """Refuse keys that tell another size than the tensors have, before a network of that size takes
+    its memory.
+    """
+    hidden, inner = (
+        header.integer("{arch}.embedding_length"),
+        header.integer("{arch}.feed_forward_length"),
+    )
+    heads, kv_heads = (
+        header["{arch}.attention.head_count"],
+        header["{arch}.attention.head_count_kv"],
+    )
     table = header.tensors.get("token_embd.weight", ())
     expected = {
         "token_embd.weight": (table[0] if len(table) == 2 else 0, hidden),
@@ -248,12 +298,19 @@ def _check_sizes(header: GgufHeader, width: int) -> None:
     for name, shape in expected.items():
         found = header.tensors.get(name)
         if found is None:
-            raise ValueError(f"{header.path}: the tensor {name} is missing; the file is not a language model of ours")
+            raise ValueError(
+                f"{header.path}: the tensor {name} is missing; the file is not a language model of "
+                "ours"
+            )
         if found != shape:
-            raise ValueError(f"{header.path}: {name} is {found}, and by the file's keys it should be {shape}")
+            raise ValueError(
+                f"{header.path}: {name} is {found}, and by the file's keys it should be {shape}"
+            )
     layers = header.integer("{arch}.block_count")
     if f"blk.{layers - 1}.attn_q.weight" not in header.tensors:
-        raise ValueError(f"{header.path}: block_count is {layers}, but blk.{layers - 1}.attn_q.weight is missing")
+        raise ValueError(
+            f"{header.path}: block_count is {layers}, but blk.{layers - 1}.attn_q.weight is missing"
+        )
 
 
 class _Reader:
@@ -318,7 +375,9 @@ def _parse(path: Path, content: mmap.mmap) -> GgufHeader:
     for _ in range(num_tensors):
         name = reader.string()
         if name in tensors:
-            raise ValueError(f"{path}: the tensor {name} is there twice; write or fetch the file again")
+            raise ValueError(
+                f"{path}: the tensor {name} is there twice; write or fetch the file again"
+            )
         tensors[name] = reader.shape()
         places[name] = reader.number("I"), reader.number("Q")
     header = GgufHeader(path=path, metadata=metadata, tensors=tensors, places=places)

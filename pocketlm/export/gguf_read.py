@@ -1,7 +1,8 @@
-"""A .gguf file as a network of ours again: its weights in float32, for training on or for another format.
+"""A .gguf file as a network of ours again: its weights in float32, for training on or for another
+format.
 
-Quantized blocks become the values they stand for (the `gguf` package's own arithmetic), so nothing is lost in
-coming in; what a Q4_K or Q6_K file lost when it was made stays lost.
+Quantized blocks become the values they stand for (the `gguf` package's own arithmetic), so nothing
+is lost in coming in; what a Q4_K or Q6_K file lost when it was made stays lost.
 """
 
 from collections.abc import Iterator
@@ -40,7 +41,9 @@ def read_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
     header = read_header(path)
     _refuse(header)
     model = Transformer(config_of(header))
-    load_tensors(model, {_our_name(header, name): values(header, name) for name in header.tensors}, str(path))
+    load_tensors(
+        model, {_our_name(header, name): values(header, name) for name in header.tensors}, str(path)
+    )
     return model, tokenizer_of(header)
 
 
@@ -53,15 +56,21 @@ def stored_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def values(header: GgufHeader, name: str) -> Tensor:
-    """One tensor in float32, rows in our order: the RoPE of `llama` turns neighbouring channels, ours does not."""
+    """One tensor in float32, rows in our order: the RoPE of `llama` turns neighbouring channels,
+    ours does not.
+    """
     tensor = read_tensor(header, name)
-    if header["general.architecture"] == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
+    if header["general.architecture"] == "llama" and name.endswith(
+        ("attn_q.weight", "attn_k.weight")
+    ):
         return half_split(tensor, head_width(header))
     return tensor
 
 
 def config_of(header: GgufHeader) -> ModelConfig:
-    """The shape a header tells. A head equal to the table counts as tied: `step35` always stores both."""
+    """The shape a header tells. A head equal to the table counts as tied: `step35` always stores
+    both.
+    """
     kind = header["general.architecture"]
     windows = windows_of(header)
     local = tuple(GLOBAL if window is None else LOCAL for window in windows)
@@ -93,12 +102,18 @@ def read_tensor(header: GgufHeader, name: str) -> Tensor:
     kind = gguf.GGMLQuantizationType(number)
     file = header.file_of(name)
     if start + rows * row_bytes > file.stat().st_size:
-        raise ValueError(f"{file}: {name} reaches beyond the end of the file; write or fetch the file again")
-    content = np.fromfile(file, dtype=np.uint8, count=rows * row_bytes, offset=start).reshape(rows, row_bytes)
+        raise ValueError(
+            f"{file}: {name} reaches beyond the end of the file; write or fetch the file again"
+        )
+    content = np.fromfile(file, dtype=np.uint8, count=rows * row_bytes, offset=start).reshape(
+        rows, row_bytes
+    )
     try:
         values = gguf.quants.dequantize(content, kind)
     except NotImplementedError:
-        raise ValueError(f"{file}: {name} is {kind.name}, which the gguf package cannot read") from None
+        raise ValueError(
+            f"{file}: {name} is {kind.name}, which the gguf package cannot read"
+        ) from None
     return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shape)
 
 
@@ -111,7 +126,8 @@ def _refuse(header: GgufHeader) -> None:
     scaling = header.text("{arch}.rope.scaling.type", "none")
     if scaling != "none" or ROPE_DIVISORS in header.tensors:
         raise ValueError(
-            f"{header.path}: its RoPE is scaled, and a .gguf does not tell by which rule; import the model's Hugging Face "
+            f"{header.path}: its RoPE is scaled, and a .gguf does not tell by which rule; import "
+            "the model's Hugging Face "
             "folder instead"
         )
     if header.integer("{arch}.expert_count", 0, least=0):
@@ -128,4 +144,6 @@ def _our_name(header: GgufHeader, name: str) -> str:
 
 
 def _same_bytes(header: GgufHeader) -> bool:
-    return bool(torch.equal(read_tensor(header, "output.weight"), read_tensor(header, "token_embd.weight")))
+    return bool(
+        torch.equal(read_tensor(header, "output.weight"), read_tensor(header, "token_embd.weight"))
+    )

@@ -1,7 +1,9 @@
-"""How a byte-level tokenizer splits text before its merges, and the name that llama.cpp has for each way.
+"""How a byte-level tokenizer splits text before its merges, and the name that llama.cpp has for
+each way.
 
-llama.cpp keeps no regular expression in a file: `tokenizer.ggml.pre` names one that it knows. A name also says whether
-a whole word that is a token is taken as that token, without merges (`ignore_merges`).
+llama.cpp keeps no regular expression in a file: `tokenizer.ggml.pre` names one that it knows. A
+name also says whether a whole word that is a token is taken as that token, without merges
+(`ignore_merges`).
 """
 
 import json
@@ -30,7 +32,8 @@ SPLITS = {  # one regular expression, then bytes
     "llama-bpe": LLAMA3,
     "dbrx": LLAMA3,
     "llama4": LLAMA4,  # gpt-4o's, too
-    "qwen2": LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),  # Qwen 2 and 3, DeepSeek-R1's: each digit alone
+    # Qwen 2 and 3, DeepSeek-R1's: each digit alone
+    "qwen2": LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"),
     "qwen35": LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
     .replace(r"\p{L}+", r"[\p{L}\p{M}]+")
     .replace(r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"),
@@ -41,13 +44,16 @@ IGNORES_MERGES = ("llama-bpe", "tekken")
 BIG_LETTERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 SMALL_LETTERS = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 NEARLY = {
-    name: SPLITS[name].replace(BIG_LETTERS, r"(?:(?=\p{L})[^a-z])").replace(SMALL_LETTERS, r"(?:(?=\p{L})[^A-Z])")
+    name: SPLITS[name]
+    .replace(BIG_LETTERS, r"(?:(?=\p{L})[^a-z])")
+    .replace(SMALL_LETTERS, r"(?:(?=\p{L})[^A-Z])")
     for name in ("llama4", "tekken")
 }
 
 
 class Split(NamedTuple):
-    """A way to split: llama.cpp's name for it, whether it ignores merges, and the steps as tokenizer.json has them.
+    """A way to split: llama.cpp's name for it, whether it ignores merges, and the steps as
+    tokenizer.json has them.
 
     nearly: the steps that llama.cpp takes instead, where it has no more than nearly the same.
     """
@@ -82,7 +88,12 @@ def _made(steps: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": use_regex,
+    }
 
 
 def _regex(pattern: str) -> dict[str, Any]:
@@ -92,13 +103,19 @@ def _regex(pattern: str) -> dict[str, Any]:
 WAYS = {
     way.name: way
     for way in (
-        # each digit alone, then GPT-2's expression: SmolLM's, StarCoder's, and what `train_tokenizer` makes
+        # each digit alone, then GPT-2's expression: SmolLM's, StarCoder's, and what
+        # `train_tokenizer` makes
         Split("smollm", False, [{"type": "Digits", "individual_digits": True}, _byte_level(True)]),
         Split("gpt-2", False, [_byte_level(True)]),
         Split(
             "deepseek-v3",
             False,
-            [_regex(r"\p{N}{1,3}"), _regex("[一-龥぀-ゟ゠-ヿ]+"), _regex(DEEPSEEK3), _byte_level(False)],
+            [
+                _regex(r"\p{N}{1,3}"),
+                _regex("[一-龥぀-ゟ゠-ヿ]+"),
+                _regex(DEEPSEEK3),
+                _byte_level(False),
+            ],
         ),
         *(
             Split(
@@ -114,7 +131,9 @@ WAYS = {
 
 
 def ways_of(content: dict[str, Any]) -> list[Split]:
-    """llama.cpp's ways to split as this tokenizer.json does, one that treats merges alike first; [] if it has none."""
+    """llama.cpp's ways to split as this tokenizer.json does, one that treats merges alike first; []
+    if it has none.
+    """
     described = content["pre_tokenizer"] or {}
     steps = [_plain(step) for step in described.get("pretokenizers", [described])]
     found = [way for way in WAYS.values() if [_plain(step) for step in way.steps] == steps]
@@ -123,9 +142,11 @@ def ways_of(content: dict[str, Any]) -> list[Split]:
 
 
 def _plain(step: dict[str, Any]) -> dict[str, Any]:
-    """A step without what changes no split here: offsets, and which of two ways keeps the pieces that match.
+    """A step without what changes no split here: offsets, and which of two ways keeps the pieces
+    that match.
 
-    The expressions match every character, so what lies between matches, which "Removed" with `invert` drops, is empty.
+    The expressions match every character, so what lies between matches, which "Removed" with
+    `invert` drops, is empty.
     """
     kept = {key: value for key, value in step.items() if key != "trim_offsets"}
     if kept.get("type") == "ByteLevel":

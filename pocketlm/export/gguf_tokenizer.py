@@ -1,4 +1,6 @@
-"""The tokenizer that a .gguf carries, as ours: the same ids for the same text as llama.cpp gives."""
+"""The tokenizer that a .gguf carries, as ours: the same ids for the same text as llama.cpp
+gives.
+"""
 
 from typing import Any
 
@@ -22,20 +24,30 @@ from pocketlm.export.gguf_vocab import (
 from pocketlm.model.tokenizer import Tokenizer
 
 ALIASES = {  # other names by which llama.cpp means the same way to split
-    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "llama-bpe"),
+    **dict.fromkeys(
+        ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "llama-bpe"
+    ),
     **dict.fromkeys(("smaug-bpe", "glm4", "chatglm-bpe"), "dbrx"),
     **dict.fromkeys(("gpt-4o", "kanana2"), "llama4"),
     **dict.fromkeys(("deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan"), "qwen2"),
-    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), "smollm"),
-    **dict.fromkeys(("phi-2", "mpt", "olmo", "jais", "gigachat", "exaone4", "trillion", "granite-docling"), "gpt-2"),
+    **dict.fromkeys(
+        ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), "smollm"
+    ),
+    **dict.fromkeys(
+        ("phi-2", "mpt", "olmo", "jais", "gigachat", "exaone4", "trillion", "granite-docling"),
+        "gpt-2",
+    ),
     **dict.fromkeys(("hunyuan-dense", "joyai-llm"), "deepseek-v3"),
 }
 ADDS_BOS = ("llama-bpe", "tekken")  # unless the file says otherwise; so does the SentencePiece kind
-SHOWN = {"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"}  # never control tokens to llama.cpp
+# never control tokens to llama.cpp
+SHOWN = {"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"}
 
 
 def tokenizer_of(header: GgufHeader) -> Tokenizer:
-    """The tokenizer a file carries. ValueError for a kind that is not read here, or one that is damaged."""
+    """The tokenizer a file carries. ValueError for a kind that is not read here, or one that is
+    damaged.
+    """
     kind = header.text("tokenizer.ggml.model")
     pre = header.text("tokenizer.ggml.pre", "default")
     pre = ALIASES.get(pre, pre)
@@ -47,11 +59,19 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
     tokens = header.array("tokenizer.ggml.tokens", str)
     types = _types(header, tokens)
     is_sentencepiece = kind == SENTENCEPIECE
-    special = {"bos": 1, "eos": 2, "unknown": 0} if is_sentencepiece else {"bos": None, "unknown": None}
-    ids = {role: _special_id(header, role, special.get(role), tokens) for role in ("bos", "eos", "unknown")}
+    special = (
+        {"bos": 1, "eos": 2, "unknown": 0} if is_sentencepiece else {"bos": None, "unknown": None}
+    )
+    ids = {
+        role: _special_id(header, role, special.get(role), tokens)
+        for role in ("bos", "eos", "unknown")
+    }
     eos = ids["eos"]
     if eos is None:
-        raise ValueError(f"{header.path}: key tokenizer.ggml.eos_token_id is missing; nothing says where a text ends")
+        raise ValueError(
+            f"{header.path}: key tokenizer.ggml.eos_token_id is missing; nothing says where a text "
+            "ends"
+        )
     kept = {i for i in ids.values() if i is not None}
     words = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED or i in kept}
     if is_sentencepiece:
@@ -59,7 +79,9 @@ def tokenizer_of(header: GgufHeader) -> Tokenizer:
     else:
         backend = _byte_level(header, words, pre)
     for is_special, numbers in ((True, (CONTROL, UNKNOWN)), (False, (USER_DEFINED,))):
-        chosen = [t for t, number in zip(tokens, types, strict=True) if number in numbers and t in words]
+        chosen = [
+            t for t, number in zip(tokens, types, strict=True) if number in numbers and t in words
+        ]
         backend.add_tokens([AddedToken(t, special=is_special, normalized=False) for t in chosen])
     template = header.text("tokenizer.chat_template", None)
     ends = ends_of_file(header.metadata, tokens) | {eos}
@@ -99,17 +121,25 @@ def _types(header: GgufHeader, tokens: list[str]) -> list[int]:
     types = list(header.array("tokenizer.ggml.token_type", int, [NORMAL] * len(tokens)))
     rows = header.tensors["token_embd.weight"][0]
     if len(set(tokens)) != len(tokens) or len(types) != len(tokens):
-        raise ValueError(f"{header.path}: the vocabulary is damaged (a token twice, or not one type for each token)")
+        raise ValueError(
+            f"{header.path}: the vocabulary is damaged (a token twice, or not one type for each "
+            "token)"
+        )
     if len(tokens) != rows:
         raise ValueError(
-            f"{header.path}: {len(tokens)} tokens, but the embedding has {rows} rows; fetch the file again"
+            f"{header.path}: {len(tokens)} tokens, but the embedding has {rows} rows; fetch the "
+            "file again"
         )
     for i in ends_by_text(tokens):
         types[i] = CONTROL
-    return [USER_DEFINED if token in SHOWN else kind for token, kind in zip(tokens, types, strict=True)]
+    return [
+        USER_DEFINED if token in SHOWN else kind for token, kind in zip(tokens, types, strict=True)
+    ]
 
 
-def _special_id(header: GgufHeader, role: str, default: int | None, tokens: list[str]) -> int | None:
+def _special_id(
+    header: GgufHeader, role: str, default: int | None, tokens: list[str]
+) -> int | None:
     key = f"tokenizer.ggml.{role}_token_id"
     if key not in header.metadata:
         return default if default is None or default < len(tokens) else None
@@ -127,15 +157,22 @@ def _byte_level(header: GgufHeader, words: dict[str, int], pre: str) -> tokenize
     return backend
 
 
-def _sentencepiece(header: GgufHeader, words: dict[str, int], types: list[int], unknown: str) -> tokenizers.Tokenizer:
+def _sentencepiece(
+    header: GgufHeader, words: dict[str, int], types: list[int], unknown: str
+) -> tokenizers.Tokenizer:
     """Any two neighbours that make a word may be merged, the word of the highest score first."""
     from transformers.tokenization_utils_base import generate_merges
 
     scores = header.array("tokenizer.ggml.scores", (float, int))
     if len(scores) != len(types):
-        raise ValueError(f"{header.path}: {len(scores)} scores for {len(types)} tokens; fetch the file again")
+        raise ValueError(
+            f"{header.path}: {len(scores)} scores for {len(types)} tokens; fetch the file again"
+        )
     if missing := [byte for byte in BYTES if byte not in words]:
-        raise ValueError(f"{header.path}: the tokenizer has no token {missing[0]} for that byte; it is not read here")
+        raise ValueError(
+            f"{header.path}: the tokenizer has no token {missing[0]} for that byte; it is not read "
+            "here"
+        )
     normal = {word: scores[i] for word, i in words.items() if types[i] == NORMAL}
     backend = _backend(
         header,
@@ -145,7 +182,10 @@ def _sentencepiece(header: GgufHeader, words: dict[str, int], types: list[int], 
         fuse_unk=True,
         byte_fallback=True,
     )
-    spaces, prefix = normalizers.Replace(" ", SPACE), header.flag("tokenizer.ggml.add_space_prefix", True)
+    spaces, prefix = (
+        normalizers.Replace(" ", SPACE),
+        header.flag("tokenizer.ggml.add_space_prefix", True),
+    )
     steps = [normalizers.Prepend(SPACE), spaces] if prefix else [spaces]
     backend.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
     pieces = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]

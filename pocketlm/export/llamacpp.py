@@ -1,4 +1,5 @@
-"""A .gguf file that answers `logits` and `generate` in llama.cpp, as a checkpoint does in `model/generate`.
+"""A .gguf file that answers `logits` and `generate` in llama.cpp, as a checkpoint does in
+`model/generate`.
 
 Shapes: T tokens, V vocabulary
 """
@@ -26,9 +27,9 @@ SLOTS = 8  # prompts that are answered together
 class GgufModel:
     """A .gguf file, opened in llama.cpp on the CPU; nothing but the file is needed.
 
-    context_length: longest sequence, the file's own by default.
-    threads: half of the processors by default, for two hyperthreads share one multiplier.
-    cache_type: the numbers of the KV cache, f16 (llama.cpp's own default) or f32 (no rounding anywhere).
+    context_length: longest sequence, the file's own by default. threads: half of the processors by
+    default, for two hyperthreads share one multiplier. cache_type: the numbers of the KV cache, f16
+    (llama.cpp's own default) or f32 (no rounding anywhere).
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class GgufModel:
         self.batch = max(SLOTS, min(BATCH_TOKENS, LOGITS_BYTES // (4 * self.vocab_size)))
         self._windows, self._weight_bytes = windows_of(header), weight_bytes(header)
         numbers = 2 * header["{arch}.attention.head_count_kv"] * head_width(header)
-        self._cell_bytes = numbers * (2 if cache_type == "f16" else 4)  # of one token's keys and values in one layer
+        # of one token's keys and values in one layer
+        self._cell_bytes = numbers * (2 if cache_type == "f16" else 4)
         self._model = LoadedModel(header.path)
         self._contexts: list[Context] = []
-        self._idle: list[Context] = []  # not in use: a call borrows one, so calls never share a cache
+        # not in use: a call borrows one, so calls never share a cache
+        self._idle: list[Context] = []
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _release, self._contexts, self._model)
 
@@ -78,7 +81,8 @@ class GgufModel:
     ) -> list[list[int]]:
         """New ids for each prompt, the stop id left out. Lengths may differ.
 
-        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its text is before it.
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its
+        text is before it.
         """
         answers: list[list[int]] = [[] for _ in prompts]
         for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
@@ -93,7 +97,9 @@ class GgufModel:
         stop_ids: set[int],
         sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and ends at stop strings."""
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and
+        ends at stop strings.
+        """
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
@@ -104,10 +110,14 @@ class GgufModel:
         """
         cells = padded(length)
         locals_ = (padded(window + self.batch) for window in self._windows if window is not None)
-        return self._cell_bytes * (cells * self._windows.count(None) + sum(min(cells, own) for own in locals_))
+        return self._cell_bytes * (
+            cells * self._windows.count(None) + sum(min(cells, own) for own in locals_)
+        )
 
     def step_bytes(self, length: int) -> int:
-        """Bytes that one more token must read after so many: every weight once, the keys and values it sees."""
+        """Bytes that one more token must read after so many: every weight once, the keys and values
+        it sees.
+        """
         seen = sum(length if window is None else min(length, window) for window in self._windows)
         return self._weight_bytes + self._cell_bytes * seen
 
@@ -123,7 +133,9 @@ class GgufModel:
         sampling: Sampling,
         stop_strings: Sequence[str] = (),
     ) -> Iterator[tuple[int, int]]:
-        """(row, new id) pairs. A slot whose answer has ended takes the next prompt, so all stay busy."""
+        """(row, new id) pairs. A slot whose answer has ended takes the next prompt, so all stay
+        busy.
+        """
         for prompt in prompts:
             self._check(prompt)
         if not prompts or max_new_tokens < 1:
@@ -144,14 +156,17 @@ class GgufModel:
                 if running:
                     ids = [token for _, token in running.values()]
                     made = context.run(ids, [lengths[row] - 1 for row in rows], slots, True)
-                    logits.append(made.copy() if waiting else made)  # a prompt below would overwrite them
+                    # a prompt below would overwrite them
+                    logits.append(made.copy() if waiting else made)
                 for slot in range(context.slots):
                     if waiting and slot not in running:
                         slots.append(slot)
                         rows.append(waiting.pop())
                         logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
                 found = torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits))
-                chosen = sample(found, sampling, [generators[row] for row in rows], [texts[row] for row in rows])
+                chosen = sample(
+                    found, sampling, [generators[row] for row in rows], [texts[row] for row in rows]
+                )
                 running = {}
                 for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):
                     if token in stop_ids:
@@ -166,7 +181,9 @@ class GgufModel:
         finally:
             self._return(context)
 
-    def _prefill(self, context: Context, slot: int, ids: Sequence[int], *, every: bool) -> Iterator[np.ndarray]:
+    def _prefill(
+        self, context: Context, slot: int, ids: Sequence[int], *, every: bool
+    ) -> Iterator[np.ndarray]:
         """The logits of a prompt, in pieces: after every token, or only after the last one."""
         context.forget(slot)
         for start in range(0, len(ids), context.batch):
@@ -183,13 +200,18 @@ class GgufModel:
             raise ValueError("an empty prompt: at least one token is needed to start from")
         if len(ids) > self.max_length:
             raise ValueError(
-                f"{len(ids)} tokens exceed the context of {self.max_length}; shorten the text or ask for more"
+                f"{len(ids)} tokens exceed the context of {self.max_length}; shorten the text or "
+                "ask for more"
             )
         if min(ids) < 0 or max(ids) >= self.vocab_size:
-            raise ValueError(f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {self.vocab_size}")
+            raise ValueError(
+                f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {self.vocab_size}"
+            )
 
     def _borrow(self, slots: int, length: int) -> Context:
-        """A context with so much room: an idle one, or a new one in the place of one that is too small."""
+        """A context with so much room: an idle one, or a new one in the place of one that is too
+        small.
+        """
         if not self._finalizer.alive:
             raise ValueError("this GgufModel was closed; open the file again")
         with self._lock:

@@ -2,9 +2,10 @@
 
     python -P llamacpp_server.py FILE.gguf [TEMPLATE] < questions.json > answers.json
 
-Apart, because the server has been seen to wait for ever when it is stopped, and stops its process over some files. It
-imports nothing of ours. A question is the body of an /apply-template request; an answer {"prompt": text}, {"refused":
-reason}, or for all of them {"cannot_open": reason}. TEMPLATE: one of llama.cpp's own, in the place of the file's.
+Apart, because the server has been seen to wait for ever when it is stopped, and stops its process
+over some files. It imports nothing of ours. A question is the body of an /apply-template request;
+an answer {"prompt": text}, {"refused": reason}, or for all of them {"cannot_open": reason}.
+TEMPLATE: one of llama.cpp's own, in the place of the file's.
 """
 
 import json
@@ -16,7 +17,8 @@ import urllib.request
 from typing import Any
 
 READY_SECONDS, ANSWER_SECONDS = 60, 20
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: the server is in this process
+# no proxy: the server is in this process
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def main() -> None:
@@ -57,7 +59,9 @@ def wait_until_ready(address: str) -> None:
 
 
 def ask(url: str, question: dict[str, Any]) -> dict[str, str]:
-    request = urllib.request.Request(url, json.dumps(question).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
     try:
         with DIRECT.open(request, timeout=ANSWER_SECONDS) as found:
             return {"prompt": json.load(found)["prompt"]}

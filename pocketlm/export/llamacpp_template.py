@@ -1,7 +1,7 @@
 """How llama.cpp itself renders the chat template of a .gguf: asked of its server.
 
-llama.cpp has a Jinja of its own. Where it writes another prompt than transformers does, the file chats with other words
-than the model learnt, and nothing in the file can help that.
+llama.cpp has a Jinja of its own. Where it writes another prompt than transformers does, the file
+chats with other words than the model learnt, and nothing in the file can help that.
 """
 
 import json
@@ -26,44 +26,64 @@ def unlike_prompts(path: Path, tokenizer: Tokenizer) -> list[str]:
         return []
     questions = [{"messages": messages} for messages, _ in conversations]
     answers = _asked(path, questions)
-    if isinstance(answers, str) and _asked(path, [], "chatml") == []:  # with a template of its own it does
+    # with a template of its own it does
+    if isinstance(answers, str) and _asked(path, [], "chatml") == []:
         answers = f"{CANNOT_OPEN}, for its Jinja cannot run the chat template; give it another"
     if isinstance(answers, str):
         return [answers]
-    found = [_unlike(*each, answer, tokenizer) for each, answer in zip(conversations, answers, strict=True)]
+    found = [
+        _unlike(*each, answer, tokenizer)
+        for each, answer in zip(conversations, answers, strict=True)
+    ]
     return [words for words in found if words]
 
 
-def _unlike(messages: list[dict[str, str]], ours: str, answer: dict[str, str], tokenizer: Tokenizer) -> str | None:
+def _unlike(
+    messages: list[dict[str, str]], ours: str, answer: dict[str, str], tokenizer: Tokenizer
+) -> str | None:
     roles = ", ".join(message["role"] for message in messages)
     if "prompt" not in answer:
         return f"llama.cpp cannot render the chat template for {roles}: {answer['refused']}"
     theirs = answer["prompt"]
-    if theirs in (
-        ours,
-        ours.removeprefix(tokenizer.bos_token or ""),
-    ):  # it takes away the beginning that it adds itself
+    # it takes away the beginning that it adds itself
+    if theirs in (ours, ours.removeprefix(tokenizer.bos_token or "")):
         return None
     return f"llama.cpp renders the chat template otherwise for {roles}: {_apart(ours, theirs)}"
 
 
-def _asked(path: Path, questions: list[dict[str, Any]], template: str = "") -> list[dict[str, str]] | str:
+def _asked(
+    path: Path, questions: list[dict[str, Any]], template: str = ""
+) -> list[dict[str, str]] | str:
     """The server's answers, or in words why there are none."""
     command = [sys.executable, "-P", str(PROGRAM), str(path), template]
     try:
         done = subprocess.run(
-            command, input=json.dumps(questions), capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False
+            command,
+            input=json.dumps(questions),
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_SECONDS,
+            check=False,
         )
         answers = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        return f"llama.cpp's server gave no answer in {LONGEST_SECONDS} s, so the chat template was not compared"
+        return (
+            f"llama.cpp's server gave no answer in {LONGEST_SECONDS} s, so the chat template was "
+            "not compared"
+        )
     except ValueError:
-        return f"{CANNOT_OPEN}: it ended with status {done.returncode}; the chat template was not compared"
+        return (
+            f"{CANNOT_OPEN}: it ended with status {done.returncode}; the chat template was not "
+            "compared"
+        )
     return f"{CANNOT_OPEN}: {answers['cannot_open']}" if isinstance(answers, dict) else answers
 
 
 def _apart(ours: str, theirs: str) -> str:
     """The two prompts from shortly before their first difference."""
-    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
     start = max(0, same - 20)
     return f"{ours[start : start + SHOWN]!r} here, {theirs[start : start + SHOWN]!r} there"

@@ -1,12 +1,14 @@
-"""The Transformer as an ExecuTorch program sees it: one sequence, its KV cache inside, XNNPACK's operators.
+"""The Transformer as an ExecuTorch program sees it: one sequence, its KV cache inside, XNNPACK's
+operators.
 
-It computes what `model/transformer.py` computes, on the same weights. Three things are written differently,
-so that all between two attentions is ONE delegated piece: the mean of RMSNorm and the half turn of RoPE are
-small matrix products (XNNPACK averages only images and slices only fixed shapes), attention is ExecuTorch's
-own operator.
+It computes what `model/transformer.py` computes, on the same weights. Three things are written
+differently, so that all between two attentions is ONE delegated piece: the mean of RMSNorm and the
+half turn of RoPE are small matrix products (XNNPACK averages only images and slices only fixed
+shapes), attention is ExecuTorch's own operator.
 
 Shapes: T tokens of this call, D hidden, H query heads, K kv heads, E head width, V vocabulary,
-        C context length, R slots of a local layer's ring, O outputs, I inputs, G groups of 32 weights
+        C context length, R slots of a local layer's ring, O outputs, I inputs, G groups of 32
+        weights
 """
 
 from typing import Any
@@ -25,9 +27,11 @@ Ring = tuple[Tensor, Tensor]  # (slots [1, T] the new keys go to, mask [T, R])
 
 
 class PteNetwork(nn.Module):
-    """forward(tokens int64 [1, T], input_pos int64 [1]) -> logits [1, T, V], as ExecuTorch's runner calls it.
+    """forward(tokens int64 [1, T], input_pos int64 [1]) -> logits [1, T, V], as ExecuTorch's runner
+    calls it.
 
-    input_pos is the position of the first token. A sequence starts at 0; what an earlier one left is masked.
+    input_pos is the position of the first token. A sequence starts at 0; what an earlier one left
+    is masked.
     """
 
     frequency: Tensor
@@ -35,7 +39,12 @@ class PteNetwork(nn.Module):
     slots: Tensor
 
     def __init__(
-        self, model: Transformer, context_length: int, scheme: Scheme | None, *, int8_cache: bool = False
+        self,
+        model: Transformer,
+        context_length: int,
+        scheme: Scheme | None,
+        *,
+        int8_cache: bool = False,
     ) -> None:
         super().__init__()
         config = model.config
@@ -45,7 +54,8 @@ class PteNetwork(nn.Module):
         windows = [config.window(i // config.layer_repeats) for i in range(config.applications)]
         windows = [w if w is not None and w < context_length else None for w in windows]
         self.window = next((w for w in windows if w is not None), 0)  # 0: every layer is global
-        # a call must not overwrite what its first token still sees: itself and window - 1 tokens before it
+        # a call must not overwrite what its first token still sees: itself and window - 1 tokens
+        # before it
         self.ring = min(context_length, max(self.window, 1) + self.chunk - 1)
         table = model.model.embed_tokens.weight
         self.embed_tokens = Int4Table(table, scheme) if scheme else FloatTable(table)
@@ -82,19 +92,28 @@ class PteNetwork(nn.Module):
     @property
     def weight_bytes(self) -> int:
         """Bytes of the linear layers as the file holds them: each token reads them all."""
-        return sum(layer.num_bytes for layer in self.modules() if isinstance(layer, FloatLinear | Int4Linear))
+        return sum(
+            layer.num_bytes
+            for layer in self.modules()
+            if isinstance(layer, FloatLinear | Int4Linear)
+        )
 
     @property
     def kv_bytes(self) -> tuple[int, int]:
         """(bytes of the whole cache, bytes of it that hold one token in the global layers)."""
         caches = [cache for cache in self.modules() if isinstance(cache, FloatCache)]
-        sizes = [(sum(buffer.nbytes for buffer in cache.buffers()), cache.local) for cache in caches]
-        return sum(size for size, _ in sizes), sum(size // self.context_length for size, local in sizes if not local)
+        sizes = [
+            (sum(buffer.nbytes for buffer in cache.buffers()), cache.local) for cache in caches
+        ]
+        return sum(size for size, _ in sizes), sum(
+            size // self.context_length for size, local in sizes if not local
+        )
 
     def ring_places(self, positions: Tensor, last: Tensor) -> Ring:
         """Where the local layers put the new keys, and a mask: 0 where a query may look, else -inf.
 
-        Position p lives in slot p mod R, so the newest position in slot j is last - (last - j) mod R.
+        Position p lives in slot p mod R, so the newest position in slot j is last - (last - j) mod
+        R.
         """
         held = last - torch.remainder(last - self.slots, self.ring)
         gap = positions[:, None] - held[None, :]
@@ -134,7 +153,9 @@ class PteBlock(nn.Module):
         y = self.int8(self.post_attention_layernorm(x))
         return x + self.down_proj(self.int8(F.silu(self.gate_proj(y)) * self.up_proj(y)))
 
-    def attention(self, x: Tensor, rope: tuple[Tensor, ...], start: Any, ring: Ring | None) -> Tensor:
+    def attention(
+        self, x: Tensor, rope: tuple[Tensor, ...], start: Any, ring: Ring | None
+    ) -> Tensor:
         T = x.shape[1]
         q = self.q_proj(x).view(1, T, -1, self.head_dim)  # [1, T, H, E]
         k = self.k_proj(x).view(1, T, -1, self.head_dim)  # [1, T, K, E]
@@ -147,7 +168,8 @@ class PteBlock(nn.Module):
 class FloatCache(nn.Module):
     """A layer's keys and values: of all positions if global, a ring of the newest if local.
 
-    forward(q [1, T, H, E], k and v [1, T, K, E], ...) stores k and v, and is what the queries find [1, T, H, E].
+    forward(q [1, T, H, E], k and v [1, T, K, E], ...) stores k and v, and is what the queries find
+    [1, T, H, E].
     """
 
     keys: Tensor
@@ -169,8 +191,14 @@ class FloatCache(nn.Module):
             torch.ops.llama.update_cache(new, buffer, start)
 
     def seen(self, start: Any, ring: Ring | None) -> tuple[Any, Tensor | None, float, bool]:
-        """What tells an attention operator which slots a query sees: a mask of the ring's, else all up to its own."""
-        return (0, ring[1], 0.0, False) if self.local and ring is not None else (start, None, 0.0, True)
+        """What tells an attention operator which slots a query sees: a mask of the ring's, else all
+        up to its own.
+        """
+        return (
+            (0, ring[1], 0.0, False)
+            if self.local and ring is not None
+            else (start, None, 0.0, True)
+        )
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any, ring: Ring | None) -> Tensor:
         self.store(k, self.keys, start, ring)
@@ -179,12 +207,13 @@ class FloatCache(nn.Module):
 
 
 class Int8Cache(FloatCache):
-    """The same in int8, with one asymmetric range for each token AND head: so ExecuTorch's operator reads them.
+    """The same in int8, with one asymmetric range for each token AND head: so ExecuTorch's operator
+    reads them.
 
-    `Int8Slots` of model/generate.py has one range for all heads of a token: this one is never coarser. The
-    operator multiplies integers, so queries are rounded in the same way. It is for phones: ExecuTorch 1.5 has vector
-    code for it on 64-bit ARM only. Decoding took 3 times and prefill 8 times as long as with floats on an x86 core,
-    in a network of little but attention.
+    `Int8Slots` of model/generate.py has one range for all heads of a token: this one is never
+    coarser. The operator multiplies integers, so queries are rounded in the same way. It is for
+    phones: ExecuTorch 1.5 has vector code for it on 64-bit ARM only. Decoding took 3 times and
+    prefill 8 times as long as with floats on an x86 core, in a network of little but attention.
     """
 
     key_scale: Tensor
@@ -196,7 +225,9 @@ class Int8Cache(FloatCache):
         super().__init__(slots, kv_heads, head_dim, local=local)
         for name in ("key", "value"):
             self.register_buffer(f"{name}_scale", torch.zeros(1, slots, kv_heads, 1))
-            self.register_buffer(f"{name}_zero", torch.zeros(1, slots, kv_heads, 1, dtype=torch.int8))
+            self.register_buffer(
+                f"{name}_zero", torch.zeros(1, slots, kv_heads, 1, dtype=torch.int8)
+            )
 
     def room(self, slots: int, kv_heads: int, head_dim: int) -> Tensor:
         return torch.zeros(1, slots, kv_heads, head_dim, dtype=torch.int8)
@@ -209,15 +240,28 @@ class Int8Cache(FloatCache):
                 self.store(part, buffer, start, ring)
         levels, *query_range = int8_tokens(q)
         return torch.ops.llama.custom_quantized_sdpa(
-            levels, self.keys, self.values, *self.seen(start, ring), None, *query_range, *keys[1:], *values[1:]
+            levels,
+            self.keys,
+            self.values,
+            *self.seen(start, ring),
+            None,
+            *query_range,
+            *keys[1:],
+            *values[1:],
         )
 
 
 def int8_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(int8 levels, int8 zero point, float32 scale), one range for each token and head, of queries, keys or values."""
+    """(int8 levels, int8 zero point, float32 scale), one range for each token and head, of queries,
+    keys or values.
+    """
     ops = torch.ops.quantized_decomposed
     scale, zero = ops.choose_qparams_per_token_asymmetric(x, torch.int8)
-    return ops.quantize_per_token(x, scale, zero, -128, 127, torch.int8), zero.to(torch.int8), scale.float()
+    return (
+        ops.quantize_per_token(x, scale, zero, -128, 127, torch.int8),
+        zero.to(torch.int8),
+        scale.float(),
+    )
 
 
 class Norm(nn.Module):
@@ -239,7 +283,9 @@ class Norm(nn.Module):
 
 
 def half_turn(size: int) -> Tensor:
-    """The matrix [E, E] that turns (first, second) half into (-second, first): RoPE's half-split layout."""
+    """The matrix [E, E] that turns (first, second) half into (-second, first): RoPE's half-split
+    layout.
+    """
     eye = torch.eye(size // 2)
     zero = torch.zeros_like(eye)
     return torch.cat([torch.cat([zero, zero - eye], 1), torch.cat([eye, zero], 1)])
@@ -259,10 +305,11 @@ class FloatTable(nn.Module):
 
 
 class Int4Table(nn.Module):
-    """The token table as ExecuTorch's 4-bit operator keeps it: two levels + 8 in a byte, the even one high.
+    """The token table as ExecuTorch's 4-bit operator keeps it: two levels + 8 in a byte, the even
+    one high.
 
-    That operator knows float16 and float32 scales. Ours are bfloat16 values of at least 2**-14: exact in
-    float16.
+    That operator knows float16 and float32 scales. Ours are bfloat16 values of at least 2**-14:
+    exact in float16.
     """
 
     packed: Tensor
@@ -295,8 +342,8 @@ class FloatLinear(nn.Module):
 class Int4Linear(nn.Module):
     """A linear layer on OUR integers and scales; its input comes from Int8Tokens.
 
-    torchao's own conversion would choose other scales. XNNPACK stores these as 4-bit levels and bfloat16
-    scales, so nothing is rounded again.
+    torchao's own conversion would choose other scales. XNNPACK stores these as 4-bit levels and
+    bfloat16 scales, so nothing is rounded again.
     """
 
     qweight: Tensor
@@ -310,11 +357,17 @@ class Int4Linear(nn.Module):
         self.register_buffer("scale", scale.float())  # [O, G], bfloat16 values
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
         self.group, self.levels = [1, scheme.group_size], (scheme.lowest, scheme.highest)
-        self.num_bytes = qweight.numel() // 2 + 2 * scale.numel()  # in the file: four bits, bfloat16 scales
+        # in the file: four bits, bfloat16 scales
+        self.num_bytes = qweight.numel() // 2 + 2 * scale.numel()
 
     def forward(self, x: Tensor) -> Tensor:
         dequantize = torch.ops.torchao.dequantize_affine
-        return F.linear(x, dequantize(self.qweight, self.group, self.scale, self.zero_point, torch.int8, *self.levels))
+        return F.linear(
+            x,
+            dequantize(
+                self.qweight, self.group, self.scale, self.zero_point, torch.int8, *self.levels
+            ),
+        )
 
 
 def linear(weight: Tensor, scheme: Scheme | None) -> nn.Module:
@@ -322,10 +375,11 @@ def linear(weight: Tensor, scheme: Scheme | None) -> nn.Module:
 
 
 class Int8Tokens(nn.Module):
-    """Activations [1, T, I] on an int8 grid chosen for each token, once for all the layers that read them.
+    """Activations [1, T, I] on an int8 grid chosen for each token, once for all the layers that
+    read them.
 
-    The same grid as `fake_quantize_tokens` in model/quant.py; XNNPACK turns the three operators into one of
-    its own.
+    The same grid as `fake_quantize_tokens` in model/quant.py; XNNPACK turns the three operators
+    into one of its own.
     """
 
     def forward(self, x: Tensor) -> Tensor:

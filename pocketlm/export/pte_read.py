@@ -1,8 +1,10 @@
-"""The weights inside a .pte: which of a network's are not there as they should be, and how far off they are.
+"""The weights inside a .pte: which of a network's are not there as they should be, and how far off
+they are.
 
-A .pte names no weight: XNNPACK keeps its own under a hash of their bytes, the other operators' go by number. So each
-tensor of the network is brought into the form that the file keeps, and looked for. One that is absent is compared with
-what the file has in its place: of what belongs to no tensor, that of its size.
+A .pte names no weight: XNNPACK keeps its own under a hash of their bytes, the other operators' go
+by number. So each tensor of the network is brought into the form that the file keeps, and looked
+for. One that is absent is compared with what the file has in its place: of what belongs to no
+tensor, that of its size.
 
 Shapes: V vocabulary, D hidden, O outputs, I inputs, G groups of 32 weights, E head width
 """
@@ -23,27 +25,35 @@ Form = tuple[str, Tensor]  # a tensor's name and what a file holds of it
 
 
 def absent_tensors(path: Path, network: Transformer) -> dict[str, float]:
-    """For each tensor that the file does not hold as it should: the distance of what it holds, as a share of the tensor.
+    """For each tensor that the file does not hold as it should: the distance of what it holds, as a
+    share of the tensor.
 
-    Empty if all are there. Tensors that changed places are there: what a file does with them shows only when it runs.
+    Empty if all are there. Tensors that changed places are there: what a file does with them shows
+    only when it runs.
     """
     constants, weights = stored_buffers(path)
     scheme = scheme_of(network)
     found: dict[str, float] = {}
-    for forms, stored in ((_constants(network, scheme), constants), (_weights(network, scheme), weights)):
+    for forms, stored in (
+        (_constants(network, scheme), constants),
+        (_weights(network, scheme), weights),
+    ):
         for name, gap in _gaps(list(forms), stored).items():
             found[name] = max(gap, found.get(name, 0.0))
     return found
 
 
 def _constants(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
-    """What ExecuTorch's own operators read: the token table, the norms that are not all ones, RoPE's frequencies."""
+    """What ExecuTorch's own operators read: the token table, the norms that are not all ones,
+    RoPE's frequencies.
+    """
     table = network.model.embed_tokens.weight
     if scheme is None:
         yield "model.embed_tokens.weight", table
     else:
         qweight, scale = quantize_weight(table, scheme)
-        yield "model.embed_tokens.weight", _nibbles(qweight.flip(-1)).flip(-1)  # the even one is high
+        # the even one is high
+        yield "model.embed_tokens.weight", _nibbles(qweight.flip(-1)).flip(-1)
         yield "model.embed_tokens.weight", scale.to(torch.float16)
     for name, parameter in network.named_parameters():
         if parameter.dim() == 1 and not bool((parameter == 1).all()):
@@ -53,12 +63,17 @@ def _constants(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
 
 
 def _weights(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
-    """What XNNPACK multiplies by: each linear layer, the turn of RoPE, and the means of the norms."""
+    """What XNNPACK multiplies by: each linear layer, the turn of RoPE, and the means of the
+    norms.
+    """
     config = network.config
     eye = torch.eye(config.head_dim)
-    quarter = torch.zeros(1, 1, config.head_dim), torch.ones(1, 1, config.head_dim)  # cos and sin of a right angle
+    # cos and sin of a right angle
+    quarter = torch.zeros(1, 1, config.head_dim), torch.ones(1, 1, config.head_dim)
     yield "RoPE's half turn", rotate(eye[None, None], *quarter)[0, 0].T
-    for size in (config.hidden_size, config.head_dim) if config.use_qk_norm else (config.hidden_size,):
+    for size in (
+        (config.hidden_size, config.head_dim) if config.use_qk_norm else (config.hidden_size,)
+    ):
         yield f"the mean of {size} channels", torch.full((1, size), 1.0 / size)
     matrices = {name: p for name, p in network.named_parameters() if p.dim() == 2}
     table = matrices.pop("model.embed_tokens.weight")
@@ -80,7 +95,9 @@ def _nibbles(qweight: Tensor) -> Tensor:
 
 
 def _gaps(forms: list[Form], stored: list[bytes]) -> dict[str, float]:
-    """For each name whose tensor is not among the stored ones, its distance from the one of its size that is nobody's."""
+    """For each name whose tensor is not among the stored ones, its distance from the one of its
+    size that is nobody's.
+    """
     expected = [_bytes(tensor) for _, tensor in forms]
     known = set(expected)
     unknown: dict[int, list[bytes]] = defaultdict(list)
@@ -107,7 +124,9 @@ def _padded(content: bytes) -> bytes:
 
 def _distance(tensor: Tensor, content: bytes) -> float:
     """The share of a tensor by which what was stored in its place differs."""
-    other = torch.frombuffer(bytearray(content), dtype=tensor.dtype)[: tensor.numel()].view(tensor.shape)
+    other = torch.frombuffer(bytearray(content), dtype=tensor.dtype)[: tensor.numel()].view(
+        tensor.shape
+    )
     expected, found = (_values(t.detach()) for t in (tensor, other))
     return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
 

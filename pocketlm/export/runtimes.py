@@ -1,4 +1,6 @@
-"""Any model, opened for its answers: a checkpoint in our network, a .gguf in llama.cpp, a .pte in ExecuTorch."""
+"""Any model, opened for its answers: a checkpoint in our network, a .gguf in llama.cpp, a .pte in
+ExecuTorch.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -11,10 +13,11 @@ from pocketlm.model.generate import LanguageModel
 
 
 def open_model(path: Path, *, exact: bool = False, threads: int | None = None) -> Any:
-    """The model at `path`, ready for `logits` and `generate`: a checkpoint folder, a .gguf or a .pte, by its name.
+    """The model at `path`, ready for `logits` and `generate`: a checkpoint folder, a .gguf or a
+    .pte, by its name.
 
-    exact: float32 wherever the runtime has a choice; llama.cpp's own KV cache holds float16. threads: the runtime's own
-    choice by default. Torch's and ExecuTorch's are the whole process's.
+    exact: float32 wherever the runtime has a choice; llama.cpp's own KV cache holds float16.
+    threads: the runtime's own choice by default. Torch's and ExecuTorch's are the whole process's.
     """
     path = Path(path)
     if threads:
@@ -61,7 +64,9 @@ def label_of(path: Path) -> str:
 
 
 def labels_of(paths: Sequence[Path]) -> tuple[str, ...]:
-    """A name for each model: short, or its whole path where the short ones are not all different."""
+    """A name for each model: short, or its whole path where the short ones are not all
+    different.
+    """
     labels = tuple(label_of(path) for path in paths)
     if len(set(labels)) == len(labels):
         return labels

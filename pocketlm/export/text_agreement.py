@@ -1,7 +1,8 @@
-"""Is text the same ids to llama.cpp as to us, and are ids the same text? Asked of a .gguf's own tokenizer.
+"""Is text the same ids to llama.cpp as to us, and are ids the same text? Asked of a .gguf's own
+tokenizer.
 
-Logits are compared on ids, which says nothing of the words they stand for: a turn's end that is written at another id
-shows here alone.
+Logits are compared on ids, which says nothing of the words they stand for: a turn's end that is
+written at another id shows here alone.
 """
 
 import itertools
@@ -45,7 +46,8 @@ HARD_TEXTS = (
     "🙂 👍🏽 👨‍👩‍👧 🇩🇪 ❤️ ✈️ ①②③ ™ © € £ ¥ § ¶ † ‡ … — – “q” ‘q’ «q»",
     "x\u200bx\u200dx\ufeffx\u00a0x\u2003x\u3000x\u2028x",
     "ALLCAPS CamelCase snake_case kebab-case mixedUP iPhone NASA's HTTPServer",
-    "!!! ??? ... ,,, ;;; --- ___ *** ### ((())) [[[]]] {{{}}} <<<>>> //\\\\ ~~~ ``` @@@ %%% ^^^ &&& ===",
+    "!!! ??? ... ,,, ;;; --- ___ *** ### ((())) [[[]]] {{{}}} <<<>>> //\\\\ ~~~ ``` @@@ %%% ^^^ "
+    "&&& ===",
     "https://example.com/a/b?c=d&e=f#g user@example.org C:\\path\\file.txt",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa bbbbbbbb abababababababab",
     " ".join(str(n * 37 % 1009) for n in range(60)),
@@ -53,7 +55,10 @@ HARD_TEXTS = (
 MIXTURES, MIXED_WORDS = 300, 12  # texts of the tokenizer's own words, in any order
 CHATS: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "What is 3 + 4?"}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there!\n\nWho are you?"}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello there!\n\nWho are you?"},
+    ],
     [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello. What can I do?"},
@@ -64,15 +69,20 @@ SHOWN = 3  # differences that a message tells
 
 
 def refuse_other_text(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
-    """What of the text is unlike and cannot be helped, each in words; a ValueError where ids or their texts differ else."""
+    """What of the text is unlike and cannot be helped, each in words; a ValueError where ids or
+    their texts differ else.
+    """
     vocabulary = vocabulary_of(tokenizer, vocab_size)
     model = LoadedModel(path, vocab_only=True)
     try:
         found = list(itertools.islice(differences(tokenizer, vocabulary, model), SHOWN))
         if found:
             raise ValueError(
-                f"llama.cpp does not read {path.name} as this tokenizer does, so it would run on other tokens than were "
-                f"trained:\n  " + "\n  ".join(found) + "\nExport to hf or pte, which keep the tokenizer itself"
+                f"llama.cpp does not read {path.name} as this tokenizer does, so it would run on "
+                "other tokens than were "
+                f"trained:\n  "
+                + "\n  ".join(found)
+                + "\nExport to hf or pte, which keep the tokenizer itself"
             )
         return [
             *(f"llama.cpp gives other ids for {limit}" for limit in vocabulary.limits),
@@ -83,7 +93,9 @@ def refuse_other_text(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list
 
 
 def refuse_other_folder(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Nothing, or a ValueError where the tokenizer beside a .pte, which its runner reads, is not this one."""
+    """Nothing, or a ValueError where the tokenizer beside a .pte, which its runner reads, is not
+    this one.
+    """
     from pocketlm.export.executorch import tokenizer_folder
 
     beside = Tokenizer.load(tokenizer_folder(path))
@@ -93,22 +105,31 @@ def refuse_other_folder(path: Path, tokenizer: Tokenizer, vocab_size: int) -> No
     reading, read = parser_of(tokenizer), parser_of(beside)
     pairs = {
         "plain texts": [made.encode_batch(texts) for made in (tokenizer, beside)],
-        "texts with special words": [[made.encode(text).ids for text in special] for made in (reading, read)],
-        "prompts": [
-            [made.encode_chat(messages) for messages, _ in chat_texts(tokenizer)] for made in (tokenizer, beside)
+        "texts with special words": [
+            [made.encode(text).ids for text in special] for made in (reading, read)
         ],
-        "words": [made.backend.decode_batch(words, skip_special_tokens=False) for made in (tokenizer, beside)],
+        "prompts": [
+            [made.encode_chat(messages) for messages, _ in chat_texts(tokenizer)]
+            for made in (tokenizer, beside)
+        ],
+        "words": [
+            made.backend.decode_batch(words, skip_special_tokens=False)
+            for made in (tokenizer, beside)
+        ],
         "ends of an answer": [sorted(made.stop_ids) for made in (tokenizer, beside)],
     }
     for what, (ours, theirs) in pairs.items():
         if ours != theirs:
             raise ValueError(
-                f"{tokenizer_folder(path).name}: the tokenizer that was written gives other {what}; please report it"
+                f"{tokenizer_folder(path).name}: the tokenizer that was written gives other "
+                f"{what}; please report it"
             )
 
 
 def added_words(tokenizer: Tokenizer) -> list[str]:
-    """The texts of the tokens that stand outside the model's own vocabulary: special ones and words added to it."""
+    """The texts of the tokens that stand outside the model's own vocabulary: special ones and words
+    added to it.
+    """
     return [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
 
 
@@ -120,14 +141,20 @@ def differences(tokenizer: Tokenizer, vocabulary: Vocabulary, model: LoadedModel
     for text, ids in zip(plain, tokenizer.encode_batch(plain), strict=True):
         theirs = model.tokenize(text, add_special=False, parse_special=False)
         if theirs != ids:
-            yield f"{text!r} is {_shown(ids, tokenizer)} here, {_shown(theirs, tokenizer)} to llama.cpp"
+            yield (
+                f"{text!r} is {_shown(ids, tokenizer)} here, {_shown(theirs, tokenizer)} to "
+                "llama.cpp"
+            )
     parsing = parser_of(tokenizer)
     for text in special_texts(special):
         if comparable(text, vocabulary, special, parsed=True):
             ids = parsing.encode(text, add_special_tokens=False).ids
             theirs = model.tokenize(text, add_special=False, parse_special=True)
             if theirs != ids:
-                yield f"{text!r}, its special words read, is {_shown(ids, tokenizer)} here, {_shown(theirs, tokenizer)} there"
+                yield (
+                    f"{text!r}, its special words read, is {_shown(ids, tokenizer)} here, "
+                    f"{_shown(theirs, tokenizer)} there"
+                )
     yield from _other_prompts(tokenizer, vocabulary, model)
     yield from _other_words(tokenizer, model)
 
@@ -140,18 +167,25 @@ def unlike_ends(tokenizer: Tokenizer, model: LoadedModel) -> list[str]:
     if more:
         told.append(f"llama.cpp ends an answer at {_words(more, tokenizer)} too, for their texts")
     if fewer:
-        told.append(f"llama.cpp does not end an answer at {_words(fewer, tokenizer)}: a .gguf names three ends at most")
+        told.append(
+            f"llama.cpp does not end an answer at {_words(fewer, tokenizer)}: a .gguf names three "
+            "ends at most"
+        )
     return told
 
 
 def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts that tokenizers are known to disagree on, every special word as text, and mixtures of the vocabulary's words."""
+    """Texts that tokenizers are known to disagree on, every special word as text, and mixtures of
+    the vocabulary's words.
+    """
     yield from HARD_TEXTS
     for word in added_words(tokenizer):
         yield f"{word} as text, {word}x, and twice:{word}{word}"
     drawn = random.Random(0)
     ids = sorted(set(range(tokenizer.vocab_size)) - tokenizer.special_ids)
-    words = tokenizer.backend.decode_batch([[i] for i in drawn.choices(ids, k=MIXTURES * MIXED_WORDS)])
+    words = tokenizer.backend.decode_batch(
+        [[i] for i in drawn.choices(ids, k=MIXTURES * MIXED_WORDS)]
+    )
     for start in range(0, len(words), MIXED_WORDS):
         yield "".join(words[start : start + MIXED_WORDS]).replace("\ufffd", "")
 
@@ -211,21 +245,33 @@ def chat_texts(tokenizer: Tokenizer) -> Iterator[tuple[list[dict[str, str]], str
             continue
 
 
-def _other_prompts(tokenizer: Tokenizer, vocabulary: Vocabulary, model: LoadedModel) -> Iterator[str]:
+def _other_prompts(
+    tokenizer: Tokenizer, vocabulary: Vocabulary, model: LoadedModel
+) -> Iterator[str]:
     for messages, text in chat_texts(tokenizer):
         ids = tokenizer.encode_chat(messages)
         bos = tokenizer.bos_token
-        if vocabulary.add_bos and bos is not None:  # llama.cpp takes the template's away, and puts its own
+        # llama.cpp takes the template's away, and puts its own
+        if vocabulary.add_bos and bos is not None:
             text = text.removeprefix(bos)
         theirs = model.tokenize(text, add_special=True, parse_special=True)
         if theirs != ids:
-            yield f"the chat prompt {text!r} is {_shown(ids, tokenizer)} here, {_shown(theirs, tokenizer)} to llama.cpp"
+            yield (
+                f"the chat prompt {text!r} is {_shown(ids, tokenizer)} here, "
+                f"{_shown(theirs, tokenizer)} to llama.cpp"
+            )
 
 
 def _other_words(tokenizer: Tokenizer, model: LoadedModel) -> Iterator[str]:
-    """Ids whose text differs; a leading space, which a decoder of whole texts takes away, is not counted."""
+    """Ids whose text differs; a leading space, which a decoder of whole texts takes away, is not
+    counted.
+    """
     ids = range(tokenizer.vocab_size)
-    for i, ours in zip(ids, tokenizer.backend.decode_batch([[i] for i in ids], skip_special_tokens=False), strict=True):
+    for i, ours in zip(
+        ids,
+        tokenizer.backend.decode_batch([[i] for i in ids], skip_special_tokens=False),
+        strict=True,
+    ):
         theirs = model.piece(i).decode("utf-8", "replace")
         if ours not in (theirs, theirs.removeprefix(" ")):
             yield f"id {i} is {ours!r} here, {theirs!r} to llama.cpp"

@@ -1,4 +1,6 @@
-"""Whether the formats asked for can hold a model: answered from its shape and tokenizer alone, before anything trains."""
+"""Whether the formats asked for can hold a model: answered from its shape and tokenizer alone,
+before anything trains.
+"""
 
 from dataclasses import dataclass
 
@@ -15,8 +17,9 @@ FORMATS = ("hf", "gguf", "pte", *packed_folders.CONTAINERS)
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """formats: of FORMATS. gguf_dtype: None for q4_0 where the model is in four bits, else f16. context_length: of a .pte;
-    None for the model's positions. layout: of the Hugging Face folder; None for the one that stock transformers opens.
+    """formats: of FORMATS. gguf_dtype: None for q4_0 where the model is in four bits, else f16.
+    context_length: of a .pte; None for the model's positions. layout: of the Hugging Face folder;
+    None for the one that stock transformers opens.
     """
 
     formats: tuple[str, ...]
@@ -45,12 +48,15 @@ def refuse_unwritable(
 ) -> dict[str, list[str]]:
     """For each format what is unlike in it and cannot be helped, in words.
 
-    ValueError for the first format that cannot hold a model of this shape, tokenizer and scheme, or whose runtime is not
-    installed here: the file could not be compared with the model.
+    ValueError for the first format that cannot hold a model of this shape, tokenizer and scheme, or
+    whose runtime is not installed here: the file could not be compared with the model.
     """
     length = wanted.context_length or config.max_position_embeddings
     if length > config.max_position_embeddings:
-        raise ValueError(f"context_length {length} exceeds the model's {config.max_position_embeddings} positions")
+        raise ValueError(
+            f"context_length {length} exceeds the model's {config.max_position_embeddings} "
+            "positions"
+        )
     notes: dict[str, list[str]] = {}
     for name in wanted.formats:
         notes[name] = []
@@ -70,6 +76,8 @@ def refuse_unwritable(
 
 
 def _refuse_layout(config: ModelConfig, layout: str | None) -> None:
-    """The layout that stock transformers opens is there for every shape, once shared blocks are unrolled."""
+    """The layout that stock transformers opens is there for every shape, once shared blocks are
+    unrolled.
+    """
     if layout is not None:
         LAYOUTS[layout].write(config)

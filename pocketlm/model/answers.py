@@ -1,9 +1,9 @@
 """The answers of a conversation, to learn: ids, and which of them the assistant writes.
 
-A template that marks generations says it. Else the conversation is rendered once, and where each answer lies in the text
-follows from renderings of its beginnings, compared as texts: nothing is encoded apart. A template that writes earlier
-turns otherwise than the last (it drops their thinking) gives an example for each answer, with the history that the model
-meets when it answers.
+A template that marks generations says it. Else the conversation is rendered once, and where each
+answer lies in the text follows from renderings of its beginnings, compared as texts: nothing is
+encoded apart. A template that writes earlier turns otherwise than the last (it drops their
+thinking) gives an example for each answer, with the history that the model meets when it answers.
 """
 
 import re
@@ -21,8 +21,9 @@ TAG = re.compile(r"<[^<>|\s]{1,30}>")  # what a prompt may open: <think>
 class Example:
     """ids of a conversation up to its last learnt token, and for each whether it is learnt.
 
-    ends: whether each answer in it ends in a token that ends answers. words_as_text: whether a message spells a special
-    word, which is encoded as plain text. not_rendered: fields that the template does not use, and of how many messages.
+    ends: whether each answer in it ends in a token that ends answers. words_as_text: whether a
+    message spells a special word, which is encoded as plain text. not_rendered: fields that the
+    template does not use, and of how many messages.
     """
 
     ids: list[int]
@@ -46,10 +47,11 @@ class Located:
 
 
 def located(template: ChatTemplate, conversation: Conversation) -> list[Located]:
-    """The renderings to learn from: one, or one for each answer where the template rewrites earlier turns.
+    """The renderings to learn from: one, or one for each answer where the template rewrites earlier
+    turns.
 
-    ChatRefused, with a reason to count, where the template refuses the conversation, ignores a field of it that means
-    something, or leaves out part of an answer.
+    ChatRefused, with a reason to count, where the template refuses the conversation, ignores a
+    field of it that means something, or leaves out part of an answer.
     """
     answers = [i for i, learn in enumerate(conversation.learnt) if learn]
     if not answers:
@@ -57,23 +59,33 @@ def located(template: ChatTemplate, conversation: Conversation) -> list[Located]
     ignored = template.ignores(conversation)
     speakers = any("name" in m for m in conversation.messages if m["role"] != "tool")
     for name in ignored:
-        of_speaker = name == "name" and speakers  # a tool's is in the call too, and few templates repeat it
+        # a tool's is in the call too, and few templates repeat it
+        of_speaker = name == "name" and speakers
         if name in MEANT or of_speaker or name.startswith("chat_template_kwargs"):
             raise ChatRefused(f'the chat template does not render "{name}"')
-    return [replace(part, not_rendered=ignored) for part in _located(template, conversation, answers)]
+    return [
+        replace(part, not_rendered=ignored) for part in _located(template, conversation, answers)
+    ]
 
 
-def _located(template: ChatTemplate, conversation: Conversation, answers: list[int]) -> list[Located]:
+def _located(
+    template: ChatTemplate, conversation: Conversation, answers: list[int]
+) -> list[Located]:
     whole = template.render(conversation)
     parts = [_answer(template, conversation, i) for i in answers]
-    consistent = all(part is not None and whole.text.startswith(part.rendering.text) and part.extends for part in parts)
+    consistent = all(
+        part is not None and whole.text.startswith(part.rendering.text) and part.extends
+        for part in parts
+    )
     if template.marks_generations:
         return _marked(template, conversation, whole, answers, consistent)
     if consistent:
         return [Located(rendering=whole, spans=[part.span for part in parts if part is not None])]
     if None in parts:
         raise ChatRefused("it cannot be told where an answer begins that nothing comes before")
-    return [Located(rendering=part.rendering, spans=[part.span]) for part in parts if part is not None]
+    return [
+        Located(rendering=part.rendering, spans=[part.span]) for part in parts if part is not None
+    ]
 
 
 def _marked(
@@ -83,7 +95,9 @@ def _marked(
     answers: list[int],
     consistent: bool,
 ) -> list[Located]:
-    """By the template's own marks. Of a template that rewrites turns, the last mark of each beginning."""
+    """By the template's own marks. Of a template that rewrites turns, the last mark of each
+    beginning.
+    """
     roles = [message["role"] for message in conversation.messages]
     marked = [i for i, role in enumerate(roles) if role == "assistant"]
     if len(whole.generations) == len(marked) and (consistent or len(marked) == 1):
@@ -102,7 +116,9 @@ def _marked(
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A conversation up to an answer. extends: its text goes on from that of the prompt before the answer."""
+    """A conversation up to an answer. extends: its text goes on from that of the prompt before the
+    answer.
+    """
 
     rendering: Rendering
     span: Span
@@ -110,7 +126,9 @@ class _Part:
 
 
 def _answer(template: ChatTemplate, conversation: Conversation, number: int) -> _Part | None:
-    """Where message `number` lies in the rendering that ends with it; None where that cannot be told."""
+    """Where message `number` lies in the rendering that ends with it; None where that cannot be
+    told.
+    """
     upto = template.render(conversation.upto(number + 1))
     prompt = _prompt(template, conversation, number)
     if prompt is None:
@@ -128,7 +146,9 @@ def _answer(template: ChatTemplate, conversation: Conversation, number: int) -> 
 
 
 def _prompt(template: ChatTemplate, conversation: Conversation, number: int) -> Rendering | None:
-    """What the model is asked with before it answers; None where the template does not begin with an answer."""
+    """What the model is asked with before it answers; None where the template does not begin with
+    an answer.
+    """
     try:
         return template.render(conversation.upto(number), add_generation_prompt=True)
     except ChatRefused:
@@ -137,8 +157,12 @@ def _prompt(template: ChatTemplate, conversation: Conversation, number: int) -> 
         raise
 
 
-def _by_twin(template: ChatTemplate, conversation: Conversation, number: int, upto: Rendering) -> _Part | None:
-    """An answer that nothing comes before: it begins where the same with another content begins to differ."""
+def _by_twin(
+    template: ChatTemplate, conversation: Conversation, number: int, upto: Rendering
+) -> _Part | None:
+    """An answer that nothing comes before: it begins where the same with another content begins to
+    differ.
+    """
     message = conversation.messages[number]
     other = {**message, "content": "\uf8e4" + message["content"]}
     twin = template.render(replace(conversation, messages=(*conversation.messages[:number], other)))
@@ -149,7 +173,8 @@ def _by_twin(template: ChatTemplate, conversation: Conversation, number: int, up
 
 
 def _continued(prompt: Rendering, opened: str, message: Message, upto: Rendering) -> _Part:
-    """The answer as the model will have to write it after its prompt, where the template cuts its thinking.
+    """The answer as the model will have to write it after its prompt, where the template cuts its
+    thinking.
 
     opened: what the prompt ends with beyond the rendered turn, such as "<think>\\n".
     """
@@ -165,11 +190,15 @@ def _continued(prompt: Rendering, opened: str, message: Message, upto: Rendering
         raise ChatRefused("special words in a conversation whose thinking the template cuts")
     written = f"{thinking}{closing}{answer.strip()}{tail}"
     text = prompt.text + (written if opened.strip() else f"<think>\n{written}")
-    return _Part(rendering=Rendering(text=text, words=()), span=(len(prompt.text), len(text)), extends=False)
+    return _Part(
+        rendering=Rendering(text=text, words=()), span=(len(prompt.text), len(text)), extends=False
+    )
 
 
 def _thinking(message: Message) -> tuple[str, str, str]:
-    """(thinking, what closes it, the answer) of a message that has thinking, in a field or in its content."""
+    """(thinking, what closes it, the answer) of a message that has thinking, in a field or in its
+    content.
+    """
     content = message["content"]
     if reasoning := reasoning_of(message):
         return reasoning.strip("\n"), "\n</think>\n\n", content
@@ -177,11 +206,7 @@ def _thinking(message: Message) -> tuple[str, str, str]:
     if not closing:
         return "", "", content
     space = re.match(r"\s*", after)
-    return (
-        re.sub(r"^\s*<think>\n?", "", before),
-        closing + (space[0] if space else ""),
-        after,
-    )
+    return (re.sub(r"^\s*<think>\n?", "", before), closing + (space[0] if space else ""), after)
 
 
 def _shared_length(one: str, other: str) -> int:
@@ -201,8 +226,9 @@ def _shown_upto(rendering: Rendering, place: int) -> str:
 def example_of(part: Located, ids: list[int], places: list[Span], stop_ids: set[int]) -> Example:
     """The example of a rendering encoded as `ids`, whose parts of the text are `places`.
 
-    A token is learnt where it overlaps an answer (transformers' rule for marked generations). What a template puts behind
-    an answer's end, such as a line break, is not; nor is anything kept that follows the last learnt token.
+    A token is learnt where it overlaps an answer (transformers' rule for marked generations). What
+    a template puts behind an answer's end, such as a line break, is not; nor is anything kept that
+    follows the last learnt token.
     """
     learnt = [False] * len(ids)
     ends = True

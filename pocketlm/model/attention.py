@@ -1,9 +1,12 @@
-"""Who looks at whom, and the attention that follows: causal, in windows, in packed documents, on a cache.
+"""Who looks at whom, and the attention that follows: causal, in windows, in packed documents, on a
+cache.
 
-In training on the processor windows and packed documents go piece by piece, over the keys that a piece's queries may see,
-so that neither needs a mask of T x T, and short rows do because it is faster; the rest goes through torch's own attention.
+In training on the processor windows and packed documents go piece by piece, over the keys that a
+piece's queries may see, so that neither needs a mask of T x T, and short rows do because it is
+faster; the rest goes through torch's own attention.
 
-Shapes: B batch, T tokens, S keys, H query heads, K kv heads, G heads that share a kv head, E head width, N queries of a piece
+Shapes: B batch, T tokens, S keys, H query heads, K kv heads, G heads that share a kv head, E head
+width, N queries of a piece
 """
 
 import math
@@ -19,7 +22,8 @@ SCORES = 2**20  # of a piece, in how many rows go together: larger ones leave th
 
 
 class Cache(Protocol):
-    """What attention needs of a KV cache: hand in the new keys and values of a layer, get back all it may look at.
+    """What attention needs of a KV cache: hand in the new keys and values of a layer, get back all
+    it may look at.
 
     `layer` counts applications of blocks: a block applied twice has two.
     """
@@ -32,7 +36,9 @@ class Cache(Protocol):
 
 
 class Mask:
-    """Who may look at whom, worked out once a forward pass and shared by all layers of the same window."""
+    """Who may look at whom, worked out once a forward pass and shared by all layers of the same
+    window.
+    """
 
     def __init__(
         self,
@@ -47,12 +53,18 @@ class Mask:
         self.masks: dict[tuple[int | None, int], Tensor | None] = {}
         begins = None
         if cache is None and positions.is_cpu:
-            begins = torch.zeros_like(positions[:1]) if plain else document_begins(positions, doc_ids)
+            begins = (
+                torch.zeros_like(positions[:1]) if plain else document_begins(positions, doc_ids)
+            )
         # [B or 1, T] for each window: the first key that a query sees; the last is its own
-        self.first = {} if begins is None else {window: first_keys(begins, window) for window in windows}
+        self.first = (
+            {} if begins is None else {window: first_keys(begins, window) for window in windows}
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None) -> Tensor:
-        """Attention output [B, H, T, E] of q [B, H, T, E], all tokens or the last one, on k, v [B, K, S, E]."""
+        """Attention output [B, H, T, E] of q [B, H, T, E], all tokens or the last one, on k, v [B,
+        K, S, E].
+        """
         T, S = q.shape[2], k.shape[2]
         if T == S and self.first and goes_in_pieces(window, T, q.shape[3], self.plain):
             return attention_in_pieces(q, k, v, self.first[window])
@@ -66,9 +78,11 @@ class Mask:
         return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=grouped)
 
     def allowed(self, layer: int, window: int | None, num_keys: int) -> Tensor | None:
-        """True where a query may attend: [B, 1, T, S], from positions alone, so it holds in training and decoding.
+        """True where a query may attend: [B, 1, T, S], from positions alone, so it holds in
+        training and decoding.
 
-        None where one token of each row may look at all keys: attention without a mask takes less time.
+        None where one token of each row may look at all keys: attention without a mask takes less
+        time.
         """
         if (window, num_keys) not in self.masks:
             keys = self.positions if self.cache is None else self.cache.key_positions(layer)
@@ -78,7 +92,8 @@ class Mask:
                 allowed &= gap < window
             if self.doc_ids is not None:
                 allowed &= self.doc_ids[:, :, None] == self.doc_ids[:, None, :]
-            allowed |= (self.positions < 0)[:, :, None]  # padding looks anywhere: a row with no key at all would be NaN
+            # padding looks anywhere: a row with no key at all would be NaN
+            allowed |= (self.positions < 0)[:, :, None]
             unmasked = allowed.shape[1] == 1 and bool(allowed.all())
             self.masks[window, num_keys] = None if unmasked else allowed[:, None]
         return self.masks[window, num_keys]
@@ -87,14 +102,21 @@ class Mask:
 def goes_in_pieces(window: int | None, num_tokens: int, head_dim: int, plain: bool) -> bool:
     """Whether attention of whole rows on the processor does, rather than through torch's own.
 
-    Plain rows go the faster way. A step of 15M parameters (64 channels) takes 0.93 of the time in pieces at 512 tokens, on
-    one thread 0.87, and 1.04 times at 1,024; heads of 32 channels take 1.3 to 1.7 times as long (docs/log.md).
+    Plain rows go the faster way. A step of 15M parameters (64 channels) takes 0.93 of the time in
+    pieces at 512 tokens, on one thread 0.87, and 1.04 times at 1,024; heads of 32 channels take 1.3
+    to 1.7 times as long (docs/log.md).
     """
-    return not plain or (window is not None and window < num_tokens) or (num_tokens <= 512 and head_dim >= 64)
+    return (
+        not plain
+        or (window is not None and window < num_tokens)
+        or (num_tokens <= 512 and head_dim >= 64)
+    )
 
 
 def document_begins(positions: Tensor, doc_ids: Tensor | None) -> Tensor | None:
-    """[B, T]: the index at which each token's document begins, where every document is one run of tokens; else None."""
+    """[B, T]: the index at which each token's document begins, where every document is one run of
+    tokens; else None.
+    """
     if doc_ids is None:
         return None
     place = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand(doc_ids.shape)
@@ -103,7 +125,8 @@ def document_begins(positions: Tensor, doc_ids: Tensor | None) -> Tensor | None:
     begins[:, 1:] = torch.where(new, place[:, 1:], 0).cummax(1).values
     of_begin = positions.gather(1, begins)
     ordered = doc_ids.sort(1).values
-    whole = torch.equal(new.sum(1), (ordered[:, 1:] != ordered[:, :-1]).sum(1))  # no document comes again
+    # no document comes again
+    whole = torch.equal(new.sum(1), (ordered[:, 1:] != ordered[:, :-1]).sum(1))
     rising = bool((positions - of_begin == place - begins).all()) and bool((of_begin >= 0).all())
     return begins if whole and rising else None
 
@@ -116,10 +139,12 @@ def first_keys(begins: Tensor, window: int | None) -> Tensor:
 
 @torch.library.custom_op("pocketlm::attention_in_pieces", mutates_args=())
 def attention_in_pieces(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> Tensor:
-    """Attention [B, H, T, E] in which query t sees the keys first[b, t]..t; first [B or 1, T] must never fall along T.
+    """Attention [B, H, T, E] in which query t sees the keys first[b, t]..t; first [B or 1, T] must
+    never fall along T.
 
-    Scores are float32, as in torch's own kernel, which takes 1.3 times as long for forward and back; the other products
-    are in the dtype of q. An operator of its own, so that torch.compile takes it as it is.
+    Scores are float32, as in torch's own kernel, which takes 1.3 times as long for forward and
+    back; the other products are in the dtype of q. An operator of its own, so that torch.compile
+    takes it as it is.
     """
     out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
     for rows, queries, keys, p in _pieces(q, k, first):
@@ -128,9 +153,13 @@ def attention_in_pieces(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> Tenso
 
 
 @torch.library.custom_op("pocketlm::attention_in_pieces_backward", mutates_args=())
-def _backward(upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v; probabilities are worked out once more."""
-    of_q = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    of_q = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
+        1, 2
+    )
     exact = torch.promote_types(q.dtype, torch.float32)
     of_k, of_v = (torch.zeros(x.shape, dtype=exact, device=x.device) for x in (k, v))
     scale = q.shape[-1] ** -0.5
@@ -139,7 +168,9 @@ def _backward(upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor) 
         of_p = torch.bmm(above, _flat(v, rows, keys).transpose(1, 2))
         of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
         of_q[rows, :, queries] = (
-            torch.bmm(of_scores, _flat(k, rows, keys)).mul_(scale).view(of_q[rows, :, queries].shape)
+            torch.bmm(of_scores, _flat(k, rows, keys))
+            .mul_(scale)
+            .view(of_q[rows, :, queries].shape)
         )
         asking = _grouped(q, rows, queries, k.shape[1])
         for gradient, part in (
@@ -166,18 +197,26 @@ def _pieces(q: Tensor, k: Tensor, first: Tensor) -> Iterator[tuple[slice, slice,
             keys = slice(lows[start], queries.stop)
             asking = _grouped(q, rows, queries, K).to(exact) * E**-0.5
             scores = torch.bmm(asking, wide[:, :, keys])
-            each = scores.view(rows.stop - row, H, -1, queries.stop - keys.start)  # [rows, H, N, keys]
-            each[..., start - keys.start :].masked_fill_(place[queries] > place[queries, None], -math.inf)
+            # [rows, H, N, keys]
+            each = scores.view(rows.stop - row, H, -1, queries.stop - keys.start)
+            each[..., start - keys.start :].masked_fill_(
+                place[queries] > place[queries, None], -math.inf
+            )
             top = highs[queries.stop - 1] - keys.start
             if top > 0:  # not all see the first of these keys
-                hidden = place[keys.start : keys.start + top] < seen[:, queries, None]  # [rows or 1, N, top]
+                # [rows or 1, N, top]
+                hidden = place[keys.start : keys.start + top] < seen[:, queries, None]
                 each[..., :top].masked_fill_(hidden[:, None], -math.inf)
             yield rows, queries, keys, torch.softmax(scores, -1, out=scores).to(q.dtype)
 
 
 def _grouped(x: Tensor, rows: slice, queries: slice, num_kv_heads: int) -> Tensor:
-    """x [B, H, T, E] of these rows and queries as [rows x K, G x N, E]: heads that share keys lie below each other."""
-    return x[rows, :, queries].reshape(-1, x.shape[1] // num_kv_heads * (queries.stop - queries.start), x.shape[-1])
+    """x [B, H, T, E] of these rows and queries as [rows x K, G x N, E]: heads that share keys lie
+    below each other.
+    """
+    return x[rows, :, queries].reshape(
+        -1, x.shape[1] // num_kv_heads * (queries.stop - queries.start), x.shape[-1]
+    )
 
 
 def _flat(x: Tensor, rows: slice, keys: slice) -> Tensor:
@@ -187,12 +226,18 @@ def _flat(x: Tensor, rows: slice, keys: slice) -> Tensor:
 
 @attention_in_pieces.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> Tensor:
-    return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
+        1, 2
+    )
 
 
 @_backward.register_fake
-def _(upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    of_q = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+def _(
+    upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_q = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
+        1, 2
+    )
     return of_q, k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -208,20 +253,32 @@ attention_in_pieces.register_autograd(_gradients, setup_context=_save)
 
 
 def sliding_attention(q: Tensor, k: Tensor, v: Tensor, window: int, piece: int = 128) -> Tensor:
-    """Attention [B, H, T, E] of the last T of S tokens, each on `window` keys: `piece` queries at a time on what they see.
+    """Attention [B, H, T, E] of the last T of S tokens, each on `window` keys: `piece` queries at a
+    time on what they see.
 
     How prompts are read into a cache, and windows in training on a GPU.
     """
     ahead, before = k.shape[2] - q.shape[2], window - 1
-    gap = torch.arange(piece, device=q.device)[:, None] + before - torch.arange(before + piece, device=q.device)
-    mask = torch.zeros(gap.shape, dtype=q.dtype, device=q.device).masked_fill((gap < 0) | (gap > before), -math.inf)
+    gap = (
+        torch.arange(piece, device=q.device)[:, None]
+        + before
+        - torch.arange(before + piece, device=q.device)
+    )
+    mask = torch.zeros(gap.shape, dtype=q.dtype, device=q.device).masked_fill(
+        (gap < 0) | (gap > before), -math.inf
+    )
     out = []
     for some in q.split(piece, 2):
         count, seen = some.shape[2], min(ahead, before)  # keys before the first of these queries
-        keys, band = slice(ahead - seen, ahead + count), mask[:count, before - seen : before + count]
+        keys, band = (
+            slice(ahead - seen, ahead + count),
+            mask[:count, before - seen : before + count],
+        )
         grouped = q.shape[1] != k.shape[1]
         out.append(
-            F.scaled_dot_product_attention(some, k[:, :, keys], v[:, :, keys], attn_mask=band, enable_gqa=grouped)
+            F.scaled_dot_product_attention(
+                some, k[:, :, keys], v[:, :, keys], attn_mask=band, enable_gqa=grouped
+            )
         )
         ahead += count
     return torch.cat(out, 2)

@@ -1,4 +1,6 @@
-"""What one forward and backward pass reads: the word between data, which makes batches, and train, which uses them."""
+"""What one forward and backward pass reads: the word between data, which makes batches, and train,
+which uses them.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +14,9 @@ IGNORE_INDEX = -100  # a label that counts for nothing, as in torch and transfor
 
 @dataclass(frozen=True)
 class Span:
-    """Which document a piece of a row is: tokens start..stop of row `row` are those from `offset` on of document `key`."""
+    """Which document a piece of a row is: tokens start..stop of row `row` are those from `offset`
+    on of document `key`.
+    """
 
     row: int
     start: int
@@ -22,7 +26,9 @@ class Span:
 
 
 def document_key(ids: Sequence[int] | np.ndarray) -> bytes:
-    """16 bytes that stand for a sequence of token ids, however it is stored, packed or cut into rows."""
+    """16 bytes that stand for a sequence of token ids, however it is stored, packed or cut into
+    rows.
+    """
     return hashlib.blake2b(np.asarray(ids, dtype="<u4").tobytes(), digest_size=16).digest()
 
 
@@ -30,10 +36,10 @@ def document_key(ids: Sequence[int] | np.ndarray) -> bytes:
 class Batch:
     """Rows of tokens and what to predict after each.
 
-    input_ids [B, T]; labels [B, T]: the next token, already shifted, or IGNORE_INDEX;
-    positions [B, T] or None for 0..T-1; doc_ids [B, T] or None when a row attends to all of itself.
-    rows: (source, number in it) of each row, for messages. spans: where the tokens come from, if batches were asked to
-    tell; padding is in none.
+    input_ids [B, T]; labels [B, T]: the next token, already shifted, or IGNORE_INDEX; positions [B,
+    T] or None for 0..T-1; doc_ids [B, T] or None when a row attends to all of itself. rows:
+    (source, number in it) of each row, for messages. spans: where the tokens come from, if batches
+    were asked to tell; padding is in none.
     """
 
     input_ids: Tensor

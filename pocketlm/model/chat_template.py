@@ -1,7 +1,9 @@
-"""A chat template, rendered by transformers' own renderer, and what in the result is text and what is a token.
+"""A chat template, rendered by transformers' own renderer, and what in the result is text and what
+is a token.
 
-A text of a user is always text: words of it that spell a control token (a special token, or an added token that the
-template itself writes) are hidden from the template behind placeholders, and are encoded as plain characters.
+A text of a user is always text: words of it that spell a control token (a special token, or an
+added token that the template itself writes) are hidden from the template behind placeholders, and
+are encoded as plain characters.
 """
 
 import bisect
@@ -24,7 +26,9 @@ PLACEHOLDER = re.compile(f"\uf8e0{NONCE}:(\\d+)\uf8e1")
 
 
 class ChatRefused(ValueError):
-    """A conversation that a template cannot render, or of which nothing can be learnt. `reason`: in few words, to count."""
+    """A conversation that a template cannot render, or of which nothing can be learnt. `reason`: in
+    few words, to count.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -33,7 +37,8 @@ class ChatRefused(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """A rendered conversation. text: with placeholders for the control words of its messages, `words`.
+    """A rendered conversation. text: with placeholders for the control words of its messages,
+    `words`.
 
     generations: the parts that the template marks as the assistant's ({% generation %}).
     """
@@ -49,9 +54,11 @@ class Rendering:
 
 
 class ChatTemplate:
-    """source: jinja. named: further templates by their names, of which transformers takes "tool_use" where there are tools.
+    """source: jinja. named: further templates by their names, of which transformers takes
+    "tool_use" where there are tools.
 
-    special_tokens: what the template knows as bos_token, eos_token and so on. control_words: see above.
+    special_tokens: what the template knows as bos_token, eos_token and so on. control_words: see
+    above.
     """
 
     def __init__(
@@ -61,43 +68,68 @@ class ChatTemplate:
         backend: tokenizers.Tokenizer,
         named: Mapping[str, str] | None = None,
     ) -> None:
-        self.source, self.named, self.special_tokens = source, dict(named or {}), dict(special_tokens)
+        self.source, self.named, self.special_tokens = (
+            source,
+            dict(named or {}),
+            dict(special_tokens),
+        )
         added = backend.get_added_tokens_decoder().values()
         self.special = [token.content for token in added if token.special and token.content]
         everywhere = "\0".join((source, *self.named.values()))
         self.control = self.special + [
-            token.content for token in added if not token.special and token.content and token.content in everywhere
+            token.content
+            for token in added
+            if not token.special and token.content and token.content in everywhere
         ]
 
     @cached_property
     def marks_generations(self) -> bool:
         return GENERATION.search(self.source) is not None
 
-    def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> Rendering:
-        """The conversation as text. ChatRefused with the template's own words where it refuses, or fails."""
+    def render(
+        self, conversation: Conversation, *, add_generation_prompt: bool = False
+    ) -> Rendering:
+        """The conversation as text. ChatRefused with the template's own words where it refuses, or
+        fails.
+        """
         hidden = _Hidden(self)
         tools = [hidden.whole(tool) for tool in conversation.tools] if conversation.tools else None
         variables = hidden.whole(conversation.variables)
-        messages = [hidden.message(message) for message in conversation.messages]  # last: more of them, same numbers
+        # last: more of them, same numbers
+        messages = [hidden.message(message) for message in conversation.messages]
         source = self.named.get("tool_use", self.source) if tools else self.source
-        text, generations = _rendered(source, messages, tools, self.special_tokens | variables, add_generation_prompt)
+        text, generations = _rendered(
+            source, messages, tools, self.special_tokens | variables, add_generation_prompt
+        )
         rendering = Rendering(text=text, words=tuple(hidden.words), generations=generations)
         if NONCE in PLACEHOLDER.sub("", text):
-            raise ChatRefused("the chat template takes a special word of a message apart", ", ".join(hidden.words))
-        encoded_twice = any(_as_json(text) in rendering.shown for text in argument_texts(conversation))
+            raise ChatRefused(
+                "the chat template takes a special word of a message apart", ", ".join(hidden.words)
+            )
+        encoded_twice = any(
+            _as_json(text) in rendering.shown for text in argument_texts(conversation)
+        )
         if encoded_twice:  # templates want objects; OpenAI's files have texts of JSON
-            return self.render(with_parsed_arguments(conversation), add_generation_prompt=add_generation_prompt)
+            return self.render(
+                with_parsed_arguments(conversation), add_generation_prompt=add_generation_prompt
+            )
         return rendering
 
     def ignores(self, conversation: Conversation) -> dict[str, int]:
-        """How many messages (or, of what stands beside them, conversations) have a field that makes no difference."""
-        names = sorted({name for message in conversation.messages for name in message} - {"role", "content"})
+        """How many messages (or, of what stands beside them, conversations) have a field that makes
+        no difference.
+        """
+        names = sorted(
+            {name for message in conversation.messages for name in message} - {"role", "content"}
+        )
         ignored: dict[str, int] = {}
         if not (names or conversation.tools or conversation.variables):
             return ignored
         with_all = self.render(conversation).text
         for name in names:
-            messages = tuple({k: v for k, v in m.items() if k != name} for m in conversation.messages)
+            messages = tuple(
+                {k: v for k, v in m.items() if k != name} for m in conversation.messages
+            )
             if self._renders(replace(conversation, messages=messages)) == with_all:
                 ignored[name] = sum(name in message for message in conversation.messages)
         if conversation.tools and self._renders(replace(conversation, tools=None)) == with_all:
@@ -126,12 +158,15 @@ def _rendered(
     variables: dict[str, Any],
     add_generation_prompt: bool,
 ) -> tuple[str, tuple[Span, ...]]:
-    """What transformers' renderer gives, in its own environment: a sandbox, for templates come in files people were handed."""
+    """What transformers' renderer gives, in its own environment: a sandbox, for templates come in
+    files people were handed.
+    """
     import jinja2
     from transformers.utils import chat_template_utils
 
     marks = GENERATION.search(source) is not None
-    render: Any = chat_template_utils.render_jinja_template  # its annotation tells less than it gives
+    # its annotation tells less than it gives
+    render: Any = chat_template_utils.render_jinja_template
     try:
         (text,), generations = render(
             conversations=[messages],
@@ -142,9 +177,13 @@ def _rendered(
             **variables,
         )
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"the chat template is no jinja: line {error.lineno}: {error.message}") from None
+        raise ValueError(
+            f"the chat template is no jinja: line {error.lineno}: {error.message}"
+        ) from None
     except jinja2.TemplateError as error:
-        raise ChatRefused("the chat template refuses", (error.message or type(error).__name__)) from None
+        raise ChatRefused(
+            "the chat template refuses", (error.message or type(error).__name__)
+        ) from None
     except RecursionError:
         raise ChatRefused("the chat template fails", "it calls itself without end") from None
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
@@ -153,7 +192,9 @@ def _rendered(
 
 
 class _Hidden:
-    """Puts placeholders for control words: in answers for special tokens alone, for they may hold tags such as <think>."""
+    """Puts placeholders for control words: in answers for special tokens alone, for they may hold
+    tags such as <think>.
+    """
 
     def __init__(self, template: ChatTemplate) -> None:
         self.words: list[str] = []
@@ -164,7 +205,10 @@ class _Hidden:
 
     def message(self, message: Message) -> Message:
         pattern = self.of_answers if message["role"] == "assistant" else self.of_others
-        return {key: value if key == "role" else self._walk(value, pattern) for key, value in message.items()}
+        return {
+            key: value if key == "role" else self._walk(value, pattern)
+            for key, value in message.items()
+        }
 
     def whole(self, value: Any) -> Any:
         return self._walk(value, self.of_others)
@@ -174,7 +218,11 @@ class _Hidden:
             return pattern.sub(self._place, value)
         if isinstance(value, dict):
             return {key: self._walk(item, pattern) for key, item in value.items()}
-        return [self._walk(item, pattern) for item in value] if isinstance(value, list | tuple) else value
+        return (
+            [self._walk(item, pattern) for item in value]
+            if isinstance(value, list | tuple)
+            else value
+        )
 
     def _place(self, found: re.Match[str]) -> str:
         self.words.append(found[0])
@@ -182,10 +230,12 @@ class _Hidden:
 
 
 class MarkedEncoder:
-    """Encodes renderings with placeholders: their words as plain characters, what the template wrote as tokens.
+    """Encodes renderings with placeholders: their words as plain characters, what the template
+    wrote as tokens.
 
-    All added tokens are plain text to its backend, and for each there is another one, whose name no text can hold, that
-    stands for it where the template (or an answer, with a tag) wrote it. So the whole is encoded in one piece.
+    All added tokens are plain text to its backend, and for each there is another one, whose name no
+    text can hold, that stands for it where the template (or an answer, with a tag) wrote it. So the
+    whole is encoded in one piece.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -195,7 +245,9 @@ class MarkedEncoder:
         self.backend = tokenizers.Tokenizer.from_str(json.dumps(content))
         self.ids: dict[int, int] = {}  # of the stand-ins: whose they are
         self.names: dict[str, str] = {}
-        added = [(i, token) for i, token in backend.get_added_tokens_decoder().items() if token.content]
+        added = [
+            (i, token) for i, token in backend.get_added_tokens_decoder().items() if token.content
+        ]
         for number, (i, token) in enumerate(added):
             name = f"\uf8e2{NONCE}:{number}\uf8e3"
             stand_in = tokenizers.AddedToken(
@@ -231,7 +283,9 @@ class MarkedEncoder:
         encoding = self.backend.encode("".join(pieces), add_special_tokens=False)
         ids = [self.ids.get(i, i) for i in encoding.ids]
         if sum(i in self.ids for i in encoding.ids) != written:
-            raise ChatRefused("this tokenizer does not let special words of messages be encoded as text")
+            raise ChatRefused(
+                "this tokenizer does not let special words of messages be encoded as text"
+            )
         return ids, [(_back(a, places), _back(b, places)) for a, b in encoding.offsets]
 
 
@@ -241,7 +295,9 @@ def _as_pattern(token: tokenizers.AddedToken) -> str:
 
 
 def _back(place: int, places: list[tuple[int, int]]) -> int:
-    """The character of the rendering for one of the encoded text; inside of what was replaced, its end."""
+    """The character of the rendering for one of the encoded text; inside of what was replaced, its
+    end.
+    """
     number = bisect.bisect_right(places, (place, 1 << 62)) - 1
     encoded, rendered = places[number]
     end = places[number + 1][1] if number + 1 < len(places) else rendered + place - encoded

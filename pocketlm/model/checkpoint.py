@@ -1,4 +1,6 @@
-"""A folder that Hugging Face opens, and a model again from such a folder. Only safetensors and JSON: never a pickle."""
+"""A folder that Hugging Face opens, and a model again from such a folder. Only safetensors and
+JSON: never a pickle.
+"""
 
 import contextlib
 import sys
@@ -33,13 +35,16 @@ from pocketlm.model.weights import (
 GENERATION = "generation_config.json"
 
 
-def save_checkpoint(folder: Path, model: Transformer, tokenizer: Tokenizer, *, layout: str | None = None) -> None:
+def save_checkpoint(
+    folder: Path, model: Transformer, tokenizer: Tokenizer, *, layout: str | None = None
+) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into an existing folder.
 
-    Of a prepared model the weights are the latent ones, and its scheme is written down: they become four-bit when
-    pocketlm loads them. Learned scales are stored as the grid has them, bfloat16 values, so that torchao, which
-    does not snap, computes the same grid from the same names.
-    layout: a name of LAYOUTS; None takes the network's own. ValueError where that layout cannot hold it.
+    Of a prepared model the weights are the latent ones, and its scheme is written down: they become
+    four-bit when pocketlm loads them. Learned scales are stored as the grid has them, bfloat16
+    values, so that torchao, which does not snap, computes the same grid from the same names.
+    layout: a name of LAYOUTS; None takes the network's own. ValueError where that layout cannot
+    hold it.
     """
     chosen = LAYOUTS[layout] if layout else native_layout(model.config)
     own = scheme_of(model)
@@ -67,8 +72,12 @@ def stored_tensors(model: Transformer, chosen: Layout) -> dict[str, Tensor]:
     return tensors
 
 
-def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer) -> None:
-    """A folder as Hugging Face has it: config.json and generation_config.json, model.safetensors, the tokenizer's files."""
+def write_files(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer
+) -> None:
+    """A folder as Hugging Face has it: config.json and generation_config.json, model.safetensors,
+    the tokenizer's files.
+    """
     write_json(folder / "config.json", config)
     write_json(
         folder / GENERATION,
@@ -113,30 +122,37 @@ def hugging_face_config(
 def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     """(model in float32, tokenizer) of a checkpoint folder in any of the LAYOUTS.
 
-    A missing file, a field this network cannot honour, and missing, unexpected or misshaped tensors are ValueErrors
-    that list the names. A checkpoint trained for four bits comes back computing in four bits. Where two sets of
-    weights lie in the folder, a line on stderr says which is read.
+    A missing file, a field this network cannot honour, and missing, unexpected or misshaped tensors
+    are ValueErrors that list the names. A checkpoint trained for four bits comes back computing in
+    four bits. Where two sets of weights lie in the folder, a line on stderr says which is read.
     """
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(
-            f"{folder}: {ADAPTER_CONFIG} is there, so its weights are not the whole model; `pocketlm import {folder}` "
+            f"{folder}: {ADAPTER_CONFIG} is there, so its weights are not the whole model; "
+            f"`pocketlm import {folder}` "
             f"merges the adapter (where the weights are merged already, delete {ADAPTER_CONFIG})"
         )
     config, layout = _read_config(folder)
     tokenizer = Tokenizer.load(folder)
     check_ids(tokenizer, config, folder)
     if (folder / GENERATION).is_file():
-        read_object(folder / GENERATION)  # in a folder of ours nothing else reads it, but transformers does
+        # in a folder of ours nothing else reads it, but transformers does
+        read_object(folder / GENERATION)
     if INDEX in unread_weights(folder):
-        print(f"{folder}: {WEIGHTS} is read, not the shards of {INDEX}, as transformers does", file=sys.stderr)
+        print(
+            f"{folder}: {WEIGHTS} is read, not the shards of {INDEX}, as transformers does",
+            file=sys.stderr,
+        )
     return _filled(folder, config, layout, read_tensors(folder)), tokenizer
 
 
 def load_adapted(base: Path, adapter: Adapter) -> tuple[Transformer, Tokenizer, int]:
-    """(model in float32, tokenizer, matrices changed) of a checkpoint folder and an adapter merged into it.
+    """(model in float32, tokenizer, matrices changed) of a checkpoint folder and an adapter merged
+    into it.
 
-    The tokenizer is the adapter's where it has one: it was trained with that. Errors as load_checkpoint's.
+    The tokenizer is the adapter's where it has one: it was trained with that. Errors as
+    load_checkpoint's.
     """
     config, layout = _read_config(base)
     brought = any((adapter.folder / name).is_file() for name in FILES)
@@ -144,32 +160,42 @@ def load_adapted(base: Path, adapter: Adapter) -> tuple[Transformer, Tokenizer, 
     check_ids(tokenizer, config, base)
     if quantization_of(base):
         raise ValueError(
-            f"{base} is quantized ({quantization_of(base)}); merge the adapter into its full-precision parent"
+            f"{base} is quantized ({quantization_of(base)}); merge the adapter into its "
+            "full-precision parent"
         )
     tensors = read_tensors(base)
     changed = merge_adapter(tensors, adapter)
     return _filled(base, config, layout, tensors), tokenizer, changed
 
 
-def _filled(folder: Path, config: ModelConfig, layout: Layout, tensors: dict[str, Tensor]) -> Transformer:
+def _filled(
+    folder: Path, config: ModelConfig, layout: Layout, tensors: dict[str, Tensor]
+) -> Transformer:
     """The network of a folder with its tensors in it."""
     asked, found = num_parameters(config), count_numbers(folder)
-    if asked > 2 * found + 2**20:  # before it is allocated: a size that somebody mistyped may ask for terabytes
+    # before it is allocated: a size that somebody mistyped may ask for terabytes
+    if asked > 2 * found + 2**20:
         raise ValueError(
-            f"{folder}: the weights do not fit config.json, whose sizes ask for {asked:,} parameters; there are {found:,}"
+            f"{folder}: the weights do not fit config.json, whose sizes ask for {asked:,} "
+            f"parameters; there are {found:,}"
         )
     model = Transformer(config)
     quantization = quantization_of(folder)
     if quantization:
         prepare(model, scheme(quantization))
-    load_tensors(model, {layout.name_in(name): tensor for name, tensor in tensors.items()}, str(folder))
+    load_tensors(
+        model, {layout.name_in(name): tensor for name, tensor in tensors.items()}, str(folder)
+    )
     if layout.interleaved:  # after load_tensors, which names what is misshaped
-        model.load_state_dict({n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()})
+        model.load_state_dict(
+            {n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()}
+        )
     return model
 
 
 def check_ids(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
-    """Nothing, or a ValueError where a token's id lies beyond the embedding. More rows than tokens are fine.
+    """Nothing, or a ValueError where a token's id lies beyond the embedding. More rows than tokens
+    are fine.
 
     Added tokens count too, and the greatest id, not how many there are: ids may have gaps.
     """
@@ -178,13 +204,16 @@ def check_ids(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
     greatest = max([greatest, *tokenizer.stop_ids])
     if greatest >= config.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {len(words)} tokens with ids up to {greatest} ({word!r}), the embedding only "
+            f"{folder}: the tokenizer has {len(words)} tokens with ids up to {greatest} "
+            f"({word!r}), the embedding only "
             f"{config.vocab_size} rows; this tokenizer belongs to another checkpoint"
         )
 
 
 def shape_of(folder: Path) -> ModelConfig:
-    """The network of a checkpoint folder, from its config.json alone; errors as load_checkpoint's."""
+    """The network of a checkpoint folder, from its config.json alone; errors as
+    load_checkpoint's.
+    """
     return _read_config(Path(folder))[0]
 
 
@@ -208,8 +237,8 @@ def raw_config(folder: Path) -> JsonObject:
 def quantization_of(folder: Path) -> str | None:
     """The scheme a checkpoint was trained for, or None for full precision.
 
-    A folder that is not ours says it with its tensors: torchao's learned scales, as in Meta's *-int4-accelerator. Their
-    names do not tell the bits; Meta published four.
+    A folder that is not ours says it with its tensors: torchao's learned scales, as in Meta's
+    *-int4-accelerator. Their names do not tell the bits; Meta published four.
     """
     raw = raw_config(folder)
     if "pocketlm" in raw:
@@ -228,13 +257,19 @@ def load_tensors(model: Transformer, tensors: dict[str, Tensor], where: str) -> 
     if model.config.use_qk_norm and not model.config.qk_norm_weight:
         for name in [n for n in tensors if n.endswith(("q_norm.weight", "k_norm.weight"))]:
             if not bool((tensors[name] == 1).all()):
-                raise ValueError(f"{where}: {name} is not all ones, but config.json says QK-norm has no weights")
+                raise ValueError(
+                    f"{where}: {name} is not all ones, but config.json says QK-norm has no weights"
+                )
             tensors.pop(name)
     for name in ("weight", SCALE):
         if model.lm_head is None and f"lm_head.{name}" in tensors:
-            if not torch.equal(tensors[f"lm_head.{name}"], tensors.get(f"model.embed_tokens.{name}", torch.empty(0))):
+            if not torch.equal(
+                tensors[f"lm_head.{name}"],
+                tensors.get(f"model.embed_tokens.{name}", torch.empty(0)),
+            ):
                 raise ValueError(
-                    f"{where}: config.json ties the embeddings, but lm_head.{name} differs from embed_tokens"
+                    f"{where}: config.json ties the embeddings, but lm_head.{name} differs from "
+                    "embed_tokens"
                 )
             tensors.pop(f"lm_head.{name}")
     problems = [f"missing {name}" for name in expected if name not in tensors]
@@ -246,5 +281,7 @@ def load_tensors(model: Transformer, tensors: dict[str, Tensor], where: str) -> 
     ]
     if problems:
         more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise ValueError(f"{where}: the weights do not fit config.json:\n  " + "\n  ".join(problems[:12]) + more)
+        raise ValueError(
+            f"{where}: the weights do not fit config.json:\n  " + "\n  ".join(problems[:12]) + more
+        )
     model.load_state_dict(tensors)

@@ -1,8 +1,9 @@
-"""Every field of a config.json: its kind, and whether it is read, without effect on the numbers, or refused by its name.
+"""Every field of a config.json: its kind, and whether it is read, without effect on the numbers, or
+refused by its name.
 
-The tables follow the config classes of transformers (a test compares names, kinds and defaults with the installed
-ones). A field that is in no table is one that transformers keeps and nothing reads: it is ignored here too, and
-`pocketlm import` names it.
+The tables follow the config classes of transformers (a test compares names, kinds and defaults with
+the installed ones). A field that is in no table is one that transformers keeps and nothing reads:
+it is ignored here too, and `pocketlm import` names it.
 """
 
 from dataclasses import dataclass
@@ -131,7 +132,9 @@ FIELDS: dict[str, Fields] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a class takes for a field that is not there. head_dim None: hidden_size / heads; kv None: as many as heads."""
+    """What a class takes for a field that is not there. head_dim None: hidden_size / heads; kv
+    None: as many as heads.
+    """
 
     rope_theta: float
     rms_norm_eps: float
@@ -165,30 +168,40 @@ HONOURED_AS: dict[str, tuple[object, ...]] = {  # fields whose other values woul
     "generator": (None,),
     "text_encoder": (None,),
 }
-ROPE_BESIDE = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")  # read as RoPE's
+# read as RoPE's
+ROPE_BESIDE = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 RESERVED_NAMES = """
-    allow_global_per_layer_attribute_access attribute_map base_config_key base_model_ep_plan base_model_fsdp_plan
-    base_model_pp_plan base_model_tp_plan convert_rope_params_to_dict default_config_fields default_rope_type
-    default_theta dict_dtype_to_str extra_config_files extra_files from_dict from_json_file from_pretrained
-    get_config_dict get_mtp_config get_text_config ignore_keys_at_rope_validation is_custom_code is_heterogeneous
-    is_remote_code nested_rope_parameter_keys per_layer_attributes push_to_hub register_for_auto_class save_pretrained
-    serialize_explicit_per_layer_config standardize_rope_params sub_configs sub_configs_defaults to_dict to_diff_dict
-    to_json_file to_json_string update update_from_string use_return_dict validate validate_architecture
-    validate_layer_type validate_output_attentions validate_rope validate_token_ids
+    allow_global_per_layer_attribute_access attribute_map base_config_key base_model_ep_plan
+    base_model_fsdp_plan base_model_pp_plan base_model_tp_plan convert_rope_params_to_dict
+    default_config_fields default_rope_type default_theta dict_dtype_to_str extra_config_files
+    extra_files from_dict from_json_file from_pretrained get_config_dict get_mtp_config
+    get_text_config ignore_keys_at_rope_validation is_custom_code is_heterogeneous is_remote_code
+    nested_rope_parameter_keys per_layer_attributes push_to_hub register_for_auto_class
+    save_pretrained serialize_explicit_per_layer_config standardize_rope_params sub_configs
+    sub_configs_defaults to_dict to_diff_dict to_json_file to_json_string update
+    update_from_string use_return_dict validate validate_architecture validate_layer_type
+    validate_output_attentions validate_rope validate_token_ids
 """
-RESERVED = frozenset(RESERVED_NAMES.split())  # names of transformers' own methods: as fields they break its classes
+# names of transformers' own methods: as fields they break its classes
+RESERVED = frozenset(RESERVED_NAMES.split())
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification", None)
 
 
 def check_fields(raw: JsonObject, layout: str) -> None:
-    """Nothing, or a ValueError for the first field of a wrong kind, and for those that cannot be honoured, by name."""
+    """Nothing, or a ValueError for the first field of a wrong kind, and for those that cannot be
+    honoured, by name.
+    """
     known = PRETRAINED | OLDER | FIELDS[layout]
     for name in raw.keys() & known.keys():
         _check_kind(raw, name, known[name][0])
-    refused = [name for name, values in HONOURED_AS.items() if name in raw and raw[name] not in values]
+    refused = [
+        name for name, values in HONOURED_AS.items() if name in raw and raw[name] not in values
+    ]
     refused += [name for name in raw if name in RESERVED or name.startswith("__")]
     if refused:
-        raise ValueError(f"{raw.file}: this network cannot honour {', '.join(refused)} as set there")
+        raise ValueError(
+            f"{raw.file}: this network cannot honour {', '.join(refused)} as set there"
+        )
     _check_labels(raw)
     _check_dtype(raw)
 
@@ -208,15 +221,23 @@ def _check_kind(raw: JsonObject, name: str, kind: str) -> None:
 
 
 def _check_labels(raw: JsonObject) -> None:
-    """Classifiers' fields change nothing here, but transformers does not open a folder where they are broken."""
+    """Classifiers' fields change nothing here, but transformers does not open a folder where they
+    are broken.
+    """
     for name, label in (raw.get("id2label") or {}).items():
         if not name.lstrip("-").isdecimal() or not isinstance(label, str):
-            raise raw.wrong("id2label", f"has the entry {name[:40]!a}; it is to lead from numbers to texts")
+            raise raw.wrong(
+                "id2label", f"has the entry {name[:40]!a}; it is to lead from numbers to texts"
+            )
     for name, number in (raw.get("label2id") or {}).items():
         if not is_kind(number, WHOLE):
-            raise raw.wrong("label2id", f"has the entry {name[:40]!a}; it is to lead to whole numbers")
+            raise raw.wrong(
+                "label2id", f"has the entry {name[:40]!a}; it is to lead to whole numbers"
+            )
     if raw.get("problem_type") not in PROBLEM_TYPES:
-        raise raw.wrong("problem_type", f"is {described(raw['problem_type'])}; known are {PROBLEM_TYPES[:3]}")
+        raise raw.wrong(
+            "problem_type", f"is {described(raw['problem_type'])}; known are {PROBLEM_TYPES[:3]}"
+        )
     if raw.get("problem_type") == PROBLEM_TYPES[1] and len(raw.get("id2label") or "12") == 1:
         raise raw.wrong("problem_type", "asks for more labels than the one of id2label")
     if (raw.get("num_labels") or 0) > 2**20:
@@ -227,7 +248,9 @@ def _check_dtype(raw: JsonObject) -> None:
     import torch
 
     for name in ("dtype", "torch_dtype"):
-        if raw.get(name) is not None and not isinstance(getattr(torch, raw[name], None), torch.dtype):
+        if raw.get(name) is not None and not isinstance(
+            getattr(torch, raw[name], None), torch.dtype
+        ):
             raise raw.wrong(name, f"is {described(raw[name])}, which torch does not know")
 
 
@@ -238,12 +261,17 @@ def rope_agrees(raw: JsonObject) -> bool:
 
 
 def unused_fields(raw: JsonObject, layout: str) -> dict[str, str]:
-    """The fields that change nothing, each with the reason, of those a reader may have meant something by."""
+    """The fields that change nothing, each with the reason, of those a reader may have meant
+    something by.
+    """
     known = PRETRAINED | OLDER | FIELDS[layout]
     unused = {
         name: f"no field of {layout}; transformers ignores it too"
         for name in raw
-        if name not in known and name not in HONOURED_AS and name not in ROPE_BESIDE and name[:1] != "_"
+        if name not in known
+        and name not in HONOURED_AS
+        and name not in ROPE_BESIDE
+        and name[:1] != "_"
     }
     if raw.get("attention_dropout"):
         unused["attention_dropout"] = TRAINING
@@ -251,5 +279,7 @@ def unused_fields(raw: JsonObject, layout: str) -> dict[str, str]:
         unused["rope_parameters"] = "rope_scaling is taken where both stand, as transformers does"
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if "rope_theta" in raw and rope.get("rope_theta", raw["rope_theta"]) != raw["rope_theta"]:
-        unused["rope_theta"] = f"rope_theta {rope['rope_theta']} of the RoPE fields is taken, as transformers does"
+        unused["rope_theta"] = (
+            f"rope_theta {rope['rope_theta']} of the RoPE fields is taken, as transformers does"
+        )
     return unused

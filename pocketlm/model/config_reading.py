@@ -1,18 +1,29 @@
-"""The network that a config.json describes: each field resolved as transformers resolves it, or refused by its name.
+"""The network that a config.json describes: each field resolved as transformers resolves it, or
+refused by its name.
 
-Where two fields disagree transformers' own order is kept: rope_scaling before rope_parameters, what stands in them before
-rope_theta beside them, a field left out is its class's default (config_fields.py). A test over many changed files
-compares with transformers' logits.
+Where two fields disagree transformers' own order is kept: rope_scaling before rope_parameters, what
+stands in them before rope_theta beside them, a field left out is its class's default
+(config_fields.py). A test over many changed files compares with transformers' logits.
 """
 
 from dataclasses import replace
 
 from pocketlm.model.config_fields import DEFAULTS, Defaults, check_fields
-from pocketlm.model.json_shape import FLAG, NUMBER, OR_NULL, TEXT, TEXTS, WHOLE, JsonObject, described
+from pocketlm.model.json_shape import (
+    FLAG,
+    NUMBER,
+    OR_NULL,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    JsonObject,
+    described,
+)
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling
 
 CHUNKED = "chunked_attention"  # Llama 4's local layers
-LARGEST_SIZE, MOST_LAYERS, MOST_POSITIONS = 2**24, 2**12, 2**31  # no model is larger; torch would ask for terabytes
+# no model is larger; torch would ask for terabytes
+LARGEST_SIZE, MOST_LAYERS, MOST_POSITIONS = 2**24, 2**12, 2**31
 MOST_THETA = 1e18  # as a whole number it must fit in 64 bits
 
 
@@ -25,12 +36,16 @@ def read_llama(raw: JsonObject) -> ModelConfig:
 
 
 def read_mobilellm(raw: JsonObject) -> ModelConfig:
-    """MobileLLM 2024: Llama's fields, its own name for tied embeddings, and blocks applied twice."""
+    """MobileLLM 2024: Llama's fields, its own name for tied embeddings, and blocks applied
+    twice.
+    """
     check_fields(raw, "mobilellm")
     _refuse_window(raw)
     config = _shape(raw, DEFAULTS["mobilellm"], use_qk_norm=False)
     tied = config.tie_word_embeddings or raw.get("share_embedding", False)
-    return replace(config, tie_word_embeddings=tied, layer_repeats=2 if raw.get("layer_sharing", False) else 1)
+    return replace(
+        config, tie_word_embeddings=tied, layer_repeats=2 if raw.get("layer_sharing", False) else 1
+    )
 
 
 def read_qwen3(raw: JsonObject) -> ModelConfig:
@@ -52,7 +67,9 @@ def read_qwen3(raw: JsonObject) -> ModelConfig:
 
 
 def read_cwm(raw: JsonObject) -> ModelConfig:
-    """CWM, and ours for windows without QK-norm. Its own default RoPE and windows, those of a 32B model, are not taken."""
+    """CWM, and ours for windows without QK-norm. Its own default RoPE and windows, those of a 32B
+    model, are not taken.
+    """
     check_fields(raw, "cwm")
     raw.typed("layer_types", TEXTS)
     if not (raw.get("rope_parameters") or raw.get("rope_scaling")):
@@ -68,7 +85,8 @@ def read_cwm(raw: JsonObject) -> ModelConfig:
 
 
 def read_llama4_text(raw: JsonObject) -> ModelConfig:
-    """Every layer dense, global and with RoPE, as MobileLLM-R1; Llama 4's own mixtures and NoPE layers are refused.
+    """Every layer dense, global and with RoPE, as MobileLLM-R1; Llama 4's own mixtures and NoPE
+    layers are refused.
 
     `intermediate_size` is the experts' width; a dense layer has `intermediate_size_mlp`.
     """
@@ -76,16 +94,24 @@ def read_llama4_text(raw: JsonObject) -> ModelConfig:
     if raw.get("moe_layers") != []:
         _refuse_experts(raw)
     _refuse_nope(raw)
-    chunk, positions = raw.get("attention_chunk_size", 8192), raw.typed("max_position_embeddings", WHOLE)
+    chunk, positions = (
+        raw.get("attention_chunk_size", 8192),
+        raw.typed("max_position_embeddings", WHOLE),
+    )
     kinds = raw.get("layer_types")
     if kinds is None:
         if len(raw["no_rope_layers"]) != _layers(raw):
-            raise raw.wrong("no_rope_layers", f"names {len(raw['no_rope_layers'])} layers, not num_hidden_layers")
+            raise raw.wrong(
+                "no_rope_layers",
+                f"names {len(raw['no_rope_layers'])} layers, not num_hidden_layers",
+            )
         kinds = [GLOBAL if chunk is None else CHUNKED] * _layers(raw)
     if CHUNKED in kinds and (chunk is None or chunk < positions):
         raise ValueError(
-            f"{raw.file}: attention_chunk_size {described(chunk)} is below max_position_embeddings {positions}; "
-            "chunked attention is not in this network (set max_position_embeddings to the chunk to use the model that far)"
+            f"{raw.file}: attention_chunk_size {described(chunk)} is below max_position_embeddings "
+            f"{positions}; "
+            "chunked attention is not in this network (set max_position_embeddings to the chunk to "
+            "use the model that far)"
         )
     return _shape(
         _dense_width(raw),
@@ -96,20 +122,30 @@ def read_llama4_text(raw: JsonObject) -> ModelConfig:
 
 
 def read_pro(raw: JsonObject) -> ModelConfig:
-    """MobileLLM-Pro: Llama 4's fields, with windows. Nothing that changes the numbers is guessed: it must be there."""
+    """MobileLLM-Pro: Llama 4's fields, with windows. Nothing that changes the numbers is guessed:
+    it must be there.
+    """
     check_fields(raw, "mobilellm-pro")
     if raw.get("moe_layers") or raw.get("num_local_experts"):
         _refuse_experts(raw)
     if raw.get("no_rope_layers"):
         _refuse_nope(raw)
-    for field in ("layer_types", "sliding_window", "use_qk_norm", "head_dim", "num_key_value_heads"):
+    for field in (
+        "layer_types",
+        "sliding_window",
+        "use_qk_norm",
+        "head_dim",
+        "num_key_value_heads",
+    ):
         if raw.get(field) is None:
             raise ValueError(
-                f"{raw.file}: field {field} is missing, and the report does not tell it; add it to config.json"
+                f"{raw.file}: field {field} is missing, and the report does not tell it; add it to "
+                "config.json"
             )
     if not (raw.get("rope_theta") or rope_fields(raw).get("rope_theta")):
         raise ValueError(
-            f"{raw.file}: field rope_theta is missing, and the report does not tell it; add it to config.json"
+            f"{raw.file}: field rope_theta is missing, and the report does not tell it; add it to "
+            "config.json"
         )
     return _shape(
         _dense_width(raw),
@@ -130,7 +166,8 @@ def _dense_width(raw: JsonObject) -> JsonObject:
 
 def _refuse_experts(raw: JsonObject) -> None:
     raise ValueError(
-        f"{raw.file}: a mixture of experts (moe_layers {described(raw.get('moe_layers'))}, num_local_experts "
+        f"{raw.file}: a mixture of experts (moe_layers {described(raw.get('moe_layers'))}, "
+        "num_local_experts "
         f"{raw.get('num_local_experts')}); only dense models are read, and they say moe_layers []"
     )
 
@@ -140,43 +177,60 @@ def _refuse_nope(raw: JsonObject) -> None:
     used = turned[: _layers(raw)]
     if len(used) < _layers(raw) or any(layer != 1 for layer in used):
         raise ValueError(
-            f"{raw.file}: no_rope_layers leaves layers without RoPE (0 means none); this network has RoPE in all"
+            f"{raw.file}: no_rope_layers leaves layers without RoPE (0 means none); this network "
+            "has RoPE in all"
         )
     if raw.get("no_rope_layer_interval", 4) == 0:  # transformers divides by it, wanted or not
         raise raw.wrong("no_rope_layer_interval", "is 0; transformers does not open such a file")
 
 
 def _refuse_window(raw: JsonObject) -> None:
-    """Llama's class computes a prompt with all keys; a window would act on what it keeps while generating alone."""
+    """Llama's class computes a prompt with all keys; a window would act on what it keeps while
+    generating alone.
+    """
     kinds = raw.typed("layer_types", TEXTS + OR_NULL, None)
     if kinds is not None and kinds != [GLOBAL] * _layers(raw):
         raise ValueError(
-            f"{raw.file}: model_type {raw.get('model_type')} has no local layers, but layer_types is not "
+            f"{raw.file}: model_type {raw.get('model_type')} has no local layers, but layer_types "
+            "is not "
             f"{GLOBAL} for each of num_hidden_layers {_layers(raw)}"
         )
     positions = raw.typed("max_position_embeddings", WHOLE)
     for name in ("sliding_window", "attention_chunk_size"):
-        window = raw.typed(name, WHOLE + OR_NULL, None, most=2**62)  # transformers keeps it in 64 bits
-        if raw.get("use_sliding_window") or (kinds is None and window is not None and window < positions):
+        # transformers keeps it in 64 bits
+        window = raw.typed(name, WHOLE + OR_NULL, None, most=2**62)
+        if raw.get("use_sliding_window") or (
+            kinds is None and window is not None and window < positions
+        ):
             raise ValueError(
-                f"{raw.file}: model_type {raw.get('model_type')} has no local layers, but config.json asks for some "
+                f"{raw.file}: model_type {raw.get('model_type')} has no local layers, but "
+                "config.json asks for some "
                 f"({name} {window}); take the field out if none is meant"
             )
 
 
 def _whole_heads(raw: JsonObject) -> None:
-    hidden, heads = (raw.typed(name, WHOLE, least=1) for name in ("hidden_size", "num_attention_heads"))
+    hidden, heads = (
+        raw.typed(name, WHOLE, least=1) for name in ("hidden_size", "num_attention_heads")
+    )
     if hidden % heads:
-        raise raw.wrong("hidden_size", f"is {hidden}, which is not a multiple of num_attention_heads {heads}")
+        raise raw.wrong(
+            "hidden_size", f"is {hidden}, which is not a multiple of num_attention_heads {heads}"
+        )
 
 
 def rope_fields(raw: JsonObject) -> JsonObject:
-    """The object that holds the RoPE fields: rope_scaling, the older name, goes first, as in transformers."""
+    """The object that holds the RoPE fields: rope_scaling, the older name, goes first, as in
+    transformers.
+    """
     name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     rope = raw.object(name, None)
     nested = [key for key, value in rope.items() if isinstance(value, dict)]
     if nested:
-        raise raw.wrong(name, f"differs by kind of layer ({', '.join(nested)}), which this network cannot honour")
+        raise raw.wrong(
+            name,
+            f"differs by kind of layer ({', '.join(nested)}), which this network cannot honour",
+        )
     return rope
 
 
@@ -191,7 +245,9 @@ def _theta(raw: JsonObject, rope: JsonObject, default: float) -> float:
 def _refuse_partial(raw: JsonObject, rope: JsonObject) -> None:
     beside = raw.get("partial_rotary_factor")
     if rope.get("partial_rotary_factor", 1.0 if beside is None else beside) != 1.0:
-        raise ValueError(f"{raw.file}: this network cannot honour partial_rotary_factor as set there")
+        raise ValueError(
+            f"{raw.file}: this network cannot honour partial_rotary_factor as set there"
+        )
 
 
 def _rope_scaling(raw: JsonObject, rope: JsonObject) -> RopeScaling | None:
@@ -199,7 +255,9 @@ def _rope_scaling(raw: JsonObject, rope: JsonObject) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ValueError(f"{raw.file}: rope type {kind[:40]!r} cannot be honoured here; known: default, llama3")
+        raise ValueError(
+            f"{raw.file}: rope type {kind[:40]!r} cannot be honoured here; known: default, llama3"
+        )
     factors = {}
     for name in ("factor", "low_freq_factor", "high_freq_factor"):
         if name not in rope:
@@ -208,8 +266,13 @@ def _rope_scaling(raw: JsonObject, rope: JsonObject) -> RopeScaling | None:
         if factors[name] <= 0:
             raise rope.wrong(name, f"is {described(rope[name])}, more than 0 is needed")
     first = "original_max_position_embeddings"
-    places = [where for where in (raw, rope) if first in where]  # transformers lets the outer one win
-    original = places[0].typed(first, WHOLE, least=1, most=MOST_POSITIONS) if places else raw["max_position_embeddings"]
+    # transformers lets the outer one win
+    places = [where for where in (raw, rope) if first in where]
+    original = (
+        places[0].typed(first, WHOLE, least=1, most=MOST_POSITIONS)
+        if places
+        else raw["max_position_embeddings"]
+    )
     return RopeScaling(**factors, original_max_position_embeddings=original)
 
 
@@ -229,14 +292,21 @@ def _shape(
         raw.typed(name, WHOLE, least=1, most=LARGEST_SIZE)
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
     )
-    kv_heads = raw.typed("num_key_value_heads", WHOLE + OR_NULL, defaults.num_key_value_heads, least=1)
+    kv_heads = raw.typed(
+        "num_key_value_heads", WHOLE + OR_NULL, defaults.num_key_value_heads, least=1
+    )
     head_dim = raw.typed("head_dim", WHOLE + OR_NULL, defaults.head_dim, least=1, most=LARGEST_SIZE)
     layers = _layers(raw)
     if layer_types is not None and len(layer_types) != layers:
-        raise raw.wrong("layer_types", f"names {len(layer_types)} layers, num_hidden_layers is {layers}")
+        raise raw.wrong(
+            "layer_types", f"names {len(layer_types)} layers, num_hidden_layers is {layers}"
+        )
     pad = raw.get("pad_token_id")
     if pad is not None and not -vocab <= pad < vocab:
-        raise raw.wrong("pad_token_id", f"is {pad}, outside of vocab_size {vocab}; transformers does not open that")
+        raise raw.wrong(
+            "pad_token_id",
+            f"is {pad}, outside of vocab_size {vocab}; transformers does not open that",
+        )
     windowed = LOCAL in (layer_types or ())
     if windowed and sliding_window is not None and sliding_window < 0:
         raise raw.wrong("sliding_window", f"is {sliding_window}, at least 1 is needed")
@@ -249,7 +319,9 @@ def _shape(
             num_attention_heads=heads,
             num_key_value_heads=heads if kv_heads is None else kv_heads,
             head_dim=hidden // heads if head_dim is None else head_dim,
-            max_position_embeddings=raw.typed("max_position_embeddings", WHOLE, least=1, most=MOST_POSITIONS),
+            max_position_embeddings=raw.typed(
+                "max_position_embeddings", WHOLE, least=1, most=MOST_POSITIONS
+            ),
             rope_theta=_theta(raw, rope, defaults.rope_theta),
             rms_norm_eps=raw.typed("rms_norm_eps", NUMBER, defaults.rms_norm_eps, least=0),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
@@ -262,7 +334,9 @@ def _shape(
         )
     except ValueError as error:
         text = str(error)
-        raise ValueError(text if text.startswith(f"{raw.file}") else f"{raw.file}: {text}") from None
+        raise ValueError(
+            text if text.startswith(f"{raw.file}") else f"{raw.file}: {text}"
+        ) from None
 
 
 def _odd(layer_types: list[str] | None) -> bool:

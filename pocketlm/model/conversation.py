@@ -1,7 +1,8 @@
-"""A conversation as people's files have it, made plain: what each field means, and which are refused by name.
+"""A conversation as people's files have it, made plain: what each field means, and which are
+refused by name.
 
-Names are those of OpenAI's chat format and of transformers' chat templates. What a template does with a field is the
-template's affair (`chat_template.py`); what is learnt of it, `answers.py`'s.
+Names are those of OpenAI's chat format and of transformers' chat templates. What a template does
+with a field is the template's affair (`chat_template.py`); what is learnt of it, `answers.py`'s.
 """
 
 import json
@@ -19,10 +20,11 @@ ROW_FIELDS = ("tools", "chat_template_kwargs")  # beside the messages
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """messages: as a template reads them, fields with null left out. tools: JSON schemas of what may be called.
+    """messages: as a template reads them, fields with null left out. tools: JSON schemas of what
+    may be called.
 
-    variables: what else the template is given (`chat_template_kwargs` of transformers). learnt: for each message whether
-    it is an answer to learn. where: the file and line, for messages.
+    variables: what else the template is given (`chat_template_kwargs` of transformers). learnt: for
+    each message whether it is an answer to learn. where: the file and line, for messages.
     """
 
     messages: tuple[Message, ...]
@@ -39,13 +41,19 @@ class Conversation:
         """The JSON row that `conversation_of` reads as this conversation."""
         unlearnt = {i for i, message in enumerate(self.messages) if message["role"] == "assistant"}
         unlearnt -= {i for i, learn in enumerate(self.learnt) if learn}
-        messages = [m | ({"weight": 0} if i in unlearnt else {}) for i, m in enumerate(self.messages)]
+        messages = [
+            m | ({"weight": 0} if i in unlearnt else {}) for i, m in enumerate(self.messages)
+        ]
         more = {"tools": list(self.tools)} if self.tools else {}
-        return {"messages": messages, **more} | ({"chat_template_kwargs": self.variables} if self.variables else {})
+        return {"messages": messages, **more} | (
+            {"chat_template_kwargs": self.variables} if self.variables else {}
+        )
 
 
 def plain(messages: Sequence[Mapping[str, Any]] | Conversation) -> Conversation:
-    """A conversation of messages that are right already, such as those a program of ours puts together."""
+    """A conversation of messages that are right already, such as those a program of ours puts
+    together.
+    """
     if isinstance(messages, Conversation):
         return messages
     return Conversation(
@@ -61,14 +69,18 @@ def is_conversation(row: Mapping[str, Any]) -> bool:
 
 
 def conversation_of(row: Mapping[str, Any], where: str) -> Conversation:
-    """The conversation of a row with "messages", or with "prompt" and "response" (and "system", "tools" beside them).
+    """The conversation of a row with "messages", or with "prompt" and "response" (and "system",
+    "tools" beside them).
 
-    ValueError, beginning with `where`, names the message and field that is wrong or cannot be honoured.
+    ValueError, beginning with `where`, names the message and field that is wrong or cannot be
+    honoured.
     """
     if row.get("messages") is not None:
         messages = row["messages"]
         if row.get("system") is not None:
-            raise ValueError(f'{where}: "system" stands beside "messages"; make it the first of them')
+            raise ValueError(
+                f'{where}: "system" stands beside "messages"; make it the first of them'
+            )
     else:
         messages = [
             {"role": "user", "content": row.get("prompt")},
@@ -77,7 +89,10 @@ def conversation_of(row: Mapping[str, Any], where: str) -> Conversation:
         if row.get("system") is not None:
             messages.insert(0, {"role": "system", "content": row["system"]})
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f'{where}: "messages" must be a list of {{"role", "content"}} objects, with one at least')
+        raise ValueError(
+            f'{where}: "messages" must be a list of {{"role", "content"}} objects, '
+            "with one at least"
+        )
     read = [_message(message, f"{where}: message {i}") for i, message in enumerate(messages)]
     return Conversation(
         messages=tuple(message for message, _ in read),
@@ -91,7 +106,11 @@ def conversation_of(row: Mapping[str, Any], where: str) -> Conversation:
 def _message(message: Any, where: str) -> tuple[Message, bool]:
     """(the message as a template reads it, whether it is an answer to learn)."""
     if not isinstance(message, dict) or message.get("role") not in ROLES:
-        role = f", not {message.get('role')!r}" if isinstance(message, dict) and "role" in message else ""
+        role = (
+            f", not {message.get('role')!r}"
+            if isinstance(message, dict) and "role" in message
+            else ""
+        )
         raise ValueError(f'{where} needs a "role" of {", ".join(ROLES)}{role}, and a "content"')
     kept = {key: value for key, value in message.items() if value is not None and key not in LEARNT}
     for name in REASONING:
@@ -102,7 +121,8 @@ def _message(message: Any, where: str) -> tuple[Message, bool]:
         if not kept["tool_calls"]:
             del kept["tool_calls"]
     if "content" not in kept and ("tool_calls" in kept or kept.keys() & set(REASONING)):
-        kept["content"] = ""  # an answer that only calls tools; templates add texts, and null is none
+        # an answer that only calls tools; templates add texts, and null is none
+        kept["content"] = ""
     kept["content"] = _content(kept.get("content"), f'{where}, "content"')
     for name in ("name", "tool_call_id"):
         if name in kept:
@@ -122,7 +142,9 @@ def _content(content: Any, where: str) -> str:
 
 
 def _is_learnt(message: dict[str, Any], where: str) -> bool:
-    """Whether an answer is learnt: not where "weight" is 0 or "train" false. Other weights are refused."""
+    """Whether an answer is learnt: not where "weight" is 0 or "train" false. Other weights are
+    refused.
+    """
     answer = message["role"] == "assistant"
     learn = answer
     for name in LEARNT:
@@ -133,7 +155,8 @@ def _is_learnt(message: dict[str, Any], where: str) -> bool:
             raise ValueError(f'{where}: "{name}" is {value!r}; an answer is learnt (1) or not (0)')
         if value and not answer:
             raise ValueError(
-                f'{where}: "{name}" asks to learn what the {message["role"]} says; only answers are learnt'
+                f'{where}: "{name}" asks to learn what the {message["role"]} says; '
+                "only answers are learnt"
             )
         learn = learn and bool(value)
     return learn
@@ -177,7 +200,9 @@ def valid_text(text: Any, where: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half a surrogate pair at character {error.start}; repair the text") from None
+        raise ValueError(
+            f"{where} holds half a surrogate pair at character {error.start}; repair the text"
+        ) from None
     return text
 
 

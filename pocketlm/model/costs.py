@@ -1,11 +1,14 @@
-"""What a network costs, from its shape alone: parameters, FLOPs of training, bytes kept for the backward pass.
+"""What a network costs, from its shape alone: parameters, FLOPs of training, bytes kept for the
+backward pass.
 
-A FLOP is half a multiply-add, so a product [N, I] x [I, O] is 2NIO. Attention counts the pairs of query and key that are
-worked out in pieces of queries over the keys they may see, about half of T x T in a global layer; published utilisations
-mostly count all of it, as torch's FlopCounterMode does of torch's own attention. It agrees with the rest to the last FLOP,
-and what autograd saves on the CPU with kept bytes to the last byte (tests/unit/test_costs.py).
+A FLOP is half a multiply-add, so a product [N, I] x [I, O] is 2NIO. Attention counts the pairs of
+query and key that are worked out in pieces of queries over the keys they may see, about half of T x
+T in a global layer; published utilisations mostly count all of it, as torch's FlopCounterMode does
+of torch's own attention. It agrees with the rest to the last FLOP, and what autograd saves on the
+CPU with kept bytes to the last byte (tests/unit/test_costs.py).
 
-Shapes: B rows, T tokens, N = B x T, D hidden, H query heads, K kv heads, E head width, F feed-forward, V vocabulary
+Shapes: B rows, T tokens, N = B x T, D hidden, H query heads, K kv heads, E head width, F
+feed-forward, V vocabulary
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,9 @@ from pocketlm.model.transformer import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Of one pass through the blocks and the head: of products with weights, of attention, of the head's logits once."""
+    """Of one pass through the blocks and the head: of products with weights, of attention, of the
+    head's logits once.
+    """
 
     products: int
     attention: int
@@ -27,11 +32,15 @@ class Flops:
         return self.products + self.attention + self.head
 
     def training(self, *, recomputed: float = 0.0) -> int:
-        """Forward and back. The way back takes twice a product; attention works its scores out once more there.
+        """Forward and back. The way back takes twice a product; attention works its scores out once
+        more there.
 
         recomputed: share of the blocks that are worked out twice.
         """
-        return int((3 + recomputed) * self.products + (3.5 + recomputed) * self.attention) + 3 * self.head
+        return (
+            int((3 + recomputed) * self.products + (3.5 + recomputed) * self.attention)
+            + 3 * self.head
+        )
 
 
 def head_parameters(config: ModelConfig) -> int:
@@ -47,25 +56,33 @@ def block_matrices(config: ModelConfig) -> int:
 
 def num_parameters(config: ModelConfig) -> int:
     """All parameters, tied ones once."""
-    norms = 2 * config.hidden_size + 2 * config.head_dim * (config.use_qk_norm and config.qk_norm_weight)
+    norms = 2 * config.hidden_size + 2 * config.head_dim * (
+        config.use_qk_norm and config.qk_norm_weight
+    )
     tables = head_parameters(config) * (1 if config.tie_word_embeddings else 2)
     return tables + config.num_hidden_layers * (block_matrices(config) + norms) + config.hidden_size
 
 
 def flops_of(config: ModelConfig, rows: int, seq_len: int) -> Flops:
-    """Of a forward pass. Where documents of a row are kept apart, attention takes less, by as much as they are short."""
+    """Of a forward pass. Where documents of a row are kept apart, attention takes less, by as much
+    as they are short.
+    """
     windows = [config.window(layer // config.layer_repeats) for layer in range(config.applications)]
     pairs = sum(attention_pairs(window, seq_len) for window in windows)
     return Flops(
         products=2 * rows * seq_len * block_matrices(config) * config.applications,
-        attention=4 * rows * config.num_attention_heads * config.head_dim * pairs,  # scores, and the sum of values
+        # scores, and the sum of values
+        attention=4 * rows * config.num_attention_heads * config.head_dim * pairs,
         head=2 * rows * seq_len * head_parameters(config),
     )
 
 
 def attention_pairs(window: int | None, seq_len: int) -> int:
-    """Pairs of query and key that one head of a layer works out for a row; window None: a global layer."""
-    before = seq_len if window is None else window - 1  # keys before its first query that a piece sees
+    """Pairs of query and key that one head of a layer works out for a row; window None: a global
+    layer.
+    """
+    # keys before its first query that a piece sees
+    before = seq_len if window is None else window - 1
     pieces = [(first, min(PIECE, seq_len - first)) for first in range(0, seq_len, PIECE)]
     return sum(count * (count + min(first, before)) for first, count in pieces)
 
@@ -81,16 +98,19 @@ def kept_bytes(
     masked: bool = False,
     cuda: bool = False,
 ) -> int:
-    """Bytes that the blocks of a forward pass leave for the backward pass: activations, and weights in another form.
+    """Bytes that the blocks of a forward pass leave for the backward pass: activations, and weights
+    in another form.
 
-    A block that is worked out twice leaves its input, and as much as any other when its turn comes on the way back.
+    A block that is worked out twice leaves its input, and as much as any other when its turn comes
+    on the way back.
 
-    product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are rounded while training.
-    recompute_every: as Transformer has it. masked: documents of a row are kept apart, which on CUDA takes a mask. What goes
-    in pieces on the CPU keeps nothing of its own.
+    product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are
+    rounded while training. recompute_every: as Transformer has it. masked: documents of a row are
+    kept apart, which on CUDA takes a mask. What goes in pieces on the CPU keeps nothing of its own.
     """
     block = _block_bytes(config, rows, seq_len, product_bytes, on_grid, masked=masked and cuda)
-    # torch's own attention keeps the logs of its sums, and its result, which is the next product's input if not rounded
+    # torch's own attention keeps the logs of its sums, and its result, which is the next product's
+    # input if not rounded
     own = 4 * rows * seq_len * config.num_attention_heads
     own += on_grid * product_bytes * rows * seq_len * config.num_attention_heads * config.head_dim
     total = 0
@@ -99,7 +119,9 @@ def kept_bytes(
             total += 4 * rows * seq_len * config.hidden_size
         else:
             window = config.window(number // config.layer_repeats)
-            in_pieces = not cuda and goes_in_pieces(window, seq_len, config.head_dim, plain=not masked)
+            in_pieces = not cuda and goes_in_pieces(
+                window, seq_len, config.head_dim, plain=not masked
+            )
             total += block if in_pieces else block + own
     return total
 
@@ -110,11 +132,16 @@ def _block_bytes(
     """masked: with a mask of all pairs."""
     D, F, H = config.hidden_size, config.intermediate_size, config.num_attention_heads
     q, kv = H * config.head_dim, config.num_key_value_heads * config.head_dim
-    copied = product_bytes < 4 or on_grid  # each linear layer then has its own copy of its input, and of its weight
-    per_token = 4 * 4 * D + 2 * 4 + (5 if copied else 2) * product_bytes * D  # norms and residuals, inputs of products
+    # each linear layer then has its own copy of its input, and of its weight
+    copied = product_bytes < 4 or on_grid
+    # norms and residuals, inputs of products
+    per_token = 4 * 4 * D + 2 * 4 + (5 if copied else 2) * product_bytes * D
     if config.use_qk_norm:
-        per_token += 4 * ((2 if config.qk_norm_weight else 1) * (q + kv) + H + config.num_key_value_heads)
-    per_token += product_bytes * (2 * (q + kv) + 4 * F)  # queries, keys, values and their result; the feed-forward's
+        per_token += 4 * (
+            (2 if config.qk_norm_weight else 1) * (q + kv) + H + config.num_key_value_heads
+        )
+    # queries, keys, values and their result; the feed-forward's
+    per_token += product_bytes * (2 * (q + kv) + 4 * F)
     weights = block_matrices(config) * product_bytes if copied else 0
     mask = rows * seq_len**2 * product_bytes if masked else 0
     return rows * seq_len * per_token + weights + mask

@@ -12,7 +12,9 @@ from pocketlm.model.json_shape import read_any
 
 
 def write_text(path: Path, text: str) -> Path:
-    """The path, now holding `text`. Readers see the old file or the new one, never a part of either."""
+    """The path, now holding `text`. Readers see the old file or the new one, never a part of
+    either.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -23,21 +25,27 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """The path, now holding `content` as indented JSON (NaN and infinity are refused: no other tool reads them)."""
-    return write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """The path, now holding `content` as indented JSON (NaN and infinity are refused: no other tool
+    reads them).
+    """
+    return write_text(
+        path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    )
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; a ValueError names the file and line when it is not JSON.
 
-    A field of an object in it that is asked for and missing is a ValueError with file and field (json_shape.py).
+    A field of an object in it that is asked for and missing is a ValueError with file and field
+    (json_shape.py).
     """
     return read_any(path)
 
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes
+    when it does not.
 
     A folder already at `path` is replaced; at no moment is a half-written folder called `path`.
     """

@@ -23,19 +23,30 @@ PREFILL_TOKENS = 512  # of one pass over prompts: more do not stay near the proc
 class KVCache:
     """Keys and values of all layers for up to `capacity` tokens a row, and the position of each.
 
-    A global layer has a slot for each token. A local layer has a ring of `sliding_window` slots, in which a token takes
-    the place of the one that left the window: its memory does not grow with the text.
+    A global layer has a slot for each token. A local layer has a ring of `sliding_window` slots, in
+    which a token takes the place of the one that left the window: its memory does not grow with the
+    text.
 
-    int8: keys and values as int8 with one range for each token (Pro, table 3: dynamic, asymmetric), a quarter of the
-    bytes; attention then sees the rounded ones only, so that it does not matter in which pieces a text came.
+    int8: keys and values as int8 with one range for each token (Pro, table 3: dynamic, asymmetric),
+    a quarter of the bytes; attention then sees the rounded ones only, so that it does not matter in
+    which pieces a text came.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, *, int8: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, batch: int, capacity: int, *, int8: bool = False
+    ) -> None:
         windows = [config.window(i // config.layer_repeats) for i in range(config.applications)]
-        self.rings = [w if w is not None and w < capacity else None for w in windows]  # slots of the local layers
-        shapes = [(batch, config.num_key_value_heads, ring or capacity, config.head_dim) for ring in self.rings]
+        # slots of the local layers
+        self.rings = [w if w is not None and w < capacity else None for w in windows]
+        shapes = [
+            (batch, config.num_key_value_heads, ring or capacity, config.head_dim)
+            for ring in self.rings
+        ]
         store = Int8Slots if int8 else FloatSlots
-        self.keys, self.values = [store(shape) for shape in shapes], [store(shape) for shape in shapes]
+        self.keys, self.values = (
+            [store(shape) for shape in shapes],
+            [store(shape) for shape in shapes],
+        )
         self.positions = torch.full((batch, capacity), PAD_POSITION)
         self.start = self.end = 0
 
@@ -45,8 +56,13 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        """Of keys and values; an int8 cache has 16 bytes a token and layer more, for their ranges."""
-        return sum(slots.content.numel() * slots.content.element_size() for slots in (*self.keys, *self.values))
+        """Of keys and values; an int8 cache has 16 bytes a token and layer more, for their
+        ranges.
+        """
+        return sum(
+            slots.content.numel() * slots.content.element_size()
+            for slots in (*self.keys, *self.values)
+        )
 
     def begin(self, positions: Tensor) -> None:
         """Make room for tokens at these positions [B, T]; each layer's `update` then fills it."""
@@ -62,14 +78,16 @@ class KVCache:
         )
 
     def _update(self, slots: "FloatSlots", new: Tensor, ring: int | None) -> Tensor:
-        if ring is None or self.end <= ring:  # nothing was overwritten yet: slots are in the text's order
+        # nothing was overwritten yet: slots are in the text's order
+        if ring is None or self.end <= ring:
             slots.write(slice(self.start, self.end), new)
             return slots.read(self.end)
         if self.end - self.start == 1:
             slots.write(slice(self.start % ring, self.start % ring + 1), new)
             return slots.read(ring)
         newest = torch.arange(max(self.start, self.end - ring), self.end)
-        seen = torch.cat([slots.read(min(self.start, ring)), slots.rounded(new)], 2)  # the first query's window, and on
+        # the first query's window, and on
+        seen = torch.cat([slots.read(min(self.start, ring)), slots.rounded(new)], 2)
         slots.write(newest % ring, new[:, :, -len(newest) :])
         return seen
 
@@ -80,15 +98,25 @@ class KVCache:
             return self.positions[:, : self.end]
         if self.end - self.start == 1:
             return self.positions[:, self._held(ring, self.end)]
-        return torch.cat([self.positions[:, self._held(ring, self.start)], self.positions[:, self.start : self.end]], 1)
+        return torch.cat(
+            [
+                self.positions[:, self._held(ring, self.start)],
+                self.positions[:, self.start : self.end],
+            ],
+            1,
+        )
 
     def _held(self, ring: int, end: int) -> Tensor:
-        """For each filled slot of a ring the newest of the first `end` tokens that lies there: token t is in slot t mod ring."""
+        """For each filled slot of a ring the newest of the first `end` tokens that lies there:
+        token t is in slot t mod ring.
+        """
         slot = torch.arange(min(end, ring))
         return end - 1 - (end - 1 - slot) % ring
 
     def take(self, part: "KVCache", first_row: int, end: int) -> None:
-        """Copy all tokens of a cache of fewer rows, so that its last token is number `end` - 1 here; before is padding."""
+        """Copy all tokens of a cache of fewer rows, so that its last token is number `end` - 1
+        here; before is padding.
+        """
         rows = slice(first_row, first_row + len(part.positions))
         self.end, shift = end, end - part.end
         self.positions[rows, shift:end] = part.positions
@@ -142,7 +170,11 @@ class Int8Slots(FloatSlots):
 
     def write(self, places: Tensor | slice, new: Tensor) -> None:
         levels, scale, zero = int8_levels(new)
-        self.content[:, :, places], self.scale[:, :, places], self.zero[:, :, places] = levels, scale, zero
+        self.content[:, :, places], self.scale[:, :, places], self.zero[:, :, places] = (
+            levels,
+            scale,
+            zero,
+        )
 
     def read(self, count: int) -> Tensor:
         scale, zero = self.scale[:, :, :count], self.zero[:, :, :count]
@@ -155,7 +187,10 @@ class Int8Slots(FloatSlots):
     def take(self, rows: slice, places: Tensor, other: FloatSlots, held: Tensor) -> None:
         assert isinstance(other, Int8Slots)
         super().take(rows, places, other, held)
-        self.scale[rows, :, places], self.zero[rows, :, places] = other.scale[:, :, held], other.zero[:, :, held]
+        self.scale[rows, :, places], self.zero[rows, :, places] = (
+            other.scale[:, :, held],
+            other.zero[:, :, held],
+        )
 
     def keep_rows(self, rows: Tensor) -> None:
         super().keep_rows(rows)
@@ -163,7 +198,9 @@ class Int8Slots(FloatSlots):
 
 
 def int8_levels(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(int8 [B, K, T, E], scale and zero point [B, 1, T, 1]) of keys or values: one asymmetric range for each token."""
+    """(int8 [B, K, T, E], scale and zero point [B, 1, T, 1]) of keys or values: one asymmetric
+    range for each token.
+    """
     low, high = x.amin((1, 3), keepdim=True).clamp(max=0), x.amax((1, 3), keepdim=True).clamp(min=0)
     scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)
     zero = (-128 - (low / scale).round()).clamp(-128, 127)
@@ -171,12 +208,15 @@ def int8_levels(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class LanguageModel:
-    """A loaded checkpoint that answers the two questions every runtime here answers: `logits` and `generate`.
+    """A loaded checkpoint that answers the two questions every runtime here answers: `logits` and
+    `generate`.
 
     int8_cache: keys and values in a quarter of the bytes, rounded (see KVCache).
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, int8_cache: bool = False) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, *, int8_cache: bool = False
+    ) -> None:
         self.model, self.tokenizer, self.int8_cache = model.eval(), tokenizer, int8_cache
         self.max_length = model.config.max_position_embeddings
 
@@ -201,7 +241,8 @@ class LanguageModel:
     ) -> list[list[int]]:
         """New ids for each prompt, the stop id left out. Prompts of any lengths go together.
 
-        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its text is before it.
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its
+        text is before it.
         """
         answers: list[list[int]] = [[] for _ in prompts]
         for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
@@ -216,7 +257,9 @@ class LanguageModel:
         stop_ids: set[int],
         sampling: Sampling = GREEDY,
     ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and ends at stop strings."""
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and
+        ends at stop strings.
+        """
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
@@ -226,10 +269,16 @@ class LanguageModel:
             return KVCache(self.model.config, 1, length, int8=self.int8_cache).num_bytes
 
     def step_bytes(self, length: int) -> int:
-        """Bytes that one more token must read after so many: every weight once, unless of a table that is no head; the cache."""
+        """Bytes that one more token must read after so many: every weight once, unless of a table
+        that is no head; the cache.
+        """
         tied = self.model.lm_head is None
         unread = 0 if tied else self.model.model.embed_tokens.weight.nbytes
-        return sum(weight.nbytes for weight in self.model.parameters()) - unread + self.kv_bytes(length)
+        return (
+            sum(weight.nbytes for weight in self.model.parameters())
+            - unread
+            + self.kv_bytes(length)
+        )
 
     def close(self) -> None:
         """Nothing to free; the exported files' runtimes hold processes and buffers."""
@@ -237,10 +286,12 @@ class LanguageModel:
     def _check(self, length: int) -> None:
         if length > self.max_length:
             raise ValueError(
-                f"{length} tokens exceed max_position_embeddings {self.max_length}; shorten the text or extend the context first"
+                f"{length} tokens exceed max_position_embeddings {self.max_length}; shorten the "
+                "text or extend the context first"
             )
 
-    @torch.inference_mode()  # not a `with` inside: that would stay on in the caller's code between two ids
+    # not a `with` inside: that would stay on in the caller's code between two ids
+    @torch.inference_mode()
     def _decode(
         self,
         prompts: Sequence[Sequence[int]],
@@ -254,7 +305,8 @@ class LanguageModel:
             return
         longest = max(len(p) for p in prompts)
         self._check(longest)
-        room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]  # each row's own, whoever is beside it
+        # each row's own, whoever is beside it
+        room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]
         generators = sampling.generators(len(prompts))
         texts = [list(prompt) for prompt in prompts]  # and what was made
         endings = [Ending(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
@@ -264,7 +316,12 @@ class LanguageModel:
         rows = torch.arange(len(prompts))
         for made in range(max(room)):
             left = rows.tolist()
-            tokens = sample(self.model.head(hidden), sampling, [generators[r] for r in left], [texts[r] for r in left])
+            tokens = sample(
+                self.model.head(hidden),
+                sampling,
+                [generators[r] for r in left],
+                [texts[r] for r in left],
+            )
             going_on = []
             for i, (row, token) in enumerate(zip(left, tokens.tolist(), strict=True)):
                 if token in stop_ids or made >= room[row]:
@@ -285,19 +342,25 @@ class LanguageModel:
     def _prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
         """Hidden states [B, D] of the prompts' last tokens, which then are the newest of the cache.
 
-        Prompts go in groups of at most PREFILL_TOKENS, padded on the left: a long one waits for no other, and what a
-        layer hands to the next stays near the processor.
+        Prompts go in groups of at most PREFILL_TOKENS, padded on the left: a long one waits for no
+        other, and what a layer hands to the next stays near the processor.
         """
         longest, hidden, first = max(len(p) for p in prompts), [], 0
         while first < len(prompts):
             end = first + 1
-            while end < len(prompts) and (end + 1 - first) * max(map(len, prompts[first : end + 1])) <= PREFILL_TOKENS:
+            while (
+                end < len(prompts)
+                and (end + 1 - first) * max(map(len, prompts[first : end + 1])) <= PREFILL_TOKENS
+            ):
                 end += 1
             ids, positions = left_padded(prompts[first:end])
-            padded = bool((positions < 0).any())  # else positions are 0, 1, ...: attention needs no written-out mask
+            # else positions are 0, 1, ...: attention needs no written-out mask
+            padded = bool((positions < 0).any())
             whole = len(ids) == len(prompts)
             part = cache if whole else KVCache(self.model.config, *ids.shape, int8=self.int8_cache)
-            hidden.append(self.model.hidden(ids, positions if padded else None, part, last=True)[:, -1])
+            hidden.append(
+                self.model.hidden(ids, positions if padded else None, part, last=True)[:, -1]
+            )
             if not whole:
                 cache.take(part, first, longest)
             first = end
@@ -305,7 +368,9 @@ class LanguageModel:
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """(ids, positions), both [B, T], of prompts padded on the left; padding has position -1 and id 0."""
+    """(ids, positions), both [B, T], of prompts padded on the left; padding has position -1 and id
+    0.
+    """
     longest = max(len(p) for p in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     positions = torch.full_like(ids, PAD_POSITION)

@@ -1,8 +1,10 @@
-"""Weights that were rounded to four bits before, in a checkpoint that does not say so: told, and not rounded again.
+"""Weights that were rounded to four bits before, in a checkpoint that does not say so: told, and
+not rounded again.
 
-Such are the values of a four-bit model saved as floats: our own `hf` export, a Q4_0 file that was imported, Meta's
-*-int4-cpu. On their own grid they may be rounded as often as one likes. On any other, however near, they lose twice:
-of random weights a bfloat16 copy moves 28 % of the values once more, and torchao's choice of scales 88 %.
+Such are the values of a four-bit model saved as floats: our own `hf` export, a Q4_0 file that was
+imported, Meta's *-int4-cpu. On their own grid they may be rounded as often as one likes. On any
+other, however near, they lose twice: of random weights a bfloat16 copy moves 28 % of the values
+once more, and torchao's choice of scales 88 %.
 
 Shapes: O outputs (rows), I inputs, N groups looked at
 """
@@ -14,15 +16,21 @@ from torch import Tensor, nn
 
 from pocketlm.model.transformer import Transformer
 
-GROUP = 32  # neighbours that share a scale in every 4-bit format of note, or a part of those that do
+# neighbours that share a scale in every 4-bit format of note, or a part of those that do
+GROUP = 32
 LEVELS = 16
-SAMPLED_GROUPS = 4096  # of each tensor, evenly spread: a second for all of Pro's (this and the next two: our choice)
-FEWEST = 8  # weights other than zero that a group needs to tell anything: pruned and empty ones do not
+# of each tensor, evenly spread: a second for all of Pro's (this and the next two: our choice)
+SAMPLED_GROUPS = 4096
+# weights other than zero that a group needs to tell anything: pruned and empty ones do not
+FEWEST = 8
 ROUNDED_SHARE = 0.9  # of the groups that tell something; of weights that nobody rounded it is 0
 
 
-def refuse_rounding_again(model: Transformer, regrid: Callable[[Tensor], Tensor], what: str) -> None:
-    """Nothing, or a ValueError that names a tensor of four-bit values which `regrid` would not give back to the bit.
+def refuse_rounding_again(
+    model: Transformer, regrid: Callable[[Tensor], Tensor], what: str
+) -> None:
+    """Nothing, or a ValueError that names a tensor of four-bit values which `regrid` would not give
+    back to the bit.
 
     regrid: a weight [O, I] to the values it would have. what: who asks, for the message.
     """
@@ -34,15 +42,20 @@ def refuse_rounding_again(model: Transformer, regrid: Callable[[Tensor], Tensor]
         if not torch.equal(again, weight):
             error = float((again - weight).norm() / weight.norm())
             raise ValueError(
-                f"{name}.weight holds values that were rounded to four bits before (at most {LEVELS} among {GROUP} "
-                f"neighbours), and {what} would round them once more, by {error:.2g} of their size (relative RMS). Start "
-                "from the full-precision parent or from the checkpoint that was trained in four bits, which says so in "
+                f"{name}.weight holds values that were rounded to four bits before (at most "
+                f"{LEVELS} among {GROUP} "
+                f"neighbours), and {what} would round them once more, by {error:.2g} of their size "
+                "(relative RMS). Start "
+                "from the full-precision parent or from the checkpoint that was trained in four "
+                "bits, which says so in "
                 "config.json; as f16 or f32 the values stay what they are"
             )
 
 
 def is_rounded(weight: Tensor) -> bool:
-    """Whether a weight [O, I] looks as if it lay on a 4-bit grid: nearly no 32 neighbours hold more than 16 values."""
+    """Whether a weight [O, I] looks as if it lay on a 4-bit grid: nearly no 32 neighbours hold more
+    than 16 values.
+    """
     width = weight.shape[1] // GROUP * GROUP
     groups = weight.detach()[:, :width].reshape(-1, GROUP)
     if not len(groups):

@@ -1,4 +1,6 @@
-"""Fetching from the Hugging Face hub: the small files first, which say whether the weights are worth fetching."""
+"""Fetching from the Hugging Face hub: the small files first, which say whether the weights are
+worth fetching.
+"""
 
 import re
 from collections.abc import Callable
@@ -16,13 +18,17 @@ Answer = TypeVar("Answer")
 
 
 def download(name: str, revision: str | None, wanted: list[str]) -> Path:
-    """The folder in the hub's cache with what `wanted` matches, fetched first, and the weights; nothing else is fetched.
+    """The folder in the hub's cache with what `wanted` matches, fetched first, and the weights;
+    nothing else is fetched.
 
-    ValueError where the hub does not answer, or, before any weights are fetched, where they could not be read here.
+    ValueError where the hub does not answer, or, before any weights are fetched, where they could
+    not be read here.
     """
     import huggingface_hub as hub
 
-    folder = Path(_asked(name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=wanted)))
+    folder = Path(
+        _asked(name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+    )
     if COMMIT.fullmatch(folder.name):
         revision = folder.name  # of this very commit are the weights, whatever is pushed meanwhile
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
@@ -34,16 +40,23 @@ def download(name: str, revision: str | None, wanted: list[str]) -> Path:
         if (folder / ADAPTER_CONFIG).is_file():
             weights.append(ADAPTER_WEIGHTS)
     patterns = [*wanted, *weights]
-    folder = Path(_asked(name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=patterns)))
+    folder = Path(
+        _asked(
+            name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+        )
+    )
     if not any((folder / file).is_file() for file in weights):
         raise ValueError(
-            f"{name} holds no {weights[0]} and no {INDEX}, so no weights were fetched{_pickles(name, revision)}"
+            f"{name} holds no {weights[0]} and no {INDEX}, so no weights were "
+            f"fetched{_pickles(name, revision)}"
         )
     return folder
 
 
 def _pickles(name: str, revision: str | None) -> str:
-    """What to do where a repository holds pickles alone; nothing is said where it does not tell its files."""
+    """What to do where a repository holds pickles alone; nothing is said where it does not tell its
+    files.
+    """
     import huggingface_hub as hub
 
     try:
@@ -52,7 +65,8 @@ def _pickles(name: str, revision: str | None) -> str:
         return ""
     pickles = [file for file in listed if any(Path(file).match(kind) for kind in PICKLES)]
     return (
-        f"; {pickles[0]} is a pickle, which may run code when it is opened: save it as safetensors on a machine you can "
+        f"; {pickles[0]} is a pickle, which may run code when it is opened: save it as safetensors "
+        "on a machine you can "
         "spare (transformers: from_pretrained, then save_pretrained), and import that folder"
         if pickles
         else ""
@@ -66,5 +80,6 @@ def _asked(name: str, call: Callable[[], Answer]) -> Answer:
     except Exception as error:  # network, login and hub errors each have their own kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{name}: there is no such file or folder here, and the Hugging Face hub did not give it: {first}"
+            f"{name}: there is no such file or folder here, and the Hugging Face hub did not give "
+            f"it: {first}"
         ) from None

@@ -19,7 +19,8 @@ STRING = r'"(?:[^"\\]|\\.)*"'
 
 
 def json_lines(path: Path, advice: str = ADVICE) -> Iterator[tuple[int, Any]]:
-    """(line number, row) of each line of a file, plain or compressed, in time that grows with its size alone.
+    """(line number, row) of each line of a file, plain or compressed, in time that grows with its
+    size alone.
 
     ValueError names file, line and column of what is not UTF-8, not JSON, or beyond what Python
     reads of it (nesting, digits of a number), then gives `advice`.
@@ -31,7 +32,8 @@ def json_lines(path: Path, advice: str = ADVICE) -> Iterator[tuple[int, Any]]:
 
 
 def json_rows(path: Path, advice: str = ADVICE) -> Iterator[tuple[str, int, Any]]:
-    """(where it stands, number, row) of a .json file: an array of rows, one object a line, or a single object.
+    """(where it stands, number, row) of a .json file: an array of rows, one object a line, or a
+    single object.
 
     An array, or an object over several lines, is held in memory whole. ValueErrors as of
     `json_lines`.
@@ -50,7 +52,9 @@ def json_rows(path: Path, advice: str = ADVICE) -> Iterator[tuple[str, int, Any]
 
 
 def _is_whole(line: bytes) -> bool:
-    """Whether the first line is an object by itself, so that more may follow on lines of their own."""
+    """Whether the first line is an object by itself, so that more may follow on lines of their
+    own.
+    """
     try:
         text = line.decode("utf-8-sig").strip()
         return text.startswith("{") and isinstance(json.loads(text), dict)
@@ -97,10 +101,16 @@ def _parsed(text: str, where: str, advice: str, *, many_lines: bool = False) -> 
         raise ValueError(f"{place(error.pos)}: not JSON ({error.msg}); {advice}") from None
     except RecursionError:
         depth, at = _deepest(text)
-        raise ValueError(f"{place(at)}: nested {depth:,} deep, more than can be read; {advice}") from None
+        raise ValueError(
+            f"{place(at)}: nested {depth:,} deep, more than can be read; {advice}"
+        ) from None
     except ValueError as error:
         limit = sys.get_int_max_str_digits()
-        found = (m for m in re.finditer(rf"{STRING}|\d{{{limit + 1},}}", text, re.DOTALL) if m[0][0] != '"')
+        found = (
+            m
+            for m in re.finditer(rf"{STRING}|\d{{{limit + 1},}}", text, re.DOTALL)
+            if m[0][0] != '"'
+        )
         if (number := next(found, None)) is None:
             raise ValueError(f"{where}: JSON that cannot be read ({error}); {advice}") from None
         digits = f"a number of {len(number[0]):,} digits, more than the {limit:,} that are read"

@@ -1,7 +1,8 @@
-"""JSON files with the shape that their reader counts on: what is otherwise is one ValueError with file and field.
+"""JSON files with the shape that their reader counts on: what is otherwise is one ValueError with
+file and field.
 
-Every number, text and list of somebody's file goes through `JsonObject`, so that a size in quotes, a
-list where an object belongs, NaN or a missing field never gets as far as a TypeError or KeyError.
+Every number, text and list of somebody's file goes through `JsonObject`, so that a size in quotes,
+a list where an object belongs, NaN or a missing field never gets as far as a TypeError or KeyError.
 """
 
 import json
@@ -50,12 +51,15 @@ KINDS: dict[str, Callable[[Any], bool]] = {
 class JsonObject(dict[str, Any]):
     """An object of a JSON file, which knows where it stands: the objects in it are JsonObjects too.
 
-    where: the file, and the fields that lead here. A field that is missing or of another kind is a ValueError.
+    where: the file, and the fields that lead here. A field that is missing or of another kind is a
+    ValueError.
     """
 
     def __init__(self, content: dict[str, Any], file: Path | str, field: str = "") -> None:
         self.file, self.field = file, field
-        super().__init__({key: _placed(item, file, f"{field}{key}") for key, item in content.items()})
+        super().__init__(
+            {key: _placed(item, file, f"{field}{key}") for key, item in content.items()}
+        )
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(f"{self.file}: field {self.field}{key} is missing")
@@ -65,9 +69,17 @@ class JsonObject(dict[str, Any]):
         return ValueError(f"{self.file}: field {self.field}{key} {problem}")
 
     def typed(
-        self, key: str, kind: str, default: Any = ..., *, least: float | None = None, most: float | None = None
+        self,
+        key: str,
+        kind: str,
+        default: Any = ...,
+        *,
+        least: float | None = None,
+        most: float | None = None,
     ) -> Any:
-        """The field, of that kind and within [least, most]; `default` where there is none, else it must be there."""
+        """The field, of that kind and within [least, most]; `default` where there is none, else it
+        must be there.
+        """
         if key not in self and default is not ...:
             return default
         value = self[key]
@@ -80,7 +92,9 @@ class JsonObject(dict[str, Any]):
         return value
 
     def object(self, key: str, default: Any = ...) -> "JsonObject":
-        """The object in that field; an empty one where `default` is None and the field is missing or null."""
+        """The object in that field; an empty one where `default` is None and the field is missing
+        or null.
+        """
         if default is None and self.get(key) is None:
             return JsonObject({}, self.file, f"{self.field}{key}.")
         return self.typed(key, OBJECT)
@@ -122,15 +136,21 @@ def parse_json(text: str, where: str | Path) -> Any:
     try:
         return _placed(json.loads(text), where, "")
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}:{error.lineno}: not JSON ({error.msg}); restore or delete the file") from None
+        raise ValueError(
+            f"{where}:{error.lineno}: not JSON ({error.msg}); restore or delete the file"
+        ) from None
     except RecursionError:
-        raise ValueError(f"{where}: not read, for its lists or objects lie too deep in each other") from None
+        raise ValueError(
+            f"{where}: not read, for its lists or objects lie too deep in each other"
+        ) from None
     except ValueError as error:  # a number of more digits than Python reads
         raise ValueError(f"{where}: not read ({error})") from None
 
 
 def read_object(path: Path) -> JsonObject:
-    """The object that a JSON file holds; ValueError where it holds something else, or is no JSON."""
+    """The object that a JSON file holds; ValueError where it holds something else, or is no
+    JSON.
+    """
     content = read_any(path)
     if not isinstance(content, JsonObject):
         raise ValueError(f"{path}: expected an object, found {described(content)}")
@@ -138,12 +158,15 @@ def read_object(path: Path) -> JsonObject:
 
 
 def read_any(path: Path) -> Any:
-    """The content of a JSON file, of whatever shape; a ValueError names the file and line when it is not JSON.
+    """The content of a JSON file, of whatever shape; a ValueError names the file and line when it
+    is not JSON.
 
     Objects in it are JsonObjects: a field that is asked for and missing is a ValueError too.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; restore or delete the file") from None
+        raise ValueError(
+            f"{path}: not UTF-8 at byte {error.start}; restore or delete the file"
+        ) from None
     return parse_json(text, path)

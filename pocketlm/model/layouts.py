@@ -1,14 +1,20 @@
-"""The layouts that checkpoints of this network lie in on disk: which config.json, which tensor names, which row order.
+"""The layouts that checkpoints of this network lie in on disk: which config.json, which tensor
+names, which row order.
 
-    llama         Llama, SmolLM2, Llama 3.2, MobileLLM 2024's own code       no QK-norm, every layer global
-    qwen3         Qwen3; ours for MobileLLM-R1 and for QK-norm with windows   QK-norm (weightless: weights of one)
-    cwm           ours for windows without QK-norm                           Meta's dense local-global class
-    llama4_text   MobileLLM-R1 and R1.5 as Meta publishes them               weightless QK-norm, interleaved RoPE
+    llama         Llama, SmolLM2, Llama 3.2, MobileLLM 2024's own code       no QK-norm, every layer
+    global
+    qwen3         Qwen3; ours for MobileLLM-R1 and for QK-norm with windows   QK-norm (weightless:
+    weights of one)
+    cwm           ours for windows without QK-norm                           Meta's dense
+    local-global class
+    llama4_text   MobileLLM-R1 and R1.5 as Meta publishes them               weightless QK-norm,
+    interleaved RoPE
     mobilellm     MobileLLM 2024 as published on the hub, LS with sharing    as llama
-    mobilellm-pro MobileLLM-Pro as Meta publishes it, from its fields alone  windows, interleaved RoPE
+    mobilellm-pro MobileLLM-Pro as Meta publishes it, from its fields alone  windows, interleaved
+    RoPE
 
-Stock transformers opens all but the last two, which need code from the hub. Whatever the layout, the network and its
-names are those of `model/transformer.py`; here is all that knows about others.
+Stock transformers opens all but the last two, which need code from the hub. Whatever the layout,
+the network and its names are those of `model/transformer.py`; here is all that knows about others.
 """
 
 import re
@@ -35,9 +41,9 @@ PRO_ARCHITECTURE = "MobileLLMP1ForCausalLM"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """read: the ModelConfig of a config.json. write: what that config.json says beside the common fields.
-    interleaved: RoPE turns channels 2i and 2i + 1 of a head, where ours turns i and i + E/2.
-    mlp: the feed-forward's name in tensors.
+    """read: the ModelConfig of a config.json. write: what that config.json says beside the common
+    fields. interleaved: RoPE turns channels 2i and 2i + 1 of a head, where ours turns i and i +
+    E/2. mlp: the feed-forward's name in tensors.
     """
 
     name: str
@@ -57,19 +63,28 @@ class Layout:
 
     def rows_in(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """Its tensor with rows in our order."""
-        return half_split(tensor, config.head_dim) if self.interleaved and _is_turned(name) else tensor
+        return (
+            half_split(tensor, config.head_dim) if self.interleaved and _is_turned(name) else tensor
+        )
 
     def rows_out(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         """Our tensor with rows in its order."""
-        return interleaved(tensor, config.head_dim) if self.interleaved and _is_turned(name) else tensor
+        return (
+            interleaved(tensor, config.head_dim)
+            if self.interleaved and _is_turned(name)
+            else tensor
+        )
 
 
 def _is_turned(name: str) -> bool:
-    return re.search(r"self_attn\.[qk]_proj\.(weight|weight_fake_quantizer\.scale)$", name) is not None
+    return (
+        re.search(r"self_attn\.[qk]_proj\.(weight|weight_fake_quantizer\.scale)$", name) is not None
+    )
 
 
 def half_split(rows: Tensor, head_dim: int) -> Tensor:
-    """Rows [heads * E, ...] for a RoPE that turns channels i and i + E/2, from those for one that turns 2i and 2i + 1.
+    """Rows [heads * E, ...] for a RoPE that turns channels i and i + E/2, from those for one that
+    turns 2i and 2i + 1.
 
     Whole rows move, so groups of quantized weights, which run along a row, stay together.
     """
@@ -87,14 +102,24 @@ def layout_of(raw: JsonObject) -> Layout:
         return LAYOUTS["mobilellm-pro"]
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
-        shown = ascii(kind[:40]) if isinstance(kind, str) else kind if kind is None else described(kind)
-        nested = "; its text_config is one level down, a model of more than text" if raw.get("text_config") else ""
-        raise ValueError(f"{raw.file}: model_type {shown} is not read here; known: {', '.join(LAYOUTS)}{nested}")
+        shown = (
+            ascii(kind[:40]) if isinstance(kind, str) else kind if kind is None else described(kind)
+        )
+        nested = (
+            "; its text_config is one level down, a model of more than text"
+            if raw.get("text_config")
+            else ""
+        )
+        raise ValueError(
+            f"{raw.file}: model_type {shown} is not read here; known: {', '.join(LAYOUTS)}{nested}"
+        )
     return LAYOUTS[kind]
 
 
 def native_layout(config: ModelConfig) -> Layout:
-    """The layout our own folders have: the one that stock transformers computes exactly, where there is one."""
+    """The layout our own folders have: the one that stock transformers computes exactly, where
+    there is one.
+    """
     if config.layer_repeats > 1:
         return LAYOUTS["mobilellm"]
     if config.use_qk_norm:
@@ -116,7 +141,11 @@ def _write_llama(config: ModelConfig) -> Raw:
 
 def _write_mobilellm(config: ModelConfig) -> Raw:
     _write_llama(replace(config, layer_repeats=1))
-    _cannot("mobilellm", holds=config.layer_repeats <= 2, what=f"it applies blocks {config.layer_repeats} times, not 2")
+    _cannot(
+        "mobilellm",
+        holds=config.layer_repeats <= 2,
+        what=f"it applies blocks {config.layer_repeats} times, not 2",
+    )
     return {
         "model_type": "mobilellm",
         "share_embedding": config.tie_word_embeddings,
@@ -140,7 +169,11 @@ def _write_cwm(config: ModelConfig) -> Raw:
     _cannot("cwm", holds=not config.use_qk_norm, what="it has QK-norm")
     _cannot("cwm", holds=LOCAL in config.layer_types, what="it has no local layers")
     _cannot("cwm", holds=config.layer_repeats == 1, what="it applies blocks more than once")
-    return {"model_type": "cwm", "layer_types": list(config.layer_types), "sliding_window": config.sliding_window}
+    return {
+        "model_type": "cwm",
+        "layer_types": list(config.layer_types),
+        "sliding_window": config.sliding_window,
+    }
 
 
 def _write_llama4_text(config: ModelConfig) -> Raw:
@@ -153,7 +186,8 @@ def _write_llama4_text(config: ModelConfig) -> Raw:
         "use_qk_norm": config.use_qk_norm,
         "no_rope_layers": [1] * config.num_hidden_layers,  # 1 means: this layer has RoPE
         "layer_types": [GLOBAL] * config.num_hidden_layers,
-        "attention_chunk_size": config.max_position_embeddings,  # transformers refuses null, even where nothing is chunked
+        # transformers refuses null, even where nothing is chunked
+        "attention_chunk_size": config.max_position_embeddings,
         "attn_temperature_tuning": False,
         "moe_layers": [],
         "num_local_experts": 0,
@@ -161,10 +195,14 @@ def _write_llama4_text(config: ModelConfig) -> Raw:
 
 
 def _write_pro(config: ModelConfig) -> Raw:
-    """The fields that `read_pro` asks for. Meta's own class, code on the hub, has not been tried on them."""
+    """The fields that `read_pro` asks for. Meta's own class, code on the hub, has not been tried on
+    them.
+    """
     _cannot("mobilellm-pro", holds=not config.qk_norm_weight, what="its QK-norm has weights")
     _cannot("mobilellm-pro", holds=LOCAL in config.layer_types, what="it has no local layers")
-    _cannot("mobilellm-pro", holds=config.layer_repeats == 1, what="it applies blocks more than once")
+    _cannot(
+        "mobilellm-pro", holds=config.layer_repeats == 1, what="it applies blocks more than once"
+    )
     return {
         "model_type": "mobilellm_p1_text",
         "intermediate_size_mlp": config.intermediate_size,
@@ -190,7 +228,12 @@ LAYOUTS = {
             interleaved=True,
             mlp="feed_forward",
         ),
-        Layout(name="mobilellm", architecture="MobileLLMForCausalLM", read=read_mobilellm, write=_write_mobilellm),
+        Layout(
+            name="mobilellm",
+            architecture="MobileLLMForCausalLM",
+            read=read_mobilellm,
+            write=_write_mobilellm,
+        ),
         Layout(
             name="mobilellm-pro",
             architecture=PRO_ARCHITECTURE,

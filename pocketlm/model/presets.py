@@ -1,4 +1,5 @@
-"""The published networks, by name: MobileLLM-R1, MobileLLM-Pro and MobileLLM 2024, each figure with its source.
+"""The published networks, by name: MobileLLM-R1, MobileLLM-Pro and MobileLLM 2024, each figure with
+its source.
 
 A test asserts the published number of parameters of every one.
 """
@@ -16,7 +17,8 @@ R1_140M = ModelConfig(
     num_key_value_heads=3,  # R1, table 1
     head_dim=64,  # width / heads, in all three sizes
     max_position_embeddings=4096,  # README: base models read 4k
-    rope_theta=1_000_000.0,  # not found; the final 8,000,000 divided by the 8 of the repository's sft/README
+    # not found; the final 8,000,000 divided by the 8 of the repository's sft/README
+    rope_theta=1_000_000.0,
     use_qk_norm=True,  # R1, section 3.1; without weights, as the published parameter count shows
 )
 R1_360M = replace(  # R1, table 1
@@ -41,8 +43,10 @@ PRO = ModelConfig(
     head_dim=64,  # config.json
     max_position_embeddings=2048,  # phase 1: not found; R1, of the same group, trains on 2k
     rope_theta=500_000.0,  # not found
-    use_qk_norm=True,  # not found: the parameter count leaves room for none with weights; R1's has no weights either
-    layer_types=ModelConfig.local_global(30),  # config.json: global at 0, 4, ..., 28 and 29; 9 of 30
+    # not found: the parameter count leaves room for none with weights; R1's has no weights either
+    use_qk_norm=True,
+    # config.json: global at 0, 4, ..., 28 and 29; 9 of 30
+    layer_types=ModelConfig.local_global(30),
     sliding_window=512,  # Pro, architecture
 )
 
@@ -83,6 +87,7 @@ PRESETS = {
     "mobilellm-600m": _mobilellm(40, 18, 6, 3072),
     "mobilellm-1b": _mobilellm(54, 20, 5, 3584),
     "mobilellm-1.5b": _mobilellm(54, 25, 5, 4352),
-    "mobilellm-ls-125m": replace(MOBILELLM_125M, layer_repeats=2),  # MobileLLM 2024: immediate block-wise sharing
+    # MobileLLM 2024: immediate block-wise sharing
+    "mobilellm-ls-125m": replace(MOBILELLM_125M, layer_repeats=2),
     "mobilellm-ls-350m": replace(MOBILELLM_350M, layer_repeats=2),
 }

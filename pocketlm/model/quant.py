@@ -1,8 +1,10 @@
-"""Four-bit schemes as data, and the one grid that training, checkpoints and every exported file share.
+"""Four-bit schemes as data, and the one grid that training, checkpoints and every exported file
+share.
 
-The scale is snapped to bfloat16 while training, so each runtime's own container (GGUF Q4_0 holds float16, XNNPACK bfloat16)
-takes the same integers and scales without another rounding. A checkpoint keeps the latent float weights that were trained,
-and the scales where they were learned; the integers follow from them by `quantize_weight`.
+The scale is snapped to bfloat16 while training, so each runtime's own container (GGUF Q4_0 holds
+float16, XNNPACK bfloat16) takes the same integers and scales without another rounding. A checkpoint
+keeps the latent float weights that were trained, and the scales where they were learned; the
+integers follow from them by `quantize_weight`.
 
 Shapes: O outputs (rows), I inputs, G groups of a row, T tokens
 """
@@ -17,17 +19,22 @@ from torch import Tensor, nn
 
 from pocketlm.model.transformer import Embedding, Linear, Transformer
 
-SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: a smaller scale would not survive in a Q4_0 block
-CACHED = 2**18  # weights put on the grid at a time: what is worked on stays in the processor's cache
-SCALE = "weight_fake_quantizer.scale"  # of a layer with a learned range, float32 [O, G]: torchao's name and shape
+# float16's smallest normal number: a smaller scale would not survive in a Q4_0 block
+SMALLEST_SCALE = 2.0**-14
+# weights put on the grid at a time: what is worked on stays in the processor's cache
+CACHED = 2**18
+# of a layer with a learned range, float32 [O, G]: torchao's name and shape
+SCALE = "weight_fake_quantizer.scale"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """What is quantized how. Weights: symmetric integers along the input; activations: dynamic int8 for each token.
+    """What is quantized how. Weights: symmetric integers along the input; activations: dynamic int8
+    for each token.
 
     group_size: neighbours that share a scale; None for a whole row, which is an output channel.
-    learned_ranges: scales are parameters, trained by their gradients; else they follow from the weights at each step.
+    learned_ranges: scales are parameters, trained by their gradients; else they follow from the
+    weights at each step.
     """
 
     name: str
@@ -48,19 +55,27 @@ class Scheme:
 
 CPU = Scheme(name="int4_group32", bits=4, group_size=32, embedding=True, int8_activations=True)
 ACCELERATOR = Scheme(
-    name="int4_channel", bits=4, group_size=None, embedding=True, int8_activations=False, learned_ranges=True
+    name="int4_channel",
+    bits=4,
+    group_size=None,
+    embedding=True,
+    int8_activations=False,
+    learned_ranges=True,
 )
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        # Pro, table 3, CPU: weights and embedding int4 in groups of 32, activations int8, asymmetric, for each token
+        # Pro, table 3, CPU: weights and embedding int4 in groups of 32, activations int8,
+        # asymmetric, for each token
         CPU,
         # the same weights with float activations: what is lost to the weights alone
         replace(CPU, name="int4_group32_weight_only", int8_activations=False),
-        # Pro, table 3, accelerator: int4 for each output channel, ranges learned, activations not quantized. Its table
-        # and head are stored apart; whether they were trained apart is not found: here a tied model keeps one of both
+        # Pro, table 3, accelerator: int4 for each output channel, ranges learned, activations not
+        # quantized. Its table and head are stored apart; whether they were trained apart is not
+        # found: here a tied model keeps one of both
         ACCELERATOR,
-        # the same with the range of the weights at each step, which Pro's table 15 compares with the learned one
+        # the same with the range of the weights at each step, which Pro's table 15 compares with
+        # the learned one
         replace(ACCELERATOR, name="int4_channel_minmax", learned_ranges=False),
     )
 }
@@ -79,7 +94,9 @@ def snap(scale: Tensor) -> Tensor:
 
 
 def group_scales(weight: Tensor, scheme: Scheme) -> Tensor:
-    """Scales [O, G], bfloat16 values, the smallest that clip nothing: max(-min/8, max/7), never below float16's range."""
+    """Scales [O, G], bfloat16 values, the smallest that clip nothing: max(-min/8, max/7), never
+    below float16's range.
+    """
     group = scheme.group_size or weight.shape[-1]
     if weight.shape[-1] % group:
         raise ValueError(f"rows of {weight.shape[-1]} weights do not split into groups of {group}")
@@ -88,7 +105,9 @@ def group_scales(weight: Tensor, scheme: Scheme) -> Tensor:
     return snap(torch.maximum(low / scheme.lowest, high / scheme.highest))
 
 
-def quantize_weight(weight: Tensor, scheme: Scheme, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize_weight(
+    weight: Tensor, scheme: Scheme, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(qweight int8 [O, I] within the scheme's levels, scale bfloat16 [O, G]) of a weight [O, I].
 
     scale: the learned one, [O, G]; None takes the range of the weights.
@@ -99,8 +118,13 @@ def quantize_weight(weight: Tensor, scheme: Scheme, scale: Tensor | None = None)
 
 
 def _ratio(weight: Tensor, snapped: Tensor, *, learned: bool) -> Tensor:
-    """Weight / scale [O, G, I / G]; where the scale is learned, by its reciprocal as in torchao: ties of bfloat16 fall alike."""
-    groups, scale = weight.float().unflatten(-1, (snapped.shape[-1], -1)), snapped.float()[..., None]
+    """Weight / scale [O, G, I / G]; where the scale is learned, by its reciprocal as in torchao:
+    ties of bfloat16 fall alike.
+    """
+    groups, scale = (
+        weight.float().unflatten(-1, (snapped.shape[-1], -1)),
+        snapped.float()[..., None],
+    )
     return groups * (1.0 / scale) if learned else groups / scale
 
 
@@ -113,9 +137,11 @@ def dequantize_weight(qweight: Tensor, scale: Tensor) -> Tensor:
 def fake_quantize_weight(
     weight: Tensor, scheme: Scheme, scale: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The weight on its grid, [O, I] in `dtype`; gradients pass straight through, or as _LearnedRange says with a scale.
+    """The weight on its grid, [O, I] in `dtype`; gradients pass straight through, or as
+    _LearnedRange says with a scale.
 
-    Float32 holds the grid's values exactly. Bfloat16, for products of training that run in it, rounds them.
+    Float32 holds the grid's values exactly. Bfloat16, for products of training that run in it,
+    rounds them.
     """
     if scale is not None:
         return _LearnedRange.apply(weight, scale, scheme, dtype)  # type: ignore[return-value]
@@ -123,11 +149,18 @@ def fake_quantize_weight(
 
 
 def _on_grid(weight: Tensor, scheme: Scheme, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What quantize and dequantize give, a few rows at a time and in place; adding 0 makes -0 the 0 that an integer is."""
+    """What quantize and dequantize give, a few rows at a time and in place; adding 0 makes -0 the 0
+    that an integer is.
+    """
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     for some, place, *own in _few_rows(weight, out, *([] if scale is None else [scale])):
         snapped = snap(own[0]) if own else group_scales(some, scheme)
-        levels = _ratio(some, snapped, learned=bool(own)).round_().clamp_(scheme.lowest, scheme.highest).add_(0.0)
+        levels = (
+            _ratio(some, snapped, learned=bool(own))
+            .round_()
+            .clamp_(scheme.lowest, scheme.highest)
+            .add_(0.0)
+        )
         place.copy_(levels.mul_(snapped.float()[..., None]).flatten(-2))
     return out
 
@@ -152,15 +185,19 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _LearnedRange(torch.autograd.Function):
-    """A weight on the grid of a learned scale, with LSQ's gradients, which are those of torchao's range learning.
+    """A weight on the grid of a learned scale, with LSQ's gradients, which are those of torchao's
+    range learning.
 
-    Within the levels a weight's gradient passes and the scale's is level - weight / scale; beyond them a weight has
-    none, and the scale's is the end level. Snapping passes all of it. LSQ's factor 1 / sqrt(I x 7) is left out, as
-    torchao leaves it out: AdamW divides by the gradient's size.
+    Within the levels a weight's gradient passes and the scale's is level - weight / scale; beyond
+    them a weight has none, and the scale's is the end level. Snapping passes all of it. LSQ's
+    factor 1 / sqrt(I x 7) is left out, as torchao leaves it out: AdamW divides by the gradient's
+    size.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, scheme: Scheme, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, scale: Tensor, scheme: Scheme, dtype: torch.dtype
+    ) -> Tensor:
         ctx.save_for_backward(weight, snap(scale).float())
         ctx.scheme = scheme
         return _on_grid(weight, scheme, scale, dtype)
@@ -169,7 +206,9 @@ class _LearnedRange(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         weight, snapped = ctx.saved_tensors
         of_weight, of_scale = torch.empty_like(weight), torch.empty_like(snapped)
-        for some, own, above, to_weight, to_scale in _few_rows(weight, snapped, upstream[0], of_weight, of_scale):
+        for some, own, above, to_weight, to_scale in _few_rows(
+            weight, snapped, upstream[0], of_weight, of_scale
+        ):
             ratio = _ratio(some, own, learned=True)
             gradient = above.float().view(ratio.shape)
             level = ratio.round()
@@ -181,7 +220,9 @@ class _LearnedRange(torch.autograd.Function):
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:
-    """Activations [..., I] on an int8 grid chosen for each token, asymmetric, zero kept exact (torchao's 8da4w)."""
+    """Activations [..., I] on an int8 grid chosen for each token, asymmetric, zero kept exact
+    (torchao's 8da4w).
+    """
     return _StraightThrough.apply(x, _rounded_tokens)  # type: ignore[return-value]
 
 
@@ -195,7 +236,9 @@ def _rounded_tokens(x: Tensor) -> Tensor:
 
 
 class LearnedRange(nn.Module):
-    """The scales of a layer whose range is learned; at first the range of its weights (our choice)."""
+    """The scales of a layer whose range is learned; at first the range of its weights (our
+    choice).
+    """
 
     def __init__(self, weight: Tensor, scheme: Scheme) -> None:
         super().__init__()
@@ -219,21 +262,28 @@ class OnGrid(nn.Module):
         return quantize_weight(self.weight, self.scheme, self.learned_scale())
 
     def grid_weight(self) -> Tensor:
-        """The weight on its grid, in the dtype of the products; without gradients once for each version of weight and scale.
+        """The weight on its grid, in the dtype of the products; without gradients once for each
+        version of weight and scale.
 
-        A pass with gradients forgets the grid: torch's fused AdamW changes a weight and leaves its version as it was.
+        A pass with gradients forgets the grid: torch's fused AdamW changes a weight and leaves its
+        version as it was.
         """
         scale, dtype = self.learned_scale(), self.compute_dtype or torch.float32
         if torch.is_grad_enabled():
             self._grid = None
             return fake_quantize_weight(self.weight, self.scheme, scale, dtype)
-        version = [dtype, *((x.data_ptr(), x._version) for x in (self.weight, scale) if x is not None)]
+        version = [
+            dtype,
+            *((x.data_ptr(), x._version) for x in (self.weight, scale) if x is not None),
+        ]
         if self._grid is None or self._grid[0] != version:
             self._grid = (version, fake_quantize_weight(self.weight, self.scheme, scale, dtype))
         return self._grid[1]
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x [..., I], rounded where the scheme says so, and the grid [O, I]) whose product the layer is."""
+        """(x [..., I], rounded where the scheme says so, and the grid [O, I]) whose product the
+        layer is.
+        """
         return fake_quantize_tokens(x) if self.scheme.int8_activations else x, self.grid_weight()
 
 
@@ -242,10 +292,14 @@ class FakeQuantLinear(OnGrid, Linear):
 
 
 class FakeQuantEmbedding(OnGrid, Embedding):
-    """The token table, and the tied head, as their four-bit selves: one weight, and so one range."""
+    """The token table, and the tied head, as their four-bit selves: one weight, and so one
+    range.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        """In training only the rows looked up are put on the grid: the table may have a hundred times as many."""
+        """In training only the rows looked up are put on the grid: the table may have a hundred
+        times as many.
+        """
         if not torch.is_grad_enabled():
             return F.embedding(input, self.grid_weight()).to(self.weight.dtype)
         self._grid = None  # as in grid_weight
@@ -257,9 +311,11 @@ class FakeQuantEmbedding(OnGrid, Embedding):
 
 
 def prepare(model: Transformer, scheme: Scheme) -> Transformer:
-    """The same model, computing in `scheme` from now on. Weights, their names and the state dict stay as they are.
+    """The same model, computing in `scheme` from now on. Weights, their names and the state dict
+    stay as they are.
 
-    Learned ranges come in as parameters of their own, named as torchao names them: <layer>.weight_fake_quantizer.scale.
+    Learned ranges come in as parameters of their own, named as torchao names them:
+    <layer>.weight_fake_quantizer.scale.
     """
     layers = {
         name: module
@@ -269,7 +325,8 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
     for name, module in layers.items():  # before any of them is changed
         if module.weight.shape[1] % (scheme.group_size or 1):
             raise ValueError(
-                f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of {scheme.group_size}"
+                f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of "
+                f"{scheme.group_size}"
             )
     for module in layers.values():
         if isinstance(module, Linear):

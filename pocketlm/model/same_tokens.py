@@ -1,7 +1,8 @@
-"""Whether two tokenizers mean the same: the same ids for the same words, cut out of text the same way, ended alike.
+"""Whether two tokenizers mean the same: the same ids for the same words, cut out of text the same
+way, ended alike.
 
-Distillation asks for the same words alone, for the teacher reads the student's ids. A merge asks for all of it, since one
-tokenizer is written beside weights of both.
+Distillation asks for the same words alone, for the teacher reads the student's ids. A merge asks
+for all of it, since one tokenizer is written beside weights of both.
 """
 
 import json
@@ -17,10 +18,15 @@ FLAGS = ("adds_bos", "adds_eos")  # what is put around a plain text
 
 
 def vocabulary_differences(one: Tokenizer, two: Tokenizer) -> list[str]:
-    """What differs between the words of two tokenizers, in words: which of them has which ids. [] where nothing does."""
-    first, second = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (one, two))
+    """What differs between the words of two tokenizers, in words: which of them has which ids. []
+    where nothing does.
+    """
+    first, second = (
+        tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (one, two)
+    )
     moved = sorted(
-        (word for word in first.keys() & second.keys() if first[word] != second[word]), key=first.__getitem__
+        (word for word in first.keys() & second.keys() if first[word] != second[word]),
+        key=first.__getitem__,
     )
     differences = []
     if moved:
@@ -28,18 +34,29 @@ def vocabulary_differences(one: Tokenizer, two: Tokenizer) -> list[str]:
     for place, has, lacks in (("first", first, second), ("second", second, first)):
         alone = sorted(has.keys() - lacks.keys(), key=has.__getitem__)
         if alone:
-            differences.append(f"only the {place} has " + _some(f"{word!r} ({has[word]})" for word in alone))
+            differences.append(
+                f"only the {place} has " + _some(f"{word!r} ({has[word]})" for word in alone)
+            )
     return differences
 
 
 def pipeline_differences(one: Tokenizer, two: Tokenizer) -> list[str]:
-    """Which parts of the way from text to words differ: merges, normalizer, added tokens and the like."""
+    """Which parts of the way from text to words differ: merges, normalizer, added tokens and the
+    like.
+    """
     first, second = (_content(tokenizer) for tokenizer in (one, two))
     differences = [name for name in PARTS if first.get(name) != second.get(name)]
     models = [dict(content["model"], vocab=None) for content in (first, second)]
-    changed = sorted(name for name in models[0].keys() | models[1].keys() if models[0].get(name) != models[1].get(name))
+    changed = sorted(
+        name
+        for name in models[0].keys() | models[1].keys()
+        if models[0].get(name) != models[1].get(name)
+    )
     differences += [f"the model's {name}" for name in changed]
-    added = [{token["content"]: token for token in content.get("added_tokens", [])} for content in (first, second)]
+    added = [
+        {token["content"]: token for token in content.get("added_tokens", [])}
+        for content in (first, second)
+    ]
     flags = [word for word in added[0] if word in added[1] and added[0][word] != added[1][word]]
     kinds = sorted(added[0].keys() ^ added[1].keys())  # one has it as a word of the vocabulary
     return differences + [f"the added token {word!r}" for word in (flags + kinds)[:SHOWN]]
@@ -48,7 +65,9 @@ def pipeline_differences(one: Tokenizer, two: Tokenizer) -> list[str]:
 def role_differences(one: Tokenizer, two: Tokenizer) -> list[str]:
     """Which special tokens differ: what begins a document, ends it, ends an answer."""
     pairs = [(role, getattr(one, role), getattr(two, role)) for role in ROLES]
-    differences = [f"{role} is {_named(one, a)} and {_named(two, b)}" for role, a, b in pairs if a != b]
+    differences = [
+        f"{role} is {_named(one, a)} and {_named(two, b)}" for role, a, b in pairs if a != b
+    ]
     flags = [(flag, getattr(one, flag), getattr(two, flag)) for flag in FLAGS]
     return differences + [f"{flag} is {a} and {b}" for flag, a, b in flags if a != b]
 

@@ -1,4 +1,5 @@
-"""How the next token is chosen from logits: greedy, or drawn. Every runtime here chooses by this one function.
+"""How the next token is chosen from logits: greedy, or drawn. Every runtime here chooses by this
+one function.
 
 Shapes: B batch, V vocabulary
 """
@@ -12,12 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What the choice is restricted to, in the order in which it is applied (that of Hugging Face's generate).
+    """What the choice is restricted to, in the order in which it is applied (that of Hugging Face's
+    generate).
 
-    repetition_penalty: logits of tokens that were there before, in the prompt too, are divided by it where positive and
-    multiplied where negative; 1 does nothing. temperature: logits are divided by it; 0 takes the likeliest. top_k: only
-    the k likeliest; 0 for all. top_p: only the likeliest that together have this probability. min_p: only those at
-    least this share as likely as the likeliest. seed: row n of a batch draws with seed + n.
+    repetition_penalty: logits of tokens that were there before, in the prompt too, are divided by
+    it where positive and multiplied where negative; 1 does nothing. temperature: logits are divided
+    by it; 0 takes the likeliest. top_k: only the k likeliest; 0 for all. top_p: only the likeliest
+    that together have this probability. min_p: only those at least this share as likely as the
+    likeliest. seed: row n of a batch draws with seed + n.
     """
 
     temperature: float = 0.0
@@ -29,7 +32,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise ValueError(f"temperature {self.temperature} is below 0; 0 gives the likeliest answer, 0.7 varies")
+            raise ValueError(
+                f"temperature {self.temperature} is below 0; 0 gives the likeliest answer, 0.7 "
+                "varies"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k} is below 0; 0 draws from every word")
         if not 0 < self.top_p <= 1:
@@ -37,7 +43,9 @@ class Sampling:
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p {self.min_p} is not between 0 and 1; 0 draws from every word")
         if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty {self.repetition_penalty} is not above 0; 1 does nothing")
+            raise ValueError(
+                f"repetition_penalty {self.repetition_penalty} is not above 0; 1 does nothing"
+            )
 
     def generators(self, rows: int) -> list[torch.Generator]:
         """A source of chance for each row, the same whoever is beside it."""
@@ -48,31 +56,44 @@ GREEDY = Sampling()
 
 
 def sample(
-    logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], earlier: Sequence[Sequence[int]]
+    logits: Tensor,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    earlier: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Next ids [B] from logits [B, V]. earlier: the ids of each row so far, its prompt's and its answer's.
+    """Next ids [B] from logits [B, V]. earlier: the ids of each row so far, its prompt's and its
+    answer's.
 
-    Who is beside a row changes the last bits of its logits: a product of other sizes sums in another order. The row then
-    draws the same token unless two scores of `race` tie to that rounding, or the token drawn is the last that top_k, top_p
-    or min_p lets in.
+    Who is beside a row changes the last bits of its logits: a product of other sizes sums in
+    another order. The row then draws the same token unless two scores of `race` tie to that
+    rounding, or the token drawn is the last that top_k, top_p or min_p lets in.
     """
     logits = penalised(logits, earlier, sampling.repetition_penalty)
-    scores = logits if sampling.temperature == 0.0 else race(restricted(logits, sampling), generators)
-    return torch.from_numpy(scores.float().cpu().numpy().argmax(-1)).to(logits.device)  # of 128k: 9 us, not 110
+    scores = (
+        logits if sampling.temperature == 0.0 else race(restricted(logits, sampling), generators)
+    )
+    # of 128k: 9 us, not 110
+    return torch.from_numpy(scores.float().cpu().numpy().argmax(-1)).to(logits.device)
 
 
 def race(weights: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Scores [B, V] of which the greatest is the token drawn: each weight over an exponential variable of its own.
+    """Scores [B, V] of which the greatest is the token drawn: each weight over an exponential
+    variable of its own.
 
-    The first of exponential clocks with these rates is token i with probability weights[i] / their sum. A row's variables
-    belong to token ids: handed out by rank, two tokens of nearly the same weight would swap theirs when rounding swaps them.
+    The first of exponential clocks with these rates is token i with probability weights[i] / their
+    sum. A row's variables belong to token ids: handed out by rank, two tokens of nearly the same
+    weight would swap theirs when rounding swaps them.
     """
-    times = [torch.empty(weights.shape[-1]).exponential_(generator=generator) for generator in generators]
+    times = [
+        torch.empty(weights.shape[-1]).exponential_(generator=generator) for generator in generators
+    ]
     return weights / torch.stack(times).to(weights.device)
 
 
 def penalised(logits: Tensor, earlier: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """The logits, those of earlier tokens made less likely (Keskar et al. 2019, CTRL, section 4.1)."""
+    """The logits, those of earlier tokens made less likely (Keskar et al. 2019, CTRL, section
+    4.1).
+    """
     if penalty == 1.0:
         return logits
     logits = logits.clone()
@@ -83,9 +104,11 @@ def penalised(logits: Tensor, earlier: Sequence[Sequence[int]], penalty: float) 
 
 
 def restricted(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities [B, V], float32, of what is drawn from, by id. Those left out are 0; the others need not sum to 1.
+    """Probabilities [B, V], float32, of what is drawn from, by id. Those left out are 0; the others
+    need not sum to 1.
 
-    What is left out is what transformers' TopKLogitsWarper, TopPLogitsWarper and MinPLogitsWarper leave out.
+    What is left out is what transformers' TopKLogitsWarper, TopPLogitsWarper and MinPLogitsWarper
+    leave out.
     """
     logits = logits.float() / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -98,5 +121,7 @@ def restricted(logits: Tensor, sampling: Sampling) -> Tensor:
         cut[:, -1] = False  # the likeliest stays
         weights = weights.masked_fill(cut.scatter(-1, order, cut), 0.0)
     if sampling.min_p > 0:
-        weights = weights.masked_fill(weights < sampling.min_p * weights.amax(-1, keepdim=True), 0.0)
+        weights = weights.masked_fill(
+            weights < sampling.min_p * weights.amax(-1, keepdim=True), 0.0
+        )
     return weights

@@ -1,6 +1,8 @@
-"""Where an answer ends: at strings, found in the text as its ids come. Every runtime here uses this one mechanism.
+"""Where an answer ends: at strings, found in the text as its ids come. Every runtime here uses this
+one mechanism.
 
-A stop string may begin in the middle of a token, go over several, and hold characters whose bytes are tokens of their own.
+A stop string may begin in the middle of a token, go over several, and hold characters whose bytes
+are tokens of their own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,17 +13,24 @@ UNFINISHED = "\ufffd"  # what a character decodes to while some of its bytes are
 
 
 def before_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text up to where the first of the strings to be complete begins; all of it where there is none."""
-    found = [(text.find(string) + len(string), -len(string)) for string in stop_strings if string in text]
+    """The text up to where the first of the strings to be complete begins; all of it where there is
+    none.
+    """
+    found = [
+        (text.find(string) + len(string), -len(string)) for string in stop_strings if string in text
+    ]
     end, length = min(found, default=(len(text), 0))  # of two that end together, the longer one
     return text[: end + length]
 
 
-def text_pieces(ids: Iterable[int], tokenizer: Tokenizer, stop_strings: Sequence[str]) -> Iterator[str]:
-    """The text of ids in pieces, as they come, ended before the first stop string; no id after it is asked for.
+def text_pieces(
+    ids: Iterable[int], tokenizer: Tokenizer, stop_strings: Sequence[str]
+) -> Iterator[str]:
+    """The text of ids in pieces, as they come, ended before the first stop string; no id after it
+    is asked for.
 
-    What may be the beginning of a stop string or half a character waits for the next id. The pieces together are
-    `before_stop` of the whole text.
+    What may be the beginning of a stop string or half a character waits for the next id. The pieces
+    together are `before_stop` of the whole text.
     """
     ending = Ending(tokenizer, stop_strings)
     for token in ids:
@@ -33,7 +42,9 @@ def text_pieces(ids: Iterable[int], tokenizer: Tokenizer, stop_strings: Sequence
         yield piece
 
 
-def ids_to_stop(ids: Iterable[int], tokenizer: Tokenizer, stop_strings: Sequence[str]) -> Iterator[int]:
+def ids_to_stop(
+    ids: Iterable[int], tokenizer: Tokenizer, stop_strings: Sequence[str]
+) -> Iterator[int]:
     """The ids up to the one that completes a stop string, that one too."""
     ending = Ending(tokenizer, stop_strings)
     for token in ids:
@@ -50,11 +61,14 @@ class Ending:
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
         if "" in stop_strings:
-            raise ValueError("a stop string is empty: it would end every answer before its first word")
+            raise ValueError(
+                "a stop string is empty: it would end every answer before its first word"
+            )
         self.tokenizer, self.stop_strings = tokenizer, tuple(stop_strings)
         self.stopped = False
         self._ids: list[int] = []  # the newest, those of `_known` whole characters before them
-        self._known = 0  # how many of them those are: a decoder may treat the first id of a text in its own way
+        # how many of them those are: a decoder may treat the first id of a text in its own way
+        self._known = 0
         self._taken = 0  # characters of what comes after them that went on to `_give`
         self._held = ""  # text that may be the beginning of a stop string
 
@@ -66,7 +80,11 @@ class Ending:
         new = whole[self._taken :]
         self._taken += len(new)
         if text and whole == text:
-            self._ids, self._known, self._taken = self._ids[self._known :], len(self._ids) - self._known, 0
+            self._ids, self._known, self._taken = (
+                self._ids[self._known :],
+                len(self._ids) - self._known,
+                0,
+            )
         return self._give(new, final=False)
 
     def reached(self, token: int) -> bool:
@@ -94,4 +112,11 @@ class Ending:
     def _beginning(self, text: str) -> int:
         """How many characters at the end of the text may be the beginning of a stop string."""
         longest = min(len(text), max(map(len, self.stop_strings), default=1) - 1)
-        return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self.stop_strings)), 0)
+        return next(
+            (
+                n
+                for n in range(longest, 0, -1)
+                if any(s.startswith(text[-n:]) for s in self.stop_strings)
+            ),
+            0,
+        )

@@ -1,7 +1,8 @@
 """Text to ids and back, and conversations to (ids, which of them the assistant's).
 
-Our own is byte-level BPE whose digits are single tokens; llama.cpp knows this pre-tokenizer as "smollm". Chat follows
-ChatML. Others' are loaded by transformers' own classes (`tokenizer_files.py`) and mean here what they mean there.
+Our own is byte-level BPE whose digits are single tokens; llama.cpp knows this pre-tokenizer as
+"smollm". Chat follows ChatML. Others' are loaded by transformers' own classes
+(`tokenizer_files.py`) and mean here what they mean there.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,8 +33,9 @@ Answers = list[Example] | ChatRefused  # what is learnt of a conversation, or wh
 class Tokenizer:
     """Text <-> ids. `chat_template` (jinja) is None for a base model; conversations need one.
 
-    Threads may share one: nothing in it changes while it encodes. Plain text goes through `backend`, which takes special
-    words for text; what a chat template rendered through a second one, which takes them for tokens.
+    Threads may share one: nothing in it changes while it encodes. Plain text goes through
+    `backend`, which takes special words for text; what a chat template rendered through a second
+    one, which takes them for tokens.
     """
 
     def __init__(
@@ -50,12 +52,13 @@ class Tokenizer:
         adds_bos: bool = False,
         adds_eos: bool = False,
     ) -> None:
-        """bos_token: None where there is none. end_of_turn_token: None takes what the chat template ends answers with.
+        """bos_token: None where there is none. end_of_turn_token: None takes what the chat template
+        ends answers with.
 
         stop_tokens: further tokens that end an answer, with who says so. special_tokens: the names
-        that a template may use (bos_token, unk_token, ...). adds_bos, adds_eos: what transformers and llama.cpp put
-        around a plain text. named_templates: chat templates beside the default one, by name.
-        ValueError for a token that the vocabulary lacks.
+        that a template may use (bos_token, unk_token, ...). adds_bos, adds_eos: what transformers
+        and llama.cpp put around a plain text. named_templates: chat templates beside the default
+        one, by name. ValueError for a token that the vocabulary lacks.
         """
         self.backend = backend
         backend.no_truncation()
@@ -68,11 +71,14 @@ class Tokenizer:
         self._told_turn_end = end_of_turn_token
         named = {"bos_token": bos_token, "eos_token": eos_token}
         self.notes: list[str] = []  # what was found in its files and not taken, for people
-        self.special_tokens = dict(special_tokens or {k: v for k, v in named.items() if v is not None})
+        self.special_tokens = dict(
+            special_tokens or {k: v for k, v in named.items() if v is not None}
+        )
         for token in (bos_token, eos_token, end_of_turn_token, *self._told_stops):
             if token is not None and backend.token_to_id(token) is None:
                 raise ValueError(
-                    f"tokenizer has no token {token!r}; name its own special tokens in tokenizer_config.json"
+                    f"tokenizer has no token {token!r}; name its own special tokens in "
+                    "tokenizer_config.json"
                 )
         self.chat_template = chat_template
 
@@ -83,7 +89,9 @@ class Tokenizer:
     @chat_template.setter
     def chat_template(self, source: str | None) -> None:
         self.template = (
-            ChatTemplate(source, self.special_tokens, self.backend, self.named_templates) if source else None
+            ChatTemplate(source, self.special_tokens, self.backend, self.named_templates)
+            if source
+            else None
         )
         self.endings: Endings = reconciled(
             self.backend,
@@ -122,14 +130,16 @@ class Tokenizer:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+        return frozenset(
+            i for i, token in self.backend.get_added_tokens_decoder().items() if token.special
+        )
 
     @property
     def document_start(self) -> list[int]:
         """What stands before each document, and before a plain text that a base model goes on with.
 
-        The bos, unless it begins a turn (SmolLM2-Instruct's does); else the token that ends texts, where it ends no
-        turn; [] where the tokenizer offers neither.
+        The bos, unless it begins a turn (SmolLM2-Instruct's does); else the token that ends texts,
+        where it ends no turn; [] where the tokenizer offers neither.
         """
         special = self._special()
         marks = turn_marks(self.template, special) | {TURN_START}
@@ -150,30 +160,44 @@ class Tokenizer:
     # ---- text ----
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text. Text that looks like a special token stays text: documents cannot forge a turn."""
+        """Ids of plain text. Text that looks like a special token stays text: documents cannot
+        forge a turn.
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many plain texts, on all cores."""
-        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=not keep_special)
 
     # ---- conversations ----
 
-    def encode_chat(self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = True
+    ) -> list[int]:
         """Ids of a conversation through the chat template, ready for the assistant's next turn."""
-        rendering = self._template().render(plain(messages), add_generation_prompt=add_generation_prompt)
+        rendering = self._template().render(
+            plain(messages), add_generation_prompt=add_generation_prompt
+        )
         return self._encode([rendering])[0][0]
 
-    def render(self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: Sequence[Message] | Conversation, add_generation_prompt: bool = False
+    ) -> str:
         """The conversation as text, as transformers' apply_chat_template gives it."""
-        rendering = self._template().render(plain(messages), add_generation_prompt=add_generation_prompt)
+        rendering = self._template().render(
+            plain(messages), add_generation_prompt=add_generation_prompt
+        )
         return rendering.shown
 
     def answers(self, conversations: Sequence[Sequence[Message] | Conversation]) -> list[Answers]:
-        """What is learnt of each conversation: its examples, or the ChatRefused that says why there are none."""
+        """What is learnt of each conversation: its examples, or the ChatRefused that says why there
+        are none.
+        """
         template = self._template()
         parts: list[list] = []
         refused: dict[int, ChatRefused] = {}
@@ -196,7 +220,9 @@ class Tokenizer:
     def encode_conversations(
         self, conversations: Sequence[Sequence[Message] | Conversation]
     ) -> list[tuple[list[int], list[bool]]]:
-        """(ids, which of them are learnt) of all examples of all conversations. ChatRefused where one has none."""
+        """(ids, which of them are learnt) of all examples of all conversations. ChatRefused where
+        one has none.
+        """
         examples = []
         for result in self.answers(conversations):
             if isinstance(result, ChatRefused):
@@ -206,7 +232,10 @@ class Tokenizer:
 
     def _template(self) -> ChatTemplate:
         if self.template is None:
-            raise ValueError("this tokenizer has no chat template: it belongs to a base model; fine-tune it first")
+            raise ValueError(
+                "this tokenizer has no chat template: it belongs to a base model; fine-tune it "
+                "first"
+            )
         return self.template
 
     def _encode(self, renderings: Sequence[Rendering]) -> list[tuple[list[int], list[Span]]]:
@@ -233,7 +262,9 @@ class Tokenizer:
     # ---- files ----
 
     def save(self, folder: Path) -> None:
-        """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
+        """tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads
+        them.
+        """
         from pocketlm.model.tokenizer_files import save_tokenizer
 
         save_tokenizer(self, folder)
@@ -247,9 +278,11 @@ class Tokenizer:
 
 
 def plain_chat_template(tokenizer: Tokenizer) -> str:
-    """The template a base model is taught: ChatML, or Llama 3's or 4's where the tokenizer has its header token.
+    """The template a base model is taught: ChatML, or Llama 3's or 4's where the tokenizer has its
+    header token.
 
-    A tokenizer with neither gets ChatML whose turns end in its own end-of-turn token, so that answers end.
+    A tokenizer with neither gets ChatML whose turns end in its own end-of-turn token, so that
+    answers end.
     """
     if tokenizer.backend.token_to_id(LLAMA3_HEADER) is not None:
         return LLAMA3
@@ -265,14 +298,17 @@ def teach_chat_template(tokenizer: Tokenizer) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of exactly `vocab_size` tokens (256 bytes and 3 specials included), learnt from `texts`.
+    """A byte-level BPE of exactly `vocab_size` tokens (256 bytes and 3 specials included), learnt
+    from `texts`.
 
-    Digits are single tokens: at this size arithmetic is learnt digit by digit (measured in docs/log.md).
+    Digits are single tokens: at this size arithmetic is learnt digit by digit (measured in
+    docs/log.md).
     """
     specials = [END_OF_TEXT, TURN_START, TURN_END]
     if vocab_size < 256 + len(specials):
         raise ValueError(
-            f"vocab_size {vocab_size} is below {256 + len(specials)}: every byte and the specials need an id"
+            f"vocab_size {vocab_size} is below {256 + len(specials)}: every byte and the specials "
+            "need an id"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
@@ -291,5 +327,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend.train_from_iterator(texts, trainer)
     found = backend.get_vocab_size()
     if found != vocab_size:
-        raise ValueError(f"the text only yields {found} tokens, vocab_size asks for {vocab_size}; lower it or add text")
+        raise ValueError(
+            f"the text only yields {found} tokens, vocab_size asks for {vocab_size}; lower it or "
+            "add text"
+        )
     return Tokenizer(backend)

@@ -1,8 +1,9 @@
 """A tokenizer's files: our own folders read directly, all others by transformers' own classes.
 
-Those know tokenizer.json and what corrects it: special_tokens_map.json, added tokens, a sentencepiece tokenizer.model,
-lists of templates, classes that rebuild their pre-tokenizer. What tells where an answer ends is read from
-generation_config.json, or else config.json, as transformers' generate does.
+Those know tokenizer.json and what corrects it: special_tokens_map.json, added tokens, a
+sentencepiece tokenizer.model, lists of templates, classes that rebuild their pre-tokenizer. What
+tells where an answer ends is read from generation_config.json, or else config.json, as
+transformers' generate does.
 """
 
 import contextlib
@@ -29,11 +30,14 @@ WRITTEN_BY_TRAINING = "truncation and padding that a script left in tokenizer.js
 
 
 def load_tokenizer(folder: Path) -> "Tokenizer":
-    """The tokenizer of a folder. FileNotFoundError where it has none; ValueError names the file that is wrong."""
+    """The tokenizer of a folder. FileNotFoundError where it has none; ValueError names the file
+    that is wrong.
+    """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in FILES):
         raise FileNotFoundError(
-            f"{folder} holds no tokenizer.json (nor {', '.join(FILES[1:])}): a tokenizer's files are missing"
+            f"{folder} holds no tokenizer.json (nor {', '.join(FILES[1:])}): a tokenizer's files "
+            "are missing"
         )
     config = _object(folder / CONFIG)
     if isinstance(config.get(OURS), dict) and (folder / "tokenizer.json").is_file():
@@ -45,18 +49,28 @@ def _load_own(folder: Path, config: dict[str, Any]) -> "Tokenizer":
     from pocketlm.model.tokenizer import Tokenizer
 
     ours = config[OURS]
-    roles = {name: value for name, value in config.items() if name.endswith("_token") and name not in ADDED}
+    roles = {
+        name: value
+        for name, value in config.items()
+        if name.endswith("_token") and name not in ADDED
+    }
     for name, value in [*roles.items(), ("tokenizer_class", config.get("tokenizer_class"))]:
-        if value is not None and not _is_printable(_text_of(value)):  # transformers would not open that
-            raise ValueError(f"{folder / CONFIG}: field {name} is {described(value)}, a text is needed")
+        # transformers would not open that
+        if value is not None and not _is_printable(_text_of(value)):
+            raise ValueError(
+                f"{folder / CONFIG}: field {name} is {described(value)}, a text is needed"
+            )
     names = {name: text for name, value in roles.items() if (text := _text_of(value))}
     template = folder / TEMPLATE
     eos = ours.get("eos_token") or names.get("eos_token")
     if not isinstance(eos, str):
-        raise ValueError(f"{folder / CONFIG}: no eos_token; the file was changed by hand? import the model again")
+        raise ValueError(
+            f"{folder / CONFIG}: no eos_token; the file was changed by hand? import the model again"
+        )
     backend = backend_of(folder / "tokenizer.json")
     by_file, notes = _stops_of_files(folder, backend)
-    stops = {**by_file, **_told_stops(ours, folder)}  # what was added to the config since counts too
+    # what was added to the config since counts too
+    stops = {**by_file, **_told_stops(ours, folder)}
     with _naming(folder / CONFIG):
         tokenizer = Tokenizer(
             backend,
@@ -78,9 +92,12 @@ def _told_stops(ours: dict[str, Any], folder: Path) -> dict[str, list[str]]:
     """The tokens that end answers, with who says so, as a folder of ours keeps them."""
     told = ours.get("stop_tokens", {})
     lists = isinstance(told, dict) and all(isinstance(sources, list) for sources in told.values())
-    if not lists or not all(isinstance(source, str) for sources in told.values() for source in sources):
+    if not lists or not all(
+        isinstance(source, str) for sources in told.values() for source in sources
+    ):
         raise ValueError(
-            f"{folder / CONFIG}: field {OURS}.stop_tokens is no object of lists of texts; import the model again"
+            f"{folder / CONFIG}: field {OURS}.stop_tokens is no object of lists of texts; import "
+            "the model again"
         )
     return dict(told)
 
@@ -90,11 +107,15 @@ def backend_of(file: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 at byte {error.start}; fetch or save it again") from None
+        raise ValueError(
+            f"{file}: not UTF-8 at byte {error.start}; fetch or save it again"
+        ) from None
     except BaseException as error:  # the library raises bare Exception, and panics
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
-        raise ValueError(f"{file}: not a tokenizer the `tokenizers` library reads ({error})") from None
+        raise ValueError(
+            f"{file}: not a tokenizer the `tokenizers` library reads ({error})"
+        ) from None
 
 
 def _load_by_transformers(folder: Path) -> "Tokenizer":
@@ -108,28 +129,37 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
     if (folder / "tokenizer.json").is_file():
         stored = backend_of(folder / "tokenizer.json")  # its own words for what is wrong with it
     with _quiet(), _naming(folder):
-        theirs: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        theirs: Any = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     backend = getattr(theirs, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise ValueError(
             f"{folder}: transformers opens this tokenizer as {type(theirs).__name__}, which has no "
-            "tokenizer.json; save it as one that has (tokenizer.save_pretrained of a fast tokenizer)"
+            "tokenizer.json; save it as one that has (tokenizer.save_pretrained of a fast "
+            "tokenizer)"
         )
     if getattr(theirs, "split_special_tokens", False):
         raise ValueError(
-            f"{folder / CONFIG}: split_special_tokens makes the template's own tokens text, so no turn would be told "
+            f"{folder / CONFIG}: split_special_tokens makes the template's own tokens text, so no "
+            "turn would be told "
             "from another; remove it"
         )
     template, named = _templates(theirs.chat_template, folder)
     adds_bos, adds_eos = _adds(theirs)
-    special = {name: str(token) for name, token in theirs.special_tokens_map.items() if isinstance(token, str)}
+    special = {
+        name: str(token)
+        for name, token in theirs.special_tokens_map.items()
+        if isinstance(token, str)
+    }
     by_file, notes = _stops_of_files(folder, backend)
     eos = theirs.eos_token or next(iter(by_file), None)
     if eos is None and backend.token_to_id(END_OF_TEXT) is not None:
         eos = END_OF_TEXT
     if eos is None:
         raise ValueError(
-            f"{folder}: no eos_token in {CONFIG}, special_tokens_map.json or generation_config.json, and none is "
+            f"{folder}: no eos_token in {CONFIG}, special_tokens_map.json or "
+            "generation_config.json, and none is "
             f"{END_OF_TEXT}; name the token that ends a text"
         )
     if stored is not None and (stored.truncation or stored.padding):
@@ -157,9 +187,13 @@ def _templates(source: Any, folder: Path) -> tuple[str | None, dict[str, str]]:
     default: Any = named.pop("default", None) if named else source
     for name, text in {"default": default, **named}.items():
         if text is not None and not isinstance(text, str):
-            raise ValueError(f"{folder}: the chat template {name!r} is {type(text).__name__}, not a text")
+            raise ValueError(
+                f"{folder}: the chat template {name!r} is {type(text).__name__}, not a text"
+            )
     if default is None and named:
-        raise ValueError(f"{folder}: its chat templates are {', '.join(named)}, and none is the default one")
+        raise ValueError(
+            f"{folder}: its chat templates are {', '.join(named)}, and none is the default one"
+        )
     return default or None, named
 
 
@@ -176,7 +210,9 @@ def _adds(theirs: Any) -> tuple[bool, bool]:
 
 
 def _ending_ids(folder: Path) -> tuple[list[int], str]:
-    """(ids at which answers end, the file that says so): transformers' generate asks the same files in this order."""
+    """(ids at which answers end, the file that says so): transformers' generate asks the same files
+    in this order.
+    """
     for name in ("generation_config.json", "config.json"):
         ids = _object(folder / name).get("eos_token_id")
         if ids is None:
@@ -188,7 +224,9 @@ def _ending_ids(folder: Path) -> tuple[list[int], str]:
     return [], ""
 
 
-def _stops_of_files(folder: Path, backend: tokenizers.Tokenizer) -> tuple[dict[str, list[str]], list[str]]:
+def _stops_of_files(
+    folder: Path, backend: tokenizers.Tokenizer
+) -> tuple[dict[str, list[str]], list[str]]:
     """(tokens that end answers by who says so, what was not taken, in words) of a folder's configs.
 
     An id that is no token, or a plain word, ends nothing: it belongs to another tokenizer, as the
@@ -203,7 +241,9 @@ def _stops_of_files(folder: Path, backend: tokenizers.Tokenizer) -> tuple[dict[s
         if token is not None and i in added:
             stops.setdefault(token, []).append(file)
         else:
-            what = f"the plain word {token!r}" if token is not None else "no token of this tokenizer"
+            what = (
+                f"the plain word {token!r}" if token is not None else "no token of this tokenizer"
+            )
             notes.append(f"{file} lets answers end at {i}, which is {what}; not taken")
     return stops, notes
 
@@ -239,7 +279,9 @@ def _naming(place: Path) -> Iterator[None]:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(text if str(place) in text else f"{place}: {text}") from None
     except Exception as error:  # libraries raise whatever their parsers meet
-        raise ValueError(f"{place}: its tokenizer cannot be opened ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{place}: its tokenizer cannot be opened ({type(error).__name__}: {error})"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
-"""The network: a decoder with grouped-query attention, local and global layers, QK-norm and tied embeddings.
+"""The network: a decoder with grouped-query attention, local and global layers, QK-norm and tied
+embeddings.
 
-One page covers MobileLLM-R1 (every layer global, weightless QK-norm), MobileLLM-Pro (three local layers to one global),
-MobileLLM 2024 with and without shared blocks, and the small Llama and Qwen3 shapes. Parameter names are Hugging Face's
-for `qwen3`; `model/layouts.py` knows the others.
+One page covers MobileLLM-R1 (every layer global, weightless QK-norm), MobileLLM-Pro (three local
+layers to one global), MobileLLM 2024 with and without shared blocks, and the small Llama and Qwen3
+shapes. Parameter names are Hugging Face's for `qwen3`; `model/layouts.py` knows the others.
 
-Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, E head width, F feed-forward, V vocabulary
+Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, E head width, F
+feed-forward, V vocabulary
 """
 
 import math
@@ -24,7 +26,9 @@ LOCAL = "sliding_attention"
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama 3's slower rotation of the slow channels (`rope_type` "llama3"): how it reads further than it was trained."""
+    """Llama 3's slower rotation of the slow channels (`rope_type` "llama3"): how it reads further
+    than it was trained.
+    """
 
     factor: float
     low_freq_factor: float
@@ -34,13 +38,15 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.high_freq_factor <= self.low_freq_factor:
             raise ValueError(
-                f"rope_scaling: high_freq_factor {self.high_freq_factor} must exceed low_freq_factor {self.low_freq_factor}"
+                f"rope_scaling: high_freq_factor {self.high_freq_factor} must exceed "
+                f"low_freq_factor {self.low_freq_factor}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of the network, in Hugging Face's field names. `layer_types` empty means every layer is global.
+    """Shape of the network, in Hugging Face's field names. `layer_types` empty means every layer is
+    global.
 
     layer_repeats: how often each block is applied, in a row (MobileLLM-LS 2024: 2). The weights are
     shared, the keys and values are not: each application has a KV slot of its own.
@@ -75,13 +81,16 @@ class ModelConfig:
             raise ValueError(f"head_dim {self.head_dim} must be even: RoPE turns pairs of channels")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is {self.num_hidden_layers}"
+                f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is "
+                f"{self.num_hidden_layers}"
             )
         for kind in self.layer_types:
             if kind not in (GLOBAL, LOCAL):
                 raise ValueError(f"layer_types holds {kind!r}; known are {GLOBAL!r} and {LOCAL!r}")
         if LOCAL in self.layer_types and not self.sliding_window:
-            raise ValueError("layer_types has sliding_attention layers, so sliding_window must be set")
+            raise ValueError(
+                "layer_types has sliding_attention layers, so sliding_window must be set"
+            )
         if self.layer_repeats < 1:
             raise ValueError(f"layer_repeats {self.layer_repeats} must be at least 1")
 
@@ -92,20 +101,28 @@ class ModelConfig:
 
     def window(self, layer: int) -> int | None:
         """Keys layer number `layer` attends to, or None for all."""
-        return self.sliding_window if self.layer_types and self.layer_types[layer] == LOCAL else None
+        return (
+            self.sliding_window if self.layer_types and self.layer_types[layer] == LOCAL else None
+        )
 
     @staticmethod
     def local_global(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
-        """Pro's `layer_types`: layer 0, each `every`-th and the last are global, the others local (9 of 30 global)."""
+        """Pro's `layer_types`: layer 0, each `every`-th and the last are global, the others local
+        (9 of 30 global).
+        """
         last = num_hidden_layers - 1
-        return tuple(GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers))
+        return tuple(
+            GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers)
+        )
 
 
 Rope = tuple[Tensor, Tensor]  # cos and sin [B, T, E]
 
 
 class Linear(nn.Linear):
-    """A float32 weight whose product is taken in `compute_dtype` where that is set (training in bfloat16)."""
+    """A float32 weight whose product is taken in `compute_dtype` where that is set (training in
+    bfloat16).
+    """
 
     compute_dtype: torch.dtype | None = None
 
@@ -134,7 +151,9 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
         self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
 
-    def forward(self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int
+    ) -> Tensor:
         """Of the last `asking` tokens of x [B, T, D]; all T are looked at, and stored."""
         B, T, _ = x.shape
         q = self.q_proj(newest(x, asking)).view(B, asking, -1, self.head_dim)  # [B, asking, H, E]
@@ -142,8 +161,12 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         if self.use_qk_norm:
             q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
-        q, k = rotate(q, *(newest(angles, asking) for angles in rope)).to(v.dtype), rotate(k, *rope).to(v.dtype)
-        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [B, H, asking, E], [B, K, T, E] twice
+        q, k = (
+            rotate(q, *(newest(angles, asking) for angles in rope)).to(v.dtype),
+            rotate(k, *rope).to(v.dtype),
+        )
+        # [B, H, asking, E], [B, K, T, E] twice
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
         if cache is not None:
             k, v = cache.update(layer, k, v)
         out = mask.attend(q, k, v, layer, self.window)
@@ -172,8 +195,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int) -> Tensor:
-        x = newest(x, asking) + self.self_attn(self.input_layernorm(x), asking, rope, mask, cache, layer)
+    def forward(
+        self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int
+    ) -> Tensor:
+        x = newest(x, asking) + self.self_attn(
+            self.input_layernorm(x), asking, rope, mask, cache, layer
+        )
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -193,21 +220,34 @@ class Embedding(nn.Embedding):
 def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """x [..., I] times weight [O, I]; with a dtype both are cast to it first, and so is the result.
 
-    A decoding step's few rows go as a batch of four products, each with a quarter of the weight: MKL's product of one
-    row reads it at a third of the memory's pace (0.79 ms against 0.26, 2048 x 576 floats, torch 2.13, AMD EPYC).
+    A decoding step's few rows go as a batch of four products, each with a quarter of the weight:
+    MKL's product of one row reads it at a third of the memory's pace (0.79 ms against 0.26, 2048 x
+    576 floats, torch 2.13, AMD EPYC).
     """
     if dtype is not None:
         return F.linear(x.to(dtype), weight.to(dtype))
     (outputs, inputs), rows = weight.shape, x.numel() // x.shape[-1]
-    few = rows <= (8 if outputs >= inputs else 1) and weight.is_cpu and torch.is_inference_mode_enabled()
-    if not few or outputs % 4 or weight.numel() < 2**18:  # a small one stays in the processor's cache
+    few = (
+        rows <= (8 if outputs >= inputs else 1)
+        and weight.is_cpu
+        and torch.is_inference_mode_enabled()
+    )
+    # a small one stays in the processor's cache
+    if not few or outputs % 4 or weight.numel() < 2**18:
         return F.linear(x, weight)
     columns = x.reshape(rows, inputs).t().expand(4, inputs, rows)
-    return torch.bmm(weight.view(4, -1, inputs), columns).view(outputs, rows).t().reshape(*x.shape[:-1], outputs)
+    return (
+        torch.bmm(weight.view(4, -1, inputs), columns)
+        .view(outputs, rows)
+        .t()
+        .reshape(*x.shape[:-1], outputs)
+    )
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let every matrix product of the model run in `dtype`. Weights, norms, the residual stream and logits stay float32."""
+    """Let every matrix product of the model run in `dtype`. Weights, norms, the residual stream and
+    logits stay float32.
+    """
     for module in model.modules():
         if isinstance(module, Linear | Embedding):
             module.compute_dtype = dtype
@@ -222,7 +262,9 @@ class Decoder(nn.Module):
 
 
 def set_compiled(model: "Transformer", on: bool) -> None:
-    """Let torch.compile make one graph of a block, forward and back, which all blocks of the same window share; or end it."""
+    """Let torch.compile make one graph of a block, forward and back, which all blocks of the same
+    window share; or end it.
+    """
     for block in model.model.layers:
         block._compiled_call_impl = None
         if on:
@@ -230,10 +272,12 @@ def set_compiled(model: "Transformer", on: bool) -> None:
 
 
 class Transformer(nn.Module):
-    """Logits for the next token at every position. Weights start at N(0, initializer_range), from `seed` alone.
+    """Logits for the next token at every position. Weights start at N(0, initializer_range), from
+    `seed` alone.
 
-    recompute_every: each so-manieth application of a block keeps its input alone for the way back, and is worked out once
-    more there (activation checkpointing): 1 all of them, 0 none. Gradients stay the same, bit for bit.
+    recompute_every: each so-manieth application of a block keeps its input alone for the way back,
+    and is worked out once more there (activation checkpointing): 1 all of them, 0 none. Gradients
+    stay the same, bit for bit.
     """
 
     recompute_every = 0
@@ -242,7 +286,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.dim() == 2:
@@ -257,10 +305,10 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits [B, T, V], float32, of the token after each of input_ids [B, T].
 
-        positions [B, T]: of each token, for RoPE and the windows; 0..T-1 if absent, as the first tokens are. Negative
-        marks padding.
-        cache: keys and values of earlier tokens; the new ones are added to it.
-        doc_ids [B, T]: tokens see only tokens of the same id (packed rows); absent means the whole row.
+        positions [B, T]: of each token, for RoPE and the windows; 0..T-1 if absent, as the first
+        tokens are. Negative marks padding. cache: keys and values of earlier tokens; the new ones
+        are added to it. doc_ids [B, T]: tokens see only tokens of the same id (packed rows); absent
+        means the whole row.
         """
         return self.head(self.hidden(input_ids, positions, cache, doc_ids))
 
@@ -273,10 +321,14 @@ class Transformer(nn.Module):
         *,
         last: bool = False,
     ) -> Tensor:
-        """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token, where `last`."""
+        """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token,
+        where `last`.
+        """
         plain = positions is None and doc_ids is None and (cache is None or cache.empty)
         if positions is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(
+                input_ids.shape
+            )
         if cache is not None:
             cache.begin(positions)
         rope = rope_angles(positions.clamp(min=0), rope_frequencies(self.config, positions.device))
@@ -286,11 +338,15 @@ class Transformer(nn.Module):
         for layer in range(self.config.applications):
             asking = 1 if last and layer == self.config.applications - 1 else x.shape[1]
             block = self.model.layers[layer // self.config.layer_repeats]
-            if self.recompute_every and layer % self.recompute_every == 0 and torch.is_grad_enabled():
-                block = partial(
-                    checkpoint, block, use_reentrant=False, preserve_rng_state=False
-                )  # nothing is drawn in it
-            x = block(x, asking, rope, mask, cache, layer if cache is not None else 0)  # one graph serves all blocks
+            if (
+                self.recompute_every
+                and layer % self.recompute_every == 0
+                and torch.is_grad_enabled()
+            ):
+                # nothing is drawn in it
+                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            # one graph serves all blocks
+            x = block(x, asking, rope, mask, cache, layer if cache is not None else 0)
         return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -301,12 +357,16 @@ class Transformer(nn.Module):
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
-    """Radians a position, float32 [E / 2], of each pair of channels: theta ** (-2i / E), scaled as config asks.
+    """Radians a position, float32 [E / 2], of each pair of channels: theta ** (-2i / E), scaled as
+    config asks.
 
-    Llama 3's scaling divides the frequency of a channel that turns fewer than low_freq_factor times in the original
-    window by `factor`, leaves one alone that turns more than high_freq_factor times, and goes over smoothly between.
+    Llama 3's scaling divides the frequency of a channel that turns fewer than low_freq_factor times
+    in the original window by `factor`, leaves one alone that turns more than high_freq_factor
+    times, and goes over smoothly between.
     """
-    exponent = torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    exponent = (
+        torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    )
     frequency = config.rope_theta**-exponent
     scaling = config.rope_scaling
     if scaling is None:
@@ -318,14 +378,18 @@ def rope_frequencies(config: ModelConfig, device: torch.device | None = None) ->
 
 
 def rope_angles(positions: Tensor, frequencies: Tensor) -> Rope:
-    """cos and sin [B, T, E] of the rotary angles, in float32, in the half-split layout of Hugging Face's Llama."""
+    """cos and sin [B, T, E] of the rotary angles, in float32, in the half-split layout of Hugging
+    Face's Llama.
+    """
     angle = positions[:, :, None].float() * frequencies
     angle = torch.cat([angle, angle], -1)
     return angle.cos(), angle.sin()
 
 
 def newest(x: Tensor, count: int) -> Tensor:
-    """The last `count` tokens of x [..., T, C]. All of them are x itself: a view would reorder the sums of its gradient."""
+    """The last `count` tokens of x [..., T, C]. All of them are x itself: a view would reorder the
+    sums of its gradient.
+    """
     return x if count == x.shape[-2] else x[..., -count:, :]
 
 

@@ -13,7 +13,9 @@ CHUNK_BYTES = 1 << 20
 
 
 def unpacked(path: Path) -> Iterator[bytes]:
-    """The content in pieces of about CHUNK_BYTES; ValueError when a packed file is cut short or damaged."""
+    """The content in pieces of about CHUNK_BYTES; ValueError when a packed file is cut short or
+    damaged.
+    """
     if path.suffix.lower() == ".zst":
         yield from _zstd(path)
         return
@@ -23,9 +25,12 @@ def unpacked(path: Path) -> Iterator[bytes]:
             while chunk := file.read(CHUNK_BYTES):
                 yield chunk
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: cut short or damaged ({first_line(error)}); fetch it again") from None
+        raise ValueError(
+            f"{path}: cut short or damaged ({first_line(error)}); fetch it again"
+        ) from None
     except OSError as error:
-        if error.errno is not None:  # the system's own word (no permission, a bad disk) names the file already
+        # the system's own word (no permission, a bad disk) names the file already
+        if error.errno is not None:
             raise
         raise ValueError(f"{path}: damaged ({first_line(error)}); fetch it again") from None
 
@@ -34,7 +39,9 @@ def _zstd(path: Path) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise ValueError(f"{path}: reading .zst needs the zstandard package: pip install zstandard") from None
+        raise ValueError(
+            f"{path}: reading .zst needs the zstandard package: pip install zstandard"
+        ) from None
     unpacker = zstandard.ZstdDecompressor().decompressobj()
     started = False
     with open(path, "rb") as file:
@@ -45,7 +52,9 @@ def _zstd(path: Path) -> Iterator[bytes]:
                 try:
                     yield unpacker.decompress(packed)
                 except zstandard.ZstdError as error:
-                    raise ValueError(f"{path}: damaged ({first_line(error)}); fetch it again") from None
+                    raise ValueError(
+                        f"{path}: damaged ({first_line(error)}); fetch it again"
+                    ) from None
                 started, packed = True, unpacker.unused_data if unpacker.eof else b""
     if started and not unpacker.eof:
         raise ValueError(f"{path}: cut short (the last zstd frame does not end); fetch it again")

@@ -1,7 +1,8 @@
-"""The files of weights of a checkpoint folder: which are read, what is in them, and what lies beside them unread.
+"""The files of weights of a checkpoint folder: which are read, what is in them, and what lies
+beside them unread.
 
-Only safetensors: a pickle may run code when it is opened. Where model.safetensors and an index of shards both lie in a
-folder, model.safetensors is read, as transformers does.
+Only safetensors: a pickle may run code when it is opened. Where model.safetensors and an index of
+shards both lie in a folder, model.safetensors is read, as transformers does.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ LFS_POINTER = b"version https://git-lfs"
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that a checkpoint is read from.
 
-    FileNotFoundError names the one that is missing; ValueError where the index is none, or leads out of the folder.
+    FileNotFoundError names the one that is missing; ValueError where the index is none, or leads
+    out of the folder.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -32,12 +34,16 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{folder} lacks the weights file {missing[0]}{more}{_instead(folder)}")
+        raise FileNotFoundError(
+            f"{folder} lacks the weights file {missing[0]}{more}{_instead(folder)}"
+        )
     return [folder / name for name in names]
 
 
 def index_names(index: Path) -> list[str]:
-    """The files that an index of shards names, sorted; each in the index's own folder or below it."""
+    """The files that an index of shards names, sorted; each in the index's own folder or below
+    it.
+    """
     raw = read_object(index)
     raw.object("metadata")  # transformers does not open an index without it
     places = raw.object("weight_map")
@@ -47,9 +53,13 @@ def index_names(index: Path) -> list[str]:
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
-            raise ValueError(f"{index}: weight_map leads out of the folder, to {name[:80]!a}; that is not read")
+            raise ValueError(
+                f"{index}: weight_map leads out of the folder, to {name[:80]!a}; that is not read"
+            )
         if path.suffix != ".safetensors":
-            raise ValueError(f"{index}: weight_map names {name[:80]!a}, which is no safetensors file")
+            raise ValueError(
+                f"{index}: weight_map names {name[:80]!a}, which is no safetensors file"
+            )
     return names
 
 
@@ -58,18 +68,31 @@ def _instead(folder: Path) -> str:
     pickles = pickle_names(folder)
     if pickles:
         return (
-            f"; {pickles[0]} is a pickle, which may run code: save it as safetensors first (open it with transformers on "
+            f"; {pickles[0]} is a pickle, which may run code: save it as safetensors first (open "
+            "it with transformers on "
             "a machine you can spare, and call save_pretrained)"
         )
     if (folder / ADAPTER_CONFIG).is_file():
-        return f"; it is an adapter ({ADAPTER_CONFIG}): `pocketlm import` merges it into the model it was made for"
+        return (
+            f"; it is an adapter ({ADAPTER_CONFIG}): `pocketlm import` merges it into the model it "
+            "was made for"
+        )
     others = sorted(path.name for kind in ("*.safetensors", "*.gguf") for path in folder.glob(kind))
-    return f"; {others[0]} is there, which is not the name that config.json's weights have" if others else ""
+    return (
+        f"; {others[0]} is there, which is not the name that config.json's weights have"
+        if others
+        else ""
+    )
 
 
 def pickle_names(folder: Path) -> list[str]:
     """The pickles of a folder, by name: not one of them is ever opened."""
-    return sorted(path.name for kind in PICKLES for path in folder.glob(kind) if path.name != "training_args.bin")
+    return sorted(
+        path.name
+        for kind in PICKLES
+        for path in folder.glob(kind)
+        if path.name != "training_args.bin"
+    )
 
 
 def unread_weights(folder: Path) -> dict[str, str]:
@@ -82,21 +105,30 @@ def unread_weights(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if name not in read and not name.startswith("adapter_model"):
             unread[name] = f"{WEIGHTS} is read" if WEIGHTS in read else f"{INDEX} does not name it"
-    return unread | {name: "a pickle, which may run code; the safetensors are read" for name in pickle_names(folder)}
+    return unread | {
+        name: "a pickle, which may run code; the safetensors are read"
+        for name in pickle_names(folder)
+    }
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors file or shards, by name, in float32.
 
-    ValueError where two shards hold different tensors of one name, or where a tensor holds no floating numbers.
+    ValueError where two shards hold different tensors of one name, or where a tensor holds no
+    floating numbers.
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
         for name, tensor in read_safetensors(file).items():
             if not tensor.is_floating_point():
-                raise ValueError(f"{file}: {name} is of {tensor.dtype}, not of floating numbers; save it unquantized")
+                raise ValueError(
+                    f"{file}: {name} is of {tensor.dtype}, not of floating numbers; save it "
+                    "unquantized"
+                )
             if name in tensors and not torch.equal(tensors[name], tensor.float()):
-                raise ValueError(f"{file}: {name} is in another shard of {folder} too, with other numbers")
+                raise ValueError(
+                    f"{file}: {name} is in another shard of {folder} too, with other numbers"
+                )
             tensors[name] = tensor.float()
     return tensors
 
@@ -112,7 +144,9 @@ def count_numbers(folder: Path) -> int:
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file; a truncated or foreign file is a ValueError that names it."""
+    """The tensors of one safetensors file; a truncated or foreign file is a ValueError that names
+    it.
+    """
     with open_safetensors(file) as content:
         names = list(content.keys())  # safe_open is no mapping
         return {name: content.get_tensor(name) for name in names}
@@ -131,4 +165,6 @@ def open_safetensors(file: Path) -> Iterator[Any]:
             raise ValueError(
                 f"{file} is Git LFS's note of where the file lies, not the file; run: git lfs pull"
             ) from None
-        raise ValueError(f"{file}: damaged or not a safetensors file ({error}); fetch or save it again") from None
+        raise ValueError(
+            f"{file}: damaged or not a safetensors file ({error}); fetch or save it again"
+        ) from None

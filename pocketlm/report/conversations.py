@@ -23,7 +23,11 @@ HEADINGS = (
 
 def conversations_section(stages: Sequence[Stage]) -> Element | None:
     """A row for each training stage that learnt conversations, and for each of its sources."""
-    found = {stage.name: stage.files["conversations.json"] for stage in stages if "conversations.json" in stage.files}
+    found = {
+        stage.name: stage.files["conversations.json"]
+        for stage in stages
+        if "conversations.json" in stage.files
+    }
     if not found:
         return None
     rows: list[list[Cell]] = []
@@ -34,7 +38,8 @@ def conversations_section(stages: Sequence[Stage]) -> Element | None:
             rows += [_row(f"{name}: {source}", own) for source, own in sources.items()]
     parts: list[Element] = [
         paragraph(
-            "A row is one conversation of a source; it may give several examples, or none. What was left out, "
+            "A row is one conversation of a source; it may give several examples, or none. What "
+            "was left out, "
             "and fields that rows have and the chat template does not write, a model never sees."
         ),
         table("Conversations of each training stage", list(HEADINGS), rows, class_="full wide"),
@@ -47,7 +52,10 @@ def conversations_section(stages: Sequence[Stage]) -> Element | None:
 def _row(name: str, told: Mapping[str, Any]) -> list[Cell]:
     return [
         name,
-        *(number(f"{told[key]:,}") if key in told else None for key in ("rows", "learnt", "examples")),
+        *(
+            number(f"{told[key]:,}") if key in told else None
+            for key in ("rows", "learnt", "examples")
+        ),
         _counts(told.get("left_out", {})) or "none",
         _counts(told.get("fields_not_rendered", {})) or "none",
         number(f"{told['special_words_as_text']:,}") if "special_words_as_text" in told else None,
@@ -55,13 +63,20 @@ def _row(name: str, told: Mapping[str, Any]) -> list[Cell]:
 
 
 def _warning(name: str, told: Mapping[str, Any]) -> str:
-    """What is to be said of a stage that left out more than WARNED_SHARE of its rows; "" of another."""
+    """What is to be said of a stage that left out more than WARNED_SHARE of its rows; "" of
+    another.
+    """
     rows, left = told["rows"], told["rows"] - told["learnt"]
     if left <= WARNED_SHARE * rows:
         return ""
     reasons = _counts(told.get("left_out", {})) or "no reason was written"
-    return f"{name}: {count(left)} of {count(rows)} conversations ({percent(left / rows)}) were not learnt: {reasons}."
+    return (
+        f"{name}: {count(left)} of {count(rows)} conversations ({percent(left / rows)}) were not "
+        f"learnt: {reasons}."
+    )
 
 
 def _counts(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason.replace('_', ' ')} {number_of:,}" for reason, number_of in reasons.items())
+    return ", ".join(
+        f"{reason.replace('_', ' ')} {number_of:,}" for reason, number_of in reasons.items()
+    )

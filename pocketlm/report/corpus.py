@@ -1,4 +1,6 @@
-"""The text: what curation kept and dropped, the mix that was found, and which samples were selected."""
+"""The text: what curation kept and dropped, the mix that was found, and which samples were
+selected.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,12 +45,16 @@ def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
     tokens = sum(source["kept"].get("train", {}).get("tokens", 0) for source in sources.values())
     intro = (
         f"Of {count(read)} documents {count(kept)} were kept ({percent(kept / max(1, read))}): "
-        f"{count(tokens)} tokens to train on, with a vocabulary of {count(told['tokenizer']['vocab_size'])}."
+        f"{count(tokens)} tokens to train on, with a vocabulary of "
+        f"{count(told['tokenizer']['vocab_size'])}."
     )
     headings: list[Cell] = ["source", "domain", "kept and dropped", "read", "kept"]
     headings += [node("span", swatch(colours[name]), _spaced(name)) for name in reasons]
     headings += ["training tokens", "bytes a token"]
-    rows = [_source_row(name, source, reasons, colours, told["tokenizer"]) for name, source in sources.items()]
+    rows = [
+        _source_row(name, source, reasons, colours, told["tokenizer"])
+        for name, source in sources.items()
+    ]
     parts = [node("h3", stage.name)] if named else []
     shown = [("c1", "kept"), *((colours[name], _spaced(name)) for name in reasons)]
     parts += [
@@ -62,28 +68,52 @@ def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
         for name, texts in told["examples"].items():
             items.append(node("dt", _spaced(name)))
             items += [node("dd", text) for text in texts[:examples]]
-        parts.append(fold("Examples of what each filter dropped", node("dl", *items, class_="dropped")))
+        parts.append(
+            fold("Examples of what each filter dropped", node("dl", *items, class_="dropped"))
+        )
     return parts
 
 
 def _files(sources: dict[str, Any]) -> list[Element]:
     """How many files were read; a table of those that were not, where there are any."""
-    told = {name: source["files"] for name, source in sources.items() if source.get("files", {}).get("found")}
+    told = {
+        name: source["files"]
+        for name, source in sources.items()
+        if source.get("files", {}).get("found")
+    }
     rows: list[list[Cell]] = []
     for name, files in told.items():
         for reason, unread in files["unread"].items():
             more = ", ..." if unread["count"] > len(unread["names"]) else ""
-            cells = [number(f"{unread['count']:,}", note=f"of {files['found']:,}"), ", ".join(unread["names"]) + more]
+            cells = [
+                number(f"{unread['count']:,}", note=f"of {files['found']:,}"),
+                ", ".join(unread["names"]) + more,
+            ]
             rows.append([name, _spaced(reason), *cells])
     found, read = (sum(files[key] for files in told.values()) for key in ("found", "read"))
-    parts = [paragraph(f"Of {count(found)} files in the sources' folders {count(read)} were read.")] if told else []
+    parts = (
+        [paragraph(f"Of {count(found)} files in the sources' folders {count(read)} were read.")]
+        if told
+        else []
+    )
     if rows:
-        parts.append(table("Files that were not read", ["source", "reason", "files", "names"], rows, class_="full"))
+        parts.append(
+            table(
+                "Files that were not read",
+                ["source", "reason", "files", "names"],
+                rows,
+                class_="full",
+            )
+        )
     return parts
 
 
 def _source_row(
-    name: str, source: dict[str, Any], reasons: list[str], colours: dict[str, str], tokenizer: dict[str, Any]
+    name: str,
+    source: dict[str, Any],
+    reasons: list[str],
+    colours: dict[str, str],
+    tokenizer: dict[str, Any],
 ) -> list[Cell]:
     read = source["read"]["documents"]
     kept = sum(part["documents"] for part in source["kept"].values())
@@ -91,7 +121,10 @@ def _source_row(
     dropped = source["dropped"]
     whole = max(1, kept + sum(dropped.values()))  # a long document may be kept as several
     parts = [(kept / whole, "c1", f"kept: {kept:,}")]
-    parts += [(dropped[each] / whole, colours[each], f"{_spaced(each)}: {dropped[each]:,}") for each in dropped]
+    parts += [
+        (dropped[each] / whole, colours[each], f"{_spaced(each)}: {dropped[each]:,}")
+        for each in dropped
+    ]
     drawn = bar(f"{name}: {kept:,} kept, {sum(dropped.values()):,} dropped", parts)
     compression = tokenizer["bytes_per_token"].get(name)
     return [
@@ -115,7 +148,11 @@ def mix_section(stages: Sequence[Stage]) -> Element | None:
 
 def _mix(stage: Stage, *, named: bool) -> list[Element]:
     told = stage.files["mix.json"]
-    mixes = {"found": told["shares"], "uniform": told["uniform"], "proportional": told["proportional"]}
+    mixes = {
+        "found": told["shares"],
+        "uniform": told["uniform"],
+        "proportional": told["proportional"],
+    }
     largest = max((share for mix in mixes.values() for share in mix.values()), default=0.0) or 1.0
     rows: list[list[Cell]] = []
     for source in told["shares"]:
@@ -132,7 +169,9 @@ def _mix(stage: Stage, *, named: bool) -> list[Element]:
     headings: list[Cell] = ["source", "share"]
     headings += [node("span", swatch(colour), name) for name, colour in MIXES.items()] + ["utility"]
     parts = [node("h3", stage.name)] if named else []
-    parts.append(paragraph("Found: from each source's utility in one simulated run. Proportional: by size."))
+    parts.append(
+        paragraph("Found: from each source's utility in one simulated run. Proportional: by size.")
+    )
     parts.append(table("Shares of each source in three mixes", headings, rows, class_="full"))
     return [*parts, paragraph(_verdict(told["bits_per_byte"])), _bits(told["bits_per_byte"])]
 
@@ -141,11 +180,14 @@ def _verdict(bits: dict[str, dict[str, float]]) -> str:
     """Whether the mix that was found is the best of the three, in words."""
     best = min(bits, key=lambda name: bits[name]["mean"])
     others = [
-        f"{signed(bits['found']['mean'] - bits[name]['mean'], 3)} against {name}" for name in bits if name != "found"
+        f"{signed(bits['found']['mean'] - bits[name]['mean'], 3)} against {name}"
+        for name in bits
+        if name != "found"
     ]
     outcome = "is the best of the three" if best == "found" else f"is not the best: {best} is"
     return (
-        f"Trained alike from the same start, the found mix {outcome} in mean held-out bits per byte "
+        f"Trained alike from the same start, the found mix {outcome} in mean held-out bits per "
+        "byte "
         f"({', '.join(others)}; lower is better)."
     )
 
@@ -154,9 +196,12 @@ def _bits(bits: dict[str, dict[str, float]]) -> Element:
     domains = list(next(iter(bits.values())))
     least = {domain: min(each[domain] for each in bits.values()) for domain in domains}
     rows = [
-        [name, *(number(f"{each[d]:.3f}", strong=each[d] == least[d]) for d in domains)] for name, each in bits.items()
+        [name, *(number(f"{each[d]:.3f}", strong=each[d] == least[d]) for d in domains)]
+        for name, each in bits.items()
     ]
-    return table("Held-out bits per byte after training on each mix", ["bits per byte", *domains], rows)
+    return table(
+        "Held-out bits per byte after training on each mix", ["bits per byte", *domains], rows
+    )
 
 
 def selection_section(stages: Sequence[Stage]) -> Element | None:
@@ -178,7 +223,8 @@ def selection_section(stages: Sequence[Stage]) -> Element | None:
     headings: list[Cell] = ["source"]
     headings += [f"{name}: {what}" for name in told for what in ("kept", "share of the mix")]
     intro = (
-        "Influence: how much a sample's gradient points the way that the probe sets ask for. What is above 0 "
+        "Influence: how much a sample's gradient points the way that the probe sets ask for. What "
+        "is above 0 "
         "still helps the current model and is kept; the rest is left out of the next round."
     )
     parts: list[Element] = [paragraph(intro), table("Samples kept in each round", headings, rows)]
@@ -189,7 +235,9 @@ def selection_section(stages: Sequence[Stage]) -> Element | None:
 
 
 def _histograms(round_name: str, told: dict[str, Any]) -> Element:
-    """A histogram for each source, all of a round on one scale; a fiftieth at either end is folded in."""
+    """A histogram for each source, all of a round on one scale; a fiftieth at either end is folded
+    in.
+    """
     influence = {source: values for source, values in told["influence"].items() if values}
     sizes = sorted(abs(value) for values in influence.values() for value in values)
     reach = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0.0) or 1.0

@@ -12,10 +12,10 @@ ROUNDING = 1e-9  # 0.98 - 1.0 is a little below -0.02
 class Goal:
     """`measure` of the evaluated model `model` is at least `at_least`, all as shares from 0 to 1.
 
-    measure: "accuracy", or "needle 1024" for a context length of the evaluation. compared_to: another label;
-    then the figure judged is the difference from it, and at_least -0.02 allows two points less. beside:
-    labels whose figures are shown with it and not judged: the model before, or a plainer method. tried: what
-    was done to reach it, shown where it is missed.
+    measure: "accuracy", or "needle 1024" for a context length of the evaluation. compared_to:
+    another label; then the figure judged is the difference from it, and at_least -0.02 allows two
+    points less. beside: labels whose figures are shown with it and not judged: the model before, or
+    a plainer method. tried: what was done to reach it, shown where it is missed.
     """
 
     text: str
@@ -48,10 +48,15 @@ def judge(goal: Goal, models: dict[str, Any]) -> Verdict:
     """Whether the goal is met. ValueError for a label that was not evaluated."""
     for label in (goal.model, goal.compared_to, *goal.beside):
         if label is not None and label not in models:
-            raise ValueError(f"goal {goal.text!r} names {label!r}, which was not evaluated; known: {', '.join(models)}")
+            raise ValueError(
+                f"goal {goal.text!r} names {label!r}, which was not evaluated; known: "
+                f"{', '.join(models)}"
+            )
     figure = _figure(goal, goal.model, models)
     met = None if figure is None else figure >= goal.at_least - ROUNDING
-    return Verdict(goal, figure, met, {label: _figure(goal, label, models) for label in goal.beside})
+    return Verdict(
+        goal, figure, met, {label: _figure(goal, label, models) for label in goal.beside}
+    )
 
 
 def measured(model: dict[str, Any], measure: str) -> float | None:

@@ -10,7 +10,9 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # what no HTML d
 
 
 def node(tag: str, *children: Child, **attributes: str | float | None) -> Element:
-    """An element. `class_` is class, an underscore elsewhere a hyphen; None leaves an attribute out."""
+    """An element. `class_` is class, an underscore elsewhere a hyphen; None leaves an attribute
+    out.
+    """
     element = Element(tag)
     for name, value in attributes.items():
         if value is not None:

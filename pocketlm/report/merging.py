@@ -24,12 +24,18 @@ def _merge(stage: Stage, *, named: bool) -> list[Element]:
     told = stage.files["merge.json"]
     best = told.get("best") or _loss_of(told, told["weights"])
     against = [("the uniform average", told["uniform"]["mean"])]
-    against.append(("the best specialist alone", min(loss["mean"] for loss in told["single"].values())))
-    weights = " + ".join(f"{weight:g} × {name}" for name, weight in told["weights"].items() if weight)
+    against.append(
+        ("the best specialist alone", min(loss["mean"] for loss in told["single"].values()))
+    )
+    weights = " + ".join(
+        f"{weight:g} × {name}" for name, weight in told["weights"].items() if weight
+    )
     gains = ", ".join(f"{signed(best['mean'] - loss, 4)} against {name}" for name, loss in against)
     intro = (
-        f"{len(told['search'])} combinations were tried. Best: {weights}, with a mean validation loss of "
-        f"{best['mean']:.4f} ({gains}). It was chosen on these very rows, which flatters it a little."
+        f"{len(told['search'])} combinations were tried. Best: {weights}, with a mean validation "
+        "loss of "
+        f"{best['mean']:.4f} ({gains}). It was chosen on these very rows, which flatters it a "
+        "little."
     )
     if sum(weight > 0 for weight in told["weights"].values()) == 1:
         intro += " That is one specialist alone: averaging did not help here."
@@ -38,7 +44,8 @@ def _merge(stage: Stage, *, named: bool) -> list[Element]:
     domains = list(best)
     least = {domain: min(loss[domain] for loss in rows.values()) for domain in domains}
     cells: list[list[Cell]] = [
-        [name, *(number(f"{loss[d]:.4f}", strong=loss[d] == least[d]) for d in domains)] for name, loss in rows.items()
+        [name, *(number(f"{loss[d]:.4f}", strong=loss[d] == least[d]) for d in domains)]
+        for name, loss in rows.items()
     ]
     shown = table("Validation loss of the merges", ["loss (nats a token)", *domains], cells)
     return [*([node("h3", stage.name)] if named else []), paragraph(intro), _search(told), shown]
@@ -62,17 +69,24 @@ def _line(told: dict[str, Any], names: list[str]) -> Element:
         marks.append(("uniform", uniform, "c3"))
     marks.append(("best", best, "c4"))
     label = f"Mean validation loss over the weight of {first}; lowest at {best[0]:g}"
-    words = f"Mean validation loss over the weight of {first} (0: {second} alone, 1: {first} alone)."
+    words = (
+        f"Mean validation loss over the weight of {first} (0: {second} alone, 1: {first} alone)."
+    )
     return _one(figure(weight_curve(label, points, marks), words))
 
 
 def _triangle(told: dict[str, Any], names: list[str]) -> Element:
-    points = [([row["weights"][name] for name in names], row["loss"]["mean"]) for row in told["search"]]
+    points = [
+        ([row["weights"][name] for name in names], row["loss"]["mean"]) for row in told["search"]
+    ]
     best = [told["weights"][name] for name in names]
     marks = [("uniform", [1 / 3] * 3, "c3"), ("best", best, "c4")]
     low, high = min(loss for _, loss in points), max(loss for _, loss in points)
     label = f"Mean validation loss over the weights of {', '.join(names)}"
-    words = "Each dot is a merge, the nearer to a corner the more of that specialist; mean validation loss "
+    words = (
+        "Each dot is a merge, the nearer to a corner the more of that specialist; mean validation "
+        "loss "
+    )
     words += f"from {low:.4f} (strong) to {high:.4f} (faint)."
     return _one(figure(triangle(label, names, points, marks), words))
 
@@ -86,9 +100,17 @@ def _bars(told: dict[str, Any], names: list[str]) -> Element:
         shown = " · ".join(f"{row['weights'][name]:g}" for name in names)
         share = (loss - low) / (high - low) if high > low else 0.0
         words = f"{shown}: {loss:.4f}"
-        rows.append([shown, node("td", bar(words, [(share, "c1", words)]), class_="bar"), number(f"{loss:.4f}")])
+        rows.append(
+            [
+                shown,
+                node("td", bar(words, [(share, "c1", words)]), class_="bar"),
+                number(f"{loss:.4f}"),
+            ]
+        )
     headings = (" · ".join(names), f"above the best, of {high - low:.4f} to the worst", "mean loss")
-    return table(f"The {len(rows)} best of {len(tried)} combinations", headings, rows, class_="full")
+    return table(
+        f"The {len(rows)} best of {len(tried)} combinations", headings, rows, class_="full"
+    )
 
 
 def _loss_of(told: dict[str, Any], weights: dict[str, float]) -> dict[str, float]:

@@ -46,7 +46,9 @@ def duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.1f}{TIGHT}s"
     minutes, rest = divmod(round(seconds), 60)
-    parts = (minutes, "min", rest, "s") if minutes < 60 else (minutes // 60, "h", minutes % 60, "min")
+    parts = (
+        (minutes, "min", rest, "s") if minutes < 60 else (minutes // 60, "h", minutes % 60, "min")
+    )
     return TIGHT.join([str(parts[0]), parts[1], f"{parts[2]:02}", parts[3]])
 
 

@@ -1,4 +1,6 @@
-"""The page and what it is built of: sections, tables that scroll in their own box, rows of small charts."""
+"""The page and what it is built of: sections, tables that scroll in their own box, rows of small
+charts.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
@@ -8,13 +10,16 @@ from pocketlm.report.markup import Child, node, to_html
 from pocketlm.report.number_format import MISSING
 from pocketlm.report.style import CSS
 
-Cell: TypeAlias = "str | Element | None"  # text, a td of its own or what goes into one, nothing measured
+# text, a td of its own or what goes into one, nothing measured
+Cell: TypeAlias = "str | Element | None"
 
 
 def page(title: str, sections: Iterable[Element | None], footer: str) -> str:
     """One HTML file that needs no other: text and tables, inline SVG, its own style, no script."""
     shown = [section for section in sections if section is not None]
-    links = [node("li", node("a", heading_of(part), href=f"#{part.get('id')}")) for part in shown[1:]]
+    links = [
+        node("li", node("a", heading_of(part), href=f"#{part.get('id')}")) for part in shown[1:]
+    ]
     head = node(
         "head",
         node("meta", charset="utf-8"),
@@ -25,7 +30,11 @@ def page(title: str, sections: Iterable[Element | None], footer: str) -> str:
     )
     contents = node("nav", node("ul", *links), aria_label="Contents") if links else None
     header = node("header", node("h1", title))
-    body = node("body", node("main", header, shown[0], contents, *shown[1:]), node("footer", node("p", footer)))
+    body = node(
+        "body",
+        node("main", header, shown[0], contents, *shown[1:]),
+        node("footer", node("p", footer)),
+    )
     return to_html(node("html", head, body, lang="en"))
 
 
@@ -38,15 +47,20 @@ def heading_of(part: Element) -> str:
     return next(part.iter("h2")).text or ""
 
 
-def table(label: str, headings: Sequence[Cell], rows: Iterable[Sequence[Cell]], **attributes: str) -> Element:
-    """A table in a box that scrolls sideways by itself. The first cell of a row is the row's heading.
+def table(
+    label: str, headings: Sequence[Cell], rows: Iterable[Sequence[Cell]], **attributes: str
+) -> Element:
+    """A table in a box that scrolls sideways by itself. The first cell of a row is the row's
+    heading.
 
     A column's heading stands to the right where its column holds numbers.
     """
     body = [[_cell(cell, first=not place) for place, cell in enumerate(row)] for row in rows]
     head = node("tr")
     for place, heading in enumerate(headings):
-        numeric = any(row[place].get("class", "").startswith("n") for row in body if len(row) > place)
+        numeric = any(
+            row[place].get("class", "").startswith("n") for row in body if len(row) > place
+        )
         if isinstance(heading, Element) and heading.tag == "th":
             head.append(heading)
         else:
@@ -56,11 +70,17 @@ def table(label: str, headings: Sequence[Cell], rows: Iterable[Sequence[Cell]], 
     return node("div", drawn, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
-def number(text: str, *, strong: bool = False, heat: float | None = None, note: str | None = None) -> Element:
-    """A cell with a number, set to the right; `heat` from 0 to 1 tints it, `note` shows when pointed at."""
+def number(
+    text: str, *, strong: bool = False, heat: float | None = None, note: str | None = None
+) -> Element:
+    """A cell with a number, set to the right; `heat` from 0 to 1 tints it, `note` shows when
+    pointed at.
+    """
     style = None if heat is None else f"--heat:{100 * max(0.0, min(1.0, heat)):.0f}%"
     kind = "n" if heat is None else "n heat"
-    return node("td", node("strong", text) if strong else text, class_=kind, style=style, title=note)
+    return node(
+        "td", node("strong", text) if strong else text, class_=kind, style=style, title=note
+    )
 
 
 def paragraph(*children: Child, quiet: bool = False) -> Element:

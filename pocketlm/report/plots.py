@@ -1,6 +1,7 @@
 """Charts as inline SVG, drawn by hand: bars, curves, histograms, and a triangle of three weights.
 
-Curves are drawn 320 units wide, the width of a phone, so that their text stays readable at every size.
+Curves are drawn 320 units wide, the width of a phone, so that their text stays readable at every
+size.
 """
 
 import math
@@ -39,8 +40,12 @@ class Frame:
         return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
 
 
-def bar(label: str, parts: Sequence[tuple[float, str, str]], *, start: float = 0.0, height: int = 12) -> Element:
-    """A bar as wide as its cell: (share of the width, colour, words) one after the other, from `start` on."""
+def bar(
+    label: str, parts: Sequence[tuple[float, str, str]], *, start: float = 0.0, height: int = 12
+) -> Element:
+    """A bar as wide as its cell: (share of the width, colour, words) one after the other, from
+    `start` on.
+    """
     drawing = node(
         "svg",
         node("title", label),
@@ -54,13 +59,21 @@ def bar(label: str, parts: Sequence[tuple[float, str, str]], *, start: float = 0
         if share > 0:
             place = min(100 * start, 99.6)  # what took no time is still to be seen
             wide = max(0.4, 100 * share)
-            drawing.append(node("rect", node("title", words), x=place, y=0, width=wide, height=10, class_=colour))
+            drawing.append(
+                node(
+                    "rect", node("title", words), x=place, y=0, width=wide, height=10, class_=colour
+                )
+            )
         start += share
     return drawing
 
 
-def loss_curve(label: str, raw: Sequence[Point], smooth: Sequence[Point], rates: Sequence[Point]) -> Element:
-    """Loss over steps, raw and smoothed, on the left scale; the learning rate, dashed, from 0 to its peak."""
+def loss_curve(
+    label: str, raw: Sequence[Point], smooth: Sequence[Point], rates: Sequence[Point]
+) -> Element:
+    """Loss over steps, raw and smoothed, on the left scale; the learning rate, dashed, from 0 to
+    its peak.
+    """
     lows, highs = min(y for _, y in raw), max(y for _, y in raw)
     frame = Frame(raw[0][0], max(raw[-1][0], raw[0][0] + 1), *_padded(lows, highs))
     peak = max((rate for _, rate in rates), default=0.0)
@@ -92,13 +105,18 @@ def histogram(label: str, values: Sequence[float], low: float, high: float, bins
         words = f"{significant(start)} to {significant(start + wide)}: {height}"
         left, right, top = frame.x(start), frame.x(start + wide), frame.y(height)
         size = {"width": max(0.5, right - left - 1), "height": frame.y(0) - top}
-        shapes.append(node("rect", node("title", words), x=left + 0.5, y=top, class_=colour, **size))
+        shapes.append(
+            node("rect", node("title", words), x=left + 0.5, y=top, class_=colour, **size)
+        )
     zero = node("line", x1=frame.x(0), x2=frame.x(0), y1=TOP, y2=HEIGHT - BOTTOM, class_="zero")
     return _chart(label, *_axes(frame, whole=True), *shapes, zero)
 
 
-def weight_curve(label: str, points: Sequence[Point], marks: Sequence[tuple[str, Point, str]]) -> Element:
-    """A loss over the weight of one of two branches, with places named on it: (words, point, colour).
+def weight_curve(
+    label: str, points: Sequence[Point], marks: Sequence[tuple[str, Point, str]]
+) -> Element:
+    """A loss over the weight of one of two branches, with places named on it: (words, point,
+    colour).
 
     The last place is the lowest: its words stand below it.
     """
@@ -110,7 +128,9 @@ def weight_curve(label: str, points: Sequence[Point], marks: Sequence[tuple[str,
     for number, (words, (weight, loss), colour) in enumerate(marks, start=1):
         x, y = frame.x(weight), frame.y(loss)
         anchor = "start" if weight < 0.15 else "end" if weight > 0.85 else "middle"
-        shapes.append(node("circle", node("title", words), cx=x, cy=y, r=4.5, class_=f"mark {colour}"))
+        shapes.append(
+            node("circle", node("title", words), cx=x, cy=y, r=4.5, class_=f"mark {colour}")
+        )
         level = y + 18 if number == len(marks) else y - 9
         shapes.append(node("text", words, x=x, y=level, text_anchor=anchor, class_="strong"))
     return _chart(label, *_axes(frame), *shapes)
@@ -122,11 +142,14 @@ def triangle(
     points: Sequence[tuple[Sequence[float], float]],
     marks: Sequence[tuple[str, Sequence[float], str]],
 ) -> Element:
-    """Losses over three weights that sum to 1: a dot each, the stronger its colour the lower the loss."""
+    """Losses over three weights that sum to 1: a dot each, the stronger its colour the lower the
+    loss.
+    """
     left, right, top, bottom = 34.0, 286.0, 26.0, 244.0
 
     def place(weights: Sequence[float]) -> Point:
-        across = weights[2] + weights[0] / 2  # the first branch above, the second left, the third right
+        # the first branch above, the second left, the third right
+        across = weights[2] + weights[0] / 2
         return left + across * (right - left), bottom - weights[0] * (bottom - top)
 
     low, high = min(loss for _, loss in points), max(loss for _, loss in points)
@@ -135,9 +158,19 @@ def triangle(
     for weights, loss in points:
         x, y = place(weights)
         strength = 1 - _part(loss, low, high)
-        shown = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(corners, weights, strict=True))
+        shown = ", ".join(
+            f"{name} {weight:.2f}" for name, weight in zip(corners, weights, strict=True)
+        )
         words = node("title", f"{shown}: {loss:.4f}")
-        dot = node("circle", words, cx=x, cy=y, r=radius, class_="c1 dot", opacity=0.08 + 0.92 * strength**2)
+        dot = node(
+            "circle",
+            words,
+            cx=x,
+            cy=y,
+            r=radius,
+            class_="c1 dot",
+            opacity=0.08 + 0.92 * strength**2,
+        )
         shapes.append(dot)
     for words, weights, colour in marks:
         x, y = place(weights)
@@ -152,7 +185,9 @@ def triangle(
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """The mean of y over about a twentieth of the points, around each: so the curve does not lag behind."""
+    """The mean of y over about a twentieth of the points, around each: so the curve does not lag
+    behind.
+    """
     reach = max(2, len(points) // 40)
     sums = [0.0, *accumulate(y for _, y in points)]
     found = []
@@ -163,7 +198,9 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
 
 
 def thinned(points: Sequence[Point], limit: int = 240) -> list[Point]:
-    """At most about `limit` of the points, first and last among them, so that a long run draws as fast."""
+    """At most about `limit` of the points, first and last among them, so that a long run draws as
+    fast.
+    """
     every = max(1, math.ceil(len(points) / limit))
     kept = list(points[::every])
     return kept if kept[-1] == points[-1] else [*kept, points[-1]]

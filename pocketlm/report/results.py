@@ -18,8 +18,16 @@ LONGEST_ANSWER = 1200  # characters of a transcript that are shown
 Models = dict[str, Any]  # evaluation.json's "models": figures by label
 Words = dict[bool | None, tuple[str, str | None]]  # how a verdict reads, and its class
 
-GOAL_WORDS: Words = {True: ("✓ met", "met"), False: ("✗ missed", "missed"), None: ("not measured", None)}
-CLAIM_WORDS: Words = {True: ("✓ shown", "met"), False: ("✗ not shown", "missed"), None: ("not measured", None)}
+GOAL_WORDS: Words = {
+    True: ("✓ met", "met"),
+    False: ("✗ missed", "missed"),
+    None: ("not measured", None),
+}
+CLAIM_WORDS: Words = {
+    True: ("✓ shown", "met"),
+    False: ("✗ not shown", "missed"),
+    None: ("not measured", None),
+}
 
 
 def shipped_labels(models: Models) -> list[str]:
@@ -35,7 +43,9 @@ def headline(
     claims: Sequence[Verdict],
     seconds: float,
 ) -> Element:
-    """The files with their sizes and accuracy, one paragraph on them, and each goal and claim with what was reached."""
+    """The files with their sizes and accuracy, one paragraph on them, and each goal and claim with
+    what was reached.
+    """
     models = evaluation["models"]
     shipped = shipped_labels(models)
     tiles = [_tile(label, models[label]) for label in shipped]
@@ -48,13 +58,20 @@ def headline(
     parts = [lead, node("ul", *tiles, class_="tiles")]
     if verdicts:
         parts.append(_judged("Goals, and what was reached", "goal", verdicts, GOAL_WORDS))
-        parts += [paragraph(_tried(verdict)) for verdict in verdicts if verdict.met is False and verdict.goal.tried]
+        parts += [
+            paragraph(_tried(verdict))
+            for verdict in verdicts
+            if verdict.met is False and verdict.goal.tried
+        ]
     if claims:
         parts.append(node("h3", "What the papers claim, and what this run shows of it"))
-        parts.append(_judged("Claims of the papers, and what this run shows", "claim", claims, CLAIM_WORDS))
+        parts.append(
+            _judged("Claims of the papers, and what this run shows", "claim", claims, CLAIM_WORDS)
+        )
         parts.append(
             paragraph(
-                "One run, one seed, no controls: a claim not shown here is not refuted, nor one shown proved.",
+                "One run, one seed, no controls: a claim not shown here is not refuted, nor one "
+                "shown proved.",
                 quiet=True,
             )
         )
@@ -65,7 +82,9 @@ def _tried(verdict: Verdict) -> str:
     return f"Missed: {verdict.goal.text}. Tried: {verdict.goal.tried}"
 
 
-def _sentence(evaluation: dict[str, Any], shipped: Sequence[str], verdicts: Sequence[Verdict], seconds: float) -> str:
+def _sentence(
+    evaluation: dict[str, Any], shipped: Sequence[str], verdicts: Sequence[Verdict], seconds: float
+) -> str:
     models = evaluation["models"]
     told = []
     for label in shipped:
@@ -127,7 +146,12 @@ def _judged(label: str, kind_of: str, verdicts: Sequence[Verdict], words_for: Wo
         reached = number(shown(verdict.figure), strong=True)
         what = node("td", f"{goal.measure} of {goal.model} {against}")
         limit, others = node("td", wanted), node("td", "; ".join(beside) or MISSING)
-        for cell, heading in ((what, "figure"), (limit, "wanted"), (reached, "reached"), (others, "beside")):
+        for cell, heading in (
+            (what, "figure"),
+            (limit, "wanted"),
+            (reached, "reached"),
+            (others, "beside"),
+        ):
             cell.set("data-heading", heading)
         rows.append([goal.text, what, limit, reached, node("td", words, class_=kind), others])
     headings = [kind_of, "figure", "wanted", "reached", "", "beside it"]
@@ -146,22 +170,31 @@ def evaluation_section(evaluation: dict[str, Any]) -> Element:
     headings += [f"needle, {length}" for length in lengths]
     rows = [_model_row(label, model, families, domains, lengths) for label, model in models.items()]
     whole = table("Evaluation of every model", headings, rows, class_="sticky wide")
-    next(whole.iter("tbody")).append(_constant_row(next(iter(models.values())), families, domains + lengths))
+    next(whole.iter("tbody")).append(
+        _constant_row(next(iter(models.values())), families, domains + lengths)
+    )
     _, problems = _solved(next(iter(models.values())))
     error = 50 / math.sqrt(max(1, problems))  # of a share of one half, where it is largest
     note = (
-        f"Greedy answers, no examples given; in percent. With {problems} problems a total has a standard "
+        f"Greedy answers, no examples given; in percent. With {problems} problems a total has a "
+        "standard "
         f"error of up to {error:.1f} points, a family's is larger: small differences mean little. "
         "The last row is what one answer, given to every problem of a family, would score."
     )
-    more = ["Tokens/s: one answer at a time, on the machine of this run."] if _any(models, SPEED) else []
+    more = (
+        ["Tokens/s: one answer at a time, on the machine of this run."]
+        if _any(models, SPEED)
+        else []
+    )
     more += ["Bits/byte: of held-out text, lower is better."] if domains else []
     more += ["Needle: how often a fact hidden in that many tokens is found."] if lengths else []
     words = [paragraph(note), whole, paragraph(" ".join(more), quiet=True)]
     cut = [line for label, model in models.items() if (line := _cut(label, model))]
     if cut:
         limit = f"max_new_tokens {evaluation.get('max_new_tokens', MISSING)} or the model's length"
-        words.append(paragraph(f"Answers that reached {limit} and were cut there: {'; '.join(cut)}."))
+        words.append(
+            paragraph(f"Answers that reached {limit} and were cut there: {'; '.join(cut)}.")
+        )
     return section("evaluation", "Every model, measured", *words)
 
 
@@ -184,7 +217,10 @@ def _model_row(
     label: str, model: dict[str, Any], families: list[str], domains: list[str], lengths: list[str]
 ) -> list[Cell]:
     solved, total = _solved(model)
-    row: list[Cell] = [label, number(percent(model["accuracy"]), strong=True, note=f"{solved} of {total}")]
+    row: list[Cell] = [
+        label,
+        number(percent(model["accuracy"]), strong=True, note=f"{solved} of {total}"),
+    ]
     speed = model.get(SPEED)
     row += [number(size(model["bytes"])), None if speed is None else number(f"{speed:,.0f}")]
     for family in families:
@@ -199,12 +235,18 @@ def _model_row(
         found = measured(model, f"needle {length}")
         told = model.get("needle", {}).get(length)
         cut = f", {told['cut']} cut" if told and told.get("cut") else ""
-        row.append(number(_bare(found), heat=found, note=told and f"{told['found']} of {told['of']}{cut}"))
+        row.append(
+            number(_bare(found), heat=found, note=told and f"{told['found']} of {told['of']}{cut}")
+        )
     return row
 
 
-def transcripts_section(label: str, rows: Sequence[dict[str, Any]], examples: int) -> Element | None:
-    """Answers of one model, right and wrong: the first of each family in turn, none picked by hand."""
+def transcripts_section(
+    label: str, rows: Sequence[dict[str, Any]], examples: int
+) -> Element | None:
+    """Answers of one model, right and wrong: the first of each family in turn, none picked by
+    hand.
+    """
     if not rows or not examples:
         return None
     parts = []
@@ -212,7 +254,10 @@ def transcripts_section(label: str, rows: Sequence[dict[str, Any]], examples: in
         chosen = _in_turn([row for row in rows if row["correct"] is correct])[:examples]
         if chosen:
             parts += [node("h3", heading), node("div", *map(_card, chosen), class_="cards")]
-    intro = f"{label}: the first answers of each family in turn, not picked by hand; after #### the result."
+    intro = (
+        f"{label}: the first answers of each family in turn, not picked by hand; after #### the "
+        "result."
+    )
     return section("answers", "Answers to read", paragraph(intro), *parts)
 
 
@@ -220,7 +265,11 @@ def _card(row: dict[str, Any]) -> Element:
     given = row["completion"] or "(no answer)"
     if len(given) > LONGEST_ANSWER:
         given = f"{given[:LONGEST_ANSWER]} … ({len(given) - LONGEST_ANSWER:,} more characters)"
-    mark = node("span", "✓ right", class_="met") if row["correct"] else node("span", "✗ wrong", class_="missed")
+    mark = (
+        node("span", "✓ right", class_="met")
+        if row["correct"]
+        else node("span", "✗ wrong", class_="missed")
+    )
     expected = None if row["correct"] else f"; expected {row['answer']}"
     cut = "; cut before its end" if row.get("cut") else None
     heading = paragraph(mark, f" · {_spaced(row['family'])}", expected, cut)
@@ -238,7 +287,9 @@ def constant_total(model: dict[str, Any]) -> float | None:
     """What the best constant answer of each family would solve of all problems."""
     problems, rates = model["problems"], model.get("constant_answer", {})
     total = sum(counts["total"] for family, counts in problems.items() if family in rates)
-    solved = sum(counts["total"] * rates[family] for family, counts in problems.items() if family in rates)
+    solved = sum(
+        counts["total"] * rates[family] for family, counts in problems.items() if family in rates
+    )
     return solved / total if total else None
 
 

@@ -30,7 +30,11 @@ def speed_section(stages: Sequence[Stage]) -> Element | None:
     for told in found:
         rows: list[list[Cell]] = []
         for label, model in told["models"].items():
-            whole: list[Cell] = [label, number(size(model["bytes"])), number(f"{model['load_seconds']:.2f} s")]
+            whole: list[Cell] = [
+                label,
+                number(size(model["bytes"])),
+                number(f"{model['load_seconds']:.2f} s"),
+            ]
             for context, row in model["contexts"].items():
                 kv, share = row["kv_bytes"], row["share_of_limit"]
                 rows.append(
@@ -49,10 +53,14 @@ def speed_section(stages: Sequence[Stage]) -> Element | None:
         parts.append(table("Speed and size of each model", HEADINGS, rows))
         parts.append(
             paragraph(
-                f"Each model alone in a process, on {told['threads']} thread{'s' * (told['threads'] > 1)}, medians of "
-                f"{told['repeats']}; the last {told['new_tokens']} tokens of a context are made by the model. Prefill and "
-                "decode in tokens a second. Peak memory counts Python and the runtime too. Of limit: decode against reading "
-                f"all weights and the cache once a token, at the {told['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s of memory "
+                f"Each model alone in a process, on {told['threads']} "
+                f"thread{'s' * (told['threads'] > 1)}, medians of "
+                f"{told['repeats']}; the last {told['new_tokens']} tokens of a context are made by "
+                "the model. Prefill and "
+                "decode in tokens a second. Peak memory counts Python and the runtime too. Of "
+                "limit: decode against reading "
+                "all weights and the cache once a token, at the "
+                f"{told['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s of memory "
                 "that this run measured; what stays in the processor's cache can be above.",
                 quiet=True,
             )

@@ -1,23 +1,29 @@
 """How the page looks. Its colours are Okabe and Ito's, which colour-blind readers tell apart."""
 
-COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8")  # in the order in which a chart takes them
+# in the order in which a chart takes them
+COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8")
 
 CSS = """
 :root {
   color-scheme: light dark;
-  --page: #ffffff; --text: #1b1f24; --quiet: #59636e; --line: #d5dae0; --faint: #f2f4f7; --rest: #b3bac3;
-  --c1: #0072b2; --c2: #e69f00; --c3: #009e73; --c4: #d55e00; --c5: #56b4e9; --c6: #b1568c; --c7: #8a6d00;
+  --page: #ffffff; --text: #1b1f24; --quiet: #59636e; --line: #d5dae0; --faint: #f2f4f7;
+    --rest: #b3bac3;
+  --c1: #0072b2; --c2: #e69f00; --c3: #009e73; --c4: #d55e00; --c5: #56b4e9; --c6: #b1568c;
+    --c7: #8a6d00;
   --c8: #5b5ea6; --good: #00704f; --bad: #b34700;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --page: #14171b; --text: #e4e7eb; --quiet: #9aa4af; --line: #343b44; --faint: #1e2329; --rest: #5f6873;
-    --c1: #4aa8e0; --c2: #f0b73d; --c3: #2fc79a; --c4: #f2803a; --c5: #8fd0f5; --c6: #de8fbd; --c7: #c9ab4a;
+    --page: #14171b; --text: #e4e7eb; --quiet: #9aa4af; --line: #343b44; --faint: #1e2329;
+      --rest: #5f6873;
+    --c1: #4aa8e0; --c2: #f0b73d; --c3: #2fc79a; --c4: #f2803a; --c5: #8fd0f5; --c6: #de8fbd;
+      --c7: #c9ab4a;
     --c8: #9a9de0; --good: #3ad0a3; --bad: #ff9a5c;
   }
 }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.55 system-ui, -apple-system,
+body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.55 system-ui,
+  -apple-system,
   "Segoe UI",
   Roboto, "Helvetica Neue", sans-serif; -webkit-text-size-adjust: 100%; }
 main, footer { max-width: 66rem; margin: 0 auto; padding: 0 1.25rem; }
@@ -26,15 +32,18 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 2.2rem 0 .6rem; letter-spacing
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 3.2rem 0 .6rem; padding-top: .9rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 1.02rem; margin: 1.8rem 0 .5rem; }
-section:first-of-type h2 { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow:
+section:first-of-type h2 { position: absolute; clip-path: inset(50%); width: 1px; height: 1px;
+  overflow:
   hidden;
   white-space: nowrap; }
 p, .legend { max-width: 46rem; margin: .6rem 0; }
 .lead { font-size: 1.13rem; }
 .quiet, figcaption, footer { color: var(--quiet); font-size: .9rem; }
-footer { padding-top: 1rem; padding-bottom: 2.5rem; margin-top: 3rem; border-top: 1px solid var(--line); }
+footer { padding-top: 1rem; padding-bottom: 2.5rem; margin-top: 3rem;
+  border-top: 1px solid var(--line); }
 a { color: var(--c1); }
-nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: 0; margin: 1.6rem
+nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: 0;
+  margin: 1.6rem
   0 0;
   font-size: .93rem; }
 .scroll { overflow-x: auto; margin: .9rem 0; background:
@@ -50,7 +59,8 @@ tbody th { font-weight: 550; white-space: nowrap; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 table.sticky tbody th, table.sticky thead th:first-child { position: sticky; left: 0; background:
   var(--page); }
-thead th.n { white-space: normal; } thead th span { white-space: nowrap; } .origin { min-width: 10.5rem; }
+thead th.n { white-space: normal; } thead th span { white-space: nowrap; }
+.origin { min-width: 10.5rem; }
 table.goals tbody th { white-space: normal; }
 tr.apart th, tr.apart td { border-top: 2px solid var(--line); color: var(--quiet); }
 .heat { background: color-mix(in srgb, var(--c1) calc(var(--heat) * .34), transparent); }
@@ -59,13 +69,16 @@ tr.apart th, tr.apart td { border-top: 2px solid var(--line); color: var(--quiet
 .bar { width: 100%; min-width: 10rem; padding-left: .3rem; padding-right: .3rem; }
 .bar svg { display: block; width: 100%; background: var(--faint); border-radius: 2px; }
 td.bar svg + svg { margin-top: 2px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); gap: .8rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr));
+  gap: .8rem;
   margin: 1.2rem 0; padding: 0; list-style: none; }
 .tiles li { background: var(--faint); border-radius: 8px; padding: .8rem 1rem; }
-.tiles b { display: block; font-size: 1.65rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tiles b { display: block; font-size: 1.65rem; line-height: 1.25;
+  font-variant-numeric: tabular-nums; }
 .tiles span { display: block; color: var(--quiet); font-size: .88rem; }
 .tiles span.file { color: var(--text); font-weight: 600; overflow-wrap: anywhere; }
-.multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17.5rem), 1fr));
+.multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17.5rem),
+  1fr));
   gap: 1.2rem 1.4rem; margin: 1rem 0; }
 figure { margin: 0; break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -81,15 +94,20 @@ svg .curve { fill: none; stroke: var(--c1); stroke-width: 2; stroke-linejoin: ro
 svg .rate { fill: none; stroke: var(--c2); stroke-width: 1.2; stroke-dasharray: 4 3; }
 svg text.rate { fill: var(--quiet); stroke: none; }
 svg .mark { fill: var(--page); stroke: var(--own); stroke-width: 2.5; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0; font-size:
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0;
+  font-size:
   .88rem; }
-.swatch { display: inline-block; width: .75em; height: .75em; border-radius: 2px; margin-right: .4em;
+.swatch { display: inline-block; width: .75em; height: .75em; border-radius: 2px;
+  margin-right: .4em;
   background: var(--own); }
 .rest { --own: var(--rest); }
-.c1 { --own: var(--c1); } .c2 { --own: var(--c2); } .c3 { --own: var(--c3); } .c4 { --own: var(--c4); }
-.c5 { --own: var(--c5); } .c6 { --own: var(--c6); } .c7 { --own: var(--c7); } .c8 { --own: var(--c8); }
+.c1 { --own: var(--c1); } .c2 { --own: var(--c2); } .c3 { --own: var(--c3); }
+.c4 { --own: var(--c4); }
+.c5 { --own: var(--c5); } .c6 { --own: var(--c6); } .c7 { --own: var(--c7); }
+.c8 { --own: var(--c8); }
 svg rect, svg .dot { fill: var(--own); }
-details { border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; padding: .1rem .9rem; }
+details { border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; padding: .1rem .9rem;
+  }
 summary { cursor: pointer; padding: .4rem 0; font-weight: 550; }
 summary small { color: var(--quiet); font-weight: 400; }
 pre, code { font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
@@ -112,7 +130,8 @@ dl.dropped dd { margin: .25rem 0 .25rem 0; padding-left: .8rem; border-left: 3px
   .goals thead { display: none; }
   .goals, .goals tbody, .goals tr, .goals th { display: block; }
   .goals tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
-  .goals tbody th, .goals tbody td { border: 0; padding: .1rem .9rem .1rem .45rem; white-space: normal; }
+  .goals tbody th, .goals tbody td { border: 0; padding: .1rem .9rem .1rem .45rem;
+    white-space: normal; }
   .goals tbody td { display: inline-block; text-align: left; }
   .goals td[data-heading]::before { content: attr(data-heading) " "; color: var(--quiet); }
 }
@@ -127,7 +146,9 @@ dl.dropped dd { margin: .25rem 0 .25rem 0; padding-left: .8rem; border-left: 3px
   main, footer { max-width: none; padding: 0; }
   nav { display: none; } h2, h3 { break-after: avoid; } tr { break-inside: avoid; }
   .scroll { overflow: visible; } table.wide { font-size: 6.4pt; }
-  table.wide thead th, table.wide tbody th, table.wide td { padding: .12rem .16rem; font-size: inherit; }
-  table.sticky tbody th, table.sticky thead th:first-child { position: static; white-space: normal; }
+  table.wide thead th, table.wide tbody th, table.wide td { padding: .12rem .16rem;
+    font-size: inherit; }
+  table.sticky tbody th, table.sticky thead th:first-child { position: static; white-space: normal;
+    }
 }
 """

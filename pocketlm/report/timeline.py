@@ -1,4 +1,6 @@
-"""The way to the result: every stage with its seconds, the curves of those that trained, and every config."""
+"""The way to the result: every stage with its seconds, the curves of those that trained, and every
+config.
+"""
 
 import json
 import math
@@ -14,12 +16,18 @@ from pocketlm.report.page import figure, fold, legend, multiples, number, paragr
 from pocketlm.report.plots import Point, bar, loss_curve, smoothed, thinned
 
 DATA_FILES = ("curation.json", "mix.json", "selection.json")
-KINDS = {"data": ("c2", "choosing text"), "training": ("c1", "training"), "other": ("c3", "the rest")}
+KINDS = {
+    "data": ("c2", "choosing text"),
+    "training": ("c1", "training"),
+    "other": ("c3", "the rest"),
+}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its stage.json, the JSON files it wrote by name, and its steps if it trained."""
+    """A finished stage: its stage.json, the JSON files it wrote by name, and its steps if it
+    trained.
+    """
 
     name: str
     record: dict[str, Any]
@@ -65,7 +73,9 @@ def road_section(stages: Sequence[Stage]) -> Element:
 
 
 def _origins(stage: Stage) -> Iterable[str]:
-    """Where a stage's inputs came from: a stage of this run by its name, anything else by its last part."""
+    """Where a stage's inputs came from: a stage of this run by its name, anything else by its last
+    part.
+    """
     for value in stage.record["inputs"].values():
         for each in value if isinstance(value, list) else [value]:
             if each is not None:
@@ -79,8 +89,10 @@ def curves_section(stages: Sequence[Stage]) -> Element | None:
     if not figures:
         return None
     intro = (
-        "Loss in nats a token over steps: thin as measured, thick smoothed. Dashed: the learning rate, from "
-        "0 to its peak. Each chart has its own scale; a distance to a teacher (KL) is no cross-entropy, and "
+        "Loss in nats a token over steps: thin as measured, thick smoothed. Dashed: the learning "
+        "rate, from "
+        "0 to its peak. Each chart has its own scale; a distance to a teacher (KL) is no "
+        "cross-entropy, and "
         "the two are not to be compared."
     )
     return section("curves", "Loss, stage by stage", paragraph(intro), multiples(figures))
@@ -101,7 +113,9 @@ def _curve(stage: Stage) -> Element:
     smooth = smoothed(raw)
     peak = significant(max(rate for _, rate in rates))
     facts += f" · ends near {smooth[-1][1]:.3f} · learning rate up to {peak}"
-    label = f"Loss of {stage.name}: from {smooth[0][1]:.2f} to {smooth[-1][1]:.2f} in {len(raw)} steps"
+    label = (
+        f"Loss of {stage.name}: from {smooth[0][1]:.2f} to {smooth[-1][1]:.2f} in {len(raw)} steps"
+    )
     chart = loss_curve(label, thinned(raw), thinned(smooth), thinned(rates))
     return figure(chart, node("strong", stage.name), f" {facts}")
 

@@ -1,6 +1,8 @@
-"""Runs broken on purpose: a recipe is killed (SIGKILL) at random moments, started again until it is done, and compared.
+"""Runs broken on purpose: a recipe is killed (SIGKILL) at random moments, started again until it is
+done, and compared.
 
-Processes are forked from one that imported everything slow, so that a kill and a new start cost about a second.
+Processes are forked from one that imported everything slow, so that a kill and a new start cost
+about a second.
 """
 
 import filecmp
@@ -21,7 +23,13 @@ from pocketlm.model.files import read_json
 from pocketlm.runner.record import RECORD, read_record
 
 AIMS = ("anywhere", "save", "save", "stage change")  # what a kill waits for, drawn for each
-PLACES = ("training step", "save of a state", "stage change", "other work of a stage", "before a stage")
+PLACES = (
+    "training step",
+    "save of a state",
+    "stage change",
+    "other work of a stage",
+    "before a stage",
+)
 TERM_SECONDS = 2  # after one rank's death the others get SIGTERM, which torchrun sends them at once
 LEAVE_SECONDS = 60  # in which they must be gone
 NEAR_SECONDS = 0.1  # of a change of stage, for a kill to count as in it
@@ -30,7 +38,9 @@ Command = Callable[[list[str]], None]
 
 @dataclass(frozen=True)
 class Kill:
-    """One that hit: at which of PLACES, in which stage, and whether all processes died of it or one, which the others noticed."""
+    """One that hit: at which of PLACES, in which stage, and whether all processes died of it or
+    one, which the others noticed.
+    """
 
     place: str
     stage: str
@@ -38,16 +48,21 @@ class Kill:
 
 
 class Launcher:
-    """Starts commands, each as so many ranks, from a server process that has imported what they need."""
+    """Starts commands, each as so many ranks, from a server process that has imported what they
+    need.
+    """
 
     def __init__(self, command: Command, log: Path, modules: Iterable[str] = ()) -> None:
-        """command: a function of a module, called with the words. log: the file that gets what it shows.
+        """command: a function of a module, called with the words. log: the file that gets what it
+        shows.
 
         modules: to import at the start, besides the usual.
         """
         self.command, self.log = command, log.absolute()
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([command.__module__, "pocketlm.runner.run", "torch._dynamo", *modules])
+        self.context.set_forkserver_preload(
+            [command.__module__, "pocketlm.runner.run", "torch._dynamo", *modules]
+        )
 
     def start(self, words: list[str], ranks: int = 1) -> list[BaseProcess]:
         """The processes, one for each rank."""
@@ -61,7 +76,9 @@ class Launcher:
         return found
 
     def _meeting(self, ranks: int) -> dict[str, str]:
-        """What torchrun puts into the environment of its ranks; as with it the store is not one of theirs, and outlives each."""
+        """What torchrun puts into the environment of its ranks; as with it the store is not one of
+        theirs, and outlives each.
+        """
         import torch.distributed as dist
 
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
@@ -78,7 +95,9 @@ class Launcher:
             process.join()
         if any(process.exitcode for process in processes):
             shown = self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
-            raise RuntimeError(f"the run failed by itself, exit status {[p.exitcode for p in processes]}:\n{shown}")
+            raise RuntimeError(
+                f"the run failed by itself, exit status {[p.exitcode for p in processes]}:\n{shown}"
+            )
 
 
 def _command(command: Command, words: list[str], log: str, environment: dict[str, str]) -> None:
@@ -94,13 +113,19 @@ def _command(command: Command, words: list[str], log: str, environment: dict[str
 
 
 def break_run(
-    launcher: Launcher, words: list[str], out: Path, ranks: int, randoms: Iterator[Random], span: float
+    launcher: Launcher,
+    words: list[str],
+    out: Path,
+    ranks: int,
+    randoms: Iterator[Random],
+    span: float,
 ) -> Iterator[Kill]:
-    """Starts the command again and again, kills it at a moment drawn from each of `randoms`, and at last lets it finish.
+    """Starts the command again and again, kills it at a moment drawn from each of `randoms`, and at
+    last lets it finish.
 
-    Ends when the run is done, whether all randoms were used or not; each kill that hit comes out. span: seconds in
-    which a kill without another aim falls. RuntimeError where ranks do not leave within a minute of one's death, or a
-    start fails by itself.
+    Ends when the run is done, whether all randoms were used or not; each kill that hit comes out.
+    span: seconds in which a kill without another aim falls. RuntimeError where ranks do not leave
+    within a minute of one's death, or a start fails by itself.
     """
     for random in randoms:
         begun = time.time()
@@ -121,7 +146,9 @@ def break_run(
         if left := [number for number, process in enumerate(processes) if process.is_alive()]:
             for process in processes:
                 process.kill()
-            raise RuntimeError(f"ranks {left} did not leave within {LEAVE_SECONDS} s of another's death")
+            raise RuntimeError(
+                f"ranks {left} did not leave within {LEAVE_SECONDS} s of another's death"
+            )
         if not any(process.exitcode for process in processes):
             return  # it was done before the kill arrived
         place, stage = where_it_hit(out, begun, moment)
@@ -130,11 +157,15 @@ def break_run(
 
 
 def _await(aim: str, processes: list[BaseProcess], out: Path, random: Random, span: float) -> None:
-    """Returns at the moment to kill, or when a process ended. The clock starts when the command holds the folder."""
+    """Returns at the moment to kill, or when a process ended. The clock starts when the command
+    holds the folder.
+    """
 
     def until(happened: Callable[[], Any], seconds: float = 3600.0) -> None:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and all(p.is_alive() for p in processes) and not happened():
+        while (
+            time.monotonic() < deadline and all(p.is_alive() for p in processes) and not happened()
+        ):
             time.sleep(0.001)
 
     own = f"{processes[0].pid}\n"
@@ -151,7 +182,9 @@ def _await(aim: str, processes: list[BaseProcess], out: Path, random: Random, sp
 
 
 def where_it_hit(out: Path, begun: float, moment: float) -> tuple[str, str]:
-    """(one of PLACES, the stage) of a kill at `moment` in processes started at `begun`, from what lies there."""
+    """(one of PLACES, the stage) of a kill at `moment` in processes started at `begun`, from what
+    lies there.
+    """
     finished = {folder.name: at for folder, at in _finished(out).items()}
     if finished and moment - max(finished.values()) < NEAR_SECONDS:
         return "stage change", max(finished, key=finished.__getitem__)
@@ -192,7 +225,9 @@ def _status(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Whether a stage of two runs agrees, to the bit; None where it has no such thing. `first`: where they part, in words."""
+    """Whether a stage of two runs agrees, to the bit; None where it has no such thing. `first`:
+    where they part, in words.
+    """
 
     stage: str
     steps: int
@@ -207,7 +242,9 @@ class Likeness:
 
 
 def compare(unbroken: Path, broken: Path, stages: Iterable[str]) -> list[Likeness]:
-    """Each stage's token ids, losses with gradient norms, and weights in one run against another."""
+    """Each stage's token ids, losses with gradient norms, and weights in one run against
+    another.
+    """
     return [_compare_stage(name, unbroken / name, broken / name) for name in stages]
 
 
@@ -215,8 +252,18 @@ def _compare_stage(name: str, unbroken: Path, broken: Path) -> Likeness:
     one, other = _lines(unbroken), _lines(broken)
     pairs = list(zip_longest(one, other, fillvalue={}))
     parted: dict[str, str] = {}
-    for what, keys in (("token ids", ("step", "token_digest")), ("losses", ("step", "loss", "grad_norm", "lr"))):
-        wrong = next((n for n, pair in enumerate(pairs) if any(pair[0].get(k) != pair[1].get(k) for k in keys)), None)
+    for what, keys in (
+        ("token ids", ("step", "token_digest")),
+        ("losses", ("step", "loss", "grad_norm", "lr")),
+    ):
+        wrong = next(
+            (
+                n
+                for n, pair in enumerate(pairs)
+                if any(pair[0].get(k) != pair[1].get(k) for k in keys)
+            ),
+            None,
+        )
         if wrong is not None:
             parted[what] = f"{what} part at step {wrong}"
     files = sorted(file.relative_to(unbroken) for file in unbroken.rglob("*.safetensors"))
@@ -239,7 +286,11 @@ def _compare_stage(name: str, unbroken: Path, broken: Path) -> Likeness:
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.is_file()
+        else []
+    )
 
 
 def seconds_of(out: Path, stages: Iterable[str]) -> float:

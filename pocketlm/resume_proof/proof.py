@@ -1,4 +1,6 @@
-"""An unbroken run and broken ones, until the asked number of kills has hit; what agreed between them."""
+"""An unbroken run and broken ones, until the asked number of kills has hit; what agreed between
+them.
+"""
 
 import json
 import shutil
@@ -33,7 +35,9 @@ KILLS_OF_A_RUN = 25  # most; then the run is left to finish, and is compared
 
 @dataclass
 class Proof:
-    """What came out: the kills that hit, in how many runs, and for each stage whether all of these agreed with the unbroken."""
+    """What came out: the kills that hit, in how many runs, and for each stage whether all of these
+    agreed with the unbroken.
+    """
 
     out: Path
     kills: list[Kill] = field(default_factory=list)
@@ -66,7 +70,8 @@ def prove(
     processes: int,
     stage: str | None,
 ) -> Proof:
-    """The proof, gone on with from what is in `out`. It ends early where a run differs from the unbroken one.
+    """The proof, gone on with from what is in `out`. It ends early where a run differs from the
+    unbroken one.
 
     command: runs a recipe, given its path and further words. words: those. ValueError for an
     unknown stage, or an `out` of other words.
@@ -74,11 +79,17 @@ def prove(
     unbroken, broken = out / "unbroken", out / "broken"
     dry = plan(function, unbroken, parse_settings(settings), missing_ok=True, **flags)
     if stage is not None and stage not in dry.names:
-        raise ValueError(f"--stage {stage}: the recipe has no such stage; it has {', '.join(dry.names)}")
+        raise ValueError(
+            f"--stage {stage}: the recipe has no such stage; it has {', '.join(dry.names)}"
+        )
     first = dry.names.index(stage) if stage else 0
     before, tested = dry.names[:first], [stage] if stage else dry.names
-    _same_question(out, [str(recipe), *words, f"--processes {processes}", f"--stage {stage}", f"--seed {seed}"])
-    launcher = Launcher(command, out / "shown.txt", sorted({call.stage_fn.__module__ for call in dry.calls}))
+    _same_question(
+        out, [str(recipe), *words, f"--processes {processes}", f"--stage {stage}", f"--seed {seed}"]
+    )
+    launcher = Launcher(
+        command, out / "shown.txt", sorted({call.stage_fn.__module__ for call in dry.calls})
+    )
     arguments = [str(recipe), *words]
     proof = Proof(out, kills=_kills_before(out), runs=_runs_before(out))
     with _progress(kills, len(proof.kills)) as tell:
@@ -86,9 +97,8 @@ def prove(
         for name in [*before, *tested] if stage else [None]:
             only = ["--only", name] if name else []
             launcher.finish([*arguments, "--out", str(unbroken), *only], processes)
-        span = seconds_of(unbroken, tested) * max(
-            2 / (kills + 1), 1 / 8
-        )  # all kills in one run, or many in each of some
+        # all kills in one run, or many in each of some
+        span = seconds_of(unbroken, tested) * max(2 / (kills + 1), 1 / 8)
         arguments += ["--out", str(broken), *(["--only", stage] if stage else [])]
         while len(proof.kills) < kills or not proof.likeness:
             broken.mkdir(parents=True, exist_ok=True)
@@ -114,7 +124,9 @@ def _same_question(out: Path, words: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "question.json"
     if file.is_file() and (before := read_json(file)) != words:
-        raise ValueError(f"{out} holds another proof ({' '.join(before)}); choose another --out, or delete it")
+        raise ValueError(
+            f"{out} holds another proof ({' '.join(before)}); choose another --out, or delete it"
+        )
     write_json(file, words)
 
 
@@ -131,11 +143,18 @@ def _runs_before(out: Path) -> int:
 @contextmanager
 def _progress(kills: int, before: int) -> Iterator[Callable[[str, Proof], None]]:
     """A bar of the kills, and a function that says what happened last."""
-    columns = (TextColumn("kills"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+    columns = (
+        TextColumn("kills"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+    )
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("kills", total=kills, completed=before, told="")
 
         def tell(text: str, proof: Proof) -> None:
-            progress.update(task, completed=len(proof.kills), told=f"{text}; {proof.runs} runs alike")
+            progress.update(
+                task, completed=len(proof.kills), told=f"{text}; {proof.runs} runs alike"
+            )
 
         yield tell

@@ -14,16 +14,21 @@ from typing import Any
 import typer
 
 BAD_INPUT = 2
-MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)  # the last: a training that diverged
+# the last: a training that diverged
+MENDABLE = (ValueError, OSError, ImportError, FloatingPointError)
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 @contextlib.contextmanager
-def plain_errors(log_folder: Path | None = None, may_explain: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Turns what a user can mend into one message and exit status 2; the program's own mistakes stay.
+def plain_errors(
+    log_folder: Path | None = None, may_explain: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """Turns what a user can mend into one message and exit status 2; the program's own mistakes
+    stay.
 
     may_explain: where several processes stop for one reason, whether this is the one to tell it.
-    The traceback goes to `error.log` in `log_folder` if that exists; POCKETLM_TRACEBACK=1 shows it instead.
+    The traceback goes to `error.log` in `log_folder` if that exists; POCKETLM_TRACEBACK=1 shows it
+    instead.
     """
     try:
         yield
@@ -81,7 +86,10 @@ def _message(error: Exception) -> str:
 
 def _disk_full(error: Exception) -> bool:
     """Whether a disk ran full, in whichever library's words."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return getattr(error, "errno", None) in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+    ) or "No space left on device" in str(error)
 
 
 def _disk_message(error: Exception, folder: Path | None) -> str:

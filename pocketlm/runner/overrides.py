@@ -13,13 +13,17 @@ Settings = dict[str, dict[str, str]]  # stage -> dotted field -> the text after 
 
 
 def parse_settings(texts: Iterable[str]) -> Settings:
-    """{"pretrain": {"num_steps": "20"}} from ["pretrain.num_steps=20"]; ValueError for any other shape."""
+    """{"pretrain": {"num_steps": "20"}} from ["pretrain.num_steps=20"]; ValueError for any other
+    shape.
+    """
     settings: Settings = {}
     for text in texts:
         place, equals, value = text.partition("=")
         stage, dot, field = place.strip().partition(".")
         if not (equals and dot and stage and field):
-            raise ValueError(f"--set {text}: write stage.field=value, for example --set pretrain.num_steps=20")
+            raise ValueError(
+                f"--set {text}: write stage.field=value, for example --set pretrain.num_steps=20"
+            )
         settings.setdefault(stage, {})[field] = value.strip()
     return settings
 
@@ -29,13 +33,19 @@ def check_stages(settings: Settings, names: Iterable[str]) -> None:
     names = list(names)
     for stage in settings:
         if stage not in names:
-            raise ValueError(f"--set {stage}.…: the recipe has no stage {stage!r}{nearest(stage, names)}")
+            raise ValueError(
+                f"--set {stage}.…: the recipe has no stage {stage!r}{nearest(stage, names)}"
+            )
 
 
 def apply_settings(config: Any, settings: Mapping[str, str]) -> Any:
-    """The config with its dotted fields replaced, so its own checks run again. ValueError names the field."""
+    """The config with its dotted fields replaced, so its own checks run again. ValueError names the
+    field.
+    """
     for field, text in settings.items():
-        config = _replaced(config, type(config), field.split("."), text, f"--set {config.name}.{field}={text}")
+        config = _replaced(
+            config, type(config), field.split("."), text, f"--set {config.name}.{field}={text}"
+        )
     return config
 
 
@@ -56,20 +66,32 @@ def _replaced(value: Any, annotation: Any, path: list[str], text: str, where: st
     if is_dataclass(value) and not isinstance(value, type):
         names = [f.name for f in fields(value) if f.init]
         if key not in names:
-            raise ValueError(f"{where}: {type(value).__name__} has no field {key!r}{nearest(key, names)}")
+            raise ValueError(
+                f"{where}: {type(value).__name__} has no field {key!r}{nearest(key, names)}"
+            )
         if key == "name":
             raise ValueError(f"{where}: a name is fixed by the recipe, because it names the folder")
         inner = get_type_hints(type(value))[key]
         return replace(value, **{key: _replaced(getattr(value, key), inner, rest, text, where)})
     if isinstance(value, Mapping):
         if key not in value:
-            raise ValueError(f"{where}: there is no {key!r}{nearest(key, [str(name) for name in value])}")
-        return {**value, key: _replaced(value[key], _item_type(annotation, value[key]), rest, text, where)}
+            raise ValueError(
+                f"{where}: there is no {key!r}{nearest(key, [str(name) for name in value])}"
+            )
+        return {
+            **value,
+            key: _replaced(value[key], _item_type(annotation, value[key]), rest, text, where),
+        }
     if isinstance(value, (list, tuple)):
         if not key.isdecimal() or int(key) >= len(value):
-            raise ValueError(f"{where}: {key!r} is not a position in a row of {len(value)} (0 to {len(value) - 1})")
+            raise ValueError(
+                f"{where}: {key!r} is not a position in a row of {len(value)} (0 to "
+                f"{len(value) - 1})"
+            )
         items = list(value)
-        items[int(key)] = _replaced(items[int(key)], _item_type(annotation, items[int(key)]), rest, text, where)
+        items[int(key)] = _replaced(
+            items[int(key)], _item_type(annotation, items[int(key)]), rest, text, where
+        )
         return type(value)(items)
     raise ValueError(f"{where}: there is nothing called {key!r} below a {type(value).__name__}")
 
@@ -85,7 +107,11 @@ def _item_type(annotation: Any, item: Any) -> Any:
 
 def _options(annotation: Any) -> list[Any]:
     """The members of a union; anything else alone."""
-    return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+    return (
+        list(get_args(annotation))
+        if get_origin(annotation) in (Union, types.UnionType)
+        else [annotation]
+    )
 
 
 def _parsed(text: str, annotation: Any, where: str) -> Any:

@@ -1,4 +1,6 @@
-"""A recipe file, opened: its `recipe(run, ...)` function, and the flags that its keyword arguments become."""
+"""A recipe file, opened: its `recipe(run, ...)` function, and the flags that its keyword arguments
+become.
+"""
 
 import importlib.util
 import inspect
@@ -13,14 +15,21 @@ import typer
 def load_recipe(path: Path) -> Callable[..., Any]:
     """The function `recipe` of a .py file, which is executed as a module.
 
-    FileNotFoundError if there is no such file; ValueError if it is not Python or holds no `recipe(run, ...)`.
+    FileNotFoundError if there is no such file; ValueError if it is not Python or holds no
+    `recipe(run, ...)`.
     """
     if not path.is_file():
         beside = sorted(path.parent.glob("*.py"))
-        names = [str(found) for found in beside if "\ndef recipe(" in found.read_text(encoding="utf-8")]
-        raise FileNotFoundError(f"{path}: no such recipe{'; there are ' + ', '.join(names) if names else ''}")
+        names = [
+            str(found) for found in beside if "\ndef recipe(" in found.read_text(encoding="utf-8")
+        ]
+        raise FileNotFoundError(
+            f"{path}: no such recipe{'; there are ' + ', '.join(names) if names else ''}"
+        )
     if path.suffix != ".py":
-        raise ValueError(f"{path}: a recipe is a Python file (.py) with a function recipe(run, ...)")
+        raise ValueError(
+            f"{path}: a recipe is a Python file (.py) with a function recipe(run, ...)"
+        )
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -36,17 +45,21 @@ def load_recipe(path: Path) -> Callable[..., Any]:
     return recipe
 
 
-def parse_flags(recipe: Callable[..., Any], path: Path, words: list[str], help_end: str = "") -> dict[str, Any]:
+def parse_flags(
+    recipe: Callable[..., Any], path: Path, words: list[str], help_end: str = ""
+) -> dict[str, Any]:
     """The recipe's own arguments, read from the command line by their annotated types.
 
-    Parameters after `run` without a default are required and positional; the others are flags. `--help` among
-    the words prints the recipe's docstring and flags and raises typer.Exit; so does a word that fits nothing,
-    with exit status 2.
+    Parameters after `run` without a default are required and positional; the others are flags.
+    `--help` among the words prints the recipe's docstring and flags and raises typer.Exit; so does
+    a word that fits nothing, with exit status 2.
     """
     found: dict[str, Any] = {}
     command = _command(recipe, found)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(help=_escaped(inspect.getdoc(recipe) or f"The recipe {path}."), epilog=help_end)(command)
+    app.command(help=_escaped(inspect.getdoc(recipe) or f"The recipe {path}."), epilog=help_end)(
+        command
+    )
     try:
         app(words, prog_name=f"pocketlm run {path}", standalone_mode=True)
     except SystemExit as leaving:
@@ -58,7 +71,9 @@ def parse_flags(recipe: Callable[..., Any], path: Path, words: list[str], help_e
 
 
 def _command(recipe: Callable[..., Any], found: dict[str, Any]) -> Callable[..., None]:
-    """A function with the recipe's arguments (all but `run`) that puts what it is called with in `found`."""
+    """A function with the recipe's arguments (all but `run`) that puts what it is called with in
+    `found`.
+    """
 
     def command(**arguments: Any) -> None:
         found.update(done=True, arguments=arguments)
@@ -67,13 +82,19 @@ def _command(recipe: Callable[..., Any], found: dict[str, Any]) -> Callable[...,
     parameters = []
     for parameter in list(inspect.signature(recipe).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ValueError(f"recipe(run, ...): *{parameter.name} cannot become a flag; name every argument")
+            raise ValueError(
+                f"recipe(run, ...): *{parameter.name} cannot become a flag; name every argument"
+            )
         required = parameter.default is parameter.empty
         kind = hints.get(parameter.name, str if required else type(parameter.default))
         about = typer.Argument(show_default=False) if required else typer.Option()
         default = {} if required else {"default": parameter.default}
         annotation = Annotated[kind, about]
-        parameters.append(inspect.Parameter(parameter.name, parameter.KEYWORD_ONLY, annotation=annotation, **default))
+        parameters.append(
+            inspect.Parameter(
+                parameter.name, parameter.KEYWORD_ONLY, annotation=annotation, **default
+            )
+        )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

@@ -1,4 +1,6 @@
-"""What a stage was called with, as plain data: so that two calls can be compared, and told apart in words."""
+"""What a stage was called with, as plain data: so that two calls can be compared, and told apart in
+words.
+"""
 
 import hashlib
 import json
@@ -30,7 +32,8 @@ class Call:
     inputs: dict[str, Path | list[Path] | None]
     folder: Path
     record: dict[str, Any]  # stage, config, inputs, digest
-    side_by_side: tuple[str, ...] = ()  # the stages, itself among them, that may run at the same time; none if alone
+    # the stages, itself among them, that may run at the same time; none if alone
+    side_by_side: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -46,7 +49,9 @@ class Call:
         return self.record["digest"]
 
     def state(self) -> str:
-        """ "to do", "unfinished", "changed", "done", or "needs <path>", from what lies there now."""
+        """ "to do", "unfinished", "changed", "done", or "needs <path>", from what lies there
+        now.
+        """
         if missing := self.missing():
             return f"needs {', '.join(missing)}"
         found = read_record(self.folder)
@@ -71,12 +76,13 @@ def make_record(
     *,
     missing_ok: bool = False,
 ) -> dict[str, Any]:
-    """{"stage", "config", "inputs", "digest"} of a call; `digests` of the stages before it, by folder.
+    """{"stage", "config", "inputs", "digest"} of a call; `digests` of the stages before it, by
+    folder.
 
-    An input inside a stage's folder counts as that stage's digest, so a change at the top of a recipe reaches
-    every stage below it; anything else counts as its contents. Where an input lies is written down but not
-    compared: data may move.
-    FileNotFoundError names an input that is not there; with missing_ok it is written down as missing.
+    An input inside a stage's folder counts as that stage's digest, so a change at the top of a
+    recipe reaches every stage below it; anything else counts as its contents. Where an input lies
+    is written down but not compared: data may move. FileNotFoundError names an input that is not
+    there; with missing_ok it is written down as missing.
     """
     told: dict[str, Any] = {}
     for name, value in inputs.items():
@@ -84,20 +90,27 @@ def make_record(
         if isinstance(value, list):
             told[name] = [_input(where, path, run_dir, digests, missing_ok) for path in value]
         else:
-            told[name] = None if value is None else _input(where, value, run_dir, digests, missing_ok)
+            told[name] = (
+                None if value is None else _input(where, value, run_dir, digests, missing_ok)
+            )
     record = {
         "stage": getattr(stage_fn, "__name__", str(stage_fn)),
         "config": as_json(config),
         "inputs": told,
     }
     record = json.loads(json.dumps(record))  # tuples become lists, as they will be read back
-    compared = {"stage": record["stage"], "config": record["config"], "inputs": _compared(record["inputs"])}
+    compared = {
+        "stage": record["stage"],
+        "config": record["config"],
+        "inputs": _compared(record["inputs"]),
+    }
     digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
     return {**record, "digest": digest[:16]}
 
 
 def started(record: dict[str, Any], arithmetic: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The record as it is written when the stage begins, or goes on after `seconds`; what is added is never compared.
+    """The record as it is written when the stage begins, or goes on after `seconds`; what is added
+    is never compared.
 
     arithmetic: on what it is computed, `pocketlm.model.arithmetic`.
     """
@@ -120,18 +133,27 @@ def _version() -> str:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record in a stage folder, or None where no stage has begun. ValueError if the file is not one."""
+    """The record in a stage folder, or None where no stage has begun. ValueError if the file is not
+    one.
+    """
     path = folder / RECORD
     if not path.exists():
         return None
     record = read_json(path)
-    if not isinstance(record, dict) or not {"stage", "config", "inputs", "digest", "status"} <= record.keys():
-        raise ValueError(f"{path}: not the record of a stage; delete the folder {folder}, or restore the file")
+    if (
+        not isinstance(record, dict)
+        or not {"stage", "config", "inputs", "digest", "status"} <= record.keys()
+    ):
+        raise ValueError(
+            f"{path}: not the record of a stage; delete the folder {folder}, or restore the file"
+        )
     return record
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line `field: old -> new` for every field on which two records disagree; none for the same call."""
+    """One line `field: old -> new` for every field on which two records disagree; none for the same
+    call.
+    """
     before = {"stage": old["stage"], "config": old["config"], "inputs": _compared(old["inputs"])}
     after = {"stage": new["stage"], "config": new["config"], "inputs": _compared(new["inputs"])}
     return [_explained(difference, old, new) for difference in _compare("", before, after)]
@@ -153,11 +175,17 @@ def list_outputs(folder: Path) -> dict[str, int]:
     """Sizes in bytes of what a stage left in its folder, by relative name."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder): path.stat().st_size for path in paths}
-    return {str(name): size for name, size in names.items() if name.parts[0] not in NOT_OUTPUTS and str(name) != RECORD}
+    return {
+        str(name): size
+        for name, size in names.items()
+        if name.parts[0] not in NOT_OUTPUTS and str(name) != RECORD
+    }
 
 
 def as_json(value: Any, where: str = "config") -> Any:
-    """A config as JSON: a nested dataclass keeps its class's name, a function is its name, a path text."""
+    """A config as JSON: a nested dataclass keeps its class's name, a function is its name, a path
+    text.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         told = {f.name: as_json(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
         return told if where == "config" else {"class": type(value).__name__, **told}
@@ -175,19 +203,27 @@ def as_json(value: Any, where: str = "config") -> Any:
         return value
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    raise TypeError(f"{where} is a {type(value).__name__}; a config holds numbers, text, paths, dicts and dataclasses")
+    raise TypeError(
+        f"{where} is a {type(value).__name__}; a config holds numbers, text, paths, dicts and "
+        "dataclasses"
+    )
 
 
 # ---- inputs ----
 
 
 def as_paths(value: Any, where: str) -> Path | list[Path] | None:
-    """An input as a path, a list of paths, or None; TypeError for anything else: a stage takes folders."""
+    """An input as a path, a list of paths, or None; TypeError for anything else: a stage takes
+    folders.
+    """
     if isinstance(value, (list, tuple)):
         return [Path(item) for item in value]
     if value is None or isinstance(value, (str, os.PathLike)):
         return None if value is None else Path(value)
-    raise TypeError(f"{where} is a {type(value).__name__}; a stage takes paths, and everything else in its config")
+    raise TypeError(
+        f"{where} is a {type(value).__name__}; a stage takes paths, and everything else in its "
+        "config"
+    )
 
 
 def _input(
@@ -202,7 +238,9 @@ def _input(
         digest = digests.get(folder)
         if digest is None and (folder / RECORD).is_file() and (record := read_record(folder)):
             if record["status"] != "finished":
-                raise ValueError(f"{where}: the stage in {folder} has not finished; finish that run first")
+                raise ValueError(
+                    f"{where}: the stage in {folder} has not finished; finish that run first"
+                )
             digest = record["digest"]
         if digest is not None:
             inside = "" if folder == path else f"/{path.relative_to(folder)}"
@@ -211,7 +249,10 @@ def _input(
         if missing_ok:
             return {"path": shown, "fingerprint": MISSING}
         raise FileNotFoundError(f"{where}: {shown} does not exist; check the path")
-    return {"path": shown, "fingerprint": f"{'folder' if path.is_dir() else 'file'} {content_hash(path)}"}
+    return {
+        "path": shown,
+        "fingerprint": f"{'folder' if path.is_dir() else 'file'} {content_hash(path)}",
+    }
 
 
 def _entries(value: Any) -> list[dict[str, str]]:
@@ -220,7 +261,9 @@ def _entries(value: Any) -> list[dict[str, str]]:
 
 
 def content_hash(path: Path) -> str:
-    """A hash of a file, or of a folder's files and names: contents up to `HASHED_BYTES`, sizes beyond."""
+    """A hash of a file, or of a folder's files and names: contents up to `HASHED_BYTES`, sizes
+    beyond.
+    """
     whole = hashlib.sha256()
     left = HASHED_BYTES
     for file in _files(path):
@@ -239,7 +282,9 @@ def _files(path: Path) -> list[Path]:
 
 @lru_cache(maxsize=100_000)
 def _file_hash(path: str, size: int, modified_ns: int, num_bytes: int) -> str:
-    """sha256 of the first bytes of a file; size and time are there so that a changed file is read again."""
+    """sha256 of the first bytes of a file; size and time are there so that a changed file is read
+    again.
+    """
     whole = hashlib.sha256()
     with open(path, "rb") as file:
         while num_bytes > 0 and (block := file.read(min(1 << 20, num_bytes))):
@@ -254,7 +299,9 @@ def _file_hash(path: str, size: int, modified_ns: int, num_bytes: int) -> str:
 def _compared(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs without their places: the fingerprints alone."""
     return {
-        name: [each["fingerprint"] for each in value] if isinstance(value, list) else value and value["fingerprint"]
+        name: [each["fingerprint"] for each in value]
+        if isinstance(value, list)
+        else value and value["fingerprint"]
         for name, value in inputs.items()
     }
 

@@ -1,10 +1,12 @@
-"""Run: a stage call remembered on disk. A finished stage is not run again; a changed one is never reused.
+"""Run: a stage call remembered on disk. A finished stage is not run again; a changed one is never
+reused.
 
 In a recipe, or in a notebook after `run = Run(Path("runs/mine"))`:
 
-    corpus = run(curate, CurateConfig(name="corpus", ...), documents=Path("notes.txt"))
-    model = run(pretrain, PretrainConfig(name="base", ...), corpus=corpus)
-    branches = run.side_by_side(pretrain, [replace(BRANCH, name=...), replace(BRANCH, name=...)], corpus=corpus, model=model)
+    corpus = run(curate, CurateConfig(name="corpus", ...), documents=Path("notes.txt")) model =
+    run(pretrain, PretrainConfig(name="base", ...), corpus=corpus) branches =
+    run.side_by_side(pretrain, [replace(BRANCH, name=...), replace(BRANCH, name=...)],
+    corpus=corpus, model=model)
 """
 
 import fcntl
@@ -39,7 +41,8 @@ from pocketlm.runner.record import (
 )
 from pocketlm.runner.schedule import Company, runs_on_all_ranks, take_turn, turns
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a folder's name; no dot, because --set splits at dots
+# a folder's name; no dot, because --set splits at dots
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LOCK = ".lock"
 
 
@@ -49,8 +52,12 @@ class Plan:
     `calls` holds them in order. A recipe never reads what its stages write, so a Plan will do.
     """
 
-    def __init__(self, run_dir: Path, settings: Settings | None = None, *, missing_ok: bool = False) -> None:
-        """missing_ok: inputs that are not there are noted (the stage "needs" them) instead of stopping the pass."""
+    def __init__(
+        self, run_dir: Path, settings: Settings | None = None, *, missing_ok: bool = False
+    ) -> None:
+        """missing_ok: inputs that are not there are noted (the stage "needs" them) instead of
+        stopping the pass.
+        """
         self.run_dir = Path(run_dir)
         self.settings = settings or {}
         self.missing_ok = missing_ok
@@ -59,30 +66,42 @@ class Plan:
     def __call__(self, stage_fn: Callable[..., Path], config: Any, **inputs: Any) -> Path:
         return self.side_by_side(stage_fn, [config], **inputs)[0]
 
-    def side_by_side(self, stage_fn: Callable[..., Path], configs: Sequence[Any], **inputs: Any) -> list[Path]:
+    def side_by_side(
+        self, stage_fn: Callable[..., Path], configs: Sequence[Any], **inputs: Any
+    ) -> list[Path]:
         return [call.folder for call in self.add(stage_fn, configs, inputs)]
 
-    def add(self, stage_fn: Callable[..., Path], configs: Sequence[Any], inputs: dict[str, Any]) -> list[Call]:
+    def add(
+        self, stage_fn: Callable[..., Path], configs: Sequence[Any], inputs: dict[str, Any]
+    ) -> list[Call]:
         """The calls, with their settings and records. ValueError if a name is taken or is none."""
         calls = [self._add(stage_fn, config, inputs) for config in configs]
         if len(calls) > 1:
             names = tuple(call.name for call in calls)
-            self.calls[-len(calls) :] = calls = [replace(call, side_by_side=names) for call in calls]
+            self.calls[-len(calls) :] = calls = [
+                replace(call, side_by_side=names) for call in calls
+            ]
         return calls
 
     def _add(self, stage_fn: Callable[..., Path], config: Any, inputs: dict[str, Any]) -> Call:
         name = getattr(config, "name", None)
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise ValueError(f"a stage's config needs a name of letters, digits, - and _, not {name!r}")
+            raise ValueError(
+                f"a stage's config needs a name of letters, digits, - and _, not {name!r}"
+            )
         if name in self.names:
             raise ValueError(
-                f"two stages of the recipe are named {name!r}; give each its own name: it names the folder"
+                f"two stages of the recipe are named {name!r}; give each its own name: it names "
+                "the folder"
             )
         config = apply_settings(config, self.settings.get(name, {}))
         inputs = {key: as_paths(value, f"{name}: input {key}") for key, value in inputs.items()}
         digests = {call.folder.absolute(): call.digest for call in self.calls}
-        named = {"reads": config.reads()} if hasattr(config, "reads") else {}  # files that the config names
-        record = make_record(stage_fn, config, {**inputs, **named}, self.run_dir, digests, missing_ok=self.missing_ok)
+        # files that the config names
+        named = {"reads": config.reads()} if hasattr(config, "reads") else {}
+        record = make_record(
+            stage_fn, config, {**inputs, **named}, self.run_dir, digests, missing_ok=self.missing_ok
+        )
         call = Call(stage_fn, config, inputs, self.run_dir / name, record)
         self.calls.append(call)
         return call
@@ -93,11 +112,12 @@ class Plan:
 
 
 class Run:
-    """Runs stages, each in the folder `run_dir/config.name`, and remembers them in `stage.json` there.
+    """Runs stages, each in the folder `run_dir/config.name`, and remembers them in `stage.json`
+    there.
 
-    Same record and finished: the folder comes back at once. Unfinished: the stage is called again, and
-    resumes itself. Another record: ValueError with the difference. One process at a time: a second Run of
-    the same folder is a ValueError.
+    Same record and finished: the folder comes back at once. Unfinished: the stage is called again,
+    and resumes itself. Another record: ValueError with the difference. One process at a time: a
+    second Run of the same folder is a ValueError.
     """
 
     def __init__(
@@ -108,9 +128,10 @@ class Run:
         only: str | None = None,
         company: Company | None = None,
     ) -> None:
-        """`plan` is the dry pass over the same recipe; the count of stages and settings come from it. `only`
-        names the one stage to run; every other is passed over, and what it needs must be there. `company`: where
-        this is the first of several ranks, and the others call the recipe with a Follower."""
+        """`plan` is the dry pass over the same recipe; the count of stages and settings come from
+        it. `only` names the one stage to run; every other is passed over, and what it needs must be
+        there. `company`: where this is the first of several ranks, and the others call the recipe
+        with a Follower."""
         self.run_dir = Path(run_dir)
         self.stages = Plan(self.run_dir, plan.settings if plan else None)
         self.only = only
@@ -118,11 +139,14 @@ class Run:
         self.current: str | None = None  # the stages now running
         self.console = Console(stderr=True, highlight=False)
         self._total = f" of {len(plan.calls)}" if plan else ""
-        self._told: list[tuple[str, str, str, float]] = []  # stage, function, what happened, seconds
+        # stage, function, what happened, seconds
+        self._told: list[tuple[str, str, str, float]] = []
         if plan:
             check_stages(plan.settings, plan.names)
             if only is not None and only not in plan.names:
-                raise ValueError(f"--only {only}: the recipe has no stage {only!r}{nearest(only, plan.names)}")
+                raise ValueError(
+                    f"--only {only}: the recipe has no stage {only!r}{nearest(only, plan.names)}"
+                )
             _check_same([call for call in plan.calls if only in (None, call.name)])
         self._lock = _lock(self.run_dir)
 
@@ -130,13 +154,19 @@ class Run:
         """The stage's folder, finished. Inputs are paths or lists of them."""
         return self.side_by_side(stage_fn, [config], **inputs)[0]
 
-    def side_by_side(self, stage_fn: Callable[..., Path], configs: Sequence[Any], **inputs: Any) -> list[Path]:
-        """The folders of stages that need nothing of each other, finished: one after another, or with several ranks
-        at the same time, each on a part of them."""
+    def side_by_side(
+        self, stage_fn: Callable[..., Path], configs: Sequence[Any], **inputs: Any
+    ) -> list[Path]:
+        """The folders of stages that need nothing of each other, finished: one after another, or
+        with several ranks at the same time, each on a part of them."""
         calls = self.stages.add(stage_fn, configs, inputs)
         company = self.company if runs_on_all_ranks(stage_fn) else None
         for turn in turns([call.config for call in calls], company.world_size if company else 1):
-            to_do = [(calls[number], ranks) for number, ranks in turn.items() if self._is_to_do(calls[number])]
+            to_do = [
+                (calls[number], ranks)
+                for number, ranks in turn.items()
+                if self._is_to_do(calls[number])
+            ]
             begun = [self._begin(call, ranks) for call, ranks in to_do]
             if company:
                 company.tell(" ".join(call.name for call, _ in to_do))
@@ -145,7 +175,9 @@ class Run:
         return [call.folder for call in calls]
 
     def _is_to_do(self, call: Call) -> bool:
-        """Whether the stage is to be called. ValueError where it was called otherwise, or what it needs is not there."""
+        """Whether the stage is to be called. ValueError where it was called otherwise, or what it
+        needs is not there.
+        """
         if self.only not in (None, call.name):
             return False
         _check_same([call])
@@ -159,15 +191,20 @@ class Run:
         return True
 
     def _begin(self, call: Call, ranks: range) -> "_Begun":
-        """The stage, written down as started; what was begun before goes on with as many threads."""
+        """The stage, written down as started; what was begun before goes on with as many
+        threads.
+        """
         found = read_record(call.folder)
         now = arithmetic(len(ranks))
-        threads, line = threads_to_go_on(found and found.get("arithmetic"), now, f"stage {call.name}")
-        if line and (
-            threads != now["threads"] or not runs_on_all_ranks(call.stage_fn)
-        ):  # training says the rest itself
+        threads, line = threads_to_go_on(
+            found and found.get("arithmetic"), now, f"stage {call.name}"
+        )
+        # training says the rest itself
+        if line and (threads != now["threads"] or not runs_on_all_ranks(call.stage_fn)):
             self.console.print(line, soft_wrap=True)
-        record = started(call.record, {**now, "threads": threads}, found["seconds"] if found else 0.0)
+        record = started(
+            call.record, {**now, "threads": threads}, found["seconds"] if found else 0.0
+        )
         call.folder.mkdir(parents=True, exist_ok=True)
         write_json(call.folder / RECORD, record)
         return _Begun(call, ranks, record, again=found is not None)
@@ -186,24 +223,40 @@ class Run:
         for each, seconds in zip(turn, took, strict=True):
             call, record = each.call, each.record
             record["seconds"] = round(record["seconds"] + seconds, 2)
-            write_json(call.folder / RECORD, {**record, "status": "finished", "files": list_outputs(call.folder)})
-            shutil.rmtree(call.folder / "resume", ignore_errors=True)  # what only an unfinished stage needs
+            write_json(
+                call.folder / RECORD,
+                {**record, "status": "finished", "files": list_outputs(call.folder)},
+            )
+            # what only an unfinished stage needs
+            shutil.rmtree(call.folder / "resume", ignore_errors=True)
             self._finish(call, "resumed" if each.again else "ran", record["seconds"])
         self.current = None
 
     def _check_inputs(self, call: Call) -> None:
         """Nothing, or a ValueError naming a stage of this run that is needed and not done."""
         wanted = [
-            path for value in call.inputs.values() if value for path in (value if isinstance(value, list) else [value])
+            path
+            for value in call.inputs.values()
+            if value
+            for path in (value if isinstance(value, list) else [value])
         ]
         for other in self.stages.calls:
-            if any(path.is_relative_to(other.folder) for path in wanted) and (state := other.state()) != "done":
-                raise ValueError(f"stage {call.name} needs {other.name}, which is {state}; run that first, or all")
+            if (
+                any(path.is_relative_to(other.folder) for path in wanted)
+                and (state := other.state()) != "done"
+            ):
+                raise ValueError(
+                    f"stage {call.name} needs {other.name}, which is {state}; run that first, or "
+                    "all"
+                )
 
     # ---- what is shown ----
 
     def _header(self, call: Call) -> None:
-        text = f"stage {self.stages.names.index(call.name) + 1}{self._total} · {call.record['stage']} · {call.name}"
+        text = (
+            f"stage {self.stages.names.index(call.name) + 1}{self._total} · {call.record['stage']} "
+            f"· {call.name}"
+        )
         if self.console.is_terminal:
             self.console.rule(f"[bold]{text}", align="left")
         else:
@@ -211,13 +264,17 @@ class Run:
 
     def _finish(self, call: Call, what: str, seconds: float) -> None:
         self._told.append((call.name, call.record["stage"], what, seconds))
-        self.console.print(f"{call.name}: {what}, {_duration(seconds)}", style="dim", soft_wrap=True)
+        self.console.print(
+            f"{call.name}: {what}, {_duration(seconds)}", style="dim", soft_wrap=True
+        )
 
     def show_summary(self) -> None:
         """Prints the stages of this run with their seconds."""
         table = Table(title=f"{self.run_dir}", title_justify="left")
         for heading in ("stage", "function", "", "seconds"):
-            table.add_column(heading, justify="right" if heading == "seconds" else "left", no_wrap=heading != "")
+            table.add_column(
+                heading, justify="right" if heading == "seconds" else "left", no_wrap=heading != ""
+            )
         for name, function, what, seconds in self._told:
             table.add_row(name, function, what, f"{seconds:,.1f}")
         table.add_section()
@@ -234,7 +291,10 @@ class Run:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -255,7 +315,9 @@ def plan(
 
 
 def plan_table(dry: Plan) -> Table:
-    """The stages with their key figures and their state on disk: done, unfinished, changed, to do, or what they need."""
+    """The stages with their key figures and their state on disk: done, unfinished, changed, to do,
+    or what they need.
+    """
     table = Table(title=f"{dry.run_dir}: {len(dry.calls)} stages", title_justify="left")
     for heading in ("", "stage", "function", "config", "state"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "stage")
@@ -264,22 +326,32 @@ def plan_table(dry: Plan) -> Table:
         state = call.state()
         colour = colours.get(state, "yellow")
         shown = f"[{colour}]{escape(state)}[/]" if colour else state
-        table.add_row(str(number), call.name, call.record["stage"], escape(key_figures(call.config)), shown)
+        table.add_row(
+            str(number), call.name, call.record["stage"], escape(key_figures(call.config)), shown
+        )
     return table
 
 
 def key_figures(config: Any, count: int = 4) -> str:
-    """What is worth seeing of a config on one line: its own `summary()`, else its first few plain fields."""
+    """What is worth seeing of a config on one line: its own `summary()`, else its first few plain
+    fields.
+    """
     if callable(getattr(config, "summary", None)):
         return config.summary()
-    values = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "name"}
-    plain = {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
+    values = {
+        field.name: getattr(config, field.name) for field in fields(config) if field.name != "name"
+    }
+    plain = {
+        name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))
+    }
     return " ".join(f"{name}={value}" for name, value in list(plain.items())[:count])
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A stage about to be called. record: as written down, its seconds those of earlier calls. again: there were any."""
+    """A stage about to be called. record: as written down, its seconds those of earlier calls.
+    again: there were any.
+    """
 
     call: Call
     ranks: range
@@ -299,9 +371,15 @@ def _call(begun: _Begun) -> None:
 
 
 def _check_same(calls: list[Call]) -> None:
-    """Nothing, or a ValueError that shows how a stage's folder was made otherwise, and which others."""
+    """Nothing, or a ValueError that shows how a stage's folder was made otherwise, and which
+    others.
+    """
     found = [(call, read_record(call.folder)) for call in calls]
-    changed = [(call, old, lines) for call, old in found if old and (lines := differences(old, call.record))]
+    changed = [
+        (call, old, lines)
+        for call, old in found
+        if old and (lines := differences(old, call.record))
+    ]
     if not changed:
         return
     call, old, lines = changed[0]
@@ -310,7 +388,8 @@ def _check_same(calls: list[Call]) -> None:
     raise ValueError(
         f"stage {call.name} {state} with another configuration (old -> new):\n"
         + "\n".join(f"  {line}" for line in lines)
-        + f"\nNothing was touched. Choose another --out, or delete what must be made anew: rm -r {folders}"
+        + "\nNothing was touched. Choose another --out, or delete what must be made anew: "
+        f"rm -r {folders}"
     )
 
 
@@ -325,7 +404,9 @@ def _check_whole(call: Call, found: dict[str, Any]) -> None:
 
 
 def _lock(run_dir: Path) -> TextIO:
-    """The run's lock file, held until closed or this process ends; ValueError while another holds it."""
+    """The run's lock file, held until closed or this process ends; ValueError while another holds
+    it.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     file = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the run lasts
     try:
@@ -335,7 +416,8 @@ def _lock(run_dir: Path) -> TextIO:
         holder = file.read().strip()
         file.close()
         raise ValueError(
-            f"{run_dir} is in use by process {holder}; wait for it, stop it, or choose another --out"
+            f"{run_dir} is in use by process {holder}; wait for it, stop it, or choose another "
+            "--out"
         ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
@@ -348,4 +430,6 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    return (
+        f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    )

@@ -20,7 +20,7 @@ HELP = """\
 /min_p X          draw from words at least this share as likely as the likeliest
 /penalty X        make words that were there before less likely; 1 does not
 /max_tokens N     the longest answer
-/quit             leave (so do Ctrl-D, and Ctrl-C at the prompt; Ctrl-C in an answer stops the answer)"""
+/quit             leave, as Ctrl-D and Ctrl-C do (in an answer Ctrl-C stops the answer)"""
 
 
 DRAWN: dict[str, tuple[str, Callable[[str], float]]] = {  # command -> the field of Sampling it sets
@@ -31,7 +31,8 @@ DRAWN: dict[str, tuple[str, Callable[[str], float]]] = {  # command -> the field
     "/penalty": ("repetition_penalty", float),
 }
 TALK = Sampling(top_p=0.95)
-RUN_ON = "\nQuestion:"  # a base model goes on to the next question: not part of its answer. A chat model ends its turn
+# a base model goes on to the next question: not part of its answer. A chat model ends its turn
+RUN_ON = "\nQuestion:"
 NO_INSTRUCTIONS = "a base model has no turns, and takes no instructions: they are not used"
 
 
@@ -62,18 +63,28 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; choose 1 or more")
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} leaves no room for an answer; choose 1 or "
+                "more"
+            )
         if "" in self.stop:
-            raise ValueError("stop: an empty text would end every answer before its first word; leave it out")
+            raise ValueError(
+                "stop: an empty text would end every answer before its first word; leave it out"
+            )
 
 
 def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message]:
-    """The conversation as it stood when the person left. Lines come from stdin, answers show as they grow.
+    """The conversation as it stood when the person left. Lines come from stdin, answers show as
+    they grow.
 
     A base model has no turns: each line is then a question of its own, "Question: …\\nAnswer:".
     """
     remembers = model.tokenizer.chat_template is not None
-    kind = "a chat model" if remembers else "a base model: every line is a question of its own, and it remembers none"
+    kind = (
+        "a chat model"
+        if remembers
+        else "a base model: every line is a question of its own, and it remembers none"
+    )
     console.print(f"{kind}; /help lists the commands", style="dim", highlight=False)
     if config.system and not remembers:
         _note(console, NO_INSTRUCTIONS)
@@ -125,11 +136,18 @@ def _command(
             return config, _opening(config)
         if word == "/system":
             config = replace(config, system=rest or None)
-            _note(console, "begun again with these instructions" if rest else "begun again without instructions")
+            _note(
+                console,
+                "begun again with these instructions"
+                if rest
+                else "begun again without instructions",
+            )
             return config, _opening(config)
         if word in DRAWN:
             field, kind = DRAWN[word]
-            return replace(config, sampling=replace(config.sampling, **{field: kind(rest)})), messages
+            return replace(
+                config, sampling=replace(config.sampling, **{field: kind(rest)})
+            ), messages
         if word == "/max_tokens":
             return replace(config, max_new_tokens=int(rest)), messages
     except ValueError as error:
@@ -153,26 +171,36 @@ def _prompt(
     """
     tokenizer = model.tokenizer
     if tokenizer.chat_template is None:
-        ids = [*tokenizer.document_start, *tokenizer.encode(f"Question: {messages[-1]['content']}\nAnswer:")]
+        ids = [
+            *tokenizer.document_start,
+            *tokenizer.encode(f"Question: {messages[-1]['content']}\nAnswer:"),
+        ]
     else:
         ids = tokenizer.encode_chat(messages)
-        room = max(model.max_length // 4, model.max_length - config.max_new_tokens)  # what an answer must not need
+        # what an answer must not need
+        room = max(model.max_length // 4, model.max_length - config.max_new_tokens)
         forgotten = 0
         while len(ids) > room and (shorter := without_oldest_exchange(messages)) is not None:
             messages, forgotten = shorter, forgotten + 1
             ids = tokenizer.encode_chat(messages)
         if forgotten:
-            count = "the oldest exchange is" if forgotten == 1 else f"the {forgotten} oldest exchanges are"
+            count = (
+                "the oldest exchange is"
+                if forgotten == 1
+                else f"the {forgotten} oldest exchanges are"
+            )
             _note(console, f"the context is full: {count} forgotten")
     if len(ids) >= model.max_length:
         raise ValueError(
-            f"that is {len(ids)} tokens with its prompt, and the model reads {model.max_length}; shorten it"
+            f"that is {len(ids)} tokens with its prompt, and the model reads {model.max_length}; "
+            "shorten it"
         )
     return ids, messages
 
 
 def without_oldest_exchange(messages: list[Message]) -> list[Message] | None:
-    """The messages without the first user's turn and what follows it up to the next one; None if it is the last.
+    """The messages without the first user's turn and what follows it up to the next one; None if it
+    is the last.
 
     What stands before the first user's turn, such as instructions, stays.
     """
@@ -190,13 +218,12 @@ def _answer(model: ChatModel, prompt: list[int], config: ChatConfig, console: Co
     limit = min(config.max_new_tokens, model.max_length - len(prompt))
     start = time.monotonic()
     stream = model.stream(
-        prompt,
-        max_new_tokens=limit,
-        stop_ids=tokenizer.stop_ids,
-        sampling=config.sampling,
+        prompt, max_new_tokens=limit, stop_ids=tokenizer.stop_ids, sampling=config.sampling
     )
     try:
-        for piece in text_pieces((ids.append(token) or token for token in stream), tokenizer, stop_strings):
+        for piece in text_pieces(
+            (ids.append(token) or token for token in stream), tokenizer, stop_strings
+        ):
             _write(console, piece)
             shown += piece
     except KeyboardInterrupt:
@@ -207,9 +234,15 @@ def _answer(model: ChatModel, prompt: list[int], config: ChatConfig, console: Co
     seconds = time.monotonic() - start
     cut = ""
     if len(ids) == limit and answer == text:
-        why = "/max_tokens allows no more" if limit == config.max_new_tokens else "the context is full"
+        why = (
+            "/max_tokens allows no more"
+            if limit == config.max_new_tokens
+            else "the context is full"
+        )
         cut = f"; cut there, for {why}"
-    console.print(f"\n{len(ids)} tokens, {len(ids) / seconds:.1f} a second{cut}", style="dim", highlight=False)
+    console.print(
+        f"\n{len(ids)} tokens, {len(ids) / seconds:.1f} a second{cut}", style="dim", highlight=False
+    )
     return answer  # as it was made, spaces too: the next prompt holds it again
 
 

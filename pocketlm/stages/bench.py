@@ -1,4 +1,6 @@
-"""Bench: speed and size of models and exported files, each alone in a process, beside what memory would allow."""
+"""Bench: speed and size of models and exported files, each alone in a process, beside what memory
+would allow.
+"""
 
 import signal
 from collections.abc import Callable
@@ -19,9 +21,10 @@ CONTEXTS = (128, 1024, 2048, 4096, 8192)
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What to measure. contexts: full lengths in tokens, the last `new_tokens` of them made by the model; empty takes
-    128, 1,024, 2,048, 4,096 and 8,192, as far as each model goes. repeats: runs of which the median counts, after one
-    that does not. threads: of every runtime alike; None takes the physical cores.
+    """What to measure. contexts: full lengths in tokens, the last `new_tokens` of them made by the
+    model; empty takes 128, 1,024, 2,048, 4,096 and 8,192, as far as each model goes. repeats: runs
+    of which the median counts, after one that does not. threads: of every runtime alike; None takes
+    the physical cores.
     """
 
     name: str
@@ -33,14 +36,16 @@ class BenchConfig:
     def __post_init__(self) -> None:
         if self.new_tokens < 2 or self.repeats < 1:
             raise ValueError(
-                f"new_tokens {self.new_tokens} and repeats {self.repeats}: at least 2 tokens and 1 run are needed"
+                f"new_tokens {self.new_tokens} and repeats {self.repeats}: at least 2 tokens and 1 "
+                "run are needed"
             )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads {self.threads}: at least 1 is needed")
         for context in self.contexts or CONTEXTS:
             if context <= self.new_tokens:
                 raise ValueError(
-                    f"context {context} has no room for a prompt before {self.new_tokens} new tokens; "
+                    f"context {context} has no room for a prompt before {self.new_tokens} new "
+                    "tokens; "
                     "give longer contexts, or fewer new tokens"
                 )
 
@@ -51,8 +56,8 @@ class BenchConfig:
 def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
     """`out`, with bench.json: the figures of each model, named as `measure` names them.
 
-    A model that is measured is not measured again. ValueError where a context that was asked for is longer than a
-    model's; of the usual ones those that are longer are left out, and named.
+    A model that is measured is not measured again. ValueError where a context that was asked for is
+    longer than a model's; of the usual ones those that are longer are left out, and named.
     """
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
@@ -82,45 +87,66 @@ def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
     for row in (row for figures in found.values() for row in figures["contexts"].values()):
         row["share_of_limit"] = share_of_limit(row, bandwidth)
     settings = {"new_tokens": config.new_tokens, "repeats": config.repeats, "threads": threads}
-    write_json(out / "bench.json", {**settings, "bandwidth_bytes_per_second": bandwidth, "models": found})
+    write_json(
+        out / "bench.json", {**settings, "bandwidth_bytes_per_second": bandwidth, "models": found}
+    )
     return out
 
 
 def share_of_limit(row: dict[str, Any], bandwidth: float) -> float | None:
-    """Decode as a share of the tokens a second at which memory could be read; None where step_bytes is not known.
+    """Decode as a share of the tokens a second at which memory could be read; None where step_bytes
+    is not known.
 
-    Above 1 where a model stays in the processor's caches. The bandwidth is the best after any of the run's models.
+    Above 1 where a model stays in the processor's caches. The bandwidth is the best after any of
+    the run's models.
     """
-    return None if row["step_bytes"] is None else row["decode_tokens_per_second"] * row["step_bytes"] / bandwidth
+    return (
+        None
+        if row["step_bytes"] is None
+        else row["decode_tokens_per_second"] * row["step_bytes"] / bandwidth
+    )
 
 
-def chosen_contexts(config: BenchConfig, path: Path, max_length: int) -> tuple[list[int], list[int]]:
-    """(contexts to measure, contexts left out), both ascending; ValueError where one was asked for and is too long."""
+def chosen_contexts(
+    config: BenchConfig, path: Path, max_length: int
+) -> tuple[list[int], list[int]]:
+    """(contexts to measure, contexts left out), both ascending; ValueError where one was asked for
+    and is too long.
+    """
     contexts = sorted(set(config.contexts or CONTEXTS))
     fitting = [context for context in contexts if context <= max_length]
     if len(fitting) < len(contexts) and (config.contexts or not fitting):
         raise ValueError(
-            f"{path}: its longest text is {max_length} tokens, so there is no context {contexts[len(fitting)]}; "
+            f"{path}: its longest text is {max_length} tokens, so there is no context "
+            f"{contexts[len(fitting)]}; "
             f"give contexts up to {max_length}"
         )
     return fitting, contexts[len(fitting) :]
 
 
-def measure(config: BenchConfig, path: Path, threads: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    config: BenchConfig, path: Path, threads: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """The figures of one model, in a process that does nothing else.
 
-    load_seconds: from the call that opens the file to the first token after a prompt of one, so with everything that
-    is read or laid out late; without the import of Python packages. peak_memory_bytes: the most resident until then,
-    of which `memory_before_bytes` were there before the file: Python, torch and the runtime.
-    step_bytes: what one token at the end of the context must read: every weight once, and the keys and values it
-    sees.
+    load_seconds: from the call that opens the file to the first token after a prompt of one, so
+    with everything that is read or laid out late; without the import of Python packages.
+    peak_memory_bytes: the most resident until then, of which `memory_before_bytes` were there
+    before the file: Python, torch and the runtime. step_bytes: what one token at the end of the
+    context must read: every weight once, and the keys and values it sees.
     """
     prepare_runtime(path)
     before = memory_bytes()
     tell("opening")
     started = perf_counter()
     with opened(path, threads=threads) as model:
-        next(iter(model.stream(model.tokenizer.document_start or [0], max_new_tokens=1, stop_ids=set())))
+        next(
+            iter(
+                model.stream(
+                    model.tokenizer.document_start or [0], max_new_tokens=1, stop_ids=set()
+                )
+            )
+        )
         load_seconds = perf_counter() - started
         contexts, left_out = chosen_contexts(config, path, model.max_length)
         rows: dict[str, dict[str, Any]] = {}
@@ -150,8 +176,12 @@ def measure(config: BenchConfig, path: Path, threads: int, tell: Callable[[str],
     }
 
 
-def in_own_process(tell: Callable[[str], None], config: BenchConfig, path: Path, threads: int) -> dict[str, Any]:
-    """What `measure` returns or raises, from a new process: its peak of memory is this model's alone."""
+def in_own_process(
+    tell: Callable[[str], None], config: BenchConfig, path: Path, threads: int
+) -> dict[str, Any]:
+    """What `measure` returns or raises, from a new process: its peak of memory is this model's
+    alone.
+    """
     context = get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(there, config, path, threads), daemon=True)
@@ -177,8 +207,11 @@ def in_own_process(tell: Callable[[str], None], config: BenchConfig, path: Path,
 
 
 def _answer(pipe: Any, config: BenchConfig, path: Path, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, and it ends this one
+    # Ctrl-C is for the process that waits, and it ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        pipe.send(("figures", measure(config, path, threads, lambda what: pipe.send(("tell", what)))))
+        pipe.send(
+            ("figures", measure(config, path, threads, lambda what: pipe.send(("tell", what))))
+        )
     except Exception as error:
         pipe.send(("error", error))

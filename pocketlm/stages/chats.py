@@ -1,4 +1,6 @@
-"""Chats: whether a model can learn the conversations of a corpus, asked before anything else trains."""
+"""Chats: whether a model can learn the conversations of a corpus, asked before anything else
+trains.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,9 @@ from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
 
 @dataclass(frozen=True, kw_only=True)
 class ChatsConfig:
-    """seq_len: of the training to come. sources: the corpus's that hold conversations; empty means all that do."""
+    """seq_len: of the training to come. sources: the corpus's that hold conversations; empty means
+    all that do.
+    """
 
     name: str
     seq_len: int
@@ -20,10 +24,11 @@ class ChatsConfig:
 
 
 def check_chats(config: ChatsConfig, out: Path, *, corpus: Path, model: Path) -> Path:
-    """`out`, with conversations.json: what a fine-tuning of `model` would learn, and what it would leave out and why.
+    """`out`, with conversations.json: what a fine-tuning of `model` would learn, and what it would
+    leave out and why.
 
-    ValueError where it would learn nothing. The answers end where its chat template ends them; a base model's is the
-    one that fine-tuning gives it.
+    ValueError where it would learn nothing. The answers end where its chat template ends them; a
+    base model's is the one that fine-tuning gives it.
     """
     tokenizer = Tokenizer.load(model)
     teach_chat_template(tokenizer)

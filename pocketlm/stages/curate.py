@@ -1,4 +1,6 @@
-"""Curate: sources -> clean documents -> token shards, with a count and examples of whatever was left out."""
+"""Curate: sources -> clean documents -> token shards, with a count and examples of whatever was
+left out.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,13 +31,12 @@ REPORT = "source.json"
 class CurateConfig:
     """What to read, what to leave out, how to cut it up.
 
-    vocab_size, tokenizer: exactly one. The size of a tokenizer to train on tokenizer_sample_bytes of the
-    training text, or the folder of one to use.
-    max_chars: longer texts are cut at line breaks into several documents; longer conversations are dropped
-    (counted under "length").
-    validation_share, probe_share: of each source's documents, by the hash of their content and the seed.
-    suites: evaluations (names or files) whose problems must not be trained on, found by n-grams of `ngram`
-    words.
+    vocab_size, tokenizer: exactly one. The size of a tokenizer to train on tokenizer_sample_bytes
+    of the training text, or the folder of one to use. max_chars: longer texts are cut at line
+    breaks into several documents; longer conversations are dropped (counted under "length").
+    validation_share, probe_share: of each source's documents, by the hash of their content and the
+    seed. suites: evaluations (names or files) whose problems must not be trained on, found by
+    n-grams of `ngram` words.
     """
 
     name: str
@@ -56,22 +57,35 @@ class CurateConfig:
         names = [source.name for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"sources: {', '.join(map(repr, twice))} stands there twice; names must differ")
+            raise ValueError(
+                f"sources: {', '.join(map(repr, twice))} stands there twice; names must differ"
+            )
         if not names:
             raise ValueError("sources is empty; name at least one")
         if (self.vocab_size is None) == (self.tokenizer is None):
-            raise ValueError("give one of vocab_size, to train a tokenizer, and tokenizer, a folder that holds one")
+            raise ValueError(
+                "give one of vocab_size, to train a tokenizer, and tokenizer, a folder that holds "
+                "one"
+            )
         for name in ("validation_share", "probe_share"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1"
+                )
         if self.validation_share + self.probe_share >= 1:
-            raise ValueError("validation_share + probe_share leave nothing to train on; keep their sum below 1")
+            raise ValueError(
+                "validation_share + probe_share leave nothing to train on; keep their sum below 1"
+            )
         for name in ("tokenizer_sample_bytes", "max_chars", "ngram"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
     def summary(self) -> str:
-        tokenizer = f"{self.vocab_size:,} tokens" if self.vocab_size else f"the tokenizer of {self.tokenizer}"
+        tokenizer = (
+            f"{self.vocab_size:,} tokens"
+            if self.vocab_size
+            else f"the tokenizer of {self.tokenizer}"
+        )
         rows = [f"{source.name} ({source.dataset or source.kind})" for source in self.sources]
         return f"{len(rows)} sources, {tokenizer}: {', '.join(rows)}"
 
@@ -86,19 +100,22 @@ class CurateConfig:
 
 
 def curate(config: CurateConfig, out: Path) -> Path:
-    """`out`, holding tokenizer/, documents/, shards/ and curation.json; a line on each source goes to the terminal.
+    """`out`, holding tokenizer/, documents/, shards/ and curation.json; a line on each source goes
+    to the terminal.
 
-    Each source runs through its filters, exact duplicates, contamination and near duplicates, in this order.
-    Duplicates are searched across sources; the source named first keeps the text. A finished source is not
-    read again, so an interrupted call goes on where it stopped, and ends with the same bytes.
-    FileNotFoundError or ValueError name the source, file and line that cannot be read, or the filters that
-    left nothing of a source.
+    Each source runs through its filters, exact duplicates, contamination and near duplicates, in
+    this order. Duplicates are searched across sources; the source named first keeps the text. A
+    finished source is not read again, so an interrupted call goes on where it stopped, and ends
+    with the same bytes. FileNotFoundError or ValueError name the source, file and line that cannot
+    be read, or the filters that left nothing of a source.
     """
     for source in config.sources:
         check_source(source)
     given = Tokenizer.load(Path(config.tokenizer).expanduser()) if config.tokenizer else None
     suites = {name: load_suite(name, generate_problems).problems for name in config.suites}
-    prompts = {name: [problem["prompt"] for problem in problems] for name, problems in suites.items()}
+    prompts = {
+        name: [problem["prompt"] for problem in problems] for name, problems in suites.items()
+    }
     cleaner = Cleaner(
         thresholds=config.thresholds,
         max_chars=config.max_chars,
@@ -114,13 +131,19 @@ def curate(config: CurateConfig, out: Path) -> Path:
             _encode(source, out, tokenizer, progress)
     summary = _summary(config, out, tokenizer)
     for name, told in summary["sources"].items():
-        Console(stderr=True).print(source_line(name, told), markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            source_line(name, told), markup=False, highlight=False, soft_wrap=True
+        )
     write_json(out / "curation.json", summary)
     return out
 
 
-def _collect(source: Source, config: CurateConfig, cleaner: Cleaner, out: Path, progress: Progress) -> None:
-    """Write out/documents/<source>, or where it stands from an earlier call, take note of what is in it."""
+def _collect(
+    source: Source, config: CurateConfig, cleaner: Cleaner, out: Path, progress: Progress
+) -> None:
+    """Write out/documents/<source>, or where it stands from an earlier call, take note of what is
+    in it.
+    """
     folder = out / "documents" / source.name
     bar = progress.add_task(f"read {source.name}", total=source.max_bytes or source.count, told="")
     if folder.is_dir():
@@ -141,7 +164,9 @@ def _collect(source: Source, config: CurateConfig, cleaner: Cleaner, out: Path, 
 
 
 def _tokenizer(config: CurateConfig, given: Tokenizer | None, out: Path) -> Tokenizer:
-    """The tokenizer of this corpus, in out/tokenizer: the given one, or one trained on its training text."""
+    """The tokenizer of this corpus, in out/tokenizer: the given one, or one trained on its training
+    text.
+    """
     folder = out / "tokenizer"
     if not folder.is_dir():
         if config.vocab_size is not None:
@@ -158,7 +183,10 @@ def _tokenizer_sample(config: CurateConfig, out: Path) -> Iterator[str]:
     Every source gives the same number of bytes; what a small one lacks, the larger ones give.
     """
     names = [source.name for source in config.sources]
-    sizes = {name: read_json(out / "documents" / name / REPORT)["kept"]["train"]["bytes"] for name in names}
+    sizes = {
+        name: read_json(out / "documents" / name / REPORT)["kept"]["train"]["bytes"]
+        for name in names
+    }
     left, shares = float(config.tokenizer_sample_bytes), {}
     for number, name in enumerate(sorted(names, key=lambda name: sizes[name])):
         taken = min(sizes[name], left / (len(names) - number))
@@ -179,12 +207,16 @@ def _encode(source: Source, out: Path, tokenizer: Tokenizer, progress: Progress)
     with write_folder(folder) as partial:
         for split in SPLITS:
             texts = (document.text for document in read_documents(out, source.name, split))
-            write_shard(partial, split, encode_documents(texts, tokenizer), vocab_size=tokenizer.vocab_size)
+            write_shard(
+                partial, split, encode_documents(texts, tokenizer), vocab_size=tokenizer.vocab_size
+            )
             progress.advance(bar)
 
 
 def _summary(config: CurateConfig, out: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """curation.json: what each source gave, what each filter dropped, how far the tokenizer compresses."""
+    """curation.json: what each source gave, what each filter dropped, how far the tokenizer
+    compresses.
+    """
     sources, examples, bytes_per_token = {}, {}, {}
     for source in config.sources:
         report = read_json(out / "documents" / source.name / REPORT)
@@ -210,7 +242,10 @@ def _teller(progress: Progress, bar: TaskID, source: Source) -> Callable[[Report
     def tell(report: Report) -> None:
         done = report.read["documents"] if source.max_bytes is None else report.kept["bytes"]
         left_out = report.read["documents"] - report.kept["documents"]
-        told = f"{report.kept['bytes'] / 1e6:.1f} MB kept, {left_out:,} of {report.read['documents']:,} left out"
+        told = (
+            f"{report.kept['bytes'] / 1e6:.1f} MB kept, {left_out:,} of "
+            f"{report.read['documents']:,} left out"
+        )
         unread = report.reading.summary()
         if unread["unread"]:
             told += f", {unread['found'] - unread['read']:,} files not read"

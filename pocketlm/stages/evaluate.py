@@ -1,4 +1,6 @@
-"""Evaluate: models, and the exported files themselves, on problems, held-out text and needles, in one table."""
+"""Evaluate: models, and the exported files themselves, on problems, held-out text and needles, in
+one table.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +28,11 @@ NEEDLE_SEED = 7_000_000  # no training source is drawn with it
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What to measure. suite: a name or a .jsonl file. labels: a name for each model; empty takes folder and file names.
+    """What to measure. suite: a name or a .jsonl file. labels: a name for each model; empty takes
+    folder and file names.
 
-    bits_tokens: held-out text of each domain (0: none). needle_tokens: context lengths to search a needle in, each with
-    needle_trials trials, hidden in held-out text of the sources `haystack`.
+    bits_tokens: held-out text of each domain (0: none). needle_tokens: context lengths to search a
+    needle in, each with needle_trials trials, hidden in held-out text of the sources `haystack`.
     """
 
     name: str
@@ -46,23 +49,36 @@ class EvaluateConfig:
 
     def reads(self) -> list[Path]:
         """The user's own suite file, when it is one: when it changes, so does the stage."""
-        return [Path(self.suite)] if self.suite.endswith(".jsonl") or Path(self.suite).is_file() else []
+        return (
+            [Path(self.suite)]
+            if self.suite.endswith(".jsonl") or Path(self.suite).is_file()
+            else []
+        )
 
     def summary(self) -> str:
-        needles = f", needles in {'/'.join(map(str, self.needle_tokens))} tokens" if self.needle_tokens else ""
+        needles = (
+            f", needles in {'/'.join(map(str, self.needle_tokens))} tokens"
+            if self.needle_tokens
+            else ""
+        )
         return f"suite {self.suite}{needles}"
 
 
-def evaluate(config: EvaluateConfig, out: Path, *, models: list[Path], corpus: Path | None = None) -> Path:
-    """`out`, with evaluation.json (figures of every model) and transcripts/<label>.jsonl (every answer).
+def evaluate(
+    config: EvaluateConfig, out: Path, *, models: list[Path], corpus: Path | None = None
+) -> Path:
+    """`out`, with evaluation.json (figures of every model) and transcripts/<label>.jsonl (every
+    answer).
 
-    Held-out text and needles need the `corpus`: its validation split, and its knowledge text as haystack.
+    Held-out text and needles need the `corpus`: its validation split, and its knowledge text as
+    haystack.
     """
     suite = load_suite(config.suite, generate_problems)
     labels = config.labels or tuple(label_of(path) for path in models)
     if len(labels) != len(models) or len(set(labels)) != len(labels):
         raise ValueError(
-            f"{config.name}.labels must be {len(models)} different names, one for each model; got {list(labels)}"
+            f"{config.name}.labels must be {len(models)} different names, one for each model; got "
+            f"{list(labels)}"
         )
     if corpus is None and (config.bits_tokens or config.needle_tokens):
         raise ValueError(f"{config.name}: bits_tokens and needle_tokens need a corpus as input")
@@ -85,7 +101,9 @@ def evaluate(config: EvaluateConfig, out: Path, *, models: list[Path], corpus: P
                         model,
                         suite,
                         corpus,
-                        lambda what, label=label: progress.update(bar, description=f"{label}: {what}"),
+                        lambda what, label=label: progress.update(
+                            bar, description=f"{label}: {what}"
+                        ),
                     )
                 write_transcripts(out / "transcripts" / f"{label}.jsonl", result)
                 write_json(done, {"path": path.name, "bytes": size_of(path), **figures})
@@ -112,20 +130,27 @@ def measure(
         tell("bits per byte")
         texts = held_out_texts(corpus, model.tokenizer, "validation", config.bits_tokens)
         window = min(config.bits_window, model.max_length)
-        figures["bits_per_byte"] = {domain: bits_per_byte(model, own, window) for domain, own in texts.items()}
+        figures["bits_per_byte"] = {
+            domain: bits_per_byte(model, own, window) for domain, own in texts.items()
+        }
     if corpus is not None and config.needle_tokens:
         haystack = [
-            model.tokenizer.decode(shard.document(number)[len(model.tokenizer.document_start) :].tolist())
+            model.tokenizer.decode(
+                shard.document(number)[len(model.tokenizer.document_start) :].tolist()
+            )
             for shard in (open_shard(corpus, name, "validation") for name in config.haystack)
             for number in range(len(shard))
         ]
         figures["needle"] = {}
-        if isinstance(model, LanguageModel):  # asked beyond its window too: that is the figure before context extension
+        # asked beyond its window too: that is the figure before context extension
+        if isinstance(model, LanguageModel):
             model.max_length = max(model.max_length, *config.needle_tokens)
         for tokens in config.needle_tokens:
             tell(f"needles in {tokens} tokens")
             notes = draw_notes(NEEDLE_SEED, held_out=True)
-            trials = needle_trials(model.tokenizer, tokens, config.needle_trials, NEEDLE_SEED, haystack, notes)
+            trials = needle_trials(
+                model.tokenizer, tokens, config.needle_trials, NEEDLE_SEED, haystack, notes
+            )
             figures["needle"][str(tokens)] = find_needles(model, trials)
     tell("speed")
     speed = measure_speed(model, config.speed_tokens, config.speed_tokens, repeats=3)
@@ -136,4 +161,6 @@ def measure(
 def write_transcripts(file: Path, result: Result) -> None:
     import json
 
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.transcripts))
+    write_text(
+        file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.transcripts)
+    )

@@ -1,4 +1,6 @@
-"""Export: one checkpoint to the files other runtimes run, each opened there and compared before it counts as written."""
+"""Export: one checkpoint to the files other runtimes run, each opened there and compared before it
+counts as written.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -44,10 +46,11 @@ class ExportConfig:
     """formats: of hf, gguf, pte, and for four-bit models mlx, compressed-tensors (vLLM).
 
     gguf_dtype: f32, f16, q8_0, q4_0; None takes q4_0 for a four-bit model, else f16.
-    context_length: what the .pte's cache holds; None takes the model's positions. int8_cache: it holds keys and values
-    as int8, a quarter of the bytes; the .gguf's runtime chooses that when it opens the file.
-    layout: of the Hugging Face folder, a name of LAYOUTS; None takes the one that stock transformers opens.
-    min_agreement: the least share of positions at which a file's likeliest token must be the model's.
+    context_length: what the .pte's cache holds; None takes the model's positions. int8_cache: it
+    holds keys and values as int8, a quarter of the bytes; the .gguf's runtime chooses that when it
+    opens the file. layout: of the Hugging Face folder, a name of LAYOUTS; None takes the one that
+    stock transformers opens. min_agreement: the least share of positions at which a file's
+    likeliest token must be the model's.
     """
 
     name: str
@@ -77,21 +80,26 @@ class ExportConfig:
 
 
 def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
-    """`out`, with what was asked for, hf/ model.gguf model.pte and so on, and export.json with sizes and agreement.
+    """`out`, with what was asked for, hf/ model.gguf model.pte and so on, and export.json with
+    sizes and agreement.
 
-    A four-bit model keeps the grid it was trained on in all of them: Q4_0 blocks, XNNPACK, MLX and compressed-tensors
-    take its integers and scales as they are, and the Hugging Face folder holds their values in float32.
+    A four-bit model keeps the grid it was trained on in all of them: Q4_0 blocks, XNNPACK, MLX and
+    compressed-tensors take its integers and scales as they are, and the Hugging Face folder holds
+    their values in float32.
 
-    A .gguf or .pte runs in its own runtime, on the `corpus` if there is one, and is compared with the model in memory.
-    ValueError, and no file, where they agree less than config.min_agreement, or a float32 file answers otherwise. An
-    mlx or compressed-tensors folder is read back and compared to the bit.
+    A .gguf or .pte runs in its own runtime, on the `corpus` if there is one, and is compared with
+    the model in memory. ValueError, and no file, where they agree less than config.min_agreement,
+    or a float32 file answers otherwise. An mlx or compressed-tensors folder is read back and
+    compared to the bit.
     """
     refuse_checkpoint(config, model)
     network, tokenizer = load_checkpoint(model)
     network.eval()
     context_length = config.context_length or network.config.max_position_embeddings
     run = {"gguf", "pte"} & set(config.formats)
-    passages = real_passages(LanguageModel(network, tokenizer), context_length, corpus) if run else []
+    passages = (
+        real_passages(LanguageModel(network, tokenizer), context_length, corpus) if run else []
+    )
     sizes: dict[str, int] = {}
     told: dict[str, Any] = {}
     notes: dict[str, list[str]] = {}
@@ -116,7 +124,9 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
 
 
 def refuse_checkpoint(config: ExportConfig, model: Path) -> None:
-    """Nothing, or a ValueError where a format cannot hold this checkpoint: asked before its weights are read."""
+    """Nothing, or a ValueError where a format cannot hold this checkpoint: asked before its weights
+    are read.
+    """
     name = quantization_of(model)
     shape, tokenizer = shape_of(model), Tokenizer.load(model)
     try:
@@ -141,7 +151,11 @@ def check_text(file: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
 
 
 def export_gguf(
-    config: ExportConfig, out: Path, network: Transformer, tokenizer: Tokenizer, passages: list[Passage]
+    config: ExportConfig,
+    out: Path,
+    network: Transformer,
+    tokenizer: Tokenizer,
+    passages: list[Passage],
 ) -> tuple[Path, Agreement]:
     dtype = config.wanted().dtype(scheme_of(network))
     refuse_lossy(network, dtype)
@@ -166,14 +180,23 @@ def export_pte(
     return file, check_file(file, network, tokenizer, passages, config, exact=exact)
 
 
-def export_folder(config: ExportConfig, out: Path, network: Transformer, tokenizer: Tokenizer) -> Path:
-    """A Hugging Face folder, or integers and scales in another runtime's container, by the name of `out`."""
+def export_folder(
+    config: ExportConfig, out: Path, network: Transformer, tokenizer: Tokenizer
+) -> Path:
+    """A Hugging Face folder, or integers and scales in another runtime's container, by the name of
+    `out`.
+    """
     if out.name in CONTAINERS:
         write_repacked(unrolled(network), tokenizer, out, out.name)
         return out
     plain = on_grid(network)
     with write_folder(out) as folder:
-        save_checkpoint(folder, unrolled(plain) if config.layout is None else plain, tokenizer, layout=config.layout)
+        save_checkpoint(
+            folder,
+            unrolled(plain) if config.layout is None else plain,
+            tokenizer,
+            layout=config.layout,
+        )
     return out
 
 
@@ -182,14 +205,20 @@ def folder_bytes(folder: Path) -> int:
 
 
 def real_passages(model: LanguageModel, context_length: int, corpus: Path | None) -> list[Passage]:
-    """Real text to compare on, about COMPARED_TOKENS of it: the corpus's, or else Python's language reference.
+    """Real text to compare on, about COMPARED_TOKENS of it: the corpus's, or else Python's language
+    reference.
 
-    A model that chats is compared on answers: the assistant's in the corpus's conversations, or its own to questions
-    about the reference. What it was never taught to predict tells little: there its likeliest tokens are near ties.
+    A model that chats is compared on answers: the assistant's in the corpus's conversations, or its
+    own to questions about the reference. What it was never taught to predict tells little: there
+    its likeliest tokens are near ties.
     """
     length = min(PASSAGE_TOKENS, context_length)
     tokenizer = model.tokenizer
-    sources = [own_answers(model, length) if tokenizer.chat_template else reference_pages(tokenizer, length)]
+    sources = [
+        own_answers(model, length)
+        if tokenizer.chat_template
+        else reference_pages(tokenizer, length)
+    ]
     if corpus is not None:
         held_out = held_conversations if tokenizer.chat_template else held_documents
         sources.insert(0, held_out(tokenizer, length, corpus))
@@ -204,31 +233,47 @@ def real_passages(model: LanguageModel, context_length: int, corpus: Path | None
         if passages:
             return passages
     raise ValueError(
-        f"no text is as long as the {PASSAGE_PROMPT} tokens that a file is compared on; raise context_length"
+        f"no text is as long as the {PASSAGE_PROMPT} tokens that a file is compared on; raise "
+        "context_length"
     )
 
 
 def own_answers(model: LanguageModel, length: int) -> Iterator[Passage]:
-    """What the model itself answers, greedily, to questions about the pages of the language reference."""
+    """What the model itself answers, greedily, to questions about the pages of the language
+    reference.
+    """
     tokenizer = model.tokenizer
     reference = read_language_reference()
     while pages := list(islice(reference, 8)):
         excerpts = [tokenizer.decode(tokenizer.encode(page.text)[: length // 4]) for page in pages]
-        prompts = [tokenizer.encode_chat([{"role": "user", "content": QUESTION + text}]) for text in excerpts]
+        prompts = [
+            tokenizer.encode_chat([{"role": "user", "content": QUESTION + text}])
+            for text in excerpts
+        ]
         prompts = [prompt for prompt in prompts if len(prompt) < length - 1]
         room = length - max(map(len, prompts), default=length)
         answers = model.generate(prompts, max_new_tokens=room, stop_ids=tokenizer.stop_ids)
         for prompt, answer in zip(prompts, answers, strict=True):
-            yield Passage(ids=[*prompt, *answer, tokenizer.end_of_turn_id][:length], prompt=len(prompt))
+            yield Passage(
+                ids=[*prompt, *answer, tokenizer.end_of_turn_id][:length], prompt=len(prompt)
+            )
 
 
 def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path) -> Iterator[Passage]:
-    """The first answer of each of the corpus's conversations, held-out ones first, one source after the other."""
-    files = [corpus / "documents" / name / f"{split}.jsonl" for split in SPLITS for name in list_sources(corpus)]
+    """The first answer of each of the corpus's conversations, held-out ones first, one source after
+    the other.
+    """
+    files = [
+        corpus / "documents" / name / f"{split}.jsonl"
+        for split in SPLITS
+        for name in list_sources(corpus)
+    ]
     readers = [read_conversations(file) for file in files if file.is_file()]
     for round_of_rows in zip_longest(*(islice(reader, PASSAGES) for reader in readers)):
         answers = tokenizer.answers([row for row in round_of_rows if row is not None])
-        examples = [example for found in answers if isinstance(found, list) for example in found[:1]]
+        examples = [
+            example for found in answers if isinstance(found, list) for example in found[:1]
+        ]
         for ids, mask in ((example.ids, example.learnt) for example in examples):
             if True in mask and mask.index(True) < length - 1:
                 first = mask.index(True)
@@ -256,7 +301,9 @@ def reference_pages(tokenizer: Tokenizer, length: int) -> Iterator[Passage]:
 
 
 def refuse_lossy(network: Transformer, dtype: str) -> None:
-    """Nothing, or a ValueError where a .gguf of this dtype would round four-bit values once more, and otherwise."""
+    """Nothing, or a ValueError where a .gguf of this dtype would round four-bit values once more,
+    and otherwise.
+    """
     if dtype == "q4_0" and scheme_of(network) is None:
         refuse_rounding_again(network, partial(fake_quantize_weight, scheme=CPU), "q4_0")
     if dtype == "q8_0":
@@ -272,11 +319,14 @@ def check_file(
     *,
     exact: bool,
 ) -> Agreement:
-    """How the file agrees with the network. A file that agrees too little is removed, and a ValueError says how little."""
+    """How the file agrees with the network. A file that agrees too little is removed, and a
+    ValueError says how little.
+    """
     try:
         with opened(file, exact=exact) as runtime:
             found = agreement(LanguageModel(network, tokenizer), runtime, passages)
-    except BaseException:  # refused by its runtime, or interrupted: an unchecked file must not look like a checked one
+    # refused by its runtime, or interrupted: an unchecked file must not look like a checked one
+    except BaseException:
         discard(file)
         raise
     if found.top_token >= config.min_agreement and (not exact or found.greedy == EXACT_GREEDY):
@@ -286,10 +336,14 @@ def check_file(
     finally:
         discard(file)
     raise ValueError(
-        f"{file.name} does not say what the model says: of {found.tokens} tokens {found.top_token:.2%} agree "
-        f"({config.min_agreement:.1%} asked), KL {found.kl:.3g} nats, greedy answers equal for {found.greedy:.0%}"
-        f"{' (a float32 file must equal all)' if exact else ''}{worst}. The file was removed. A lower min_agreement lets "
-        "it pass; a model that is unsure of every token agrees less, for its likeliest tokens are near ties"
+        f"{file.name} does not say what the model says: of {found.tokens} tokens "
+        f"{found.top_token:.2%} agree "
+        f"({config.min_agreement:.1%} asked), KL {found.kl:.3g} nats, greedy answers equal for "
+        f"{found.greedy:.0%}"
+        f"{' (a float32 file must equal all)' if exact else ''}{worst}. The file was removed. A "
+        "lower min_agreement lets "
+        "it pass; a model that is unsure of every token agrees less, for its likeliest tokens are "
+        "near ties"
     )
 
 
@@ -309,7 +363,10 @@ def most_different_tensor(file: Path, network: Transformer) -> str:
         gaps = gguf_gaps(file, network)
     name = max(gaps, key=lambda found: gaps[found], default="")
     if not name or gaps[name] < 0.01:
-        return "; every tensor in it is the model's to 1 %, so the difference is in how the runtime computes"
+        return (
+            "; every tensor in it is the model's to 1 %, so the difference is in how the runtime "
+            "computes"
+        )
     return f"; the tensor that differs most is {name}, by {gaps[name]:.0%}"
 
 
@@ -319,4 +376,7 @@ def gguf_gaps(file: Path, network: Transformer) -> dict[str, float]:
 
     expected = unrolled(on_grid(network)).state_dict()
     stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}
-    return {n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in stored}
+    return {
+        n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12))
+        for n in stored
+    }

@@ -1,4 +1,6 @@
-"""Supervised fine-tuning on conversations: loss on the assistant's tokens, packed rows, no attention across conversations."""
+"""Supervised fine-tuning on conversations: loss on the assistant's tokens, packed rows, no
+attention across conversations.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,11 @@ from pocketlm.train.optim import OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """One stage of SFT. sources: which of the corpus's sources hold the conversations; empty means all that do.
+    """One stage of SFT. sources: which of the corpus's sources hold the conversations; empty means
+    all that do.
 
-    distillation: with a teacher, how the model learns from it.
-    packed: several conversations share a row; R1's script gives each a row of its own, so a step is as many samples.
+    distillation: with a teacher, how the model learns from it. packed: several conversations share
+    a row; R1's script gives each a row of its own, so a step is as many samples.
     """
 
     name: str
@@ -42,10 +45,14 @@ class FinetuneConfig:
 
 
 @on_all_ranks
-def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None) -> Path:
-    """A chat checkpoint in `out`. A base model's tokenizer gets a chat template here; one it already has is kept.
+def finetune(
+    config: FinetuneConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None
+) -> Path:
+    """A chat checkpoint in `out`. A base model's tokenizer gets a chat template here; one it
+    already has is kept.
 
-    With `teacher`, a checkpoint or a cache that teach wrote, the answers are learnt from its distributions.
+    With `teacher`, a checkpoint or a cache that teach wrote, the answers are learnt from its
+    distributions.
     """
     check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=True)
     own = ranks()
@@ -56,7 +63,9 @@ def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path, te
             f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
             f"{student.config.max_position_embeddings}; lower it or run extend_context first"
         )
-    rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len, packed=config.packed)
+    rows, tally = conversation_rows(
+        corpus, config.sources, tokenizer, config.seq_len, packed=config.packed
+    )
     if own.first:
         told(tally, tokenizer, out, config.name)
     layout = Layout(
@@ -68,18 +77,16 @@ def finetune(config: FinetuneConfig, out: Path, *, corpus: Path, model: Path, te
         world_size=own.world_size,
     )
     sources, shares = {"conversations": rows}, {"conversations": 1.0}
-    batches = make_batches(sources, shares, layout, separate_documents=True, name_documents=is_cached(teacher))
+    batches = make_batches(
+        sources, shares, layout, separate_documents=True, name_documents=is_cached(teacher)
+    )
     loss_fn = next_token_loss
     if teacher is not None:
-        loss_fn = distillation_loss(open_teacher(teacher, tokenizer, sources, config.optim), config.distillation)
+        loss_fn = distillation_loss(
+            open_teacher(teacher, tokenizer, sources, config.optim), config.distillation
+        )
     student = train(
-        student,
-        batches,
-        loss_fn,
-        config.optim,
-        out,
-        label=config.name,
-        save=config.save,
+        student, batches, loss_fn, config.optim, out, label=config.name, save=config.save
     )
     if own.first:
         save_checkpoint(out, student, tokenizer)

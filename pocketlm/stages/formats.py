@@ -1,4 +1,6 @@
-"""Formats: whether the files that a recipe ends in can be written, asked before it trains anything."""
+"""Formats: whether the files that a recipe ends in can be written, asked before it trains
+anything.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,8 @@ from pocketlm.model.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class FormatsConfig(Wanted):
-    """Wanted's fields are those of the export to come. scheme: the four-bit one that the model will be trained for; None
-    for what it is.
+    """Wanted's fields are those of the export to come. scheme: the four-bit one that the model will
+    be trained for; None for what it is.
     """
 
     name: str
@@ -31,7 +33,9 @@ class FormatsConfig(Wanted):
 
 
 def check_formats(config: FormatsConfig, out: Path, *, model: Path) -> Path:
-    """`out`, with formats.json: of each format what is unlike in it. ValueError for one that cannot be written."""
+    """`out`, with formats.json: of each format what is unlike in it. ValueError for one that cannot
+    be written.
+    """
     chosen = config.scheme or quantization_of(model)
     kept = scheme(chosen) if chosen else None
     shape = shape_of(model)
@@ -48,6 +52,9 @@ def check_formats(config: FormatsConfig, out: Path, *, model: Path) -> Path:
         "pte": {"context_length": config.context_length or shape.max_position_embeddings},
         "hf": {"layout": config.layout},
     }
-    told = {name: {**details.get(name, {}), "quantization": chosen, "unlike": found} for name, found in notes.items()}
+    told = {
+        name: {**details.get(name, {}), "quantization": chosen, "unlike": found}
+        for name, found in notes.items()
+    }
     write_json(out / "formats.json", told)
     return out

@@ -1,8 +1,10 @@
-"""Extend the context by implicit positional distillation: short documents packed into a long window, a teacher's logits.
+"""Extend the context by implicit positional distillation: short documents packed into a long
+window, a teacher's logits.
 
-Pro, section 5: after phase 1 the student trains at the long window on the same short documents, and the only long-range
-signal is the teacher's whole distribution. The packed documents may look at one another here: with a strict document
-mask and pure RoPE a teacher's logits cannot depend on where in the window a document stands, so nothing would be taught.
+Pro, section 5: after phase 1 the student trains at the long window on the same short documents, and
+the only long-range signal is the teacher's whole distribution. The packed documents may look at one
+another here: with a strict document mask and pure RoPE a teacher's logits cannot depend on where in
+the window a document stands, so nothing would be taught.
 """
 
 from dataclasses import dataclass, replace
@@ -26,11 +28,13 @@ from pocketlm.train.optim import OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendConfig:
-    """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's value is not known.
+    """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's
+    value is not known.
 
-    distillation: with a teacher, how the model learns from it. A teacher from disk reads each document by itself, and so
-    teaches nothing of packed short ones: long range comes from documents that are long themselves.
-    optim None: widen and train nothing, as R1 does before its reasoning SFT.
+    distillation: with a teacher, how the model learns from it. A teacher from disk reads each
+    document by itself, and so teaches nothing of packed short ones: long range comes from documents
+    that are long themselves. optim None: widen and train nothing, as R1 does before its reasoning
+    SFT.
     """
 
     name: str
@@ -49,24 +53,36 @@ class ExtendConfig:
         if self.optim is None:
             return f"{window}, nothing trained"
         steps, rows = self.optim.num_steps, self.rows_per_step
-        told = f"{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} {window}, {self.optim.summary()}"
+        told = (
+            f"{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} {window}, "
+            f"{self.optim.summary()}"
+        )
         return told + (f"; {shares_summary(self.shares)}" if self.shares else "")
 
 
 @on_all_ranks
 def extend_context(
-    config: ExtendConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None, mix: Path | None = None
+    config: ExtendConfig,
+    out: Path,
+    *,
+    corpus: Path,
+    model: Path,
+    teacher: Path | None = None,
+    mix: Path | None = None,
 ) -> Path:
-    """A checkpoint in `out` whose window is config.seq_len tokens, taught by a teacher that already reads that far.
+    """A checkpoint in `out` whose window is config.seq_len tokens, taught by a teacher that already
+    reads that far.
 
-    Without a teacher the loss is cross-entropy: how the teacher itself comes to read long documents.
+    Without a teacher the loss is cross-entropy: how the teacher itself comes to read long
+    documents.
     """
     check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=False)
     own = ranks()
     student, tokenizer = load_checkpoint(model)
     if config.seq_len <= student.config.max_position_embeddings:
         raise ValueError(
-            f"{config.name}.seq_len {config.seq_len} does not extend the model's {student.config.max_position_embeddings} positions"
+            f"{config.name}.seq_len {config.seq_len} does not extend the model's "
+            f"{student.config.max_position_embeddings} positions"
         )
     student = widened(student, config.seq_len, config.rope_theta_factor)
     if config.optim is None:
@@ -83,12 +99,16 @@ def extend_context(
         rank=own.rank,
         world_size=own.world_size,
     )
-    batches = make_batches(sources, shares, layout, separate_documents=False, name_documents=is_cached(teacher))
+    batches = make_batches(
+        sources, shares, layout, separate_documents=False, name_documents=is_cached(teacher)
+    )
     loss_fn = next_token_loss
     if teacher is not None:
         reader = open_teacher(teacher, tokenizer, sources, config.optim, reads=config.seq_len)
         loss_fn = distillation_loss(reader, config.distillation)
-    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+    student = train(
+        student, batches, loss_fn, config.optim, out, label=config.name, save=config.save
+    )
     if own.first:
         save_checkpoint(out, student, tokenizer)
     return out
@@ -96,7 +116,11 @@ def extend_context(
 
 def widened(model: Transformer, positions: int, theta_factor: float) -> Transformer:
     """The same weights in a network that admits `positions` and turns its RoPE more slowly."""
-    config = replace(model.config, max_position_embeddings=positions, rope_theta=model.config.rope_theta * theta_factor)
+    config = replace(
+        model.config,
+        max_position_embeddings=positions,
+        rope_theta=model.config.rope_theta * theta_factor,
+    )
     longer = Transformer(config)
     own = scheme_of(model)
     if own is not None:

@@ -1,4 +1,6 @@
-"""Pre-train: next-token training from nothing or from a checkpoint; phases, mid-training with a teacher, annealing."""
+"""Pre-train: next-token training from nothing or from a checkpoint; phases, mid-training with a
+teacher, annealing.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,10 @@ from pocketlm.train.optim import OptimConfig
 class PretrainConfig:
     """One phase of training on text.
 
-    model: the shape of a new network; None to go on from the input `model`.
-    shares: of each source; None to take those of the input `selection` or `mix`.
-    separate_documents: tokens see only their own document; R1's loader lets documents of a row see each other.
-    distillation: with a teacher, how the model learns from it.
+    model: the shape of a new network; None to go on from the input `model`. shares: of each source;
+    None to take those of the input `selection` or `mix`. separate_documents: tokens see only their
+    own document; R1's loader lets documents of a row see each other. distillation: with a teacher,
+    how the model learns from it.
     """
 
     name: str
@@ -43,9 +45,20 @@ class PretrainConfig:
 
     def summary(self) -> str:
         steps, rows = self.optim.num_steps, self.rows_per_step
-        shape = f"{self.model.num_hidden_layers} layers of {self.model.hidden_size:,}; " if self.model else ""
-        told = f"{shape}{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x {self.seq_len:,}, "
-        return told + self.optim.summary() + (f"; {shares_summary(self.shares)}" if self.shares else "")
+        shape = (
+            f"{self.model.num_hidden_layers} layers of {self.model.hidden_size:,}; "
+            if self.model
+            else ""
+        )
+        told = (
+            f"{shape}{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x "
+            f"{self.seq_len:,}, "
+        )
+        return (
+            told
+            + self.optim.summary()
+            + (f"; {shares_summary(self.shares)}" if self.shares else "")
+        )
 
 
 @on_all_ranks
@@ -61,9 +74,9 @@ def pretrain(
 ) -> Path:
     """A checkpoint in `out`, trained for config.optim.num_steps steps on `corpus`.
 
-    Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training; all of Pro);
-    the teacher is a checkpoint, or a cache that teach wrote.
-    `selection` replaces the corpus's training shards by the documents a select stage kept.
+    Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training;
+    all of Pro); the teacher is a checkpoint, or a cache that teach wrote. `selection` replaces the
+    corpus's training shards by the documents a select stage kept.
     """
     if shape := config.model or (shape_of(model) if model else None):
         check_memory(config, shape, teacher=live_shape(teacher), masked=config.separate_documents)
@@ -86,34 +99,55 @@ def pretrain(
         world_size=own.world_size,
     )
     batches = make_batches(
-        sources, shares, layout, separate_documents=config.separate_documents, name_documents=is_cached(teacher)
+        sources,
+        shares,
+        layout,
+        separate_documents=config.separate_documents,
+        name_documents=is_cached(teacher),
     )
     loss_fn = next_token_loss
     if teacher is not None:
-        loss_fn = distillation_loss(open_teacher(teacher, tokenizer, sources, config.optim), config.distillation)
-    student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+        loss_fn = distillation_loss(
+            open_teacher(teacher, tokenizer, sources, config.optim), config.distillation
+        )
+    student = train(
+        student, batches, loss_fn, config.optim, out, label=config.name, save=config.save
+    )
     if own.first:
         save_checkpoint(out, student, tokenizer)
     return out
 
 
-def start(shape: ModelConfig | None, model: Path | None, corpus: Path, seed: int) -> tuple[Transformer, Tokenizer]:
-    """A new network with the corpus's tokenizer, or the checkpoint `model`, whose tokenizer must be the corpus's."""
+def start(
+    shape: ModelConfig | None, model: Path | None, corpus: Path, seed: int
+) -> tuple[Transformer, Tokenizer]:
+    """A new network with the corpus's tokenizer, or the checkpoint `model`, whose tokenizer must be
+    the corpus's.
+    """
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     if (shape is None) == (model is None):
-        raise ValueError("give either a model shape, to start anew, or an input checkpoint `model`, to go on from it")
+        raise ValueError(
+            "give either a model shape, to start anew, or an input checkpoint `model`, to go on "
+            "from it"
+        )
     if model is not None:
         student, own = load_checkpoint(model)
         check_same_tokens(own, tokenizer, model, corpus)
         return student, own
     assert shape is not None
     if shape.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"model.vocab_size {shape.vocab_size} is below the tokenizer's {tokenizer.vocab_size} tokens")
+        raise ValueError(
+            f"model.vocab_size {shape.vocab_size} is below the tokenizer's {tokenizer.vocab_size} "
+            "tokens"
+        )
     return Transformer(shape, seed=seed), tokenizer
 
 
-def check_same_tokens(own: Tokenizer, corpus_tokenizer: Tokenizer, model: Path, corpus: Path) -> None:
+def check_same_tokens(
+    own: Tokenizer, corpus_tokenizer: Tokenizer, model: Path, corpus: Path
+) -> None:
     if own.backend.get_vocab() != corpus_tokenizer.backend.get_vocab():
         raise ValueError(
-            f"the tokenizer of {model} is not the one {corpus} was encoded with; curate with tokenizer={model}"
+            f"the tokenizer of {model} is not the one {corpus} was encoded with; curate with "
+            f"tokenizer={model}"
         )

@@ -1,4 +1,6 @@
-"""Quantize to four bits: training on the grid with the full-precision model as teacher, or plain rounding."""
+"""Quantize to four bits: training on the grid with the full-precision model as teacher, or plain
+rounding.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,9 +28,9 @@ from pocketlm.train.optim import OptimConfig
 class QuantizeConfig:
     """scheme: a row of model/quant.py. optim None: round what is there (PTQ), train nothing.
 
-    distillation: how the model learns from its full-precision self.
-    sources: whose conversations to train on; empty means all. shares: train on text in these shares instead, as a
-    base model must (Pro quantizes its base).
+    distillation: how the model learns from its full-precision self. sources: whose conversations to
+    train on; empty means all. shares: train on text in these shares instead, as a base model must
+    (Pro quantizes its base).
     """
 
     name: str
@@ -50,36 +52,53 @@ class QuantizeConfig:
         if self.optim is None:
             return f"{self.scheme}, rounding alone"
         steps, rows = self.optim.num_steps, self.rows_per_step
-        tokens = f"{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x {self.seq_len:,}"
+        tokens = (
+            f"{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x "
+            f"{self.seq_len:,}"
+        )
         return f"{self.scheme}, QAT of {tokens}, {self.optim.summary()}"
 
 
 @on_all_ranks
 def quantize(
-    config: QuantizeConfig, out: Path, *, model: Path, corpus: Path | None = None, teacher: Path | None = None
+    config: QuantizeConfig,
+    out: Path,
+    *,
+    model: Path,
+    corpus: Path | None = None,
+    teacher: Path | None = None,
 ) -> Path:
-    """A checkpoint in `out` whose latent weights were trained for `scheme`, straight-through: ranges learned, or min-max.
+    """A checkpoint in `out` whose latent weights were trained for `scheme`, straight-through:
+    ranges learned, or min-max.
 
-    Self-distillation (Pro, phase 4): forward KL from the frozen full-precision model on the corpus's conversations,
-    or on its text; `teacher`, another checkpoint or a cache that teach wrote, takes its place.
-    ValueError where the weights were rounded to another 4-bit grid before.
+    Self-distillation (Pro, phase 4): forward KL from the frozen full-precision model on the
+    corpus's conversations, or on its text; `teacher`, another checkpoint or a cache that teach
+    wrote, takes its place. ValueError where the weights were rounded to another 4-bit grid before.
     """
     own, own_scheme = ranks(), scheme(config.scheme)
     if quantization_of(model):
         raise ValueError(
-            f"{model} is quantized already ({quantization_of(model)}); start from its full-precision parent"
+            f"{model} is quantized already ({quantization_of(model)}); start from its "
+            "full-precision parent"
         )
     taught_by = live_shape(teacher or model)
-    check_memory(config, shape_of(model), teacher=taught_by, masked=config.shares is None, on_grid=True)
+    check_memory(
+        config, shape_of(model), teacher=taught_by, masked=config.shares is None, on_grid=True
+    )
     student, tokenizer = load_checkpoint(model)
-    refuse_rounding_again(student, partial(fake_quantize_weight, scheme=own_scheme), f"{config.name} ({config.scheme})")
+    refuse_rounding_again(
+        student,
+        partial(fake_quantize_weight, scheme=own_scheme),
+        f"{config.name} ({config.scheme})",
+    )
     prepare(student, own_scheme)
     if config.optim is not None:
         if corpus is None:
             raise ValueError(f"{config.name}: training on the grid needs a corpus as input")
         if config.seq_len > student.config.max_position_embeddings:
             raise ValueError(
-                f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings {student.config.max_position_embeddings}"
+                f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
+                f"{student.config.max_position_embeddings}"
             )
         sources, shares = training_rows(config, corpus, tokenizer, out)
         layout = Layout(
@@ -91,11 +110,17 @@ def quantize(
             world_size=own.world_size,
         )
         batches = make_batches(
-            sources, shares, layout, separate_documents=config.shares is None, name_documents=is_cached(teacher)
+            sources,
+            shares,
+            layout,
+            separate_documents=config.shares is None,
+            name_documents=is_cached(teacher),
         )
         reader = open_teacher(teacher or model, tokenizer, sources, config.optim)
         loss_fn = distillation_loss(reader, config.distillation)
-        student = train(student, batches, loss_fn, config.optim, out, label=config.name, save=config.save)
+        student = train(
+            student, batches, loss_fn, config.optim, out, label=config.name, save=config.save
+        )
     if own.first:
         save_checkpoint(out, student, tokenizer)
     return out
@@ -104,7 +129,9 @@ def quantize(
 def training_rows(
     config: QuantizeConfig, corpus: Path, tokenizer: Tokenizer, out: Path
 ) -> tuple[dict[str, Rows], Shares]:
-    """(rows by source, their shares): of text where the config shares it out, else of all conversations together."""
+    """(rows by source, their shares): of text where the config shares it out, else of all
+    conversations together.
+    """
     if config.shares is not None:
         shares = chosen_shares(config.shares, corpus, config.name, None)
         return dict(text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)), shares

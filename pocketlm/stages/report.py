@@ -13,7 +13,12 @@ from pocketlm.report.goals import Goal, judge
 from pocketlm.report.merging import merging_section
 from pocketlm.report.number_format import duration
 from pocketlm.report.page import page
-from pocketlm.report.results import evaluation_section, headline, shipped_labels, transcripts_section
+from pocketlm.report.results import (
+    evaluation_section,
+    headline,
+    shipped_labels,
+    transcripts_section,
+)
 from pocketlm.report.speed import speed_section
 from pocketlm.report.timeline import Stage, curves_section, recipe_section, road_section
 
@@ -31,10 +36,11 @@ SHOWN_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """title: of the page. goals: what the recipe promised, judged by the evaluation; none, no table.
+    """title: of the page. goals: what the recipe promised, judged by the evaluation; none, no
+    table.
 
-    claims: of the papers, judged alike and told apart: a recipe does not promise them.
-    examples: how many right and how many wrong answers are shown, and texts that each filter dropped.
+    claims: of the papers, judged alike and told apart: a recipe does not promise them. examples:
+    how many right and how many wrong answers are shown, and texts that each filter dropped.
     """
 
     name: str
@@ -52,11 +58,13 @@ class ReportConfig:
 
 
 def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: Path) -> Path:
-    """`out`, with report.html: results, goals, the road, and whatever the stages left that can be drawn.
+    """`out`, with report.html: results, goals, the road, and whatever the stages left that can be
+    drawn.
 
-    `stages` are finished stage folders in the order of the recipe; `evaluation`, the folder of an evaluate
-    stage, comes last if it is not among them. A part whose stage the recipe lacks is left out. ValueError: a
-    folder that is no finished stage, a file that cannot be read, or a goal about a model not evaluated.
+    `stages` are finished stage folders in the order of the recipe; `evaluation`, the folder of an
+    evaluate stage, comes last if it is not among them. A part whose stage the recipe lacks is left
+    out. ValueError: a folder that is no finished stage, a file that cannot be read, or a goal about
+    a model not evaluated.
     """
     folders = [*stages, *([] if evaluation in stages else [evaluation])]
     read = [read_stage(folder) for folder in folders]
@@ -90,12 +98,21 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
 def read_stage(folder: Path) -> Stage:
     """A finished stage's record and figures. ValueError if the folder is none."""
     if not (folder / RECORD).is_file():
-        raise ValueError(f"{folder} is no stage of a run (no {RECORD}); give folders that stages returned")
+        raise ValueError(
+            f"{folder} is no stage of a run (no {RECORD}); give folders that stages returned"
+        )
     record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or not {"stage", "config", "inputs", "status", "seconds"} <= record.keys():
-        raise ValueError(f"{folder / RECORD}: not the record of a stage; restore the file, or run the stage anew")
+    if (
+        not isinstance(record, dict)
+        or not {"stage", "config", "inputs", "status", "seconds"} <= record.keys()
+    ):
+        raise ValueError(
+            f"{folder / RECORD}: not the record of a stage; restore the file, or run the stage anew"
+        )
     if record["status"] != "finished":
-        raise ValueError(f"the stage in {folder} has not finished (it is {record['status']}); finish it first")
+        raise ValueError(
+            f"the stage in {folder} has not finished (it is {record['status']}); finish it first"
+        )
     files = {name: read_object(folder / name) for name in SHOWN_FILES if (folder / name).is_file()}
     metrics = folder / "metrics.jsonl"
     return Stage(folder.name, record, files, read_lines(metrics) if metrics.is_file() else ())
@@ -121,4 +138,7 @@ def _footer(stages: list[Stage], seconds: float) -> str:
     """When the run began, how long it took, and with which version."""
     first = stages[0].record
     began = f"Begun {first['started'].replace('T', ' ')}, " if "started" in first else ""
-    return f"{began}{duration(seconds)} of computing, pocketlm {first.get('pocketlm', 'not installed')}."
+    return (
+        f"{began}{duration(seconds)} of computing, pocketlm "
+        f"{first.get('pocketlm', 'not installed')}."
+    )

@@ -1,4 +1,6 @@
-"""Teach: a teacher reads a corpus once, and what it says is kept on disk for any number of students and runs."""
+"""Teach: a teacher reads a corpus once, and what it says is kept on disk for any number of students
+and runs.
+"""
 
 import shutil
 import time
@@ -26,18 +28,21 @@ from pocketlm.train.distill.encode import encode_documents, find_shares
 from pocketlm.train.distributed.ranks import device
 from pocketlm.train.optim import dtype_of
 
-# Read first, from documents evenly spread: for the shares of words without entry, and for the estimate
+# Read first, from documents evenly spread: for the shares of words without entry, and for the
+# estimate
 SAMPLE_TOKENS = 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeachConfig:
-    """window: tokens the teacher reads at once; longer documents in overlapping windows. sources: empty means all.
+    """window: tokens the teacher reads at once; longer documents in overlapping windows. sources:
+    empty means all.
 
-    conversations: the corpus's conversations as finetune and quantize write them (one longer than window is left out),
-    not its text. min_gain: nats; a word is stored for a token where that lowers the KL error by as much, so a smaller one
-    costs disk and is nearer to the whole distribution (docs/benchmarks.md has figures). batch_tokens: read together.
-    shard_tokens: written together; an interrupted stage loses no more. compute_dtype: of the teacher's products.
+    conversations: the corpus's conversations as finetune and quantize write them (one longer than
+    window is left out), not its text. min_gain: nats; a word is stored for a token where that
+    lowers the KL error by as much, so a smaller one costs disk and is nearer to the whole
+    distribution (docs/benchmarks.md has figures). batch_tokens: read together. shard_tokens:
+    written together; an interrupted stage loses no more. compute_dtype: of the teacher's products.
     """
 
     name: str
@@ -51,27 +56,40 @@ class TeachConfig:
 
     def __post_init__(self) -> None:
         if self.min_gain <= 0:
-            raise ValueError(f"min_gain {self.min_gain} must be above 0: every word of every token would be stored")
+            raise ValueError(
+                f"min_gain {self.min_gain} must be above 0: every word of every token would be "
+                "stored"
+            )
         if self.window < 4:
             raise ValueError(f"window {self.window} is below 4 tokens, a quarter of which overlaps")
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16")
+            raise ValueError(
+                f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16"
+            )
 
     def summary(self) -> str:
         what = "conversations" if self.conversations else "text"
-        return f"{what} in windows of {self.window:,}, words worth {self.min_gain:g} nats of a token's KL"
+        return (
+            f"{what} in windows of {self.window:,}, words worth {self.min_gain:g} nats of a "
+            "token's KL"
+        )
 
 
-def teach(config: TeachConfig, out: Path, *, corpus: Path, teacher: Path, selection: Path | None = None) -> Path:
-    """A teacher cache in `out`: give it to pretrain, finetune, extend_context or quantize as their `teacher`.
+def teach(
+    config: TeachConfig, out: Path, *, corpus: Path, teacher: Path, selection: Path | None = None
+) -> Path:
+    """A teacher cache in `out`: give it to pretrain, finetune, extend_context or quantize as their
+    `teacher`.
 
-    `selection` replaces the corpus's training shards, as in pretrain. ValueError: a teacher of other tokens, a window it
-    does not read, too little room on disk (estimated from what is read first), or an `out` begun with another teacher.
+    `selection` replaces the corpus's training shards, as in pretrain. ValueError: a teacher of
+    other tokens, a window it does not read, too little room on disk (estimated from what is read
+    first), or an `out` begun with another teacher.
     """
     network, tokenizer = load_checkpoint(teacher)
     if config.window > network.config.max_position_embeddings:
         raise ValueError(
-            f"{config.name}.window {config.window} exceeds the teacher's {network.config.max_position_embeddings} "
+            f"{config.name}.window {config.window} exceeds the teacher's "
+            f"{network.config.max_position_embeddings} "
             "positions; lower it"
         )
     documents = training_documents(config, corpus, tokenizer, selection, out)
@@ -105,7 +123,8 @@ def training_documents(
         own = Tokenizer.load(corpus / "tokenizer")
         if own.backend.get_vocab() != tokenizer.backend.get_vocab():
             raise ValueError(
-                f"{corpus} is encoded in {own.vocab_size} tokens, the teacher has {tokenizer.vocab_size} others; a "
+                f"{corpus} is encoded in {own.vocab_size} tokens, the teacher has "
+                f"{tokenizer.vocab_size} others; a "
                 "teacher reads a corpus that was curated with its tokenizer"
             )
         text = selection or corpus
@@ -120,14 +139,22 @@ def _documents(rows: Rows) -> Iterator[np.ndarray]:
 
 
 def write_cache(
-    config: TeachConfig, cache: CacheWriter, network: Transformer, documents: dict[bytes, np.ndarray], teacher: str
+    config: TeachConfig,
+    cache: CacheWriter,
+    network: Transformer,
+    documents: dict[bytes, np.ndarray],
+    teacher: str,
 ) -> None:
     """Everything not yet in the cache, a shard after another, and then teacher.json."""
     left = {key: ids for key, ids in documents.items() if key not in cache.done}
     reading = {"window": config.window, "batch_tokens": config.batch_tokens}
     sample = spread_sample(list(documents.values()))
     known = cache.shares()
-    shares = find_shares(network, sample, **reading) if known is None else torch.from_numpy(known).to(device())
+    shares = (
+        find_shares(network, sample, **reading)
+        if known is None
+        else torch.from_numpy(known).to(device())
+    )
     if known is None:
         cache.write_shares(shares.cpu().numpy())
     tokens = sum(map(len, left.values()))
@@ -135,7 +162,9 @@ def write_cache(
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"  {config.name}", total=tokens)
         for shard in _shards(left, config.shard_tokens):
-            coded = encode_documents(network, list(shard.values()), shares, **reading, min_gain=config.min_gain)
+            coded = encode_documents(
+                network, list(shard.values()), shares, **reading, min_gain=config.min_gain
+            )
             cache.write_shard(dict(zip(shard, coded, strict=True)))
             progress.advance(task, sum(map(len, shard.values())))
     cache.finish({"teacher": teacher})
@@ -162,7 +191,9 @@ def tell_estimate(
     tokens: int,
     shares: torch.Tensor,
 ) -> None:
-    """Show what the `tokens` that are left will take, from a part of the sample. ValueError: the disk is too small."""
+    """Show what the `tokens` that are left will take, from a part of the sample. ValueError: the
+    disk is too small.
+    """
     started = time.perf_counter()
     few = sample[: max(1, len(sample) // 4)]
     reading = {"window": config.window, "batch_tokens": config.batch_tokens}
@@ -172,18 +203,24 @@ def tell_estimate(
     stored = sum(size_in_bytes(len(own), len(own.ids), cache.bits) for own, _ in coded)
     needed, room = int(tokens * stored / read), shutil.disk_usage(cache.folder).free
     told = (
-        f"{tokens:,} tokens at {stored / read:.1f} bytes (KL error {error / read:.3g} nats): about {needed / 1e6:,.1f} MB "
+        f"{tokens:,} tokens at {stored / read:.1f} bytes (KL error {error / read:.3g} nats): about "
+        f"{needed / 1e6:,.1f} MB "
         f"and {tokens * seconds / read / 60:,.1f} minutes"
     )
-    Console(stderr=True, highlight=False).print(f"  {config.name}: {told}", style="dim", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(
+        f"  {config.name}: {told}", style="dim", soft_wrap=True
+    )
     if needed > room:
         raise ValueError(
-            f"{config.name}: {told}, but {cache.folder} has room for {room / 1e6:,.1f} MB; raise min_gain, name fewer "
+            f"{config.name}: {told}, but {cache.folder} has room for {room / 1e6:,.1f} MB; raise "
+            "min_gain, name fewer "
             "sources, or choose another --out"
         )
 
 
-def _shards(documents: dict[bytes, np.ndarray], shard_tokens: int) -> Iterator[dict[bytes, np.ndarray]]:
+def _shards(
+    documents: dict[bytes, np.ndarray], shard_tokens: int
+) -> Iterator[dict[bytes, np.ndarray]]:
     """Documents in order, until shard_tokens are together."""
     shard: dict[bytes, np.ndarray] = {}
     tokens = 0

@@ -1,10 +1,11 @@
 """Where training stands, on disk: states under out/resume that any number of ranks reads again.
 
-A state is a folder step-N. Each rank writes what it holds, rank-00000.safetensors and so on; state.json tells the step,
-on what it was computed, the bytes and SHA-256 of each file, and of each tensor its shape and where its pieces lie. A
-rank that loads reads the parts of pieces that it needs, so 4 ranks may write and 3 read. No rank talks to another to
-write: they meet in the folder. torch.distributed.checkpoint is not used: its index is a pickle, and its safetensors
-reader takes a missing shard for a smaller tensor.
+A state is a folder step-N. Each rank writes what it holds, rank-00000.safetensors and so on;
+state.json tells the step, on what it was computed, the bytes and SHA-256 of each file, and of each
+tensor its shape and where its pieces lie. A rank that loads reads the parts of pieces that it
+needs, so 4 ranks may write and 3 read. No rank talks to another to write: they meet in the folder.
+torch.distributed.checkpoint is not used: its index is a pickle, and its safetensors reader takes a
+missing shard for a smaller tensor.
 """
 
 import contextlib
@@ -27,22 +28,33 @@ from pocketlm.model.files import read_json, write_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import open_safetensors
 from pocketlm.train.distributed.ranks import least, meet, ranks
-from pocketlm.train.distributed.sharded_tensors import Piece, Saved, fill, filled_like, own_piece, write_pieces
+from pocketlm.train.distributed.sharded_tensors import (
+    Piece,
+    Saved,
+    fill,
+    filled_like,
+    own_piece,
+    write_pieces,
+)
 from pocketlm.train.manifest import MANIFEST, damage, digest_of, manifest_digest, read_manifest
 
 RESUME = "resume"
-RANKS_TIMEOUT_SECONDS = 600  # how long rank 0 waits for the files of the others; a dead rank ends the run long before
-ALONE_SECONDS = 10  # the same where training failed, so that a rank may be dead: within the 30 s that torchrun grants
+# how long rank 0 waits for the files of the others; a dead rank ends the run long before
+RANKS_TIMEOUT_SECONDS = 600
+# the same where training failed, so that a rank may be dead: within the 30 s that torchrun grants
+ALONE_SECONDS = 10
 Optimizers = list[torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveConfig:
-    """How often training writes its state, and which states stay while the stage runs (our choices).
+    """How often training writes its state, and which states stay while the stage runs (our
+    choices).
 
     keep_last: the newest states; the second is what a damaged newest one is replaced by.
-    keep_every_steps: milestones, states that the count never drops, to go back to when a run went wrong long ago: delete
-    the newer ones and run again. As all of resume/ they go when the stage is finished, for nothing goes back then.
+    keep_every_steps: milestones, states that the count never drops, to go back to when a run went
+    wrong long ago: delete the newer ones and run again. As all of resume/ they go when the stage is
+    finished, for nothing goes back then.
     """
 
     every_steps: int
@@ -53,22 +65,26 @@ class SaveConfig:
         if self.every_steps < 1:
             raise ValueError(f"every_steps {self.every_steps} must be at least 1")
         if self.keep_last < 1:
-            raise ValueError(f"keep_last {self.keep_last} must be at least 1: the state that was just written")
+            raise ValueError(
+                f"keep_last {self.keep_last} must be at least 1: the state that was just written"
+            )
         if self.keep_every_steps is not None and (
             self.keep_every_steps < 1 or self.keep_every_steps % self.every_steps
         ):
             raise ValueError(
-                f"keep_every_steps {self.keep_every_steps} must be a multiple of every_steps {self.every_steps}: "
+                f"keep_every_steps {self.keep_every_steps} must be a multiple of every_steps "
+                f"{self.every_steps}: "
                 "a state that is never written cannot be kept"
             )
 
 
 class StateWriter:
-    """Owner of the thread that writes states. A `with` block: its end waits until what was begun is on disk.
+    """Owner of the thread that writes states. A `with` block: its end waits until what was begun is
+    on disk.
 
-    A state is copied to CPU memory (12 bytes for each parameter of this rank, until written) while training waits, then
-    written, flushed to disk and renamed while training goes on; never two at once. What goes wrong there is raised by
-    the next call of `check` or `write`, or at the end.
+    A state is copied to CPU memory (12 bytes for each parameter of this rank, until written) while
+    training waits, then written, flushed to disk and renamed while training goes on; never two at
+    once. What goes wrong there is raised by the next call of `check` or `write`, or at the end.
     """
 
     def __init__(self, out: Path, config: SaveConfig) -> None:
@@ -81,7 +97,11 @@ class StateWriter:
     def write(self, model: Transformer, optimizers: Optimizers, step: int) -> None:
         """Begin to write out/resume/step-N; returns when the copy is made."""
         self.finish()
-        pieces = {name: piece for name, tensor in named_tensors(model, optimizers) if (piece := own_piece(tensor))}
+        pieces = {
+            name: piece
+            for name, tensor in named_tensors(model, optimizers)
+            if (piece := own_piece(tensor))
+        }
         self.own_written.clear()
         self.thread = threading.Thread(target=self._write, args=(step, pieces), name="state")
         self.thread.start()
@@ -97,7 +117,9 @@ class StateWriter:
         if self.thread:
             self.own_written.wait()
             self.check()
-            meet()  # a rank that died is noticed here, at once; by the file that does not come, after minutes
+            # a rank that died is noticed here, at once; by the file that does not come, after
+            # minutes
+            meet()
             self.thread.join()
             self.thread = None
         self.check()
@@ -106,9 +128,13 @@ class StateWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        if error is None or isinstance(error, KeyboardInterrupt):  # which asked to stop: the state is what was promised
+        # which asked to stop: the state is what was promised
+        if error is None or isinstance(error, KeyboardInterrupt):
             try:
                 self.finish()
             except Exception as lost:
@@ -118,7 +144,9 @@ class StateWriter:
             self._give_up(error)
 
     def _give_up(self, error: BaseException) -> None:
-        """Lets a save that other ranks may still take part in come to its end, but does not wait for long."""
+        """Lets a save that other ranks may still take part in come to its end, but does not wait
+        for long.
+        """
         self.alone.set()
         if self.thread:
             self.thread.join()
@@ -146,7 +174,9 @@ class StateWriter:
 
 
 def named_tensors(model: Transformer, optimizers: Optimizers) -> Iterator[tuple[str, Tensor]]:
-    """All that changes as training goes on: model/NAME, and ADAMW/NAME/KEY for each optimizer's state of a parameter."""
+    """All that changes as training goes on: model/NAME, and ADAMW/NAME/KEY for each optimizer's
+    state of a parameter.
+    """
     yield from ((f"model/{name}", tensor) for name, tensor in model.state_dict().items())
     for optimizer in optimizers:
         for prefix, parameter in _parameters(model, optimizer):
@@ -154,7 +184,9 @@ def named_tensors(model: Transformer, optimizers: Optimizers) -> Iterator[tuple[
                 yield f"{prefix}{key}", value
 
 
-def _parameters(model: Transformer, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _parameters(
+    model: Transformer, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """(prefix of its state's names, parameter) of all that the optimizer moves."""
     moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
@@ -175,7 +207,9 @@ def write_own(partial: Path, pieces: dict[str, Piece]) -> None:
 
 
 def publish(partial: Path, folder: Path, step: int, alone: threading.Event) -> None:
-    """Rank 0: the manifest over the files of all ranks, once each is whole, and the folder's final name."""
+    """Rank 0: the manifest over the files of all ranks, once each is whole, and the folder's final
+    name.
+    """
     notes = _notes_of_ranks(partial, alone)
     files: dict[str, Any] = {}
     tensors: Saved = {}
@@ -189,18 +223,22 @@ def publish(partial: Path, folder: Path, step: int, alone: threading.Event) -> N
     for note in notes:
         note.unlink()
     _to_disk(partial)
-    partial.rename(folder)  # fails where a state of that name is: what was published is never written over
+    # fails where a state of that name is: what was published is never written over
+    partial.rename(folder)
     _to_disk(folder.parent)
 
 
 def _notes_of_ranks(partial: Path, alone: threading.Event) -> list[Path]:
-    """The rank-N.json of every rank, waited for; not for long where this one may be alone. TimeoutError: they do not come."""
+    """The rank-N.json of every rank, waited for; not for long where this one may be alone.
+    TimeoutError: they do not come.
+    """
     began = time.monotonic()
     while len(notes := sorted(partial.glob("rank-*.json"))) < ranks().world_size:
         patience = ALONE_SECONDS if alone.is_set() else RANKS_TIMEOUT_SECONDS
         if time.monotonic() > began + patience:
             raise TimeoutError(
-                f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files in {patience} s; "
+                f"{partial}: only {len(notes)} of {ranks().world_size} ranks wrote their files in "
+                f"{patience} s; "
                 "is it on a file system that all of them share?"
             )
         time.sleep(0.02)
@@ -211,7 +249,8 @@ def drop_old(out: Path, config: SaveConfig) -> None:
     """Takes away the states beyond the newest keep_last that are no milestones."""
     for old in saved_states(out)[: -config.keep_last]:
         if config.keep_every_steps is None or step_of(old) % config.keep_every_steps:
-            dropped = old.with_name(f"partial-old-{step_of(old):08d}")  # so that a kill in between leaves no torn state
+            # so that a kill in between leaves no torn state
+            dropped = old.with_name(f"partial-old-{step_of(old):08d}")
             old.rename(dropped)
             shutil.rmtree(dropped)
 
@@ -229,10 +268,11 @@ def _to_disk(path: Path) -> None:
 
 
 def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
-    """Fill model and optimizers from the newest whole state; the step to go on with, 0 when there is none.
+    """Fill model and optimizers from the newest whole state; the step to go on with, 0 when there
+    is none.
 
-    All ranks call it together. A damaged state is named on stderr, set aside, and the one before it used; ValueError
-    when every one is damaged, or when the state is another model's.
+    All ranks call it together. A damaged state is named on stderr, set aside, and the one before it
+    used; ValueError when every one is damaged, or when the state is another model's.
     """
     if ranks().first:
         for leftover in (out / RESUME).glob("partial*"):
@@ -243,20 +283,27 @@ def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
         return 0
     refuse_another_model(model, optimizers, folder, manifest["tensors"])
     with contextlib.ExitStack() as stack, torch.no_grad():
-        opened = {name: stack.enter_context(open_safetensors(folder / name)) for name in manifest["files"]}
+        opened = {
+            name: stack.enter_context(open_safetensors(folder / name)) for name in manifest["files"]
+        }
         for name, tensor in model.state_dict().items():
             fill(tensor, f"model/{name}", manifest["tensors"], opened)
         for optimizer in optimizers:
-            on_each = isinstance(optimizer, torch.optim.Muon)  # its momentum is whole: see gather_for_muon
+            # its momentum is whole: see gather_for_muon
+            on_each = isinstance(optimizer, torch.optim.Muon)
             for prefix, parameter in _parameters(model, optimizer):
                 for name in [name for name in manifest["tensors"] if name.startswith(prefix)]:
-                    value = filled_like(parameter, name, manifest["tensors"], opened, on_each=on_each)
+                    value = filled_like(
+                        parameter, name, manifest["tensors"], opened, on_each=on_each
+                    )
                     optimizer.state[parameter][name.removeprefix(prefix)] = value
     return manifest["step"]
 
 
 def threads_of(out: Path, label: str) -> int:
-    """How many threads training goes on with after `load_state`, on every rank: `threads_to_go_on`, which the first says."""
+    """How many threads training goes on with after `load_state`, on every rank: `threads_to_go_on`,
+    which the first says.
+    """
     number = 0
     if ranks().first:
         states = saved_states(out)
@@ -268,7 +315,9 @@ def threads_of(out: Path, label: str) -> int:
 
 
 def newest_whole(out: Path) -> tuple[Path | None, dict[str, Any]]:
-    """(the newest state that is as it was written, its manifest); (None, {}) where none was ever written."""
+    """(the newest state that is as it was written, its manifest); (None, {}) where none was ever
+    written.
+    """
     broken: dict[Path, str] = {}
     for folder in reversed(saved_states(out)):
         manifest, problem = read_manifest(folder)
@@ -279,17 +328,28 @@ def newest_whole(out: Path) -> tuple[Path | None, dict[str, Any]]:
         broken[folder] = problem
     if broken:
         told = "".join(f"\n  {problem}" for problem in broken.values())
-        raise ValueError(f"no state in {out / RESUME} is whole:{told}\nDelete that folder to begin this stage anew.")
+        raise ValueError(
+            f"no state in {out / RESUME} is whole:{told}\nDelete that folder to begin this stage "
+            "anew."
+        )
     return None, {}
 
 
-def refuse_another_model(model: Transformer, optimizers: Optimizers, folder: Path, saved: Saved) -> None:
-    """Nothing, or a ValueError that lists the names and shapes on which the state and the model disagree."""
+def refuse_another_model(
+    model: Transformer, optimizers: Optimizers, folder: Path, saved: Saved
+) -> None:
+    """Nothing, or a ValueError that lists the names and shapes on which the state and the model
+    disagree.
+    """
     shapes = {f"model/{name}": list(tensor.shape) for name, tensor in model.state_dict().items()}
-    prefixes = tuple(prefix for optimizer in optimizers for prefix, _ in _parameters(model, optimizer))
+    prefixes = tuple(
+        prefix for optimizer in optimizers for prefix, _ in _parameters(model, optimizer)
+    )
     problems = [f"{name} is not in it" for name in shapes if name not in saved]
     problems += [
-        f"{name} is not in the model" for name in saved if not name.startswith(prefixes) and name not in shapes
+        f"{name} is not in the model"
+        for name in saved
+        if not name.startswith(prefixes) and name not in shapes
     ]
     problems += [
         f"{name} is {saved[name]['shape']} there and {shape} in the model"
@@ -299,18 +359,27 @@ def refuse_another_model(model: Transformer, optimizers: Optimizers, folder: Pat
     if problems:
         more = f"\n  and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(
-            f"{folder} is the state of another model or optimizer:\n  " + "\n  ".join(problems[:8]) + more + f"\n"
+            f"{folder} is the state of another model or optimizer:\n  "
+            + "\n  ".join(problems[:8])
+            + more
+            + f"\n"
             f"Give this stage another folder, or delete {folder.parent} to begin it anew."
         )
 
 
 def _set_aside(broken: dict[Path, str], used: Path) -> None:
-    """Rank 0 says which states are damaged and gives them another name; they stay to be looked at."""
+    """Rank 0 says which states are damaged and gives them another name; they stay to be looked
+    at.
+    """
     for folder, problem in broken.items() if ranks().first else ():
         aside = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-        print(f"{problem}; set aside as {aside.name}, training goes on from {used}", file=sys.stderr, flush=True)
+        print(
+            f"{problem}; set aside as {aside.name}, training goes on from {used}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def saved_states(out: Path) -> list[Path]:

@@ -1,6 +1,8 @@
-"""Guards of the loop: a loss or gradient that is not finite never reaches the weights, and a spike of the loss is told.
+"""Guards of the loop: a loss or gradient that is not finite never reaches the weights, and a spike
+of the loss is told.
 
-What the guards know of earlier steps they read from metrics.jsonl, so a resumed training judges as an unbroken one does.
+What the guards know of earlier steps they read from metrics.jsonl, so a resumed training judges as
+an unbroken one does.
 """
 
 import hashlib
@@ -17,34 +19,52 @@ from pocketlm.model.batch import Batch
 from pocketlm.train.distributed.ranks import Ranks, ranks
 from pocketlm.train.optim import OnNonfinite
 
-WINDOW, SIGMAS = 128, 6.0  # OLMo-core's SkipStepOptimizer: the losses compared with, and how far off them is a spike
+# OLMo-core's SkipStepOptimizer: the losses compared with, and how far off them is a spike
+WINDOW, SIGMAS = 128, 6.0
 LEAST_LOSSES = WINDOW // 2  # as there: fewer say too little of how far losses spread
-MOST_SKIPPED = 10  # steps in a row: beyond, the training has diverged, and skipping would hide it (our choice)
+# steps in a row: beyond, the training has diverged, and skipping would hide it (our choice)
+MOST_SKIPPED = 10
 SHOWN_ROWS = 32
 
 
 def may_update(
-    step: int, loss: float, grad_norm: float, micro_batches: Sequence[Batch], losses: Sequence[float],
-    on_nonfinite: OnNonfinite, own: Ranks,
-) -> bool:  # fmt: skip
-    """Whether the step's gradient may move the weights. False: skip it, which is told on stderr with the batch's rows.
+    step: int,
+    loss: float,
+    grad_norm: float,
+    micro_batches: Sequence[Batch],
+    losses: Sequence[float],
+    on_nonfinite: OnNonfinite,
+    own: Ranks,
+) -> bool:
+    """Whether the step's gradient may move the weights. False: skip it, which is told on stderr
+    with the batch's rows.
 
-    loss and grad_norm are those of all ranks together, so all ranks answer alike; losses are this rank's, of each
-    micro-batch. FloatingPointError instead of False where on_nonfinite is "stop".
+    loss and grad_norm are those of all ranks together, so all ranks answer alike; losses are this
+    rank's, of each micro-batch. FloatingPointError instead of False where on_nonfinite is "stop".
     """
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return True
-    told = f"step {step}: loss {loss}, gradient norm {grad_norm}; the weights are untouched. {_blamed(micro_batches, losses, own)}"
+    told = (
+        f"step {step}: loss {loss}, gradient norm {grad_norm}; the weights are untouched. "
+        f"{_blamed(micro_batches, losses, own)}"
+    )
     if on_nonfinite == "stop":
-        raise FloatingPointError(f"{told}\nLower lr, take such rows out of the corpus, or set optim.on_nonfinite=skip")
+        raise FloatingPointError(
+            f"{told}\nLower lr, take such rows out of the corpus, or set optim.on_nonfinite=skip"
+        )
     _tell(f"{told}; the step is skipped")
     return False
 
 
 def _blamed(micro_batches: Sequence[Batch], losses: Sequence[float], own: Ranks) -> str:
-    """The rows of all ranks' micro-batches whose loss is not finite, in words; of all, where only the gradient is not."""
+    """The rows of all ranks' micro-batches whose loss is not finite, in words; of all, where only
+    the gradient is not.
+    """
     bad = [b for b, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
-    parts = [[row for batch in bad for row in batch.rows], [row for batch in micro_batches for row in batch.rows]]
+    parts = [
+        [row for batch in bad for row in batch.rows],
+        [row for batch in micro_batches for row in batch.rows],
+    ]
     gathered = [parts]
     if own.world_size > 1:
         gathered = [parts] * own.world_size
@@ -58,7 +78,9 @@ def _blamed(micro_batches: Sequence[Batch], losses: Sequence[float], own: Ranks)
 
 
 class Watch:
-    """Follows the losses of one training: tells spikes, counts skipped steps, and stops when too many come in a row."""
+    """Follows the losses of one training: tells spikes, counts skipped steps, and stops when too
+    many come in a row.
+    """
 
     def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
         """rows: the lines of metrics.jsonl before the step that training goes on from."""
@@ -68,7 +90,8 @@ class Watch:
             self._count(row["loss"], "skipped" in row)
 
     def see(self, step: int, loss: float, grad_norm: float) -> dict[str, Any]:
-        """What the step's line in metrics.jsonl says besides its figures: how many were skipped, a spike in sigmas, or nothing.
+        """What the step's line in metrics.jsonl says besides its figures: how many were skipped, a
+        spike in sigmas, or nothing.
 
         FloatingPointError after MOST_SKIPPED skipped steps in a row.
         """
@@ -77,13 +100,17 @@ class Watch:
         self._count(loss, skipped)
         if self.skipped_in_a_row >= MOST_SKIPPED:
             raise FloatingPointError(
-                f"step {step}: no loss and gradient was finite in {MOST_SKIPPED} steps in a row; lower lr"
+                f"step {step}: no loss and gradient was finite in {MOST_SKIPPED} steps in a row; "
+                "lower lr"
             )
         if skipped:
             return {"skipped": self.skipped}
         if sigmas <= SIGMAS:
             return {}
-        _tell(f"step {step}: loss {loss:.4f} is {sigmas:.1f} sigma above the last {len(self.losses) - 1} losses")
+        _tell(
+            f"step {step}: loss {loss:.4f} is {sigmas:.1f} sigma above the last "
+            f"{len(self.losses) - 1} losses"
+        )
         return {"spike": round(sigmas, 2)}
 
     def _count(self, loss: float, skipped: bool) -> None:
@@ -94,7 +121,9 @@ class Watch:
 
 
 def sigmas_above(loss: float, before: Sequence[float]) -> float:
-    """By how many standard deviations a loss exceeds the mean of those before; 0 where these are too few or all alike."""
+    """By how many standard deviations a loss exceeds the mean of those before; 0 where these are
+    too few or all alike.
+    """
     if len(before) < LEAST_LOSSES:
         return 0.0
     spread = statistics.stdev(before)
@@ -102,9 +131,11 @@ def sigmas_above(loss: float, before: Sequence[float]) -> float:
 
 
 def token_digest(micro_batches: Sequence[Batch]) -> int:
-    """A number that tells which rows, tokens and labels, a step reads; neither their order nor micro-batches change it.
+    """A number that tells which rows, tokens and labels, a step reads; neither their order nor
+    micro-batches change it.
 
-    A sum over rows of 40 bits each, so that the digests of ranks add up, exactly in float64, to that of the whole batch.
+    A sum over rows of 40 bits each, so that the digests of ranks add up, exactly in float64, to
+    that of the whole batch.
     """
     total = 0
     for batch in micro_batches:

@@ -1,4 +1,6 @@
-"""The one training loop: pre-training, distillation, context extension, annealing, SFT and QAT differ in its arguments."""
+"""The one training loop: pre-training, distillation, context extension, annealing, SFT and QAT
+differ in its arguments.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,8 @@ from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizer
 from pocketlm.train.prefetch import made_ahead
 from pocketlm.train.signals import stop_requests
 
-Batches = Callable[[int], list[Batch]]  # pure: the same step gives the same rows, so the data position is the step
+# pure: the same step gives the same rows, so the data position is the step
+Batches = Callable[[int], list[Batch]]
 
 
 def train(
@@ -40,13 +43,14 @@ def train(
     label: str,
     save: SaveConfig,
 ) -> Transformer:
-    """The model after config.num_steps steps. Stopped at any moment and called again, it ends with the same bits.
+    """The model after config.num_steps steps. Stopped at any moment and called again, it ends with
+    the same bits.
 
-    So it does on the same processor, with as many processes; the number of threads is that with which it began.
-    State goes to out/resume each `save.every_steps` steps, at the end, and on Ctrl-C or SIGTERM.
-    A loss or gradient that is not finite never touches the weights.
-    Called by several ranks, each with batches of its own, they train one model; the first alone is handed it whole, and
-    tells how it goes. Asked to stop on any, all leave after the same step.
+    So it does on the same processor, with as many processes; the number of threads is that with
+    which it began. State goes to out/resume each `save.every_steps` steps, at the end, and on
+    Ctrl-C or SIGTERM. A loss or gradient that is not finite never touches the weights. Called by
+    several ranks, each with batches of its own, they train one model; the first alone is handed it
+    whole, and tells how it goes. Asked to stop on any, all leave after the same step.
     """
     own, whole = ranks(), hollow(model)
     model = spread(model, config.shard_over)
@@ -66,7 +70,15 @@ def train(
             for step in range(first_step, config.num_steps):
                 lr, micro_batches = lr_at(config, step), batches(step)
                 loss, grad_norm, tokens = train_step(
-                    model, optimizers, micro_batches, loss_fn, lr, config.grad_clip, step, own, config.on_nonfinite
+                    model,
+                    optimizers,
+                    micro_batches,
+                    loss_fn,
+                    lr,
+                    config.grad_clip,
+                    step,
+                    own,
+                    config.on_nonfinite,
                 )
                 states.check()
                 done, told = step + 1, watch.see(step, loss, grad_norm)
@@ -94,11 +106,15 @@ def train_step(
     own: Ranks = ALONE,
     on_nonfinite: OnNonfinite = "stop",
 ) -> tuple[float, float, int]:
-    """(mean loss, gradient norm, tokens) of one update, of all ranks: their micro-batches add up to one batch's gradient."""
+    """(mean loss, gradient norm, tokens) of one update, of all ranks: their micro-batches add up to
+    one batch's gradient.
+    """
     sizes = [(batch.num_labels, batch.input_ids.numel()) for batch in micro_batches]
     num_labels, tokens = add_up(own, *(sum(size) for size in zip(*sizes, strict=True)))
     if num_labels == 0:
-        raise ValueError(f"step {step}: no label counts in the whole batch; every token is masked or padding")
+        raise ValueError(
+            f"step {step}: no label counts in the whole batch; every token is masked or padding"
+        )
     losses, where = [], next(model.parameters()).device
     for number, batch in enumerate(micro_batches, start=1):
         sum_over_ranks(model, number == len(micro_batches))

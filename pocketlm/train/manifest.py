@@ -26,12 +26,18 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def damage(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """What is wrong with a file of a state, in words, or None. Each rank reads its share of the files; all hear of it."""
+    """What is wrong with a file of a state, in words, or None. Each rank reads its share of the
+    files; all hear of it.
+    """
     names = sorted(manifest["files"])
     bad = len(names)
     for number in range(ranks().rank, len(names), ranks().world_size):
         file, told = folder / names[number], manifest["files"][names[number]]
-        if not file.is_file() or file.stat().st_size != told["bytes"] or digest_of(file) != told["sha256"]:
+        if (
+            not file.is_file()
+            or file.stat().st_size != told["bytes"]
+            or digest_of(file) != told["sha256"]
+        ):
             bad = min(bad, number)
     bad = least(bad)
     if bad == len(names):

@@ -1,4 +1,6 @@
-"""How much memory a training stage needs, told before its first step: a machine that lacks it ends with one message, not a kill."""
+"""How much memory a training stage needs, told before its first step: a machine that lacks it ends
+with one message, not a kill.
+"""
 
 import os
 from dataclasses import dataclass
@@ -15,9 +17,11 @@ from pocketlm.train.distributed.ranks import device, ranks
 from pocketlm.train.optim import OptimConfig, product_dtype
 from pocketlm.train.vocab_loss import BLOCK_BYTES, tokens_at_a_time
 
-BLOCKS_AT_ONCE = 8  # of the loss's blocks of logits, in float32: both sides' logs, terms, slopes, gradients
-# Of the estimate, which is within a few percent of what is alive at once (benchmarks/memory.py). The C library keeps
-# freed blocks on top, up to three quarters as much again: that is not counted, for it is no reason to refuse
+# of the loss's blocks of logits, in float32: both sides' logs, terms, slopes, gradients
+BLOCKS_AT_ONCE = 8
+# Of the estimate, which is within a few percent of what is alive at once (benchmarks/memory.py).
+# The C library keeps freed blocks on top, up to three quarters as much again: that is not counted,
+# for it is no reason to refuse
 MARGIN = 0.1
 
 
@@ -40,10 +44,11 @@ class Trained(Protocol):
 class TrainingMemory:
     """Bytes of one rank, by what they are for. `peak` is the most that is there at once.
 
-    weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the backward pass.
-    loss: the head's gradient, and blocks of logits. table: the gradient of the token table once more, for it is made dense
-    before it is added. again: of a block that is worked out twice. teacher: its weights. passing: what its forward pass
-    holds. saving: the copy of weights and states that is written to disk.
+    weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the
+    backward pass. loss: the head's gradient, and blocks of logits. table: the gradient of the token
+    table once more, for it is made dense before it is added. again: of a block that is worked out
+    twice. teacher: its weights. passing: what its forward pass holds. saving: the copy of weights
+    and states that is written to disk.
     """
 
     weights: int
@@ -60,13 +65,25 @@ class TrainingMemory:
 
     @property
     def peak(self) -> int:
-        """The largest of: loading the teacher; the end of a forward pass, with the loss; the end of a backward pass; a save.
+        """The largest of: loading the teacher; the end of a forward pass, with the loss; the end of
+        a backward pass; a save.
 
         Up to `saving` more where a state is still being written when the next step is at its peak.
         """
         always = self.weights + self.states + self.teacher
-        forward = always + self.kept + max(self.loss, self.passing) + (self.gradients if self.accumulates else 0)
-        again = always + self.kept + self.again + self.table + (self.gradients if self.accumulates else 0)
+        forward = (
+            always
+            + self.kept
+            + max(self.loss, self.passing)
+            + (self.gradients if self.accumulates else 0)
+        )
+        again = (
+            always
+            + self.kept
+            + self.again
+            + self.table
+            + (self.gradients if self.accumulates else 0)
+        )
         backward = always + self.gradients + self.table * (2 if self.accumulates else 1)
         return max(self.weights + 2 * self.teacher, forward, again, backward, always + self.saving)
 
@@ -85,23 +102,27 @@ def training_memory(
     device: str = "cpu",
     shards: int = 1,
 ) -> TrainingMemory:
-    """What training holds with micro-batches of rows x seq_len tokens, the model shared out among `shards` ranks.
+    """What training holds with micro-batches of rows x seq_len tokens, the model shared out among
+    `shards` ranks.
 
-    masked: documents of a row are kept apart. saves: states are written, if only at the end. on_grid: training for four
-    bits. Shared out, a block's weights are whole when it runs, the table's and the head's always, and gradients too while
-    they add up. What the process holds before is not in it; on CUDA the copy that is saved lies in the processor's memory.
+    masked: documents of a row are kept apart. saves: states are written, if only at the end.
+    on_grid: training for four bits. Shared out, a block's weights are whole when it runs, the
+    table's and the head's always, and gradients too while they add up. What the process holds
+    before is not in it; on CUDA the copy that is saved lies in the processor's memory.
     """
     N, parameters = rows * seq_len, num_parameters(model)
     narrow = product_dtype(optim, torch.device(device))
     product_bytes = narrow.itemsize if narrow else 4
     table = 4 * head_parameters(model)
-    inner = model.num_hidden_layers * block_matrices(model) if optim.optimizer == "muon" else 0  # one state, not two
+    # one state, not two
+    inner = model.num_hidden_layers * block_matrices(model) if optim.optimizer == "muon" else 0
     states = 4 * 2 * (parameters - inner) // shards + 4 * inner  # Muon's are whole on each rank
     weights = 4 * parameters // shards + (_whole(model) if shards > 1 else 0)
     of_token = model.vocab_size * product_bytes * (2 if teacher else 1)
     logits = tokens_at_a_time(N, of_token) * of_token
     blocks = min(BLOCKS_AT_ONCE * BLOCK_BYTES, 4 * N * model.vocab_size * BLOCKS_AT_ONCE)
-    hidden = N * model.hidden_size * (4 + 4 + product_bytes)  # chosen rows, their gradient, and them in products
+    # chosen rows, their gradient, and them in products
+    hidden = N * model.hidden_size * (4 + 4 + product_bytes)
     loss = table + hidden + blocks + logits
     if teacher:
         loss += 4 * N * teacher.hidden_size
@@ -112,19 +133,28 @@ def training_memory(
         weights=weights,
         gradients=4 * parameters // (1 if accumulates else shards),
         states=states,
-        kept=kept_bytes(model, rows, seq_len, on_grid=on_grid, recompute_every=optim.recompute_every, **body) + grid,
+        kept=kept_bytes(
+            model, rows, seq_len, on_grid=on_grid, recompute_every=optim.recompute_every, **body
+        )
+        + grid,
         loss=loss,
         table=table,
         again=whole // model.applications if optim.recompute_every else 0,
-        teacher=4 * num_parameters(teacher) // shards + (_whole(teacher) if shards > 1 else 0) if teacher else 0,
-        passing=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications if teacher else 0,
+        teacher=4 * num_parameters(teacher) // shards + (_whole(teacher) if shards > 1 else 0)
+        if teacher
+        else 0,
+        passing=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications
+        if teacher
+        else 0,
         saving=4 * parameters // shards + states if saves and device == "cpu" else 0,
         accumulates=accumulates,
     )
 
 
 def _whole(model: ModelConfig) -> int:
-    """Bytes of what a rank gathers: the block that runs and the next one, the token table, the head."""
+    """Bytes of what a rank gathers: the block that runs and the next one, the token table, the
+    head.
+    """
     tables = 1 if model.tie_word_embeddings else 2
     return 4 * (2 * block_matrices(model) + tables * head_parameters(model))
 
@@ -137,9 +167,11 @@ def check_memory(
     teacher: ModelConfig | None = None,
     on_grid: bool = False,
 ) -> None:
-    """Nothing, or a ValueError where a training stage clearly needs more memory than is free, with what to change.
+    """Nothing, or a ValueError where a training stage clearly needs more memory than is free, with
+    what to change.
 
-    Clearly: the estimate less MARGIN exceeds it. Ranks of one machine share its memory; each GPU has its own.
+    Clearly: the estimate less MARGIN exceeds it. Ranks of one machine share its memory; each GPU
+    has its own.
     """
     if config.optim is None:
         return
@@ -165,7 +197,8 @@ def check_memory(
     told = ", ".join(f"{name} {_gib(size)}" for name in names if (size := getattr(need, name)))
     each = " on each rank" if own.world_size > 1 else ""
     raise ValueError(
-        f"{config.name} needs about {_gib(need.peak)} of memory{each} and {_gib(free)} are free ({told}). "
+        f"{config.name} needs about {_gib(need.peak)} of memory{each} and {_gib(free)} are free "
+        f"({told}). "
         f"{_remedy(config, config.optim, need)}"
     )
 
@@ -179,25 +212,34 @@ def _remedy(config: Trained, optim: OptimConfig, need: TrainingMemory) -> str:
     if own > need.kept:
         return f"The model itself weighs most: take a smaller one, {elsewhere}"
     again = (
-        "" if optim.recompute_every == 1 else f" or set {config.name}.optim.recompute_every=1, which takes more time"
+        ""
+        if optim.recompute_every == 1
+        else f" or set {config.name}.optim.recompute_every=1, which takes more time"
     )
     if config.micro_batch_size == 1:
         return f"One row weighs most: lower {config.name}.seq_len {config.seq_len}{again}."
     return (
-        f"What {config.micro_batch_size} rows leave for the backward pass weighs most: lower {config.name}."
+        f"What {config.micro_batch_size} rows leave for the backward pass weighs most: lower "
+        f"{config.name}."
         f"micro_batch_size (a step keeps all its rows){again}."
     )
 
 
 def free_bytes(where: torch.device) -> int:
-    """Bytes this process may still take: free memory of the GPU, or of the machine, or of its control group if that is less."""
+    """Bytes this process may still take: free memory of the GPU, or of the machine, or of its
+    control group if that is less.
+    """
     if where.type == "cuda":
         return torch.cuda.mem_get_info(where)[0]
     return min([psutil.virtual_memory().available, *_control_group_bytes()])
 
 
-def _control_group_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What each memory limit above this process leaves (containers, Slurm); none outside Linux. Version 2, then version 1."""
+def _control_group_bytes(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """What each memory limit above this process leaves (containers, Slurm); none outside Linux.
+    Version 2, then version 1.
+    """
     if not own.is_file():
         return []
     found = []
@@ -206,16 +248,31 @@ def _control_group_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("
         if controllers in ("", "memory"):
             base = root / controllers
             folders = [base / place.lstrip("/"), *(base / place.lstrip("/")).parents]
-            found += [left for folder in folders if folder.is_relative_to(base) and (left := _left(folder)) is not None]
+            found += [
+                left
+                for folder in folders
+                if folder.is_relative_to(base) and (left := _left(folder)) is not None
+            ]
     return found
 
 
 def _left(folder: Path) -> int | None:
-    """Limit less use of one control group, without the file cache that the kernel gives back; None where there is no limit."""
-    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+    """Limit less use of one control group, without the file cache that the kernel gives back; None
+    where there is no limit.
+    """
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
         if (folder / limit).is_file() and (text := (folder / limit).read_text().strip()) != "max":
-            lines = (folder / "memory.stat").read_text().splitlines() if (folder / "memory.stat").is_file() else []
-            cache = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+            lines = (
+                (folder / "memory.stat").read_text().splitlines()
+                if (folder / "memory.stat").is_file()
+                else []
+            )
+            cache = next(
+                (int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0
+            )
             return max(0, int(text) - int((folder / used).read_text()) + cache)
     return None
 

@@ -1,4 +1,6 @@
-"""What a training stage tells while it runs: a live line, metrics.jsonl, and TensorBoard files beside it."""
+"""What a training stage tells while it runs: a live line, metrics.jsonl, and TensorBoard files
+beside it.
+"""
 
 import json
 import math
@@ -18,7 +20,9 @@ METRICS = "metrics.jsonl"
 
 
 class Metrics:
-    """Owner of one stage's metrics files and progress bar. Opened at `first_step`, later lines of an earlier try are dropped."""
+    """Owner of one stage's metrics files and progress bar. Opened at `first_step`, later lines of
+    an earlier try are dropped.
+    """
 
     def __init__(self, out: Path, label: str, num_steps: int, first_step: int) -> None:
         kept = read_metrics(out, first_step)
@@ -34,15 +38,25 @@ class Metrics:
             TimeRemainingColumn(),
         )
         console = Console(stderr=True)
-        self.progress = Progress(*columns, console=console, refresh_per_second=4, disable=not has_the_screen())
+        self.progress = Progress(
+            *columns, console=console, refresh_per_second=4, disable=not has_the_screen()
+        )
         self.task = self.progress.add_task(label, total=num_steps, completed=first_step, figures="")
         self.progress.start()
         self.last = time.perf_counter()
 
     def log(
-        self, step: int, loss: float, lr: float, grad_norm: float, tokens: int, token_digest: int, told: dict[str, Any]
+        self,
+        step: int,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        tokens: int,
+        token_digest: int,
+        told: dict[str, Any],
     ) -> None:
-        """One finished step: mean loss in nats a label, learning rate, gradient norm, tokens read and which; what Watch told.
+        """One finished step: mean loss in nats a label, learning rate, gradient norm, tokens read
+        and which; what Watch told.
 
         A figure that is not finite is written as null: JSON has no other word for it.
         """
@@ -64,7 +78,9 @@ class Metrics:
         for name in ("loss", "lr", "grad_norm", "tokens_per_second"):
             if row[name] is not None:
                 self.board.add_scalar(name, row[name], step)
-        self.progress.update(self.task, completed=step + 1, figures=f"loss {loss:.3f}  {speed:,.0f} tokens/s")
+        self.progress.update(
+            self.task, completed=step + 1, figures=f"loss {loss:.3f}  {speed:,.0f} tokens/s"
+        )
 
     def flush(self) -> None:
         """Returns when all lines are on the disk."""

@@ -1,4 +1,6 @@
-"""The optimizer and its schedule: AdamW as in the papers or Muon, linear warm-up, then linear or cosine decay."""
+"""The optimizer and its schedule: AdamW as in the papers or Muon, linear warm-up, then linear or
+cosine decay.
+"""
 
 import math
 import os
@@ -14,13 +16,24 @@ from pocketlm.train.muon import Muon
 
 ShardOver = Literal["node", "all"]
 OnNonfinite = Literal["stop", "skip"]
-LONG_TRAINING = 10**10  # steps x parameters: 15 M for 670 steps, 18 minutes at 2,048 tokens a step on one core
-# Of the learning rate, for learned scales (our choice; ParetoQ's code takes all of it): the outermost level is -8 times
-# the scale, so that it moves as fast as a weight. All of it learns worse (docs/log.md).
+# steps x parameters: 15 M for 670 steps, 18 minutes at 2,048 tokens a step on one core
+LONG_TRAINING = 10**10
+# Of the learning rate, for learned scales (our choice; ParetoQ's code takes all of it): the
+# outermost level is -8 times the scale, so that it moves as fast as a weight. All of it learns
+# worse (docs/log.md).
 SCALE_LR_SHARE = 1 / 8
-# Instruction levels without bfloat16 that oneDNN and torch can be told to stay at, in words of these variables
+# Instruction levels without bfloat16 that oneDNN and torch can be told to stay at, in words of
+# these variables
 NO_BFLOAT16 = {
-    "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"),
+    "ONEDNN_MAX_CPU_ISA": (
+        "SSE41",
+        "AVX",
+        "AVX2",
+        "AVX2_VNNI",
+        "AVX2_VNNI_2",
+        "AVX512_CORE",
+        "AVX512_CORE_VNNI",
+    ),
     "ATEN_CPU_CAPABILITY": ("DEFAULT", "AVX2"),
 }
 
@@ -32,15 +45,20 @@ class OptimConfig:
     lr: float  # the peak
     num_steps: int
     warmup_steps: int
-    optimizer: Literal["adamw", "muon"] = "adamw"  # both papers: Adam; Muon learns a small network in fewer tokens
+    # both papers: Adam; Muon learns a small network in fewer tokens
+    optimizer: Literal["adamw", "muon"] = "adamw"
     compute_dtype: Literal["auto", "float32", "bfloat16"] = (
         "auto"  # of matrix products, Muon's too; the rest is float32
     )
-    shard_over: ShardOver = "node"  # on several nodes: each holds all weights, or all nodes together hold them once
-    compile: Literal["auto", "yes", "no"] = "auto"  # each block by torch.compile; auto: where it pays
-    recompute_every: int = 0  # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
+    # on several nodes: each holds all weights, or all nodes together hold them once
+    shard_over: ShardOver = "node"
+    # each block by torch.compile; auto: where it pays
+    compile: Literal["auto", "yes", "no"] = "auto"
+    # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
+    recompute_every: int = 0
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
-    final_lr_share: float  # of the peak, reached after the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
+    # of the peak, reached after the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
+    final_lr_share: float
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -49,19 +67,26 @@ class OptimConfig:
     on_nonfinite: OnNonfinite = "stop"  # at a loss or gradient that is not finite (our choice)
 
     def summary(self) -> str:
-        return f"lr {self.lr:g} ({self.optimizer}, {self.schedule} to {self.final_lr_share:g}x, warm-up {self.warmup_steps:,})"
+        return (
+            f"lr {self.lr:g} ({self.optimizer}, {self.schedule} to {self.final_lr_share:g}x, "
+            f"warm-up {self.warmup_steps:,})"
+        )
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps {self.num_steps} must be at least 1")
         if not 0 <= self.warmup_steps < self.num_steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be below num_steps {self.num_steps}")
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must be below num_steps {self.num_steps}"
+            )
         if self.schedule not in ("linear", "cosine"):
             raise ValueError(f"schedule {self.schedule!r} is unknown; known: linear, cosine")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer {self.optimizer!r} is unknown; known: adamw, muon")
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16")
+            raise ValueError(
+                f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16"
+            )
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite {self.on_nonfinite!r} is unknown; known: stop, skip")
         if self.shard_over not in ("node", "all"):
@@ -69,7 +94,9 @@ class OptimConfig:
         if self.compile not in ("auto", "yes", "no"):
             raise ValueError(f"compile {self.compile!r} is unknown; known: auto, yes, no")
         if self.recompute_every < 0:
-            raise ValueError(f"recompute_every {self.recompute_every} must not be negative; 0 recomputes nothing")
+            raise ValueError(
+                f"recompute_every {self.recompute_every} must not be negative; 0 recomputes nothing"
+            )
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
 
@@ -77,9 +104,10 @@ class OptimConfig:
 def make_optimizers(model: Transformer, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices inside the blocks and AdamW for the rest.
 
-    Weight decay falls on matrices alone: norms and the scales of learned ranges are no matrices, and pulling them to
-    zero is no regularisation. Muon's update is scaled to AdamW's usual size ("match_rms_adamw"), so one learning rate
-    serves both. A group's `lr_share` is what it takes of that rate.
+    Weight decay falls on matrices alone: norms and the scales of learned ranges are no matrices,
+    and pulling them to zero is no regularisation. Muon's update is scaled to AdamW's usual size
+    ("match_rms_adamw"), so one learning rate serves both. A group's `lr_share` is what it takes of
+    that rate.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [(name, p) for name, p in named if p.dim() >= 2 and not name.endswith(SCALE)]
@@ -94,7 +122,9 @@ def make_optimizers(model: Transformer, config: OptimConfig) -> list[torch.optim
         {"params": norms, "weight_decay": 0.0},
         *([{"params": scales, "weight_decay": 0.0, "lr_share": SCALE_LR_SHARE}] if scales else []),
     ]
-    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    adamw = torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
     if config.optimizer == "adamw":
         return [adamw]
     dtype = product_dtype(config, next(model.parameters()).device) or torch.float32
@@ -107,10 +137,11 @@ def product_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | No
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of products that a config names, None for float32. "auto" takes bfloat16 where the hardware multiplies it.
+    """The dtype of products that a config names, None for float32. "auto" takes bfloat16 where the
+    hardware multiplies it.
 
-    A processor without such instructions emulates bfloat16, several times slower than float32 (docs/log.md), and so does one
-    that is told not to use them.
+    A processor without such instructions emulates bfloat16, several times slower than float32
+    (docs/log.md), and so does one that is told not to use them.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else None
@@ -118,16 +149,22 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products, and neither oneDNN nor torch is told to do without."""
+    """Whether this processor has instructions for bfloat16 products, and neither oneDNN nor torch
+    is told to do without.
+    """
     if any(os.environ.get(name, "").upper() in levels for name, levels in NO_BFLOAT16.items()):
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def set_computing(model: Transformer, config: OptimConfig | None) -> str:
-    """Lets the model compute as config says, and says so in words; None: as a model does that does not train."""
+    """Lets the model compute as config says, and says so in words; None: as a model does that does
+    not train.
+    """
     dtype = product_dtype(config, next(model.parameters()).device) if config else None
-    compiled = config is not None and (config.compile == "yes" or (config.compile == "auto" and pays(model, config)))
+    compiled = config is not None and (
+        config.compile == "yes" or (config.compile == "auto" and pays(model, config))
+    )
     set_compute_dtype(model, dtype)
     set_compiled(model, compiled)
     model.recompute_every = config.recompute_every if config else 0
@@ -135,7 +172,8 @@ def set_computing(model: Transformer, config: OptimConfig | None) -> str:
 
 
 def pays(model: Transformer, config: OptimConfig) -> bool:
-    """Whether compiling gains more time than it takes: on a GPU; on a processor in long trainings, where it has a compiler.
+    """Whether compiling gains more time than it takes: on a GPU; on a processor in long trainings,
+    where it has a compiler.
 
     It saves a tenth of a step there (docs/benchmarks.md) and takes some 20 s, whatever the size.
     """
@@ -146,7 +184,9 @@ def pays(model: Transformer, config: OptimConfig) -> bool:
 
 
 def lr_at(config: OptimConfig, step: int) -> float:
-    """The learning rate of step `step` (0-based): it reaches `lr` after the warm-up and final_lr_share x lr at the end."""
+    """The learning rate of step `step` (0-based): it reaches `lr` after the warm-up and
+    final_lr_share x lr at the end.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
     done = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)

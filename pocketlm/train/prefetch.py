@@ -12,8 +12,9 @@ Made = TypeVar("Made")
 def made_ahead(batches: Callable[[int], Made], last_step: int) -> Iterator[Callable[[int], Made]]:
     """`batches`, which after each call makes those of the next step in a thread, up to last_step.
 
-    Batches are pure, so what is made ahead is what would be made. An error there comes up in the call that asks for that
-    step. At the end the thread finishes what it has begun, and nothing of it is left.
+    Batches are pure, so what is made ahead is what would be made. An error there comes up in the
+    call that asks for that step. At the end the thread finishes what it has begun, and nothing of
+    it is left.
     """
     with ThreadPoolExecutor(1, "batches") as thread:
         begun: dict[int, Future[Made]] = {}

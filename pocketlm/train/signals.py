@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the loop leaves between two steps and not inside one."""
+    """An event that Ctrl-C and SIGTERM set, so that the loop leaves between two steps and not
+    inside one.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked

@@ -1,7 +1,9 @@
-"""Losses over the whole vocabulary whose logits are never held: some tokens after others, and of those a block of words.
+"""Losses over the whole vocabulary whose logits are never held: some tokens after others, and of
+those a block of words.
 
-Logits of 8,192 tokens over 202,048 words take 6.6 GB in float32, and their gradients as much again. Here those of as
-many tokens as fit in KEPT_BYTES are there at a time, in the dtype of the products: each is worked out once.
+Logits of 8,192 tokens over 202,048 words take 6.6 GB in float32, and their gradients as much again.
+Here those of as many tokens as fit in KEPT_BYTES are there at a time, in the dtype of the products:
+each is worked out once.
 
 Shapes: N tokens, D hidden, V vocabulary, W words of a block, E entries that a cached teacher stores
 """
@@ -17,14 +19,19 @@ from torch import Tensor
 
 from pocketlm.model.transformer import Transformer, product
 
-BLOCK_BYTES = 2**23  # of a block's logits in float32: the passes over them stay in the processor's cache
-KEPT_BYTES = 400 * 2**20  # of the logits of the tokens worked on at a time, the model's and a live teacher's
-UNKNOWN = -23.0  # log-probability, 1e-10, that a teacher gives a word beyond its own (our choice; only padding is)
+# of a block's logits in float32: the passes over them stay in the processor's cache
+BLOCK_BYTES = 2**23
+# of the logits of the tokens worked on at a time, the model's and a live teacher's
+KEPT_BYTES = 400 * 2**20
+# log-probability, 1e-10, that a teacher gives a word beyond its own (our choice; only padding is)
+UNKNOWN = -23.0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Logits [N, V] not yet worked out: x [N, D] times weight [V, D] in `dtype` (None: their own). No weight: x is logits."""
+    """Logits [N, V] not yet worked out: x [N, D] times weight [V, D] in `dtype` (None: their own).
+    No weight: x is logits.
+    """
 
     x: Tensor
     weight: Tensor | None = None
@@ -45,15 +52,21 @@ class Scores:
 
     def block(self, words: slice) -> Tensor:
         """Logits [N, W] of these words."""
-        return self.x[:, words] if self.weight is None else product(self.x, self.weight[words], self.dtype)
+        return (
+            self.x[:, words]
+            if self.weight is None
+            else product(self.x, self.weight[words], self.dtype)
+        )
 
 
 @dataclass(frozen=True)
 class SparseScores:
-    """Log-probabilities [N, V] of which few are stored; every other word gets a token's level and its own share.
+    """Log-probabilities [N, V] of which few are stored; every other word gets a token's level and
+    its own share.
 
-    Of entry e: owners [E], its token; ids [E], its word, ascending; values [E], its log-probability. levels [N, 1] plus
-    shares [V], logs both, are the log-probability of a word that has no entry. They need not sum to 1 exactly.
+    Of entry e: owners [E], its token; ids [E], its word, ascending; values [E], its
+    log-probability. levels [N, 1] plus shares [V], logs both, are the log-probability of a word
+    that has no entry. They need not sum to 1 exactly.
     """
 
     owners: Tensor
@@ -74,12 +87,16 @@ class SparseScores:
         number[chosen] = torch.arange(len(levels), device=number.device)
         owners = number[self.owners]
         here = owners >= 0
-        return replace(self, owners=owners[here], ids=self.ids[here], values=self.values[here], levels=levels)
+        return replace(
+            self, owners=owners[here], ids=self.ids[here], values=self.values[here], levels=levels
+        )
 
     def block(self, words: slice) -> Tensor:
         """Log-probabilities [N, W] of these words."""
         found = self.levels + self.shares[words]
-        first, last = torch.searchsorted(self.ids, self.ids.new_tensor([words.start, words.stop])).tolist()
+        first, last = torch.searchsorted(
+            self.ids, self.ids.new_tensor([words.start, words.stop])
+        ).tolist()
         found[self.owners[first:last], self.ids[first:last] - words.start] = self.values[first:last]
         return found
 
@@ -97,9 +114,9 @@ def scores(model: Transformer, hidden: Tensor) -> Scores:
 class Divergence:
     """A distance of the model's distribution p from the teacher's q, by what one word adds to it.
 
-    parts: (log p, log q), both [N, W] -> (the distance's part, slopes [N, W]); a slope is p times the distance's
-    derivative by p. It may write over log q. slope_sum: of a token's slopes where it is always the same, else None. The
-    gradient by a logit is slope - p x (sum of slopes).
+    parts: (log p, log q), both [N, W] -> (the distance's part, slopes [N, W]); a slope is p times
+    the distance's derivative by p. It may write over log q. slope_sum: of a token's slopes where it
+    is always the same, else None. The gradient by a logit is slope - p x (sum of slopes).
     """
 
     parts: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -136,15 +153,19 @@ def head_loss(
     temperature: float = 1.0,
     label_share: float = 1.0,
 ) -> Tensor:
-    """Float32 sum over N tokens: label_share x cross-entropy with labels [N] + the rest x the divergence from a teacher.
+    """Float32 sum over N tokens: label_share x cross-entropy with labels [N] + the rest x the
+    divergence from a teacher.
 
-    Distributions are taken at `temperature`, cross-entropy at 1; nothing is multiplied by temperature squared. Gradients
-    go to the model's x and weight. Vocabularies padded to different sizes: words that only the teacher has are left out
-    of its distribution; to those that only the model has it gives UNKNOWN, so they are learnt to be improbable.
-    ValueError: nothing to learn from.
+    Distributions are taken at `temperature`, cross-entropy at 1; nothing is multiplied by
+    temperature squared. Gradients go to the model's x and weight. Vocabularies padded to different
+    sizes: words that only the teacher has are left out of its distribution; to those that only the
+    model has it gives UNKNOWN, so they are learnt to be improbable. ValueError: nothing to learn
+    from.
     """
     if (labels is None and label_share > 0) or (teacher is None and label_share < 1):
-        raise ValueError(f"label_share {label_share} needs {'labels' if labels is None else 'a teacher'}")
+        raise ValueError(
+            f"label_share {label_share} needs {'labels' if labels is None else 'a teacher'}"
+        )
     task = _Task(labels, teacher, divergence, temperature, label_share, model.dtype)
     return _HeadLoss.apply(model.x, model.weight, task)  # type: ignore[return-value]
 
@@ -160,35 +181,54 @@ class _Task:
 
     def rows(self, chosen: slice) -> "_Task":
         labels = None if self.labels is None else self.labels[chosen]
-        return replace(self, labels=labels, teacher=None if self.teacher is None else self.teacher.rows(chosen))
+        return replace(
+            self, labels=labels, teacher=None if self.teacher is None else self.teacher.rows(chosen)
+        )
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Gradients are worked out with the value, while the logits are there; the way back only scales them."""
+    """Gradients are worked out with the value, while the logits are there; the way back only scales
+    them.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, task: _Task) -> Tensor:
-        loss, *ctx.gradients = _value_and_gradients(Scores(x, weight, task.dtype), task, any(ctx.needs_input_grad))
+        loss, *ctx.gradients = _value_and_gradients(
+            Scores(x, weight, task.dtype), task, any(ctx.needs_input_grad)
+        )
         return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradient of a head_loss can be taken once: it is scaled where it lies")
+            raise RuntimeError(
+                "the gradient of a head_loss can be taken once: it is scaled where it lies"
+            )
         (of_x, of_weight), ctx.gradients = ctx.gradients, None
-        return of_x.mul_(upstream[0]), None if of_weight is None else of_weight.mul_(upstream[0]), None
+        return (
+            of_x.mul_(upstream[0]),
+            None if of_weight is None else of_weight.mul_(upstream[0]),
+            None,
+        )
 
 
-def _value_and_gradients(scores: Scores, task: _Task, wanted: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(loss, gradient [N, D] by x, gradient [V, D] by the weight); None where there is no weight or none is wanted."""
+def _value_and_gradients(
+    scores: Scores, task: _Task, wanted: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(loss, gradient [N, D] by x, gradient [V, D] by the weight); None where there is no weight or
+    none is wanted.
+    """
     x, weight = scores.x, scores.weight
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     of_x = torch.empty_like(x, dtype=exact) if wanted else None
     of_weight = torch.zeros_like(weight, dtype=exact) if wanted and weight is not None else None
     loss = torch.zeros((), dtype=exact, device=x.device)
     for some in _few_tokens(scores, task):
-        of_some = None if of_x is None else of_x[some]  # no name for a pass: its logits go before the next one's come
-        loss += _Pass(scores.rows(some), task.rows(some), exact).run(of_some, of_weight, first=some.start == 0)
+        # no name for a pass: its logits go before the next one's come
+        of_some = None if of_x is None else of_x[some]
+        loss += _Pass(scores.rows(some), task.rows(some), exact).run(
+            of_some, of_weight, first=some.start == 0
+        )
     return loss, of_x, of_weight
 
 
@@ -201,13 +241,17 @@ def _few_tokens(scores: Scores, task: _Task) -> Iterator[slice]:
 
 
 def tokens_at_a_time(num_tokens: int, bytes_each: int) -> int:
-    """Tokens in each of the fewest even parts whose logits fit in KEPT_BYTES; bytes_each: of one token's."""
+    """Tokens in each of the fewest even parts whose logits fit in KEPT_BYTES; bytes_each: of one
+    token's.
+    """
     parts = math.ceil(num_tokens / max(1, KEPT_BYTES // bytes_each))
     return math.ceil(num_tokens / max(1, parts))
 
 
 class _Pass:
-    """The loss of some tokens: the passes over the blocks of the vocabulary, and what they hand to each other."""
+    """The loss of some tokens: the passes over the blocks of the vocabulary, and what they hand to
+    each other.
+    """
 
     def __init__(self, scores: Scores, task: _Task, exact: torch.dtype) -> None:
         self.scores, self.task, self.exact = scores, task, exact
@@ -230,7 +274,9 @@ class _Pass:
         return copied if temperature == 1 else copied.div_(temperature)
 
     def _norms(self) -> dict[str, Tensor]:
-        """Log of the sum of exponentials [N, 1]: of the model at temperature 1, and of both at the task's."""
+        """Log of the sum of exponentials [N, 1]: of the model at temperature 1, and of both at the
+        task's.
+        """
         T, teacher = self.task.temperature, self.teacher
         parts: dict[str, list[Tensor]] = {"labels": [], "model": [], "teacher": []}
         for words in self.blocks:
@@ -241,7 +287,9 @@ class _Pass:
             if teacher is not None and words.start < teacher.vocab_size:
                 parts["teacher"].append(_logsumexp(self.logits(teacher, _known(words, teacher), T)))
         parts["model"] = parts["model"] or parts["labels"]
-        return {name: torch.stack(sums).logsumexp(0)[:, None] for name, sums in parts.items() if sums}
+        return {
+            name: torch.stack(sums).logsumexp(0)[:, None] for name, sums in parts.items() if sums
+        }
 
     def logs(self, words: slice) -> tuple[Tensor, Tensor]:
         """(log p, log q) [N, W] of the model and the teacher."""
@@ -259,10 +307,15 @@ class _Pass:
         divergence = self.task.divergence
         if self.teacher is None or divergence.slope_sum is not None:
             return divergence.slope_sum or 0.0
-        return sum((divergence.parts(*self.logs(words))[1].sum(-1, keepdim=True) for words in self.blocks), 0.0)
+        return sum(
+            (divergence.parts(*self.logs(words))[1].sum(-1, keepdim=True) for words in self.blocks),
+            0.0,
+        )
 
     def run(self, of_x: Tensor | None, of_weight: Tensor | None, first: bool) -> Tensor:
-        """The loss. Gradients [N, D] by x are written to of_x, those [V, D] by the weight added to of_weight."""
+        """The loss. Gradients [N, D] by x are written to of_x, those [V, D] by the weight added to
+        of_weight.
+        """
         x, weight = self.scores.x, self.scores.weight
         narrow = self.scores.dtype or x.dtype
         inputs = x.to(narrow)
@@ -293,7 +346,9 @@ class _Pass:
             part, slopes = task.divergence.parts(log_p, log_q)
             value += (1 - task.label_share) * part
             p = log_p.exp_()
-            gradient = p.add_(slopes) if task.divergence.slope_sum == -1 else slopes - p.mul_(slope_sum)
+            gradient = (
+                p.add_(slopes) if task.divergence.slope_sum == -1 else slopes - p.mul_(slope_sum)
+            )
             if (share := (1 - task.label_share) / task.temperature) != 1:
                 gradient.mul_(share)
         if task.labels is not None and task.label_share > 0:

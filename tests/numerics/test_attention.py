@@ -1,4 +1,6 @@
-"""Windows, caches, padding and packed documents: every path of attention against one written-out mask in float64."""
+"""Windows, caches, padding and packed documents: every path of attention against one written-out
+mask in float64.
+"""
 
 import math
 from dataclasses import replace
@@ -52,7 +54,11 @@ def token_ids(*shape: int, seed: int = 0) -> Tensor:
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     """softmax(q k / sqrt(E)) v in float64 with an explicit mask [T, S]: the reference."""
     repeat = q.shape[1] // k.shape[1]
-    q, k, v = q.double(), k.double().repeat_interleave(repeat, 1), v.double().repeat_interleave(repeat, 1)
+    q, k, v = (
+        q.double(),
+        k.double().repeat_interleave(repeat, 1),
+        v.double().repeat_interleave(repeat, 1),
+    )
     scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
     return scores.masked_fill(~allowed, -math.inf).softmax(-1) @ v
 
@@ -71,12 +77,17 @@ def model() -> Transformer:
 @pytest.mark.parametrize("piece", [1, 5, 8, 40])
 def test_attention_in_pieces_is_full_attention_under_the_window_mask(piece, window):
     attention = partial(sliding_attention, piece=piece)
-    q, k, v = drawn(2, 4, 32, 16, seed=1) * 2, drawn(2, 2, 32, 16, seed=2) * 2, drawn(2, 2, 32, 16, seed=3)
+    q, k, v = (
+        drawn(2, 4, 32, 16, seed=1) * 2,
+        drawn(2, 2, 32, 16, seed=2) * 2,
+        drawn(2, 2, 32, 16, seed=3),
+    )
     expected = masked_attention(q, k, v, within(32, window))
     assert (attention(q, k, v, window) - expected).abs().max() <= TOLERANCE
     exact = attention(q.double(), k.double(), v.double(), window)
     assert (exact - expected).abs().max() <= 1e-14
-    newest = attention(q[:, :, -3:].double(), k.double(), v.double(), window)  # a query for the last tokens alone
+    # a query for the last tokens alone
+    newest = attention(q[:, :, -3:].double(), k.double(), v.double(), window)
     assert (newest - expected[:, :, -3:]).abs().max() <= 1e-14
     rounded = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), window)
     assert rounded.dtype == torch.bfloat16 and (rounded - expected).abs().max() <= 0.1
@@ -85,11 +96,15 @@ def test_attention_in_pieces_is_full_attention_under_the_window_mask(piece, wind
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17, 40])
 @pytest.mark.parametrize("int8", [False, True])
 def test_the_last_token_alone_and_few_rows_at_a_time_are_what_the_full_pass_gives(length, int8):
-    """A prompt as generation reads it, then token after token: each length beside a turn of the ring."""
-    config = replace(CONFIG, hidden_size=512, vocab_size=1024)  # weights large enough for the product of few rows
+    """A prompt as generation reads it, then token after token: each length beside a turn of the
+    ring.
+    """
+    # weights large enough for the product of few rows
+    config = replace(CONFIG, hidden_size=512, vocab_size=1024)
     network = Transformer(config).eval()
     prompts = [
-        torch.randint(1, 1024, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (length, 3, 11)
+        torch.randint(1, 1024, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+        for n in (length, 3, 11)
     ]
     wide = LanguageModel(network, None, int8_cache=int8)  # type: ignore[arg-type]
     with torch.inference_mode():
@@ -99,16 +114,26 @@ def test_the_last_token_alone_and_few_rows_at_a_time_are_what_the_full_pass_give
         for _ in range(20):
             logits = network.head(hidden)
             for row, prompt in enumerate(prompts):
-                alone = network(torch.tensor([prompt]))[0, -1] if not int8 else read_rounded(network, prompt)
+                alone = (
+                    network(torch.tensor([prompt]))[0, -1]
+                    if not int8
+                    else read_rounded(network, prompt)
+                )
                 assert (logits[row] - alone).abs().max() <= (0.05 if int8 else 5e-5)
                 prompt.append(int(alone.argmax()))
-            hidden = network.hidden(torch.tensor([[prompt[-1]] for prompt in prompts]), place, cache)[:, -1]
+            hidden = network.hidden(
+                torch.tensor([[prompt[-1]] for prompt in prompts]), place, cache
+            )[:, -1]
             place = place + 1
 
 
 def read_rounded(network: Transformer, ids: list[int]) -> Tensor:
-    """Logits of the last token, all read at once through an int8 cache in which every layer has a slot for each token."""
-    return network(torch.tensor([ids]), None, KVCache(network.config, 1, len(ids), int8=True))[0, -1]
+    """Logits of the last token, all read at once through an int8 cache in which every layer has a
+    slot for each token.
+    """
+    return network(torch.tensor([ids]), None, KVCache(network.config, 1, len(ids), int8=True))[
+        0, -1
+    ]
 
 
 LENGTHS = [[13, 1, 26, 24], [64], [9, 30, 1, 24]]  # of the documents of three rows
@@ -116,23 +141,35 @@ LENGTHS = [[13, 1, 26, 24], [64], [9, 30, 1, 24]]  # of the documents of three r
 
 def packed(lengths: list[list[int]]) -> tuple[Tensor, Tensor]:
     """(positions, document ids) of rows of documents."""
-    doc_ids = torch.tensor([[n for n, length in enumerate(row) for _ in range(length)] for row in lengths])
+    doc_ids = torch.tensor(
+        [[n for n, length in enumerate(row) for _ in range(length)] for row in lengths]
+    )
     return torch.tensor([[i for length in row for i in range(length)] for row in lengths]), doc_ids
 
 
 @pytest.mark.parametrize("window", [None, 1, 5, 40])
 @pytest.mark.parametrize("piece", [1, 7, 16, 100])
-@pytest.mark.parametrize("together", [1, 2**20])  # scores of a piece: rows alone, and all rows at a time
-def test_training_attention_in_pieces_is_the_masked_one_forward_and_back(window, piece, together, monkeypatch):
+# scores of a piece: rows alone, and all rows at a time
+@pytest.mark.parametrize("together", [1, 2**20])
+def test_training_attention_in_pieces_is_the_masked_one_forward_and_back(
+    window, piece, together, monkeypatch
+):
     """Documents of different lengths in each row, and none; values and gradients in float64."""
     monkeypatch.setattr(attention, "PIECE", piece)
     monkeypatch.setattr(attention, "SCORES", together)
     positions, doc_ids = packed(LENGTHS)
-    q, k, v = inputs = [drawn(3, heads, 64, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)]
+    q, k, v = inputs = [
+        drawn(3, heads, 64, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)
+    ]
     upstream = drawn(3, 4, 64, 8, seed=9).double()
-    for begins, plain in ((document_begins(positions, doc_ids), False), (torch.zeros(1, 64, dtype=torch.long), True)):
+    for begins, plain in (
+        (document_begins(positions, doc_ids), False),
+        (torch.zeros(1, 64, dtype=torch.long), True),
+    ):
         assert begins is not None
-        allowed = Mask(positions, None, None if plain else doc_ids, False, ()).allowed(0, window, 64)
+        allowed = Mask(positions, None, None if plain else doc_ids, False, ()).allowed(
+            0, window, 64
+        )
         if plain:
             allowed = within(64, window or 64)
         assert allowed is not None
@@ -145,7 +182,10 @@ def test_training_attention_in_pieces_is_the_masked_one_forward_and_back(window,
 
 
 def test_pieces_in_bfloat16_are_as_near_the_exact_gradients_as_torchs_own_attention():
-    q, k, v = exact = [drawn(2, heads, 300, 16, seed=heads).bfloat16().double().requires_grad_() for heads in (4, 2, 2)]
+    q, k, v = exact = [
+        drawn(2, heads, 300, 16, seed=heads).bfloat16().double().requires_grad_()
+        for heads in (4, 2, 2)
+    ]
     narrow = [x.detach().bfloat16().requires_grad_() for x in exact]
     upstream = drawn(2, 4, 300, 16, seed=9).bfloat16()
 
@@ -155,7 +195,9 @@ def test_pieces_in_bfloat16_are_as_near_the_exact_gradients_as_torchs_own_attent
     expected = results(masked_attention(q, k, v, within(300, 300)), exact)
     own = results(attention_in_pieces(*narrow, torch.zeros(1, 300, dtype=torch.long)), narrow)
     q, k, v = narrow
-    torchs = results(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), narrow)
+    torchs = results(
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), narrow
+    )
     for mine, theirs, right in zip(own, torchs, expected, strict=True):
         assert mine.dtype == torch.bfloat16
         assert (mine - right).norm() <= 1.5 * (theirs - right).norm()
@@ -178,10 +220,16 @@ def test_documents_in_runs_need_no_mask_of_all_pairs_and_others_get_one(model):
 
 
 def test_a_window_in_pieces_has_the_gradients_of_the_masked_one():
-    q, k, v = inputs = [drawn(1, heads, 16, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)]
+    q, k, v = inputs = [
+        drawn(1, heads, 16, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)
+    ]
     weight = drawn(1, 4, 16, 8, seed=9).double()
-    own = torch.autograd.grad((sliding_attention(q, k, v, window=4, piece=5) * weight).sum(), inputs)
-    expected = torch.autograd.grad((masked_attention(q, k, v, within(16, 4)) * weight).sum(), inputs)
+    own = torch.autograd.grad(
+        (sliding_attention(q, k, v, window=4, piece=5) * weight).sum(), inputs
+    )
+    expected = torch.autograd.grad(
+        (masked_attention(q, k, v, within(16, 4)) * weight).sum(), inputs
+    )
     for mine, theirs in zip(own, expected, strict=True):
         assert (mine - theirs).abs().max() <= 1e-14
 
@@ -202,7 +250,8 @@ def test_a_local_layer_does_not_see_past_its_window(model):
     seen = []
     handle = attention.register_forward_hook(lambda module, args, output: seen.append(output))
     block = model.model.layers[0]
-    skip = block.register_forward_hook(lambda module, args, output: args[0])  # so that only one layer mixes tokens
+    # so that only one layer mixes tokens
+    skip = block.register_forward_hook(lambda module, args, output: args[0])
     try:
         ids = token_ids(1, 32)
         other = ids.clone()
@@ -275,7 +324,9 @@ def test_a_ring_that_has_wrapped_many_times_holds_what_the_window_needs(repeats,
         if padding:
             network(ids[:, :padding], torch.full((2, padding), -1), cache)
         for size in chunks:
-            positions = None if at == 0 and not padding else torch.arange(at, at + size).expand(2, size)
+            positions = (
+                None if at == 0 and not padding else torch.arange(at, at + size).expand(2, size)
+            )
             parts.append(network(ids[:, at : at + size], positions, cache))
             at += size
         assert at == 80
@@ -284,7 +335,8 @@ def test_a_ring_that_has_wrapped_many_times_holds_what_the_window_needs(repeats,
     whole = read(80)
     error = (whole - network(ids)).abs().max()
     assert 1e-3 < error < 0.1 if int8 else error <= TOLERANCE
-    noise = error / 2 if int8 else TOLERANCE  # the last bit of a float turns an int8 level now and then
+    # the last bit of a float turns an int8 level now and then
+    noise = error / 2 if int8 else TOLERANCE
     for chunks in ((1,) * 80, (7, 8, 9, 1, 1, 30, 24), (50, *(1,) * 30)):
         assert (read(*chunks) - whole).abs().max() <= noise
     assert (read(33, *(1,) * 47, padding=5) - whole).abs().max() <= noise
@@ -293,10 +345,17 @@ def test_a_ring_that_has_wrapped_many_times_holds_what_the_window_needs(repeats,
 def test_the_bytes_of_pros_cache_are_the_published_ones():
     """Pro: 14, 23 and 40 MiB at 2k, 4k and 8k tokens, and 117 with every layer global."""
     for tokens, mib in ((2000, 14.04), (4000, 22.83), (8000, 40.41)):
-        assert KVCache(PRESETS["pro"], 1, tokens, int8=True).num_bytes / 2**20 == pytest.approx(mib, abs=0.005)
+        assert KVCache(PRESETS["pro"], 1, tokens, int8=True).num_bytes / 2**20 == pytest.approx(
+            mib, abs=0.005
+        )
     everywhere = replace(PRESETS["pro"], layer_types=())
-    assert KVCache(everywhere, 1, 8000, int8=True).num_bytes / 2**20 == pytest.approx(117.19, abs=0.005)
-    assert KVCache(PRESETS["pro"], 1, 2000).num_bytes == 4 * KVCache(PRESETS["pro"], 1, 2000, int8=True).num_bytes
+    assert KVCache(everywhere, 1, 8000, int8=True).num_bytes / 2**20 == pytest.approx(
+        117.19, abs=0.005
+    )
+    assert (
+        KVCache(PRESETS["pro"], 1, 2000).num_bytes
+        == 4 * KVCache(PRESETS["pro"], 1, 2000, int8=True).num_bytes
+    )
 
 
 def test_an_int8_token_is_its_own_within_half_a_step():
@@ -321,7 +380,9 @@ def test_documents_of_a_packed_row_are_read_as_if_alone(model, restarting):
     """With positions that restart, and (RoPE being relative) with positions that run on."""
     lengths = [[13, 1, 26], [9, 30, 1]]
     ids = token_ids(2, 40)
-    doc_ids = torch.tensor([[n for n, length in enumerate(row) for _ in range(length)] for row in lengths])
+    doc_ids = torch.tensor(
+        [[n for n, length in enumerate(row) for _ in range(length)] for row in lengths]
+    )
     positions = torch.tensor([[i for length in row for i in range(length)] for row in lengths])
     packed = model(ids, positions if restarting else None, doc_ids=doc_ids)
     for row, sizes in enumerate(lengths):
@@ -359,19 +420,37 @@ def test_padding_and_other_documents_get_no_gradient(model):
 
 def test_pro_layers_are_one_global_to_three_local_and_the_last_is_global():
     kinds = ModelConfig.local_global(30)
-    assert [i for i, kind in enumerate(kinds) if kind == GLOBAL] == [0, 4, 8, 12, 16, 20, 24, 28, 29]
+    assert [i for i, kind in enumerate(kinds) if kind == GLOBAL] == [
+        0,
+        4,
+        8,
+        12,
+        16,
+        20,
+        24,
+        28,
+        29,
+    ]
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        (
+            {"num_key_value_heads": 3},
+            "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
+        ),
         ({"head_dim": 15}, "head_dim 15 must be even"),
         ({"layer_types": (GLOBAL,)}, "layer_types names 1 layers, num_hidden_layers is 4"),
-        ({"layer_types": (GLOBAL, "linear_attention", GLOBAL, GLOBAL)}, "'linear_attention'; known are"),
+        (
+            {"layer_types": (GLOBAL, "linear_attention", GLOBAL, GLOBAL)},
+            "'linear_attention'; known are",
+        ),
         ({"sliding_window": None}, "sliding_window must be set"),
     ],
 )
 def test_a_shape_that_cannot_be_built_says_which_field(fields, message):
     with pytest.raises(ValueError, match=message):
-        ModelConfig(**{**{name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__}, **fields})
+        ModelConfig(
+            **{**{name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__}, **fields}
+        )

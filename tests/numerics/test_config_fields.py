@@ -1,4 +1,6 @@
-"""config.json against transformers' own classes: every field known, every change honoured or refused by its name."""
+"""config.json against transformers' own classes: every field known, every change honoured or
+refused by its name.
+"""
 
 import dataclasses
 import importlib.util
@@ -15,7 +17,17 @@ import transformers
 
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.config_fields import DEFAULTS, FIELDS, HONOURED_AS, IDS, PRETRAINED, RESERVED
-from pocketlm.model.json_shape import DECIMAL, FLAG, NUMBER, OBJECT, OR_NULL, TEXT, TEXTS, WHOLE, WHOLES
+from pocketlm.model.json_shape import (
+    DECIMAL,
+    FLAG,
+    NUMBER,
+    OBJECT,
+    OR_NULL,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    WHOLES,
+)
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {
@@ -41,7 +53,11 @@ def kind_of(hint: Any) -> str:
     """Our words for a field's annotation."""
     if typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
-    parts = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
+    parts = (
+        set(typing.get_args(hint))
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else {hint}
+    )
     null = OR_NULL if type(None) in parts else ""
     parts -= {type(None)}
     if any(part is dict or typing.get_origin(part) is dict for part in parts):
@@ -53,7 +69,9 @@ def kind_of(hint: Any) -> str:
 
 def fuzz_script() -> types.ModuleType:
     sys.path.insert(0, str(ROOT / "benchmarks"))  # as for a script, whose neighbour it imports
-    spec = importlib.util.spec_from_file_location("fuzz_border", ROOT / "benchmarks" / "fuzz_border.py")
+    spec = importlib.util.spec_from_file_location(
+        "fuzz_border", ROOT / "benchmarks" / "fuzz_border.py"
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -66,7 +84,9 @@ FUZZ = fuzz_script()
 @pytest.mark.parametrize("layout", CLASSES)
 def test_the_tables_hold_every_field_of_the_installed_class_with_its_kind(layout: str) -> None:
     hints = typing.get_type_hints(CLASSES[layout], localns={"torch": torch})
-    theirs = {field.name: kind_of(hints[field.name]) for field in dataclasses.fields(CLASSES[layout])}
+    theirs = {
+        field.name: kind_of(hints[field.name]) for field in dataclasses.fields(CLASSES[layout])
+    }
     ours = {name: kind for name, (kind, _) in (PRETRAINED | FIELDS[layout]).items()}
     assert ours == theirs
 
@@ -76,14 +96,23 @@ def test_the_defaults_are_those_of_the_installed_class(layout: str) -> None:
     default, theirs = DEFAULTS[layout], CLASSES[layout](hidden_size=24, num_attention_heads=2)
     assert default.rms_norm_eps == theirs.rms_norm_eps
     assert theirs.head_dim == (12 if default.head_dim is None else default.head_dim)
-    assert theirs.num_key_value_heads == (2 if default.num_key_value_heads is None else default.num_key_value_heads)
+    assert theirs.num_key_value_heads == (
+        2 if default.num_key_value_heads is None else default.num_key_value_heads
+    )
     assert CLASSES[layout].default_theta == default.rope_theta
 
 
 def test_every_method_and_setting_of_the_classes_is_reserved() -> None:
     named = {name for kind in CLASSES.values() for name in dir(kind) if not name.startswith("_")}
     fields = {field.name for kind in CLASSES.values() for field in dataclasses.fields(kind)}
-    older = {"model_type", "rope_scaling", "torch_dtype", "num_labels", "name_or_path", "output_attentions"}
+    older = {
+        "model_type",
+        "rope_scaling",
+        "torch_dtype",
+        "num_labels",
+        "name_or_path",
+        "output_attentions",
+    }
     assert named - fields - older <= RESERVED | HONOURED_AS.keys()
 
 
@@ -99,23 +128,36 @@ def changed(bases: dict[str, Path], layout: str, folder: Path, **fields: Any) ->
         (folder / file.name).symlink_to(file)
     config = json.loads((folder / "config.json").read_text()) | fields
     (folder / "config.json").unlink()
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v is not ...})
+    )
     return folder
 
 
 HONOURED: list[tuple[str, dict[str, Any]]] = [
-    ("llama", {"rope_scaling": FUZZ.LLAMA3}),  # goes before rope_parameters, and takes its default theta
+    # goes before rope_parameters, and takes its default theta
+    ("llama", {"rope_scaling": FUZZ.LLAMA3}),
     ("llama", {"rope_scaling": FUZZ.LLAMA3, "rope_theta": 500.0}),
     ("llama", {"rope_scaling": {"type": "default", "factor": 8.0}, "rope_theta": 77.0}),
-    ("llama", {"rope_parameters": {**FUZZ.LLAMA3, "rope_theta": 100.0}, "original_max_position_embeddings": 32}),
+    (
+        "llama",
+        {
+            "rope_parameters": {**FUZZ.LLAMA3, "rope_theta": 100.0},
+            "original_max_position_embeddings": 32,
+        },
+    ),
     ("llama", {"rope_parameters": ..., "rope_theta": 333.0}),
     ("llama", {"rope_parameters": {"rope_theta": 50.0}, "rope_theta": 900.0}),
     ("qwen3", {"rope_parameters": None, "rope_scaling": {**FUZZ.LLAMA3, "rope_theta": 20.0}}),
-    ("cwm", {"rope_parameters": None, "rope_scaling": {"rope_type": "default"}}),  # its own default theta, 1e6
+    # its own default theta, 1e6
+    ("cwm", {"rope_parameters": None, "rope_scaling": {"rope_type": "default"}}),
     ("llama4_text", {"rope_parameters": ...}),
     ("llama", {"rms_norm_eps": ...}),
     ("llama4_text", {"rms_norm_eps": ...}),
-    ("llama", {"hidden_act": "swish", "attention_bias": ..., "mlp_bias": ..., "tie_word_embeddings": ...}),
+    (
+        "llama",
+        {"hidden_act": "swish", "attention_bias": ..., "mlp_bias": ..., "tie_word_embeddings": ...},
+    ),
     ("llama", {"dtype": ..., "torch_dtype": "bfloat16", "use_cache": False}),
     ("qwen3", {"layer_types": None, "max_window_layers": 0}),
     ("qwen3", {"layer_types": None, "sliding_window": None}),
@@ -132,7 +174,9 @@ HONOURED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("layout", "fields"), HONOURED)
-def test_a_field_that_is_read_changes_the_logits_as_in_transformers(layout, fields, bases, tmp_path) -> None:
+def test_a_field_that_is_read_changes_the_logits_as_in_transformers(
+    layout, fields, bases, tmp_path
+) -> None:
     folder = changed(bases, layout, tmp_path / "m", **fields)
     with FUZZ.quiet():
         assert FUZZ.compare_logits(folder, *load_checkpoint(folder)) is None
@@ -142,9 +186,21 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope type 'linear'"),
     ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
-    ("llama", {"rope_scaling": "linear"}, "field rope_scaling is the text 'linear', an object or null is needed"),
-    ("llama", {"rope_parameters": {"rope_theta": None}}, "field rope_parameters.rope_theta is null"),
-    ("qwen3", {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "differs by kind of layer"),
+    (
+        "llama",
+        {"rope_scaling": "linear"},
+        "field rope_scaling is the text 'linear', an object or null is needed",
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"rope_theta": None}},
+        "field rope_parameters.rope_theta is null",
+    ),
+    (
+        "qwen3",
+        {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
+        "differs by kind of layer",
+    ),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ("llama", {"is_causal": False}, "is_causal"),
     ("llama", {"return_dict": False}, "return_dict"),
@@ -163,7 +219,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"dtype": "float33"}, "field dtype is the text 'float33'"),
     ("qwen3", {"layer_types": []}, "layer_types names 0 layers"),
     ("qwen3", {"use_sliding_window": False}, "sliding_window must be set"),
-    ("qwen3", {"num_key_value_heads": ...}, "num_attention_heads 4 is not a multiple of num_key_value_heads 32"),
+    (
+        "qwen3",
+        {"num_key_value_heads": ...},
+        "num_attention_heads 4 is not a multiple of num_key_value_heads 32",
+    ),
     ("cwm", {"num_key_value_heads": None}, "field num_key_value_heads is null"),
     ("llama4_text", {"head_dim": ...}, "the weights do not fit"),  # its class takes 128
     ("llama4_text", {"moe_layers": None}, "a mixture of experts"),
@@ -175,7 +235,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("layout", "fields", "message"), REFUSED)
-def test_a_field_that_cannot_be_honoured_is_refused_by_its_name(layout, fields, message, bases, tmp_path) -> None:
+def test_a_field_that_cannot_be_honoured_is_refused_by_its_name(
+    layout, fields, message, bases, tmp_path
+) -> None:
     folder = changed(bases, layout, tmp_path / "m", **fields)
     with pytest.raises(ValueError, match=message.replace(".", r"\.")) as caught:
         load_checkpoint(folder)
@@ -194,7 +256,9 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_its_name(layout, fields, 
         ("chats.jsonl", 120),
     ],
 )
-def test_no_changed_file_is_read_otherwise_than_by_transformers_or_ends_in_a_traceback(name, inputs, tmp_path) -> None:
+def test_no_changed_file_is_read_otherwise_than_by_transformers_or_ends_in_a_traceback(
+    name, inputs, tmp_path
+) -> None:
     tally = FUZZ.fuzz(tmp_path, inputs, 11, [name])
     assert not tally.faults, "\n".join(tally.faults)
     loaded = tally.counts[name, "loaded, as transformers"] + tally.counts[name, "loaded"]

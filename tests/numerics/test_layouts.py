@@ -1,6 +1,8 @@
-"""Every layout in and out, against transformers: what Meta, Llama and Qwen publish is what our network computes.
+"""Every layout in and out, against transformers: what Meta, Llama and Qwen publish is what our
+network computes.
 
-Weights are random and large (std 0.1) and norms are far from one, so any slip of layout shows in the logits.
+Weights are random and large (std 0.1) and norms are far from one, so any slip of layout shows in
+the logits.
 """
 
 import json
@@ -43,15 +45,30 @@ DENSE_LLAMA4 = {
     **NARROW,
 }
 R1_140M = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
-PRO_HEADS = {"hidden_size": 160, "num_attention_heads": 20, "num_key_value_heads": 4, "head_dim": 64}
+PRO_HEADS = {
+    "hidden_size": 160,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "R1's odd width, 9 heads on 3": (
         "Llama4Text",
-        {**DENSE_LLAMA4, **R1_140M, "intermediate_size_mlp": 96, "rope_parameters": {"rope_theta": 8e6}},
+        {
+            **DENSE_LLAMA4,
+            **R1_140M,
+            "intermediate_size_mlp": 96,
+            "rope_parameters": {"rope_theta": 8e6},
+        },
     ),
     "llama4_text, layers named chunked": (
         "Llama4Text",
-        {**DENSE_LLAMA4, **PRO_HEADS, "intermediate_size_mlp": 64, "layer_types": ["chunked_attention"] * 3},
+        {
+            **DENSE_LLAMA4,
+            **PRO_HEADS,
+            "intermediate_size_mlp": 64,
+            "layer_types": ["chunked_attention"] * 3,
+        },
     ),
     "llama4_text without QK-norm": (
         "Llama4Text",
@@ -115,16 +132,27 @@ SHAPE = ModelConfig(
     rope_theta=10000.0,
     initializer_range=0.1,
 )
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
 WINDOWS = {"layer_types": (LOCAL, GLOBAL, LOCAL), "sliding_window": 7}
 OURS: dict[str, tuple[ModelConfig, str | None]] = {
-    "llama4_text": (replace(SHAPE, hidden_size=576, num_attention_heads=9, num_key_value_heads=3), "llama4_text"),
+    "llama4_text": (
+        replace(SHAPE, hidden_size=576, num_attention_heads=9, num_key_value_heads=3),
+        "llama4_text",
+    ),
     "llama4_text without QK-norm": (replace(SHAPE, use_qk_norm=False), "llama4_text"),
     "llama with scaled RoPE": (replace(SHAPE, use_qk_norm=False, rope_scaling=SCALING), None),
     "qwen3 with scaled RoPE": (replace(SHAPE, rope_scaling=SCALING), None),
     "cwm": (replace(SHAPE, use_qk_norm=False, **WINDOWS), None),
     "cwm, untied, a window beyond the text": (
-        replace(SHAPE, use_qk_norm=False, tie_word_embeddings=False, layer_types=(LOCAL,) * 3, sliding_window=99),
+        replace(
+            SHAPE,
+            use_qk_norm=False,
+            tie_word_embeddings=False,
+            layer_types=(LOCAL,) * 3,
+            sliding_window=99,
+        ),
         None,
     ),
 }
@@ -133,18 +161,24 @@ IDS = torch.randint(3, 320, (2, 60), generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["the quick brown fox", "12 and 345, that's 357.", "été naïve 日本語\n\treturn x"] * 4, 300)
+    return train_tokenizer(
+        ["the quick brown fox", "12 and 345, that's 357.", "été naïve 日本語\n\treturn x"] * 4, 300
+    )
 
 
 def uneven_norms(model: torch.nn.Module) -> None:
     """All ones would hide a norm that is left out."""
     for name, parameter in model.named_parameters():
         if "norm" in name:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+            torch.nn.init.uniform_(
+                parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name))
+            )
 
 
 @torch.no_grad()
-def assert_the_same(ours: Transformer, theirs: Any, tokenizer: Tokenizer, ids: Tensor = IDS) -> None:
+def assert_the_same(
+    ours: Transformer, theirs: Any, tokenizer: Tokenizer, ids: Tensor = IDS
+) -> None:
     """Logits within TOLERANCE at every position, and the same 64 greedy tokens."""
     expected = theirs(ids).logits
     assert expected.std() > 0.3  # flat logits would mean nothing
@@ -152,16 +186,26 @@ def assert_the_same(ours: Transformer, theirs: Any, tokenizer: Tokenizer, ids: T
     theirs.generation_config.eos_token_id = None
     prompt = ids[:1, :24]
     answer = theirs.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False, pad_token_id=0
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=64,
+        do_sample=False,
+        pad_token_id=0,
     )
-    found = LanguageModel(ours, tokenizer).generate(prompt.tolist(), max_new_tokens=64, stop_ids=set())
+    found = LanguageModel(ours, tokenizer).generate(
+        prompt.tolist(), max_new_tokens=64, stop_ids=set()
+    )
     assert found[0] == answer[0, 24:].tolist()
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_what_transformers_saved_is_what_our_network_computes(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_what_transformers_saved_is_what_our_network_computes(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     kind, fields = THEIRS[name]
-    config = getattr(transformers, f"{kind}Config")(**{"initializer_range": 0.1, "eos_token_id": 2, **fields})
+    config = getattr(transformers, f"{kind}Config")(
+        **{"initializer_range": 0.1, "eos_token_id": 2, **fields}
+    )
     torch.manual_seed(0)
     model_class = "Llama4ForCausalLM" if kind == "Llama4Text" else f"{kind}ForCausalLM"
     theirs = getattr(transformers, model_class)(config).eval()
@@ -173,12 +217,16 @@ def test_what_transformers_saved_is_what_our_network_computes(name: str, tokeniz
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_stock_transformers_computes_what_we_write(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_stock_transformers_computes_what_we_write(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     config, layout = OURS[name]
     ours = Transformer(config).eval()
     uneven_norms(ours)
     save_checkpoint(tmp_path, ours, tokenizer, layout=layout)
-    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    opened: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
     theirs, told = opened
     assert not any(told.values()), told
     assert_the_same(ours, theirs.eval(), tokenizer)
@@ -187,14 +235,22 @@ def test_stock_transformers_computes_what_we_write(name: str, tokenizer: Tokeniz
     assert torch.equal(again.eval()(IDS), ours(IDS))
 
 
-def test_shared_blocks_are_two_layers_in_a_row_with_the_same_weights(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """MobileLLM-LS: as the published loop without a cache, and cached decoding as the full forward."""
+def test_shared_blocks_are_two_layers_in_a_row_with_the_same_weights(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """MobileLLM-LS: as the published loop without a cache, and cached decoding as the full
+    forward.
+    """
     config = replace(SHAPE, use_qk_norm=False, layer_repeats=2)
     ours = Transformer(config).eval()
     uneven_norms(ours)
     save_checkpoint(tmp_path, ours, tokenizer)
     written = json.loads((tmp_path / "config.json").read_text())
-    assert (written["model_type"], written["layer_sharing"], written["share_embedding"]) == ("mobilellm", True, True)
+    assert (written["model_type"], written["layer_sharing"], written["share_embedding"]) == (
+        "mobilellm",
+        True,
+        True,
+    )
     again, _ = load_checkpoint(tmp_path)
     assert again.config == config and torch.equal(again(IDS), ours(IDS))
     plain = tmp_path / "plain"
@@ -205,8 +261,12 @@ def test_shared_blocks_are_two_layers_in_a_row_with_the_same_weights(tokenizer: 
     assert_the_same(ours, theirs, tokenizer)
 
 
-@pytest.mark.parametrize(("field", "value"), [("share_embedding", True), ("tie_word_embeddings", True)])
-def test_mobilellm_of_2024_is_read_under_its_own_model_type(field, value, tokenizer, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"), [("share_embedding", True), ("tie_word_embeddings", True)]
+)
+def test_mobilellm_of_2024_is_read_under_its_own_model_type(
+    field, value, tokenizer, tmp_path
+) -> None:
     ours = Transformer(replace(SHAPE, use_qk_norm=False)).eval()
     save_checkpoint(tmp_path, ours, tokenizer, layout="mobilellm")
     config = json.loads((tmp_path / "config.json").read_text()) | {
@@ -222,7 +282,9 @@ def test_mobilellm_of_2024_is_read_under_its_own_model_type(field, value, tokeni
 def test_mobilellm_pro_is_read_in_metas_layout_and_comes_out_as_one_that_transformers_opens(
     qk_norm: bool, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Meta's class is code on the hub; its fields and names follow Llama 4's, as config.json and report show."""
+    """Meta's class is code on the hub; its fields and names follow Llama 4's, as config.json and
+    report show.
+    """
     config = replace(SHAPE, use_qk_norm=qk_norm, **WINDOWS)
     ours = Transformer(config).eval()
     uneven_norms(ours)
@@ -235,7 +297,10 @@ def test_mobilellm_pro_is_read_in_metas_layout_and_comes_out_as_one_that_transfo
     save_checkpoint(out, again, tokenizer)
     save_checkpoint(back, again, tokenizer, layout="mobilellm-pro")
     assert (back / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
-    assert load_file(back / "model.safetensors").keys() == load_file(tmp_path / "model.safetensors").keys()
+    assert (
+        load_file(back / "model.safetensors").keys()
+        == load_file(tmp_path / "model.safetensors").keys()
+    )
     assert torch.equal(load_checkpoint(back)[0].eval()(IDS), ours(IDS))
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     assert theirs.config.model_type == ("qwen3" if qk_norm else "cwm")
@@ -243,7 +308,9 @@ def test_mobilellm_pro_is_read_in_metas_layout_and_comes_out_as_one_that_transfo
 
 
 def write_as_pro(folder: Path, model: Transformer, tokenizer: Tokenizer, **changes: Any) -> None:
-    """A folder as Meta's MobileLLM-Pro: Llama 4's names and RoPE, made from its dense text layout."""
+    """A folder as Meta's MobileLLM-Pro: Llama 4's names and RoPE, made from its dense text
+    layout.
+    """
     llama4, config = LAYOUTS["llama4_text"], model.config
     save_file(
         {
@@ -276,7 +343,9 @@ def write_as_pro(folder: Path, model: Transformer, tokenizer: Tokenizer, **chang
         "attn_scale": 0.1,
         "initializer_range": config.initializer_range,
     } | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in fields.items() if v is not None})
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,16 +362,34 @@ def test_nothing_of_pro_is_guessed(field: str, tokenizer: Tokenizer, tmp_path: P
     [
         ({"moe_layers": [0], "num_local_experts": 4}, "a mixture of experts"),
         ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers leaves layers without RoPE"),
-        ({"no_rope_layers": []}, "no_rope_layers leaves layers without RoPE"),  # Llama 4's default: every fourth
-        ({"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 64}, "attention_chunk_size 64 is below"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope type 'yarn'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope type llama3 lacks factor"),
-        ({"rope_parameters": {**LLAMA3_ROPE, "high_freq_factor": 1.0}}, "high_freq_factor 1.0 must exceed"),
-        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        # Llama 4's default: every fourth
+        ({"no_rope_layers": []}, "no_rope_layers leaves layers without RoPE"),
+        (
+            {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 64},
+            "attention_chunk_size 64 is below",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+            "rope type 'yarn'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+            "rope type llama3 lacks factor",
+        ),
+        (
+            {"rope_parameters": {**LLAMA3_ROPE, "high_freq_factor": 1.0}},
+            "high_freq_factor 1.0 must exceed",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+        ),
         ({"attention_bias": True}, "cannot honour attention_bias"),
     ],
 )
-def test_what_this_network_would_compute_otherwise_is_refused(changes, message, tokenizer, tmp_path) -> None:
+def test_what_this_network_would_compute_otherwise_is_refused(
+    changes, message, tokenizer, tmp_path
+) -> None:
     save_checkpoint(tmp_path, Transformer(SHAPE), tokenizer, layout="llama4_text")
     config = json.loads((tmp_path / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -318,13 +405,27 @@ def test_what_this_network_would_compute_otherwise_is_refused(changes, message, 
         (SHAPE, "llama", "it has QK-norm"),
         (replace(SHAPE, use_qk_norm=False), "qwen3", "it has no QK-norm"),
         (replace(SHAPE, use_qk_norm=False), "cwm", "it has no local layers"),
-        (replace(SHAPE, use_qk_norm=False, layer_repeats=2), "llama", "it applies blocks more than once"),
-        (replace(SHAPE, use_qk_norm=False, layer_repeats=3), "mobilellm", "it applies blocks 3 times"),
+        (
+            replace(SHAPE, use_qk_norm=False, layer_repeats=2),
+            "llama",
+            "it applies blocks more than once",
+        ),
+        (
+            replace(SHAPE, use_qk_norm=False, layer_repeats=3),
+            "mobilellm",
+            "it applies blocks 3 times",
+        ),
         (SHAPE, "mobilellm-pro", "it has no local layers"),
-        (replace(SHAPE, qk_norm_weight=True, **WINDOWS), "mobilellm-pro", "its QK-norm has weights"),
+        (
+            replace(SHAPE, qk_norm_weight=True, **WINDOWS),
+            "mobilellm-pro",
+            "its QK-norm has weights",
+        ),
     ],
 )
-def test_a_layout_that_cannot_hold_a_network_says_why(config, layout, message, tokenizer, tmp_path) -> None:
+def test_a_layout_that_cannot_hold_a_network_says_why(
+    config, layout, message, tokenizer, tmp_path
+) -> None:
     with pytest.raises(ValueError, match=message):
         save_checkpoint(tmp_path, Transformer(config), tokenizer, layout=layout)
     assert not list(tmp_path.iterdir())

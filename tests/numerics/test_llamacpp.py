@@ -1,6 +1,7 @@
 """llama.cpp computes from our .gguf files what our network computes from the checkpoint.
 
-The weights are random and large (std 0.1), so logits spread over about one unit and any slip of layout shows.
+The weights are random and large (std 0.1), so logits spread over about one unit and any slip of
+layout shows.
 """
 
 import random
@@ -36,7 +37,9 @@ QWEN3 = ModelConfig(
     rope_theta=10000.0,
     initializer_range=0.1,
 )
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=256)
+SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=256
+)
 WINDOWED = replace(QWEN3, layer_types=ModelConfig.local_global(5), sliding_window=16)
 CONFIGS = {
     "qwen3": QWEN3,
@@ -45,7 +48,9 @@ CONFIGS = {
     "step35": WINDOWED,
     "step35 without QK-norm": replace(WINDOWED, use_qk_norm=False),
     "llama with Llama 3's scaled RoPE": replace(QWEN3, use_qk_norm=False, rope_scaling=SCALING),
-    "llama with shared blocks": replace(QWEN3, use_qk_norm=False, num_hidden_layers=3, layer_repeats=2),
+    "llama with shared blocks": replace(
+        QWEN3, use_qk_norm=False, num_hidden_layers=3, layer_repeats=2
+    ),
     "step35 with shared blocks": replace(WINDOWED, layer_repeats=2),
 }
 IDS = torch.randint(3, 320, (600,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -53,7 +58,18 @@ IDS = torch.randint(3, 320, (600,), generator=torch.Generator().manual_seed(1)).
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    words = ["alpha", "beta's", "I'll", "the", "Question:", "Answer:", "return", "x", "3.14", "12345"]
+    words = [
+        "alpha",
+        "beta's",
+        "I'll",
+        "the",
+        "Question:",
+        "Answer:",
+        "return",
+        "x",
+        "3.14",
+        "12345",
+    ]
     words += ["été", "日本語", "naïve", "\n"]
     shuffled = random.Random(0)
     texts = [" ".join(shuffled.choices(words, k=50)) for _ in range(100)]
@@ -64,12 +80,16 @@ def network(config: ModelConfig) -> Transformer:
     model = Transformer(config)
     for name, parameter in model.named_parameters():
         if "norm" in name:  # all ones would hide a norm that is left out
-            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+            torch.nn.init.uniform_(
+                parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name))
+            )
     return model
 
 
 @pytest.fixture(scope="module")
-def windowed(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Transformer, GgufModel]]:
+def windowed(
+    tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Transformer, GgufModel]]:
     model = network(WINDOWED)
     path = write_gguf(model, tokenizer, tmp_path_factory.mktemp("windowed") / "m.gguf", "f32")
     file = GgufModel(path, cache_type="f32")
@@ -82,7 +102,9 @@ def log_softmax(logits: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_float32_files_give_our_logits_and_our_greedy_tokens(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_float32_files_give_our_logits_and_our_greedy_tokens(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     model = network(CONFIGS[name])
     ours = LanguageModel(model, tokenizer)
     file = GgufModel(write_gguf(model, tokenizer, tmp_path / "m.gguf", "f32"), cache_type="f32")
@@ -94,7 +116,9 @@ def test_float32_files_give_our_logits_and_our_greedy_tokens(name: str, tokenize
     file.close()
 
 
-def test_the_default_half_precision_cache_costs_little(windowed: tuple, tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_the_default_half_precision_cache_costs_little(
+    windowed: tuple, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     model, exact = windowed
     file = GgufModel(write_gguf(model, tokenizer, tmp_path / "m.gguf", "f32"))
     error = (log_softmax(file.logits(IDS)) - log_softmax(exact.logits(IDS))).abs().max()
@@ -111,18 +135,27 @@ def test_ignoring_the_window_would_show(windowed: tuple, tokenizer: Tokenizer) -
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama", "step35"])
-def test_q4_0_files_hold_the_very_weights_that_were_trained(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Weights exactly. Activations nearly: llama.cpp rounds them in blocks of 32, training each token."""
+def test_q4_0_files_hold_the_very_weights_that_were_trained(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Weights exactly. Activations nearly: llama.cpp rounds them in blocks of 32, training each
+    token.
+    """
     model = prepare(network(CONFIGS[name]), SCHEMES["int4_group32"])
     weights_only = prepare(network(CONFIGS[name]), SCHEMES["int4_group32_weight_only"])
-    grid = GgufModel(write_gguf(weights_only, tokenizer, tmp_path / "f32.gguf", "f32"), cache_type="f32")
+    grid = GgufModel(
+        write_gguf(weights_only, tokenizer, tmp_path / "f32.gguf", "f32"), cache_type="f32"
+    )
     expected = LanguageModel(weights_only, tokenizer).logits(IDS)
     np.testing.assert_allclose(grid.logits(IDS), expected, atol=1e-4, rtol=0)
     file = GgufModel(write_gguf(model, tokenizer, tmp_path / "q4_0.gguf", "q4_0"))
     found, trained = file.logits(IDS), LanguageModel(model, tokenizer).logits(IDS)
     distance = (log_softmax(found) - log_softmax(trained)).abs()
     agreement = (found.argmax(-1) == trained.argmax(-1)).mean()
-    print(f"{name}: mean {distance.mean():.4f}, largest {distance.max():.3f}, same best token {agreement:.3f}")
+    print(
+        f"{name}: mean {distance.mean():.4f}, largest {distance.max():.3f}, same best token "
+        f"{agreement:.3f}"
+    )
     assert distance.mean() < 0.05 and agreement >= 0.9
     grid.close()
     file.close()
@@ -136,13 +169,19 @@ def test_many_prompts_answer_as_each_alone(windowed: tuple, tokenizer: Tokenizer
     assert together == [file.generate([prompt], **options)[0] for prompt in prompts]
     assert together == LanguageModel(model, tokenizer).generate(prompts, **options)
     assert together == [list(file.stream(prompt, **options)) for prompt in prompts]
-    assert {len(answer) for answer in together} - {12}, "no answer stopped early: the test shows nothing"
+    assert {len(answer) for answer in together} - {12}, (
+        "no answer stopped early: the test shows nothing"
+    )
 
 
-def test_samples_are_those_of_the_checkpoint_with_the_same_seed(windowed: tuple, tokenizer: Tokenizer) -> None:
+def test_samples_are_those_of_the_checkpoint_with_the_same_seed(
+    windowed: tuple, tokenizer: Tokenizer
+) -> None:
     model, file = windowed
     options = {"max_new_tokens": 20, "stop_ids": set()}
-    drawn = Sampling(temperature=0.8, top_k=90, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=3)
+    drawn = Sampling(
+        temperature=0.8, top_k=90, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=3
+    )
     prompts = [IDS[:9], IDS[9:30]]
     found = file.generate(prompts, **options, sampling=drawn)
     assert found == LanguageModel(model, tokenizer).generate(prompts, **options, sampling=drawn)
@@ -164,7 +203,9 @@ def test_an_answer_ends_where_the_context_does(windowed: tuple, tmp_path: Path) 
 def test_two_streams_at_once_do_not_disturb_each_other(windowed: tuple) -> None:
     _, file = windowed
     options = {"max_new_tokens": 10, "stop_ids": set()}
-    pairs = list(zip(file.stream(IDS[:30], **options), file.stream(IDS[30:70], **options), strict=True))
+    pairs = list(
+        zip(file.stream(IDS[:30], **options), file.stream(IDS[30:70], **options), strict=True)
+    )
     assert [list(column) for column in zip(*pairs, strict=True)] == [
         file.generate([prompt], **options)[0] for prompt in (IDS[:30], IDS[30:70])
     ]
@@ -192,26 +233,46 @@ def test_llama_cpp_tokenizes_as_we_do(windowed: tuple, tokenizer: Tokenizer) -> 
         "٣",
         "日",
     ]
-    pieces += ["🙂", "ß", "!", "...", "_", "<|im_end|>", "return x", "12345", "\u200d", "नि", "\x00"]
+    pieces += [
+        "🙂",
+        "ß",
+        "!",
+        "...",
+        "_",
+        "<|im_end|>",
+        "return x",
+        "12345",
+        "\u200d",
+        "नि",
+        "\x00",
+    ]
     for _ in range(500):
         text = "".join(drawn.choices(pieces, k=drawn.randint(1, 40)))
         expected = tokenizer.encode(text)
-        assert file._model.tokenize(text, add_special=False, parse_special=False) == expected, repr(text)
+        assert file._model.tokenize(text, add_special=False, parse_special=False) == expected, repr(
+            text
+        )
         assert file.tokenizer.encode(text) == expected, repr(text)
 
 
 def test_a_chat_prompt_has_the_same_ids_in_llama_cpp(windowed: tuple, tokenizer: Tokenizer) -> None:
-    """llama.cpp renders the template, then tokenizes with special tokens and its start of text, if any."""
+    """llama.cpp renders the template, then tokenizes with special tokens and its start of text, if
+    any.
+    """
     _, file = windowed
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "What's 3 + 4?\n\nIn one word."},
     ]
     rendered = file.tokenizer.render(messages, add_generation_prompt=True)
-    assert file._model.tokenize(rendered, add_special=True, parse_special=True) == tokenizer.encode_chat(messages)
+    assert file._model.tokenize(
+        rendered, add_special=True, parse_special=True
+    ) == tokenizer.encode_chat(messages)
 
 
-def test_a_base_model_s_text_gets_its_document_separator_in_llama_cpp(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_base_model_s_text_gets_its_document_separator_in_llama_cpp(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     base = Tokenizer(tokenizer.backend)
     file = GgufModel(write_gguf(network(QWEN3), base, tmp_path / "m.gguf", "f16"))
     found = file._model.tokenize("The alpha", add_special=True, parse_special=True)
@@ -219,7 +280,9 @@ def test_a_base_model_s_text_gets_its_document_separator_in_llama_cpp(tokenizer:
     file.close()
 
 
-def test_a_file_cut_short_is_refused_and_a_closed_one_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_file_cut_short_is_refused_and_a_closed_one_says_so(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     path = write_gguf(network(QWEN3), tokenizer, tmp_path / "m.gguf", "q8_0")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(path.read_bytes()[:-100_000])

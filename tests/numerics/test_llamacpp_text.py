@@ -1,4 +1,6 @@
-"""llama.cpp reads text from our .gguf files as we do, for each kind of tokenizer, and ends answers where we do."""
+"""llama.cpp reads text from our .gguf files as we do, for each kind of tokenizer, and ends answers
+where we do.
+"""
 
 import json
 import random
@@ -23,7 +25,13 @@ from pocketlm.export.gguf_vocab import (
 )
 from pocketlm.export.libllama import LoadedModel
 from pocketlm.export.llamacpp_template import unlike_prompts
-from pocketlm.export.text_agreement import comparable, differences, hard_texts, refuse_other_text, unlike_ends
+from pocketlm.export.text_agreement import (
+    comparable,
+    differences,
+    hard_texts,
+    refuse_other_text,
+    unlike_ends,
+)
 from pocketlm.model.tokenizer import CHATML, Tokenizer
 from tests.unit.tokenizer_kinds import LLAMA2, NAMES, byte_level, sentencepiece, tiny, with_gap
 
@@ -50,14 +58,34 @@ PIECES = [
     "🙂",
     "ß",
 ]
-PIECES += ["!", "...", "_", "<|im_end|>", "</s>", "<s>", "<tool_call>", "return x", "नि", "\u200d", "\u00a0", "\x00"]
+PIECES += [
+    "!",
+    "...",
+    "_",
+    "<|im_end|>",
+    "</s>",
+    "<s>",
+    "<tool_call>",
+    "return x",
+    "नि",
+    "\u200d",
+    "\u00a0",
+    "\x00",
+]
 KINDS = {
     **{way: lambda way=way: byte_level(way) for way in WAYS},
     "ids with a gap": with_gap,
-    **{f"llama, {before}": lambda before=before: sentencepiece(before) for before in ("legacy", "gemma", "never")},
-    **{f"llama, {before}": lambda before=before: sentencepiece(before) for before in ("first", "always")},
     **{
-        f"llama, chats, {before}": lambda before=before: sentencepiece(before, LLAMA2) for before in ("legacy", "first")
+        f"llama, {before}": lambda before=before: sentencepiece(before)
+        for before in ("legacy", "gemma", "never")
+    },
+    **{
+        f"llama, {before}": lambda before=before: sentencepiece(before)
+        for before in ("first", "always")
+    },
+    **{
+        f"llama, chats, {before}": lambda before=before: sentencepiece(before, LLAMA2)
+        for before in ("legacy", "first")
     },
 }
 LIMITS = {  # what llama.cpp cannot be told of each kind; of the others nothing
@@ -88,7 +116,9 @@ def test_ids_and_words_are_the_same_to_llama_cpp(kind: str, tmp_path: Path) -> N
     file = LoadedModel(path)
     assert list(differences(tokenizer, vocabulary, file)) == []
     special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
-    texts = [text for text in random_texts(400) if comparable(text, vocabulary, special, parsed=False)]
+    texts = [
+        text for text in random_texts(400) if comparable(text, vocabulary, special, parsed=False)
+    ]
     assert len(texts) > 50 or PLAIN in vocabulary.limits
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert file.tokenize(text, add_special=False, parse_special=False) == ids, repr(text)
@@ -106,12 +136,22 @@ def test_the_file_alone_gives_the_same_ids_again(kind: str, tmp_path: Path) -> N
     assert read.encode_batch(texts) == tokenizer.encode_batch(texts)
     for text, ids in zip(texts, read.encode_batch(texts), strict=True):
         assert read.decode(ids) == tokenizer.decode(ids), repr(text)
-    same = ("bos_id", "eos_id", "end_of_turn_id", "stop_ids", "special_ids", "chat_template", "vocab_size")
+    same = (
+        "bos_id",
+        "eos_id",
+        "end_of_turn_id",
+        "stop_ids",
+        "special_ids",
+        "chat_template",
+        "vocab_size",
+    )
     assert [getattr(read, name) for name in same] == [getattr(tokenizer, name) for name in same]
 
 
 def test_each_limit_of_llama_cpp_is_one(tmp_path: Path) -> None:
-    """A text that each limit leaves out does get other ids: a limit that is none would hide faults."""
+    """A text that each limit leaves out does get other ids: a limit that is none would hide
+    faults.
+    """
     texts = {
         COMPOSED: (byte_level("qwen2"), "e\u0301te\u0301"),
         NEARLY_SPLIT: (byte_level("llama4"), "ve\u0301lo e\u0301te\u0301"),
@@ -119,15 +159,22 @@ def test_each_limit_of_llama_cpp_is_one(tmp_path: Path) -> None:
         PLAIN: (sentencepiece("first", LLAMA2), "The quick"),
     }
     composing = json.loads(texts[COMPOSED][0].backend.to_str()) | {"normalizer": {"type": "NFC"}}
-    texts[COMPOSED] = (Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(composing))), texts[COMPOSED][1])
+    texts[COMPOSED] = (
+        Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(composing))),
+        texts[COMPOSED][1],
+    )
     for limit, (tokenizer, text) in texts.items():
         vocabulary = vocabulary_of(tokenizer, tokenizer.vocab_size)
         assert limit in vocabulary.limits and not comparable(text, vocabulary, [], parsed=False)
         with vocabulary_file(tokenizer, tokenizer.vocab_size) as path:
             file = LoadedModel(path, vocab_only=True)
-            assert file.tokenize(text, add_special=False, parse_special=False) != tokenizer.encode(text), limit
+            assert file.tokenize(text, add_special=False, parse_special=False) != tokenizer.encode(
+                text
+            ), limit
             file.close()
-            assert any(limit in note for note in refuse_other_text(path, tokenizer, tokenizer.vocab_size))
+            assert any(
+                limit in note for note in refuse_other_text(path, tokenizer, tokenizer.vocab_size)
+            )
 
 
 def test_words_at_other_ids_are_refused_and_named() -> None:
@@ -135,7 +182,9 @@ def test_words_at_other_ids_are_refused_and_named() -> None:
     tokenizer, other = with_gap(), byte_level()
     with (
         vocabulary_file(other, 800) as path,
-        pytest.raises(ValueError, match=r"llama\.cpp does not read vocabulary\.gguf as this tokenizer does"),
+        pytest.raises(
+            ValueError, match=r"llama\.cpp does not read vocabulary\.gguf as this tokenizer does"
+        ),
     ):
         refuse_other_text(path, tokenizer, 320)
 
@@ -158,7 +207,9 @@ def test_the_texts_that_end_an_answer_are_those_of_llama_cpp(tmp_path: Path) -> 
     for word in (*sorted(gguf_endings.ENDS), *fillers, *looks):
         backend = tokenizers.Tokenizer.from_str(base.backend.to_str())
         backend.add_special_tokens([word])
-        tokenizer = Tokenizer(backend, eos_token="<think>", bos_token="<think>", end_of_turn_token="<think>")
+        tokenizer = Tokenizer(
+            backend, eos_token="<think>", bos_token="<think>", end_of_turn_token="<think>"
+        )
         with vocabulary_file(tokenizer, tokenizer.vocab_size) as path:
             file = LoadedModel(path, vocab_only=True)
             tokens = vocabulary_of(tokenizer, tokenizer.vocab_size).tokens
@@ -210,10 +261,17 @@ def test_an_end_that_llama_cpp_adds_for_its_text_is_told() -> None:
     assert "ends an answer at <|file_sep|>" in told
 
 
-def test_a_base_model_s_beginning_is_put_by_llama_cpp_and_a_chat_s_is_its_template_s(tmp_path: Path) -> None:
+def test_a_base_model_s_beginning_is_put_by_llama_cpp_and_a_chat_s_is_its_template_s(
+    tmp_path: Path,
+) -> None:
     base, chat = sentencepiece(), sentencepiece("legacy", LLAMA2)
     adds = Tokenizer(chat.backend, chat_template=LLAMA2, adds_bos=True, **NAMES)
-    for tokenizer, begins in ((base, True), (chat, False), (adds, True), (byte_level(adds_bos=True), False)):
+    for tokenizer, begins in (
+        (base, True),
+        (chat, False),
+        (adds, True),
+        (byte_level(adds_bos=True), False),
+    ):
         with vocabulary_file(tokenizer, tokenizer.vocab_size) as path:
             file = LoadedModel(path, vocab_only=True)
             found = file.tokenize("The quick", add_special=True, parse_special=True)
@@ -226,11 +284,16 @@ def test_a_base_model_s_beginning_is_put_by_llama_cpp_and_a_chat_s_is_its_templa
     [
         (CHATML, None),
         (CHATML.replace("message['content']", "message['content'] | trim"), None),
-        (CHATML.replace("message['content']", "'%s' % message['content']"), "cannot run the chat template"),
+        (
+            CHATML.replace("message['content']", "'%s' % message['content']"),
+            "cannot run the chat template",
+        ),
         (CHATML.replace("message['content']", "(message['content'] | pprint)"), ""),
     ],
 )
-def test_llama_cpp_s_own_rendering_is_compared(template: str, told: str | None, tmp_path: Path) -> None:
+def test_llama_cpp_s_own_rendering_is_compared(
+    template: str, told: str | None, tmp_path: Path
+) -> None:
     tokenizer = byte_level(chat_template=template)
     path = write_gguf(tiny(tokenizer.vocab_size), tokenizer, tmp_path / "m.gguf", "f16")
     notes = unlike_prompts(path, tokenizer)

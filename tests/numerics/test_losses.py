@@ -1,4 +1,6 @@
-"""Losses and one update against torch.nn.functional, torch.distributions and gradients written out in float64."""
+"""Losses and one update against torch.nn.functional, torch.distributions and gradients written out
+in float64.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +45,12 @@ CONFIG = ModelConfig(
     initializer_range=0.1,
 )
 OPTIM = OptimConfig(
-    lr=1e-2, num_steps=10, warmup_steps=0, final_lr_share=1.0, compute_dtype="float32", grad_clip=float("inf")
+    lr=1e-2,
+    num_steps=10,
+    warmup_steps=0,
+    final_lr_share=1.0,
+    compute_dtype="float32",
+    grad_clip=float("inf"),
 )
 
 
@@ -71,7 +78,9 @@ def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 def test_forward_kl_is_the_divergence_of_torch_distributions():
     teacher, student = drawn(50, 300, seed=1) * 3, drawn(50, 300, seed=2) * 3
-    expected = kl_divergence(Categorical(logits=teacher.double()), Categorical(logits=student.double())).sum()
+    expected = kl_divergence(
+        Categorical(logits=teacher.double()), Categorical(logits=student.double())
+    ).sum()
     assert float(forward_kl(teacher, student)) == pytest.approx(float(expected), rel=1e-6)
     probabilities = F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="sum")
     assert float(forward_kl(teacher, student)) == pytest.approx(float(probabilities), rel=1e-5)
@@ -79,14 +88,19 @@ def test_forward_kl_is_the_divergence_of_torch_distributions():
 
 def test_forward_kl_is_not_the_reverse_one_and_is_zero_only_between_equals():
     teacher, student = drawn(5, 30, seed=1), drawn(5, 30, seed=2)
-    assert float(forward_kl(teacher, student)) != pytest.approx(float(forward_kl(student, teacher)), rel=1e-2)
-    assert float(forward_kl(teacher, teacher + 4)) == pytest.approx(0, abs=1e-5)  # a shift of logits changes nothing
+    assert float(forward_kl(teacher, student)) != pytest.approx(
+        float(forward_kl(student, teacher)), rel=1e-2
+    )
+    # a shift of logits changes nothing
+    assert float(forward_kl(teacher, teacher + 4)) == pytest.approx(0, abs=1e-5)
     assert float(forward_kl(teacher, student)) > 0.1
 
 
 def test_forward_kl_stays_finite_where_the_teacher_is_certain():
     teacher = torch.tensor([[1000.0, 0.0, -1000.0]])
-    assert float(forward_kl(teacher, torch.zeros(1, 3))) == pytest.approx(torch.log(torch.tensor(3.0)).item())
+    assert float(forward_kl(teacher, torch.zeros(1, 3))) == pytest.approx(
+        torch.log(torch.tensor(3.0)).item()
+    )
 
 
 def test_the_gradient_of_forward_kl_is_the_difference_of_the_distributions():
@@ -121,7 +135,9 @@ def test_values_and_gradients_are_those_of_the_losses_written_out(
 ):
     for name, value in WAYS[way].items():
         monkeypatch.setattr(vocabulary, name, value)
-    x, weight, teacher = (drawn(*shape, seed=i).double() for i, shape in enumerate(((9, 12), (70, 12), (9, 70))))
+    x, weight, teacher = (
+        drawn(*shape, seed=i).double() for i, shape in enumerate(((9, 12), (70, 12), (9, 70)))
+    )
     labels = torch.randint(70, (9,), generator=torch.Generator().manual_seed(4))
     leaves = x.requires_grad_(), weight.requires_grad_()
     found = head_loss(
@@ -138,7 +154,9 @@ def test_values_and_gradients_are_those_of_the_losses_written_out(
     expected = (1 - label_share) * written_out(divergence, log_p, log_q) + label_share * entropy
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
     for mine, theirs in zip(
-        torch.autograd.grad(found * 3, leaves), torch.autograd.grad(expected * 3, leaves), strict=True
+        torch.autograd.grad(found * 3, leaves),
+        torch.autograd.grad(expected * 3, leaves),
+        strict=True,
     ):
         assert (mine - theirs).abs().max() <= 1e-12
 
@@ -149,7 +167,10 @@ def drawn_sparse(tokens: int, vocab_size: int, seed: int = 5) -> SparseScores:
     stored = torch.rand(tokens, vocab_size, generator=generator) < 0.2
     stored[0] = False
     ids, owners = stored.T.nonzero(as_tuple=True)  # by word
-    values, levels = drawn(len(ids), seed=seed + 1).double() - 2, drawn(tokens, 1, seed=seed + 2).double() - 4
+    values, levels = (
+        drawn(len(ids), seed=seed + 1).double() - 2,
+        drawn(tokens, 1, seed=seed + 2).double() - 4,
+    )
     return SparseScores(owners, ids, values, levels, drawn(vocab_size, seed=seed + 3).double())
 
 
@@ -163,7 +184,9 @@ def whole(teacher: SparseScores) -> Tensor:
 
 def drawn_teacher(kind: str, tokens: int, vocab_size: int) -> Scores | SparseScores:
     return (
-        drawn_sparse(tokens, vocab_size) if kind == "from disk" else Scores(drawn(tokens, vocab_size, seed=3).double())
+        drawn_sparse(tokens, vocab_size)
+        if kind == "from disk"
+        else Scores(drawn(tokens, vocab_size, seed=3).double())
     )
 
 
@@ -174,23 +197,34 @@ def test_a_teacher_of_few_entries_counts_as_the_same_one_written_out(way, diverg
         monkeypatch.setattr(vocabulary, name, value)
     sparse = drawn_sparse(12, 70)
     chosen = torch.tensor([True, False, True, *[True] * 7, False, False])
-    x, weight = drawn(9, 12, seed=1).double().requires_grad_(), drawn(70, 12, seed=2).double().requires_grad_()
+    x, weight = (
+        drawn(9, 12, seed=1).double().requires_grad_(),
+        drawn(70, 12, seed=2).double().requires_grad_(),
+    )
     found, expected = (
-        head_loss(Scores(x, weight), teacher=t, divergence=divergence, temperature=1.5, label_share=0.0)
+        head_loss(
+            Scores(x, weight), teacher=t, divergence=divergence, temperature=1.5, label_share=0.0
+        )
         for t in (sparse.rows(chosen), Scores(whole(sparse)[chosen]))
     )
     assert float((found - expected).detach().abs()) <= 1e-11
     for mine, theirs in zip(
-        torch.autograd.grad(found, (x, weight)), torch.autograd.grad(expected, (x, weight)), strict=True
+        torch.autograd.grad(found, (x, weight)),
+        torch.autograd.grad(expected, (x, weight)),
+        strict=True,
     ):
         assert (mine - theirs).abs().max() <= 1e-12
 
 
 class TakenAgain(torch.autograd.Function):
-    """A head_loss worked out anew for each gradient: gradcheck takes more than one, which a head_loss refuses."""
+    """A head_loss worked out anew for each gradient: gradcheck takes more than one, which a
+    head_loss refuses.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.loss = loss
         return loss(x, weight)
@@ -208,16 +242,24 @@ class TakenAgain(torch.autograd.Function):
 @pytest.mark.parametrize("kind", ["live", "live, padded", "from disk"])
 @pytest.mark.parametrize("divergence", [FORWARD_KL, REVERSE_KL, JENSEN_SHANNON])
 def test_gradients_pass_gradcheck(label_share, temperature, kind, divergence, monkeypatch):
-    """By finite differences in float64: 4 tokens of width 3, two at a time, 11 words in blocks of 4."""
+    """By finite differences in float64: 4 tokens of width 3, two at a time, 11 words in blocks of
+    4.
+    """
     monkeypatch.setattr(vocabulary, "BLOCK_BYTES", 2 * 4 * 4)
     monkeypatch.setattr(vocabulary, "KEPT_BYTES", 2 * 2 * 8 * 11)
-    teacher, labels = drawn_teacher(kind, 4, 7 if kind == "live, padded" else 11), torch.tensor([0, 3, 9, 10])
+    teacher, labels = (
+        drawn_teacher(kind, 4, 7 if kind == "live, padded" else 11),
+        torch.tensor([0, 3, 9, 10]),
+    )
 
     def loss(x: Tensor, weight: Tensor) -> Tensor:
         options = {"divergence": divergence, "temperature": temperature, "label_share": label_share}
         return head_loss(Scores(x, weight), labels=labels, teacher=teacher, **options)
 
-    leaves = drawn(4, 3, seed=1).double().requires_grad_(), drawn(11, 3, seed=2).double().requires_grad_()
+    leaves = (
+        drawn(4, 3, seed=1).double().requires_grad_(),
+        drawn(11, 3, seed=2).double().requires_grad_(),
+    )
     assert torch.autograd.gradcheck(lambda x, weight: TakenAgain.apply(x, weight, loss), leaves)
 
 
@@ -251,7 +293,9 @@ def test_a_gradient_is_taken_once():
 
 
 def test_bfloat16_products_round_no_more_than_one_product_does(model):
-    """Against float64 the loss is off as cross-entropy of bfloat16 logits is, and the gradient less than theirs."""
+    """Against float64 the loss is off as cross-entropy of bfloat16 logits is, and the gradient less
+    than theirs.
+    """
     x, weight = drawn(64, 32, seed=1), drawn(300, 32, seed=2)
     labels = torch.arange(64)
     narrow = [t.clone().requires_grad_() for t in (x, weight)]
@@ -259,7 +303,9 @@ def test_bfloat16_products_round_no_more_than_one_product_does(model):
     exact = [t.double().requires_grad_() for t in (x, weight)]
     losses = (
         head_loss(Scores(narrow[0], narrow[1], torch.bfloat16), labels=labels),
-        F.cross_entropy((plain[0].bfloat16() @ plain[1].bfloat16().T).float(), labels, reduction="sum"),
+        F.cross_entropy(
+            (plain[0].bfloat16() @ plain[1].bfloat16().T).float(), labels, reduction="sum"
+        ),
         F.cross_entropy(exact[0] @ exact[1].T, labels, reduction="sum"),
     )
     for loss in losses:
@@ -280,8 +326,14 @@ def test_a_loss_in_inference_makes_no_gradient(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_share": 0.5, "labels": torch.zeros(3, dtype=torch.long)}, "label_share 0.5 needs a teacher"),
-        ({"label_share": 0.5, "teacher": Scores(torch.zeros(3, 30))}, "label_share 0.5 needs labels"),
+        (
+            {"label_share": 0.5, "labels": torch.zeros(3, dtype=torch.long)},
+            "label_share 0.5 needs a teacher",
+        ),
+        (
+            {"label_share": 0.5, "teacher": Scores(torch.zeros(3, 30))},
+            "label_share 0.5 needs labels",
+        ),
     ],
 )
 def test_a_loss_without_what_it_needs_is_told(options, message):
@@ -321,7 +373,9 @@ def test_distillation_counts_the_divergence_at_counted_labels_alone(model):
     wild = teacher_logits.clone()
     wild[~counted] = float("nan")  # a label that does not count is not even looked at
     logits = model(batch.input_ids).detach().double()
-    expected = kl_divergence(Categorical(logits=teacher_logits.double()), Categorical(logits=logits))[counted].sum()
+    expected = kl_divergence(
+        Categorical(logits=teacher_logits.double()), Categorical(logits=logits)
+    )[counted].sum()
     found = distillation_loss(lambda _: Scores(wild.flatten(0, 1)))(model, batch)
     assert found.dtype == torch.float32
     assert float(found.detach()) == pytest.approx(float(expected), rel=1e-6)
@@ -333,7 +387,11 @@ def test_label_share_mixes_cross_entropy_into_distillation(label_share, model):
     teacher = Scores(drawn(96, 300, seed=3))
     divergence = float(distillation_loss(lambda _: teacher)(model, batch).detach())
     entropy = float(next_token_loss(model, batch).detach())
-    mixed = float(distillation_loss(lambda _: teacher, Distillation(label_share=label_share))(model, batch).detach())
+    mixed = float(
+        distillation_loss(lambda _: teacher, Distillation(label_share=label_share))(
+            model, batch
+        ).detach()
+    )
     assert mixed == pytest.approx((1 - label_share) * divergence + label_share * entropy, rel=1e-6)
 
 
@@ -346,7 +404,9 @@ def test_a_live_teacher_is_frozen_and_reads_the_very_batch(model):
     )
     network = Transformer(CONFIG, seed=7)
     taught = live_teacher(network, OPTIM)(batch).block(slice(0, 300))
-    assert torch.equal(taught, network(batch.input_ids, batch.positions, doc_ids=batch.doc_ids).flatten(0, 1))
+    assert torch.equal(
+        taught, network(batch.input_ids, batch.positions, doc_ids=batch.doc_ids).flatten(0, 1)
+    )
     assert not taught.requires_grad and not any(p.requires_grad for p in network.parameters())
     distillation_loss(live_teacher(network, OPTIM))(model, batch).backward()
     assert all(p.grad is None for p in network.parameters())
@@ -361,7 +421,9 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(model):
     assert all(p.grad is not None and p.grad.abs().max() <= 1e-5 for p in model.parameters())
 
 
-def updated(split: list[Batch], loss_fn: LossFn, make: Callable) -> tuple[Transformer, float, float]:
+def updated(
+    split: list[Batch], loss_fn: LossFn, make: Callable
+) -> tuple[Transformer, float, float]:
     model = Transformer(CONFIG)
     loss, norm, tokens = train_step(model, make(model), split, loss_fn, 1e-2, float("inf"), 0)
     assert tokens == 8 * 24
@@ -375,19 +437,31 @@ def plain(model: Transformer) -> list[torch.optim.Optimizer]:
 @pytest.mark.parametrize("optimizer", ["plain", "adamw", "muon"])
 @pytest.mark.parametrize("kind", ["next token", "distillation"])
 def test_eight_micro_batches_of_one_row_update_as_one_of_eight(optimizer, kind):
-    """Though rows have unequal numbers of labels: the loop divides once, by the count of the whole batch."""
+    """Though rows have unequal numbers of labels: the loop divides once, by the count of the whole
+    batch.
+    """
     whole = drawn_batch(8)
-    rows = [Batch(input_ids=whole.input_ids[i : i + 1], labels=whole.labels[i : i + 1]) for i in range(8)]
+    rows = [
+        Batch(input_ids=whole.input_ids[i : i + 1], labels=whole.labels[i : i + 1])
+        for i in range(8)
+    ]
     assert len({row.num_labels for row in rows}) > 4
     teacher = Transformer(CONFIG, seed=5)
-    loss_fn = next_token_loss if kind == "next token" else distillation_loss(live_teacher(teacher, OPTIM))
+    loss_fn = (
+        next_token_loss if kind == "next token" else distillation_loss(live_teacher(teacher, OPTIM))
+    )
     name = "muon" if optimizer == "muon" else "adamw"
-    config = replace(OPTIM, lr=1e-2, num_steps=10, final_lr_share=1.0, optimizer=name, compute_dtype="float32")
+    config = replace(
+        OPTIM, lr=1e-2, num_steps=10, final_lr_share=1.0, optimizer=name, compute_dtype="float32"
+    )
     make = plain if optimizer == "plain" else lambda model: make_optimizers(model, config)
     one, loss, norm = updated([whole], loss_fn, make)
     eight, split_loss, split_norm = updated(rows, loss_fn, make)
-    assert split_loss == pytest.approx(loss, rel=1e-6) and split_norm == pytest.approx(norm, rel=1e-5)
-    # measured at lr 1e-2: 1.5e-8; 1.9e-6, as AdamW divides by the gradient's size; and it moves the table beside Muon, too
+    assert split_loss == pytest.approx(loss, rel=1e-6) and split_norm == pytest.approx(
+        norm, rel=1e-5
+    )
+    # measured at lr 1e-2: 1.5e-8; 1.9e-6, as AdamW divides by the gradient's size; and it moves the
+    # table beside Muon, too
     limit = {"plain": 1e-7, "adamw": 2e-5, "muon": 2e-5}[optimizer]
     for (name, a), b in zip(one.named_parameters(), eight.parameters(), strict=True):
         assert (a - b).abs().max() <= limit, name
@@ -397,13 +471,19 @@ def test_the_mean_loss_and_the_gradient_of_a_step_are_those_of_cross_entropy():
     batch = drawn_batch(8)
     model, reference = Transformer(CONFIG), Transformer(CONFIG)
     logits = reference(batch.input_ids)
-    expected = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX)
+    expected = F.cross_entropy(
+        logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX
+    )
     expected.backward()
     loss, norm, _ = train_step(model, plain(model), [batch], next_token_loss, 1e-2, float("inf"), 0)
     gradients = [p.grad for p in reference.parameters() if p.grad is not None]
     assert loss == pytest.approx(float(expected.detach()), rel=1e-6)
-    assert norm == pytest.approx(float(torch.cat([g.flatten() for g in gradients]).norm()), rel=1e-5)
-    for own, theirs, gradient in zip(model.parameters(), reference.parameters(), gradients, strict=True):
+    assert norm == pytest.approx(
+        float(torch.cat([g.flatten() for g in gradients]).norm()), rel=1e-5
+    )
+    for own, theirs, gradient in zip(
+        model.parameters(), reference.parameters(), gradients, strict=True
+    ):
         assert (own - (theirs - 1e-2 * gradient)).abs().max() <= 1e-7
 
 

@@ -25,7 +25,15 @@ CONFIG = ModelConfig(
 
 @pytest.mark.parametrize(
     "weights",
-    [(0.5, 0.5), (1.0, 0.0), (0.1, 0.9), (0.3, 0.7), (1 / 3, 1 / 3, 1 / 3), (0.1,) * 10, (0.2, 0.3, 0.1, 0.4)],
+    [
+        (0.5, 0.5),
+        (1.0, 0.0),
+        (0.1, 0.9),
+        (0.3, 0.7),
+        (1 / 3, 1 / 3, 1 / 3),
+        (0.1,) * 10,
+        (0.2, 0.3, 0.1, 0.4),
+    ],
 )
 def test_merging_a_model_with_itself_gives_the_same_bits(weights):
     state = Transformer(CONFIG).state_dict()
@@ -37,13 +45,18 @@ def test_merging_a_model_with_itself_gives_the_same_bits(weights):
 
 
 def test_every_weight_of_the_search_keeps_a_model_merged_with_itself():
-    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-20, 5).repeat(40)
+    weight = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(
+        -20, 5
+    ).repeat(40)
     for weights in weight_grid(3, 10):
         assert torch.equal(average([{"w": weight}] * 3, weights)["w"], weight)
 
 
 def test_the_average_of_two_is_the_one_worked_out_by_hand():
-    first, second = {"w": torch.tensor([[1.0, 2.0], [-3.0, 0.5]])}, {"w": torch.tensor([[3.0, -2.0], [1.0, 0.0]])}
+    first, second = (
+        {"w": torch.tensor([[1.0, 2.0], [-3.0, 0.5]])},
+        {"w": torch.tensor([[3.0, -2.0], [1.0, 0.0]])},
+    )
     assert average([first, second], (0.5, 0.5))["w"].tolist() == [[2.0, 0.0], [-1.0, 0.25]]
     assert average([first, second], (0.25, 0.75))["w"].tolist() == [[2.5, -1.0], [0.0, 0.125]]
 
@@ -52,7 +65,11 @@ def test_a_merge_of_networks_is_the_sum_in_float64_rounded_once():
     states = [Transformer(CONFIG, seed=seed).state_dict() for seed in range(3)]
     merged = average(states, (0.2, 0.5, 0.3))
     for name, tensor in merged.items():
-        expected = 0.2 * states[0][name].double() + 0.5 * states[1][name].double() + 0.3 * states[2][name].double()
+        expected = (
+            0.2 * states[0][name].double()
+            + 0.5 * states[1][name].double()
+            + 0.3 * states[2][name].double()
+        )
         assert torch.equal(tensor, expected.float())
     Transformer(CONFIG).load_state_dict(merged)
 
@@ -75,7 +92,9 @@ def test_the_grid_holds_every_split_of_the_parts_once_and_each_sums_to_1(branche
 
 
 def test_a_grid_too_large_to_search_is_refused():
-    with pytest.raises(ValueError, match="6 branches at resolution 20 are 53130 merges to try; lower resolution"):
+    with pytest.raises(
+        ValueError, match="6 branches at resolution 20 are 53130 merges to try; lower resolution"
+    ):
         weight_grid(6, 20)
 
 
@@ -83,7 +102,9 @@ def test_only_branches_of_one_shape_are_merged():
     one, other = Transformer(CONFIG), Transformer(replace(CONFIG, intermediate_size=96))
     with pytest.raises(ValueError, match="at least two"):
         check_mergeable([one], ["maths"])
-    with pytest.raises(ValueError, match=r"maths and code have different shapes \(intermediate_size 64 and 96\)"):
+    with pytest.raises(
+        ValueError, match=r"maths and code have different shapes \(intermediate_size 64 and 96\)"
+    ):
         check_mergeable([one, other], ["maths", "code"])
 
 

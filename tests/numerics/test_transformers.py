@@ -1,6 +1,8 @@
-"""Our network, tokenizer and generation against Hugging Face's transformers, both ways through a checkpoint folder.
+"""Our network, tokenizer and generation against Hugging Face's transformers, both ways through a
+checkpoint folder.
 
-Weights are random and large (std 0.1) and norms are far from one, so any slip of layout shows in the logits.
+Weights are random and large (std 0.1) and norms are far from one, so any slip of layout shows in
+the logits.
 """
 
 from dataclasses import replace
@@ -40,7 +42,9 @@ CONFIGS = {
     "llama": replace(QWEN3, use_qk_norm=False),
     "llama, untied head": replace(QWEN3, use_qk_norm=False, tie_word_embeddings=False),
     "untied head": replace(QWEN3, tie_word_embeddings=False),
-    "nine heads on three": replace(QWEN3, hidden_size=48, num_attention_heads=9, num_key_value_heads=3, head_dim=16),
+    "nine heads on three": replace(
+        QWEN3, hidden_size=48, num_attention_heads=9, num_key_value_heads=3, head_dim=16
+    ),
     "another theta and epsilon": replace(QWEN3, rope_theta=5e5, rms_norm_eps=1e-3),
 }
 IDS = torch.randint(3, 320, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -48,7 +52,11 @@ IDS = torch.randint(3, 320, (2, 40), generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    texts = ["the quick brown fox", "I'll add 12 and 345, that's 357.", "été naïve 日本語\n\treturn x"] * 4
+    texts = [
+        "the quick brown fox",
+        "I'll add 12 and 345, that's 357.",
+        "été naïve 日本語\n\treturn x",
+    ] * 4
     return train_tokenizer(texts, 300)
 
 
@@ -56,13 +64,19 @@ def network(config: ModelConfig) -> Transformer:
     model = Transformer(config).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:  # all ones would hide a norm that is left out
-            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+            torch.nn.init.uniform_(
+                parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name))
+            )
     return model
 
 
 def open_theirs(folder: Path) -> Any:
-    """The folder as transformers opens it; not one tensor may be missing, left over or newly made up."""
-    opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    """The folder as transformers opens it; not one tensor may be missing, left over or newly made
+    up.
+    """
+    opened: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     model, told = opened
     assert not any(told.values()), told
     return model.eval()
@@ -70,7 +84,9 @@ def open_theirs(folder: Path) -> Any:
 
 @torch.no_grad()
 def difference(ours: Transformer, theirs: Any, ids: Tensor = IDS) -> float:
-    """The largest difference between the logits of the two; they must not be flat, or it would mean nothing."""
+    """The largest difference between the logits of the two; they must not be flat, or it would mean
+    nothing.
+    """
     expected = theirs(ids).logits
     assert expected.std() > 0.3
     return float((ours(ids) - expected).abs().max())
@@ -83,7 +99,9 @@ def test_transformers_computes_the_same_logits_from_our_checkpoint(layout, token
     assert difference(model, open_theirs(tmp_path)) <= TOLERANCE  # 3.3e-6 measured
 
 
-@pytest.mark.parametrize("layout", ["weightless QK-norm", "a window smaller than the text", "llama"])
+@pytest.mark.parametrize(
+    "layout", ["weightless QK-norm", "a window smaller than the text", "llama"]
+)
 def test_transformers_generates_the_same_64_greedy_tokens(layout, tokenizer, tmp_path):
     model = network(CONFIGS[layout])
     save_checkpoint(tmp_path, model, tokenizer)
@@ -91,9 +109,15 @@ def test_transformers_generates_the_same_64_greedy_tokens(layout, tokenizer, tmp
     theirs.generation_config.eos_token_id = None  # all 64, whatever they are
     prompt = IDS[:1, :24]
     expected = theirs.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False, pad_token_id=0
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=64,
+        do_sample=False,
+        pad_token_id=0,
     )
-    ours = LanguageModel(model, tokenizer).generate(prompt.tolist(), max_new_tokens=64, stop_ids=set())
+    ours = LanguageModel(model, tokenizer).generate(
+        prompt.tolist(), max_new_tokens=64, stop_ids=set()
+    )
     assert ours[0] == expected[0, 24:].tolist()
 
 
@@ -132,15 +156,20 @@ def test_auto_tokenizer_applies_the_same_chat_template(tokenizer, tmp_path):
         {"role": "user", "content": "and\nthen?"},
     ]
     for prompt in (True, False):
-        expected = theirs.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
+        expected = theirs.apply_chat_template(
+            messages, add_generation_prompt=prompt, return_dict=False
+        )
         assert chat.encode_chat(messages, add_generation_prompt=prompt) == expected
     assert theirs.eos_token_id == chat.end_of_turn_id and theirs.bos_token_id == chat.bos_id
 
 
 @pytest.mark.parametrize(
-    ("shard_size", "dtype"), [("5GB", torch.float32), ("100KB", torch.float32), ("5GB", torch.bfloat16)]
+    ("shard_size", "dtype"),
+    [("5GB", torch.float32), ("100KB", torch.float32), ("5GB", torch.bfloat16)],
 )
-def test_a_llama_checkpoint_that_transformers_saved_gives_the_same_logits(shard_size, dtype, tokenizer, tmp_path):
+def test_a_llama_checkpoint_that_transformers_saved_gives_the_same_logits(
+    shard_size, dtype, tokenizer, tmp_path
+):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320,
@@ -163,9 +192,8 @@ def test_a_llama_checkpoint_that_transformers_saved_gives_the_same_logits(shard_
     assert len(list(tmp_path.glob("*.safetensors"))) == (1 if shard_size == "5GB" else 3)
     ours, own_tokenizer = load_checkpoint(tmp_path)
     assert not ours.config.use_qk_norm and ours.config.rope_theta == 20000.0
-    assert (
-        difference(ours.eval(), open_theirs(tmp_path)) <= TOLERANCE
-    )  # opened anew: in bfloat16 it rounded its RoPE too
+    # opened anew: in bfloat16 it rounded its RoPE too
+    assert difference(ours.eval(), open_theirs(tmp_path)) <= TOLERANCE
     text = "I'll add 12 and 345"
     assert own_tokenizer.encode(text) == tokenizer.encode(text)
     assert own_tokenizer.stop_ids == tokenizer.stop_ids

@@ -1,6 +1,8 @@
-"""The table of test_every_field.py: a config of each class, and for each of its fields another value.
+"""The table of test_every_field.py: a config of each class, and for each of its fields another
+value.
 
-A new field needs a row in FIELDS, and, where the class's usual values would hide its effect, one in BASE_CHANGES.
+A new field needs a row in FIELDS, and, where the class's usual values would hide its effect, one in
+BASE_CHANGES.
 """
 
 from dataclasses import replace
@@ -34,7 +36,9 @@ from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
 
 Changes = dict[str, Any]
-STEPS = OptimConfig(lr=1e-2, num_steps=3, warmup_steps=0, final_lr_share=0.1, compute_dtype="float32")
+STEPS = OptimConfig(
+    lr=1e-2, num_steps=3, warmup_steps=0, final_lr_share=0.1, compute_dtype="float32"
+)
 FASTER = replace(STEPS, lr=2e-2)
 SHAPE = ModelConfig(
     vocab_size=320,
@@ -50,11 +54,19 @@ SHAPE = ModelConfig(
     sliding_window=8,
     initializer_range=0.1,
 )
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=24)
+SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=24
+)
 DRAWN = Sampling(temperature=1.0, top_p=0.9, seed=1)
 EVERY_3 = SaveConfig(every_steps=3)
 ROWS: Changes = {"rows_per_step": 4, "micro_batch_size": 2, "seed": 1}
-TRAINING = {"rows_per_step": 2, "micro_batch_size": 4, "seed": 2, "optim": FASTER, "save": SaveConfig(every_steps=2)}
+TRAINING = {
+    "rows_per_step": 2,
+    "micro_batch_size": 4,
+    "seed": 2,
+    "optim": FASTER,
+    "save": SaveConfig(every_steps=2),
+}
 WARM = Distillation(temperature=2.0)
 SHARES = {"problems": 0.5, "notes": 0.5}
 FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when tests run
@@ -105,13 +117,23 @@ BASES: dict[type, Any] = {
         seed=1,
     ),
     ExtendConfig: ExtendConfig(
-        name="long", optim=STEPS, seq_len=192, **ROWS, rope_theta_factor=4.0, shares=SHARES, save=EVERY_3
+        name="long",
+        optim=STEPS,
+        seq_len=192,
+        **ROWS,
+        rope_theta_factor=4.0,
+        shares=SHARES,
+        save=EVERY_3,
     ),
     MergeConfig: MergeConfig(name="merged", resolution=2, seq_len=32, validation_rows=2),
     FinetuneConfig: FinetuneConfig(name="chat", optim=STEPS, seq_len=160, **ROWS, save=EVERY_3),
-    QuantizeConfig: QuantizeConfig(name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save=EVERY_3),
+    QuantizeConfig: QuantizeConfig(
+        name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save=EVERY_3
+    ),
     Distillation: Distillation(),
-    TeachConfig: TeachConfig(name="cache", window=64, batch_tokens=256, shard_tokens=2000, compute_dtype="float32"),
+    TeachConfig: TeachConfig(
+        name="cache", window=64, batch_tokens=256, shard_tokens=2000, compute_dtype="float32"
+    ),
     ImportConfig: ImportConfig(name="imported", source="them/model"),
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
     FormatsConfig: FormatsConfig(name="formats", formats=("gguf",)),
@@ -226,10 +248,17 @@ FIELDS: dict[type, dict[str, Any]] = {
         "repetition_penalty": 5.0,
         "seed": 2,
     },
-    ChatConfig: {"sampling": replace(DRAWN, seed=9), "max_new_tokens": 4, "system": "Be brief.", "stop": ("e",)},
+    ChatConfig: {
+        "sampling": replace(DRAWN, seed=9),
+        "max_new_tokens": 4,
+        "system": "Be brief.",
+        "stop": ("e",),
+    },
     CurateConfig: {
         "name": "other",
-        "sources": (Source(name="own", domain="knowledge", kind="notes", count=30, pairs_range=(1, 2)),),
+        "sources": (
+            Source(name="own", domain="knowledge", kind="notes", count=30, pairs_range=(1, 2)),
+        ),
         "vocab_size": 300,
         "tokenizer": f"{FOLDER}/tokenizer",
         "tokenizer_sample_bytes": 2000,
@@ -319,7 +348,12 @@ FIELDS: dict[type, dict[str, Any]] = {
         "shard_tokens": 1000,
         "compute_dtype": "bfloat16",
     },
-    ImportConfig: {"name": "other", "source": "them/sibling", "revision": "v2", "base": "them/sibling"},
+    ImportConfig: {
+        "name": "other",
+        "source": "them/sibling",
+        "revision": "v2",
+        "base": "them/sibling",
+    },
     ExportConfig: {
         "name": "other",
         "formats": ("hf",),
@@ -365,7 +399,8 @@ HUB = {"path": None, "kind": "hub", "dataset": "them/texts", "split": "train", "
 NOTES = {"path": None, "kind": "notes", "count": 40, "pairs_range": (1, 2), "seed": 1}
 PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field": "other"}
 
-BASE_CHANGES: dict[tuple[type, str], Changes] = {  # what both runs of a field have, where it would not show otherwise
+# what both runs of a field have, where it would not show otherwise
+BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (OptimConfig, "on_nonfinite"): {"lr": 1e30},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (Source, "kind"): NOTES,
@@ -388,11 +423,11 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {  # what both runs of a field h
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},
     (FormatsConfig, "context_length"): {"formats": ("pte",)},
     (FormatsConfig, "layout"): {"formats": ("hf",)},
-    (ExportConfig, "min_agreement"): {"gguf_dtype": "q4_0", "min_agreement": 0.0},  # random weights agree little
+    # random weights agree little
+    (ExportConfig, "min_agreement"): {"gguf_dtype": "q4_0", "min_agreement": 0.0},
 }
-TOGETHER: dict[tuple[type, str], Changes] = {  # what must change with a field for the config to be a valid one
-    (CurateConfig, "tokenizer"): {"vocab_size": None},
-}
+# what must change with a field for the config to be a valid one
+TOGETHER: dict[tuple[type, str], Changes] = {(CurateConfig, "tokenizer"): {"vocab_size": None}}
 FILTERED = {  # the filter that reads each threshold
     "min_chars": "length",
     "script": "script",

@@ -1,8 +1,11 @@
-"""Golden losses: the first 20 steps of tiny.py's base stage, in float32, on one thread, kept in golden.json.
+"""Golden losses: the first 20 steps of tiny.py's base stage, in float32, on one thread, kept in
+golden.json.
 
-    python tests/recipes/golden.py      # writes golden.json anew: after a change that is meant to change what is computed
+    python tests/recipes/golden.py      # writes golden.json anew: after a change that is meant to
+    change what is computed
 
-Token digests are the same everywhere. Losses are the same bits on the same kind of processor with the same torch alone.
+Token digests are the same everywhere. Losses are the same bits on the same kind of processor with
+the same torch alone.
 """
 
 import json
@@ -22,8 +25,12 @@ GOLDEN = Path(__file__).with_name("golden.json")
 
 
 def machine() -> dict[str, str]:
-    """What the bits of a float32 product depend on, beside the number of threads, which is 1 here."""
-    return {key: value for key, value in arithmetic().items() if key not in ("threads", "processes")}
+    """What the bits of a float32 product depend on, beside the number of threads, which is 1
+    here.
+    """
+    return {
+        key: value for key, value in arithmetic().items() if key not in ("threads", "processes")
+    }
 
 
 def first_steps(documents: Path, out: Path) -> list[dict[str, Any]]:
@@ -34,7 +41,11 @@ def first_steps(documents: Path, out: Path) -> list[dict[str, Any]]:
         curate(corpus_of(documents), out / "corpus")
         optim = replace(STEPS, num_steps=20, compute_dtype="float32")
         shares = dict.fromkeys(("problems", "notes", "recall", "texts"), 0.25)
-        pretrain(replace(PHASE, model=SHAPE, shares=shares, optim=optim), out / "base", corpus=out / "corpus")
+        pretrain(
+            replace(PHASE, model=SHAPE, shares=shares, optim=optim),
+            out / "base",
+            corpus=out / "corpus",
+        )
     rows = [json.loads(line) for line in (out / "base" / "metrics.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in ("loss", "grad_norm", "token_digest")} for row in rows]
 

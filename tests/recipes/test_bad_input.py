@@ -1,4 +1,6 @@
-"""What people get wrong: one message that names the file and the line or field, status 2, and nothing lost."""
+"""What people get wrong: one message that names the file and the line or field, status 2, and
+nothing lost.
+"""
 
 import json
 import os
@@ -54,7 +56,11 @@ def assert_plain(shown: str, *words: str) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a run but its lock and the log of errors."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in (".lock", "error.log"))
+    files = (
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in (".lock", "error.log")
+    )
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
@@ -81,9 +87,15 @@ def truncated_parquet(texts: Path) -> None:
 
 
 SPOILT_SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "missing": (lambda texts: shutil.rmtree(texts / "texts"), ("stage corpus", "documents/texts does not exist")),
+    "missing": (
+        lambda texts: shutil.rmtree(texts / "texts"),
+        ("stage corpus", "documents/texts does not exist"),
+    ),
     "empty": (empty_source, ("source 'texts'", "texts", "is empty: nothing was read")),
-    "malformed JSON": (lambda texts: spoil_line(texts, b'{"text": "a'), ("rows.jsonl:7:10:", "not JSON")),
+    "malformed JSON": (
+        lambda texts: spoil_line(texts, b'{"text": "a'),
+        ("rows.jsonl:7:10:", "not JSON"),
+    ),
     "not UTF-8": (
         lambda texts: spoil_line(texts, b'{"text": "caf\xe9"}'),
         ("rows.jsonl:7", "not UTF-8 at byte 13", "convert"),
@@ -92,13 +104,21 @@ SPOILT_SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda texts: spoil_line(texts, b'{"body": "words"}'),
         ("rows.jsonl:7", 'no field "text"', "the row has body", "set text_field"),
     ),
-    "a row that is no object": (lambda texts: spoil_line(texts, b"[1, 2]"), ("rows.jsonl:7", "must be an object")),
-    "a truncated parquet": (truncated_parquet, ("rows.parquet", "not a whole parquet file", "fetch it again")),
+    "a row that is no object": (
+        lambda texts: spoil_line(texts, b"[1, 2]"),
+        ("rows.jsonl:7", "must be an object"),
+    ),
+    "a truncated parquet": (
+        truncated_parquet,
+        ("rows.parquet", "not a whole parquet file", "fetch it again"),
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", SPOILT_SOURCES)
-def test_a_source_that_cannot_be_read_is_named_and_the_others_are_kept(texts: Path, tmp_path: Path, fault: str) -> None:
+def test_a_source_that_cannot_be_read_is_named_and_the_others_are_kept(
+    texts: Path, tmp_path: Path, fault: str
+) -> None:
     good = shutil.copytree(texts, tmp_path / "good")
     spoil, words = SPOILT_SOURCES[fault]
     spoil(texts)
@@ -127,12 +147,21 @@ def test_a_source_that_cannot_be_read_is_named_and_the_others_are_kept(texts: Pa
         (["select.seq_length=9"], ("--set select.seq_length=9", "did you mean 'seq_len'?")),
         (["select.seq_len=many"], ("select.seq_len=many", "'many' is not a whole number")),
         (["selects.seed=9"], ("selects", "did you mean 'select'?")),
-        (["mid.seq_len=4096"], ("mid.seq_len 4096 exceeds max_position_embeddings 64", "extend_context")),
+        (
+            ["mid.seq_len=4096"],
+            ("mid.seq_len 4096 exceeds max_position_embeddings 64", "extend_context"),
+        ),
         (["mid.micro_batch_size=3"], ("rows_per_step 4", "micro_batch_size 3")),
         (["mid.shares={}"], ("mid.shares", "sum to 0")),
-        (['mid.shares={"problems": 1.5, "notes": -0.5}'], ("mid.shares", "must not be negative: notes -0.5")),
+        (
+            ['mid.shares={"problems": 1.5, "notes": -0.5}'],
+            ("mid.shares", "must not be negative: notes -0.5"),
+        ),
         (['mid.shares={"problems": 0.5, "notes": 0.4}'], ("mid.shares", "sum to 0.9000, not to 1")),
-        (['mid.shares={"problem": 1.0}'], ("mid.shares", "unknown sources problem", "known:", "problems")),
+        (
+            ['mid.shares={"problem": 1.0}'],
+            ("mid.shares", "unknown sources problem", "known:", "problems"),
+        ),
         (["mid.optim.lr=-1"], ("lr", "-1", "must be positive")),
         (["mid.optim.warmup_steps=4"], ("warmup_steps 4 must be below num_steps 4",)),
         (["select.budget_tokens=100000000"], ("100000000 tokens ask for more than 4.0 passes",)),
@@ -148,7 +177,14 @@ def test_a_setting_that_cannot_be_is_named(
     before = contents(begun)
     options = [word for setting in settings for word in ("--set", setting)]
     status, shown = pocketlm(
-        "run", TINY, documents, "--out", begun, "--only", stage.replace("selects", "select"), *options
+        "run",
+        TINY,
+        documents,
+        "--out",
+        begun,
+        "--only",
+        stage.replace("selects", "select"),
+        *options,
     )
     assert status == 2
     assert_plain(shown, *words)
@@ -159,7 +195,9 @@ def test_a_setting_that_cannot_be_is_named(
 # ---- checkpoints and exported files ----
 
 
-def test_truncated_weights_are_named_and_later_stages_do_not_begin(documents: Path, begun: Path) -> None:
+def test_truncated_weights_are_named_and_later_stages_do_not_begin(
+    documents: Path, begun: Path
+) -> None:
     weights = begun / "base" / "model.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
     before = contents(begun)
@@ -172,10 +210,18 @@ def test_truncated_weights_are_named_and_later_stages_do_not_begin(documents: Pa
     assert_plain(shown, str(weights), "damaged")
 
 
-def test_a_tokenizer_that_does_not_fit_its_checkpoint_is_named(finished: Path, documents: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_does_not_fit_its_checkpoint_is_named(
+    finished: Path, documents: Path, tmp_path: Path
+) -> None:
     model = shutil.copytree(finished / "base", tmp_path / "base")
-    train_tokenizer([" ".join(a + b for a in ascii_lowercase for b in ascii_lowercase)] * 3, 700).save(model)
-    for command in (["chat"], ["eval", "--suite", documents / "exam.jsonl"], ["export", "--to", "gguf"]):
+    train_tokenizer(
+        [" ".join(a + b for a in ascii_lowercase for b in ascii_lowercase)] * 3, 700
+    ).save(model)
+    for command in (
+        ["chat"],
+        ["eval", "--suite", documents / "exam.jsonl"],
+        ["export", "--to", "gguf"],
+    ):
         status, shown = pocketlm(command[0], model, *command[1:])
         assert status == 2
         assert_plain(shown, str(model), "the tokenizer has 700 tokens", "512")
@@ -191,14 +237,22 @@ def recipe(run, corpus, model):
 """
 
 
-def test_a_checkpoint_with_another_tokenizer_than_the_corpus_is_named(finished: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_tokenizer_than_the_corpus_is_named(
+    finished: Path, tmp_path: Path
+) -> None:
     model = shutil.copytree(finished / "base", tmp_path / "brought")
     (model / "stage.json").unlink()
-    train_tokenizer([" ".join(a + b for a in ascii_lowercase for b in ascii_lowercase)] * 3, 512).save(model)
+    train_tokenizer(
+        [" ".join(a + b for a in ascii_lowercase for b in ascii_lowercase)] * 3, 512
+    ).save(model)
     (tmp_path / "brought.py").write_text(BROUGHT)
-    status, shown = pocketlm("run", tmp_path / "brought.py", finished / "corpus", model, "--out", tmp_path / "run")
+    status, shown = pocketlm(
+        "run", tmp_path / "brought.py", finished / "corpus", model, "--out", tmp_path / "run"
+    )
     assert status == 2
-    assert_plain(shown, str(model), "is not the one", str(finished / "corpus"), "curate with tokenizer=")
+    assert_plain(
+        shown, str(model), "is not the one", str(finished / "corpus"), "curate with tokenizer="
+    )
 
 
 class Payload:
@@ -218,7 +272,11 @@ def test_a_pickle_in_place_of_weights_is_refused_and_not_opened(
     model = shutil.copytree(finished / "base", tmp_path / "base")
     (model / "model.safetensors").unlink()
     (model / name).write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
-    for command in (["chat"], ["eval", "--suite", documents / "exam.jsonl"], ["export", "--to", "gguf"]):
+    for command in (
+        ["chat"],
+        ["eval", "--suite", documents / "exam.jsonl"],
+        ["export", "--to", "gguf"],
+    ):
         status, shown = pocketlm(command[0], model, *command[1:])
         assert status == 2 and not (tmp_path / "executed").exists()
         assert_plain(shown, str(model), "model.safetensors")
@@ -227,7 +285,9 @@ def test_a_pickle_in_place_of_weights_is_refused_and_not_opened(
     assert (tmp_path / "executed").exists()
 
 
-def test_a_pickle_in_place_of_shards_is_refused_and_not_opened(documents: Path, begun: Path, tmp_path: Path) -> None:
+def test_a_pickle_in_place_of_shards_is_refused_and_not_opened(
+    documents: Path, begun: Path, tmp_path: Path
+) -> None:
     shard = begun / "corpus" / "shards" / "problems" / "train.tokens.npy"
     content = pickle.dumps(Payload(tmp_path / "executed"))
     shard.write_bytes(content + b"\0" * (shard.stat().st_size - len(content)))
@@ -245,7 +305,9 @@ def test_a_truncated_gguf_is_named(
     cut = tmp_path / "cut.gguf"
     content = (finished / "files" / "model.gguf").read_bytes()
     cut.write_bytes(content[: int(len(content) * share)])
-    status, shown = pocketlm(command[0], cut, *(word.replace("exam", str(documents / "exam")) for word in command[1:]))
+    status, shown = pocketlm(
+        command[0], cut, *(word.replace("exam", str(documents / "exam")) for word in command[1:])
+    )
     assert status == 2
     assert_plain(shown, str(cut))
 
@@ -260,14 +322,21 @@ def pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     tokenizer = train_tokenizer(["a few words"], 262)
     shape = replace(
-        tiny.SHAPE, vocab_size=262, num_hidden_layers=1, layer_types=(), hidden_size=32, intermediate_size=32
+        tiny.SHAPE,
+        vocab_size=262,
+        num_hidden_layers=1,
+        layer_types=(),
+        hidden_size=32,
+        intermediate_size=32,
     )
     out = tmp_path_factory.mktemp("pte") / "model.pte"
     return write_pte(Transformer(shape).eval(), tokenizer, out, context_length=32)
 
 
 @pytest.mark.parametrize("command", [["chat"], ["eval", "--suite", "exam.jsonl"]])
-def test_a_truncated_pte_is_named(pte: Path, documents: Path, tmp_path: Path, command: list[str]) -> None:
+def test_a_truncated_pte_is_named(
+    pte: Path, documents: Path, tmp_path: Path, command: list[str]
+) -> None:
     content = pte.read_bytes()
     for share in (0.0, 0.01, 0.5, 0.99):
         cut = tmp_path / "cut.pte"
@@ -289,12 +358,16 @@ def test_a_context_length_that_no_pte_can_have_is_told_before_the_work(
     finished: Path, tmp_path: Path, length: str
 ) -> None:
     out = tmp_path / "out"
-    status, shown = pocketlm("export", finished / "base", "--to", "pte", "--context-length", length, "--out", out)
+    status, shown = pocketlm(
+        "export", finished / "base", "--to", "pte", "--context-length", length, "--out", out
+    )
     assert status == 2 and not list(tmp_path.rglob("*.pte"))
     assert_plain(shown, "context_length")
 
 
-def test_a_config_that_is_no_checkpoints_is_named(finished: Path, documents: Path, tmp_path: Path) -> None:
+def test_a_config_that_is_no_checkpoints_is_named(
+    finished: Path, documents: Path, tmp_path: Path
+) -> None:
     model = shutil.copytree(finished / "base", tmp_path / "base")
     config = json.loads((model / "config.json").read_text())
     for change, word in (
@@ -319,13 +392,21 @@ def test_a_config_that_is_no_checkpoints_is_named(finished: Path, documents: Pat
 def on_a_small_disk(
     out: Path, kilobytes: int, command: list[str], environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """A command that runs while `out` is a disk of its own of this size; what it left is copied to `out`-left."""
+    """A command that runs while `out` is a disk of its own of this size; what it left is copied to
+    `out`-left.
+    """
     if not shutil.which("unshare"):
         pytest.skip("needs unshare, of Linux")
-    script = f"mount -t tmpfs -o size={kilobytes}k tmpfs {out} || exit 77; cp -a {out}-before/. {out}; {{ "
+    script = (
+        f"mount -t tmpfs -o size={kilobytes}k tmpfs {out} || exit 77; cp -a {out}-before/. {out}; "
+        f"{{ "
+    )
     script += f'"$@"; }}; status=$?; cp -a {out} {out}-left; exit $status'
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, "sh", *command], capture_output=True, text=True, env=environment
+        ["unshare", "-rm", "sh", "-c", script, "sh", *command],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     if done.returncode == 77 or "unshare" in done.stderr[:40]:
         pytest.skip(f"no disk of our own can be mounted here: {done.stderr.strip()}")
@@ -341,10 +422,24 @@ def test_a_full_disk_is_told_and_what_was_finished_stays(
     begun.rename(begun.with_name("run-before"))
     begun.mkdir()
     size = sum((len(content) + 4095) // 4096 * 4 for content in before.values()) + room
-    command = [sys.executable, "-m", "pocketlm.cli", "run", str(TINY), str(documents), "--out", str(begun)]
+    command = [
+        sys.executable,
+        "-m",
+        "pocketlm.cli",
+        "run",
+        str(TINY),
+        str(documents),
+        "--out",
+        str(begun),
+    ]
     done = on_a_small_disk(begun, size, command, environment)
     assert done.returncode == 2, done.stderr
-    assert_plain(done.stderr, "the disk is full", "MB are free at", "make room, then run the same command again")
+    assert_plain(
+        done.stderr,
+        "the disk is full",
+        "MB are free at",
+        "make room, then run the same command again",
+    )
     left = begun.with_name("run-left")
     after = contents(left)
     assert {name: after[name] for name in before} == before
@@ -358,7 +453,17 @@ def test_a_full_disk_while_documents_are_written_is_told(
     out = tmp_path / "run"
     out.mkdir()
     (tmp_path / "run-before").mkdir()
-    command = [sys.executable, "-m", "pocketlm.cli", "run", str(TINY), str(documents), "--short", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "pocketlm.cli",
+        "run",
+        str(TINY),
+        str(documents),
+        "--short",
+        "--out",
+        str(out),
+    ]
     for kilobytes in (60, 200):
         done = on_a_small_disk(out, kilobytes, command, environment)
         assert done.returncode == 2, done.stderr
@@ -373,7 +478,9 @@ def test_a_folder_that_may_not_be_written_to_is_named(documents: Path, tmp_path:
     assert_plain(shown, str(tmp_path / "run"))
 
 
-def test_ctrl_c_is_no_error(finished: Path, documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_no_error(
+    finished: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -391,7 +498,9 @@ def test_two_runs_of_one_folder_are_kept_apart(documents: Path, begun: Path) -> 
     assert_plain(shown, str(begun), f"is in use by process {os.getpid()}")
 
 
-def test_weights_that_are_not_numbers_stop_training_before_they_spread(documents: Path, begun: Path) -> None:
+def test_weights_that_are_not_numbers_stop_training_before_they_spread(
+    documents: Path, begun: Path
+) -> None:
     from pocketlm.model.checkpoint import load_checkpoint
 
     shutil.rmtree(begun / "base")

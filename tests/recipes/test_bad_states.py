@@ -1,4 +1,6 @@
-"""Damaged states of training, and a corrupt index of tokens: one message each, and the state before is used."""
+"""Damaged states of training, and a corrupt index of tokens: one message each, and the state before
+is used.
+"""
 
 import json
 import os
@@ -33,7 +35,10 @@ def stopped(documents: Path, begun: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         patch.setattr(loop, "train_step", train_step)
         status, shown = pocketlm("run", TINY, documents, "--out", begun, "--only", "base")
     assert status == 130, shown
-    assert sorted(state.name for state in (begun / "base" / "resume").iterdir()) == ["step-00000002", "step-00000003"]
+    assert sorted(state.name for state in (begun / "base" / "resume").iterdir()) == [
+        "step-00000002",
+        "step-00000003",
+    ]
     return begun
 
 
@@ -43,22 +48,33 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_a_flipped_state_is_named_and_the_one_before_used(documents: Path, stopped: Path, finished: Path) -> None:
+def test_a_flipped_state_is_named_and_the_one_before_used(
+    documents: Path, stopped: Path, finished: Path
+) -> None:
     flip(stopped / "base" / "resume" / "step-00000003" / "rank-00000.safetensors")
     status, shown = pocketlm("run", TINY, documents, "--out", stopped, "--only", "base")
-    assert status == 0 and "its SHA-256 differs" in shown and "training goes on from" in shown, shown
+    assert status == 0 and "its SHA-256 differs" in shown and "training goes on from" in shown, (
+        shown
+    )
     weights = "base/model.safetensors"
     assert (stopped / weights).read_bytes() == (finished / weights).read_bytes()
 
 
-def test_states_that_are_all_damaged_do_not_begin_anew_by_themselves(documents: Path, stopped: Path) -> None:
+def test_states_that_are_all_damaged_do_not_begin_anew_by_themselves(
+    documents: Path, stopped: Path
+) -> None:
     states = stopped / "base" / "resume"
     flip(states / "step-00000003" / "rank-00000.safetensors")
     (states / "step-00000002" / "state.json").unlink()
     status, shown = pocketlm("run", TINY, documents, "--out", stopped, "--only", "base")
     assert status == 2
     assert_plain(
-        shown, "no state in", "its SHA-256 differs", "state.json is missing", "Delete that folder", "in stage base"
+        shown,
+        "no state in",
+        "its SHA-256 differs",
+        "state.json is missing",
+        "Delete that folder",
+        "in stage base",
     )
 
 
@@ -70,7 +86,13 @@ def test_the_state_of_another_model_is_told(documents: Path, stopped: Path, fini
         states.write(model, make_optimizers(model, optim), 2)
     status, shown = pocketlm("run", TINY, documents, "--out", stopped, "--only", "base")
     assert status == 2
-    assert_plain(shown, "is the state of another model or optimizer", "embed_tokens", "there and", "in the model")
+    assert_plain(
+        shown,
+        "is the state of another model or optimizer",
+        "embed_tokens",
+        "there and",
+        "in the model",
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,9 +113,8 @@ def test_a_corrupt_shard_index_is_named(
     else:
         np.save(index, content)
     record = json.loads((begun / "corpus" / "stage.json").read_text())
-    record["files"][str(index.relative_to(begun / "corpus"))] = (
-        index.stat().st_size
-    )  # the size alone would be told first
+    # the size alone would be told first
+    record["files"][str(index.relative_to(begun / "corpus"))] = index.stat().st_size
     (begun / "corpus" / "stage.json").write_text(json.dumps(record))
     status, shown = pocketlm("run", TINY, documents, "--out", begun, "--only", "base")
     assert status == 2

@@ -1,4 +1,6 @@
-"""Every field of every config changes something: each is set to another value, and what the stage leaves must differ."""
+"""Every field of every config changes something: each is set to another value, and what the stage
+leaves must differ.
+"""
 
 import builtins
 import importlib
@@ -61,7 +63,9 @@ CASES = [(config, name) for config, names in FIELDS.items() for name in names]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts near every threshold, rows with three fields, code, two suites, a corpus, and models of random weights."""
+    """Texts near every threshold, rows with three fields, code, two suites, a corpus, and models of
+    random weights.
+    """
     folder = tmp_path_factory.mktemp("fields")
     words = Random(1)
     plain = [
@@ -94,7 +98,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return " ".join(words.choice(plain) for _ in range(length)).capitalize() + "."
 
     def changed(text: str, every: int) -> str:
-        return " ".join(word if n % every else word[::-1] for n, word in enumerate(text.split(), start=1))
+        return " ".join(
+            word if n % every else word[::-1] for n, word in enumerate(text.split(), start=1)
+        )
 
     stories = [story() for _ in range(40)]
     edges = [
@@ -104,9 +110,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"{story(30)} {' '.join(str(n) for n in range(100, 120))}",  # half of it is letters
         "\n".join([story(8)] * 4 + [story(9) for _ in range(2)]),  # half of it is one line again
         " ".join(f"# {word}" if n % 4 == 0 else word for n, word in enumerate(story(60).split())),
-        f"{story(12)} What does the tree in the light by the river say to the stone of the house? {story(12)}",
+        f"{story(12)} What does the tree in the light by the river say to the stone of the house? "
+        f"{story(12)}",
     ]
-    near = [changed(text, every) for text, every in zip(stories, [5, 8, 11, 14, 20] * 8, strict=True)]
+    near = [
+        changed(text, every) for text, every in zip(stories, [5, 8, 11, 14, 20] * 8, strict=True)
+    ]
     texts = folder / "texts"
     texts.mkdir()
     for number, text in enumerate([*stories, *edges, *near]):
@@ -115,9 +124,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "code").mkdir()
     for number in range(8):
-        code = "\n\n".join(f'def f{number}_{n}(x):\n    """{story(20)}"""\n    return x + {n}\n' for n in range(3))
+        code = "\n\n".join(
+            f'def f{number}_{n}(x):\n    """{story(20)}"""\n    return x + {n}\n' for n in range(3)
+        )
         (folder / "code" / f"{number}.py").write_text(code)
-    exam = [{"prompt": "What does the tree in the light by the river say to the stone of the house?", "answer": "no"}]
+    exam = [
+        {
+            "prompt": "What does the tree in the light by the river say to the stone of the house?",
+            "answer": "no",
+        }
+    ]
     exam += [{"prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(3)]
     for name, problems in (("exam", exam), ("other", exam[1:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
@@ -132,11 +148,20 @@ def make_corpus(folder: Path) -> None:
     sources = (
         Source(name="problems", domain="maths", kind="problems", families=("chain_sum",), count=90),
         Source(name="notes", domain="knowledge", kind="notes", count=90, pairs_range=(1, 2)),
-        Source(name="notes-asked", domain="knowledge", kind="recall", count=40, seed=3, pairs_range=(1, 1)),
+        Source(
+            name="notes-asked",
+            domain="knowledge",
+            kind="recall",
+            count=40,
+            seed=3,
+            pairs_range=(1, 1),
+        ),
         Source(name="texts", domain="knowledge", kind="local", path=str(folder / "rows.jsonl")),
     )
     (folder / "corpus").mkdir()
-    config = CurateConfig(name="corpus", sources=sources, vocab_size=320, validation_share=0.1, probe_share=0.1)
+    config = CurateConfig(
+        name="corpus", sources=sources, vocab_size=320, validation_share=0.1, probe_share=0.1
+    )
     curate(config, folder / "corpus")
 
 
@@ -151,20 +176,29 @@ def make_models(folder: Path) -> None:
     save_checkpoint(folder / "long", Transformer(long, seed=4), tokenizer)
 
 
-# ---- what a config leaves: for each class a function of (config, folder of inputs, empty folder, monkeypatch) ----
+# ---- what a config leaves: for each class a function of (config, folder of inputs, empty folder,
+# monkeypatch) ----
 
 
 def files_of(out: Path) -> dict[str, Any]:
-    """All that a stage left and that does not tell the time. config.json repeats the config, so it proves nothing."""
+    """All that a stage left and that does not tell the time. config.json repeats the config, so it
+    proves nothing.
+    """
     skipped = {"metrics.jsonl", "config.json"}
     found = (file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in skipped)
-    return {str(f.relative_to(out)): f.read_bytes() for f in found if not {"tensorboard", "resume"} & set(f.parts)}
+    return {
+        str(f.relative_to(out)): f.read_bytes()
+        for f in found
+        if not {"tensorboard", "resume"} & set(f.parts)
+    }
 
 
 def after_curate(config: CurateConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     import datasets
 
-    def load(dataset: str, config: str | None, *, split: str, revision: str | None, streaming: bool) -> Iterator[dict]:
+    def load(
+        dataset: str, config: str | None, *, split: str, revision: str | None, streaming: bool
+    ) -> Iterator[dict]:
         assert streaming
         asked = f"{dataset} {config} {split} {revision}"
         return iter([{"text": f"Row {n} of {asked}: {asked * 3}"} for n in range(20)])
@@ -181,18 +215,24 @@ def placed(value: Any, folder: Path) -> Any:
     if isinstance(value, tuple):
         return tuple(placed(item, folder) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: placed(getattr(value, f.name), folder) for f in fields(value)})
+        return replace(
+            value, **{f.name: placed(getattr(value, f.name), folder) for f in fields(value)}
+        )
     return value
 
 
-def with_source(source: Source, thresholds: Thresholds | None = None, minhash: MinHash | None = None) -> CurateConfig:
+def with_source(
+    source: Source, thresholds: Thresholds | None = None, minhash: MinHash | None = None
+) -> CurateConfig:
     parts = {"thresholds": thresholds or Thresholds(), "minhash": minhash or MinHash()}
     return CurateConfig(name="corpus", sources=(source,), vocab_size=259, ngram=5, **parts)
 
 
 def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., Any]:
     def run(config: Any, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
-        """What the stage left, the micro-batches of each step, and the steps after which it saved."""
+        """What the stage left, the micro-batches of each step, and the steps after which it
+        saved.
+        """
         seen: list[Any] = []
         step, save = loop.train_step, StateWriter.write
 
@@ -206,7 +246,12 @@ def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., A
 
         patch.setattr(loop, "train_step", watched_step)
         patch.setattr(StateWriter, "write", watched_save)
-        stage(config, out, corpus=folder / "corpus", **{name: folder / place for name, place in inputs.items()})
+        stage(
+            config,
+            out,
+            corpus=folder / "corpus",
+            **{name: folder / place for name, place in inputs.items()},
+        )
         return files_of(out), seen
 
     return run
@@ -217,7 +262,9 @@ def after_teach(config: TeachConfig, folder: Path, out: Path, patch: pytest.Monk
     seen: list[Any] = []
     hidden = Transformer.hidden
 
-    def watched(self: Transformer, input_ids: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    def watched(
+        self: Transformer, input_ids: torch.Tensor, *rest: Any, **options: Any
+    ) -> torch.Tensor:
         seen.append(tuple(input_ids.shape))
         return hidden(self, input_ids, *rest, **options)
 
@@ -251,7 +298,9 @@ def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.Monk
 def after_save(config: SaveConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     """The states that are there at the end."""
     optim = replace(BASES[OptimConfig], num_steps=8)
-    pretrain(replace(BASES[PretrainConfig], optim=optim, save=config), out, corpus=folder / "corpus")
+    pretrain(
+        replace(BASES[PretrainConfig], optim=optim, save=config), out, corpus=folder / "corpus"
+    )
     return sorted(state.name for state in saved_states(out))
 
 
@@ -260,11 +309,19 @@ def after_model(config: ModelConfig, folder: Path, out: Path, patch: pytest.Monk
     limit = LanguageModel(model, Tokenizer.load(folder / "corpus" / "tokenizer")).max_length
     with torch.no_grad():
         logits = model(torch.arange(24)[None] * 7)
-    return limit, logits.tolist(), {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return (
+        limit,
+        logits.tolist(),
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+    )
 
 
-def after_evaluate(config: EvaluateConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
-    """What was written, the needle prompts, the sizes of batches, and what speed was measured with."""
+def after_evaluate(
+    config: EvaluateConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch
+) -> Any:
+    """What was written, the needle prompts, the sizes of batches, and what speed was measured
+    with.
+    """
     stage = importlib.import_module("pocketlm.stages.evaluate")
     seen: list[Any] = []
     find, generate = stage.find_needles, LanguageModel.generate
@@ -289,7 +346,9 @@ def after_evaluate(config: EvaluateConfig, folder: Path, out: Path, patch: pytes
 
 
 def after_bench(config: BenchConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
-    """What speed was measured with, and on how many threads; the figures themselves tell the time."""
+    """What speed was measured with, and on how many threads; the figures themselves tell the
+    time.
+    """
     stage = importlib.import_module("pocketlm.stages.bench")
     seen: list[Any] = []
 
@@ -308,7 +367,8 @@ def after_bench(config: BenchConfig, folder: Path, out: Path, patch: pytest.Monk
 
 
 def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
-    def write(model: Any, tokenizer: Any, path: Path, **options: Any) -> Path:  # lowering takes ten seconds
+    # lowering takes ten seconds
+    def write(model: Any, tokenizer: Any, path: Path, **options: Any) -> Path:
         path.write_text(repr(options))
         beside = path.with_name(f"{path.stem}.tokenizer")
         beside.mkdir()
@@ -327,7 +387,8 @@ def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.Mo
     try:
         return files_of(export(config, out, model=folder / "model"))
     except ValueError as refused:
-        assert config.min_agreement == 1.0 or config.layout == "llama4_text"  # which holds no local layers
+        # which holds no local layers
+        assert config.min_agreement == 1.0 or config.layout == "llama4_text"
         return str(refused)
 
 
@@ -375,7 +436,9 @@ AFTER: dict[type, Callable[..., Any]] = {
     ChatConfig: after_chat,
     Sampling: lambda config, *rest: after_chat(replace(BASES[ChatConfig], sampling=config), *rest),
     CurateConfig: after_curate,
-    MixConfig: lambda config, folder, out, patch: files_of(find_mix(config, out, corpus=folder / "corpus")),
+    MixConfig: lambda config, folder, out, patch: files_of(
+        find_mix(config, out, corpus=folder / "corpus")
+    ),
     PretrainConfig: after_training(pretrain, teacher="sibling"),
     SelectConfig: lambda config, folder, out, patch: files_of(
         select(config, out, corpus=folder / "corpus", model=folder / "model")
@@ -391,7 +454,9 @@ AFTER: dict[type, Callable[..., Any]] = {
     ),
     TeachConfig: after_teach,
     ExportConfig: after_export,
-    FormatsConfig: lambda config, folder, out, patch: files_of(check_formats(config, out, model=folder / "model")),
+    FormatsConfig: lambda config, folder, out, patch: files_of(
+        check_formats(config, out, model=folder / "model")
+    ),
     ChatsConfig: lambda config, folder, out, patch: files_of(
         check_chats(config, out, corpus=folder / "corpus", model=folder / "model")
     ),
@@ -402,9 +467,25 @@ AFTER: dict[type, Callable[..., Any]] = {
     ReportConfig: after_report,
 }
 STAGES = {
-    **{CurateConfig: curate, MixConfig: find_mix, PretrainConfig: pretrain, SelectConfig: select, MergeConfig: merge},
-    **{ExtendConfig: extend_context, FinetuneConfig: finetune, QuantizeConfig: quantize, ExportConfig: export},
-    **{EvaluateConfig: evaluate, ReportConfig: report, ImportConfig: import_model, BenchConfig: bench},
+    **{
+        CurateConfig: curate,
+        MixConfig: find_mix,
+        PretrainConfig: pretrain,
+        SelectConfig: select,
+        MergeConfig: merge,
+    },
+    **{
+        ExtendConfig: extend_context,
+        FinetuneConfig: finetune,
+        QuantizeConfig: quantize,
+        ExportConfig: export,
+    },
+    **{
+        EvaluateConfig: evaluate,
+        ReportConfig: report,
+        ImportConfig: import_model,
+        BenchConfig: bench,
+    },
     **{TeachConfig: teach, FormatsConfig: check_formats, ChatsConfig: check_chats},
 }
 
@@ -424,7 +505,9 @@ class Seen:
             with pytest.MonkeyPatch.context() as patch:
                 if kind is Thresholds:
                     source = replace(BASES[Source], filters=(FILTERED[name],), near_dedup=False)
-                    self.found[key] = after_curate(with_source(source, thresholds=config), self.folder, out, patch)
+                    self.found[key] = after_curate(
+                        with_source(source, thresholds=config), self.folder, out, patch
+                    )
                 else:
                     self.found[key] = AFTER[kind](config, self.folder, out, patch)
         return self.found[key]
@@ -444,7 +527,12 @@ def test_every_field_of_every_config_is_in_the_table() -> None:
         importlib.import_module(f"pocketlm.stages.{found.name}")
         for found in pkgutil.iter_modules(pocketlm.stages.__path__)
     ]
-    configs = {value for module in modules for name, value in vars(module).items() if name.endswith("Config")}
+    configs = {
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if name.endswith("Config")
+    }
     assert configs <= FIELDS.keys()
     assert set(FILTERED) == set(FIELDS[Thresholds])
 
@@ -456,7 +544,9 @@ def test_the_same_config_leaves_the_same(config: type, left_by: Seen, tmp_path: 
     assert again == left_by(BASES[config], "")
 
 
-@pytest.mark.parametrize(("config", "name"), [case for case in CASES if case[1] != "name" or case[0] is Source])
+@pytest.mark.parametrize(
+    ("config", "name"), [case for case in CASES if case[1] != "name" or case[0] is Source]
+)
 def test_every_field_changes_what_is_left(config: type, name: str, left_by: Seen) -> None:
     base = replace(BASES[config], **BASE_CHANGES.get((config, name), {}))
     other = replace(base, **{name: FIELDS[config][name]}, **TOGETHER.get((config, name), {}))

@@ -1,10 +1,19 @@
-"""Every training stage of the papers' recipes draws its first and its last step: its own mix and rows, tiny text."""
+"""Every training stage of the papers' recipes draws its first and its last step: its own mix and
+rows, tiny text.
+"""
 
 from pathlib import Path
 
 import pytest
 
-from pocketlm.data.batches import BLOCK, ConversationRows, Layout, TextRows, block_totals, make_batches
+from pocketlm.data.batches import (
+    BLOCK,
+    ConversationRows,
+    Layout,
+    TextRows,
+    block_totals,
+    make_batches,
+)
 from pocketlm.data.mixture import check_shares
 from pocketlm.data.shards import read_shard, write_shard
 from pocketlm.runner.recipe_file import load_recipe
@@ -12,22 +21,37 @@ from pocketlm.runner.record import Call
 from pocketlm.runner.run import plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SIZES = {"r1-140m": ("r1.py", {"size": "140m"}), "r1-950m": ("r1.py", {"size": "950m"}), "pro": ("pro.py", {})}
+SIZES = {
+    "r1-140m": ("r1.py", {"size": "140m"}),
+    "r1-950m": ("r1.py", {"size": "950m"}),
+    "pro": ("pro.py", {}),
+}
 SEQ_LEN = 8
 
 
 @pytest.fixture(params=SIZES.values(), ids=list(SIZES))
-def trainings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+def trainings(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[Call]:
     monkeypatch.chdir(tmp_path)  # where no tokenizer and no teacher lies
     recipe, flags = request.param
     calls = plan(load_recipe(RECIPES / recipe), tmp_path / "run", missing_ok=True, **flags).calls
-    return [call for call in calls if getattr(call.config, "optim", None) and hasattr(call.config, "rows_per_step")]
+    return [
+        call
+        for call in calls
+        if getattr(call.config, "optim", None) and hasattr(call.config, "rows_per_step")
+    ]
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> TextRows:
     """Three rows of one shard."""
-    write_shard(tmp_path, "train", [[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 9, 9], [0, 8, 7, 6, 5, 4, 3, 2]], vocab_size=10)
+    write_shard(
+        tmp_path,
+        "train",
+        [[0, 1, 2, 3, 4, 5, 6, 7, 8], [0, 9, 9], [0, 8, 7, 6, 5, 4, 3, 2]],
+        vocab_size=10,
+    )
     return TextRows(read_shard(tmp_path, "train"), SEQ_LEN, 0)
 
 
@@ -51,7 +75,9 @@ def test_each_stage_draws_its_first_and_last_step(trainings: list[Call], text: T
             assert len(rows) == config.rows_per_step and {name for name, _ in rows} <= set(own)
 
 
-def test_over_a_whole_training_each_source_has_had_its_published_share_to_the_row(trainings: list[Call]) -> None:
+def test_over_a_whole_training_each_source_has_had_its_published_share_to_the_row(
+    trainings: list[Call],
+) -> None:
     mixes = [call for call in trainings if getattr(call.config, "shares", None)]
     assert mixes
     for call in mixes:

@@ -24,12 +24,24 @@ KILLS: dict[str, Hook] = {
     "when a folder gets its name": ("kill", "os:rename", 3),
     "between two stages": ("kill", "pocketlm.runner.run:Run._finish", 2),
     "in a training step": ("kill", "pocketlm.train.loop:train_step", 4),
-    "in the first save of a state": ("halve", "pocketlm.train.distributed.sharded_tensors:save_file", 1),
-    "in a later save of a state": ("halve", "pocketlm.train.distributed.sharded_tensors:save_file", 4),
+    "in the first save of a state": (
+        "halve",
+        "pocketlm.train.distributed.sharded_tensors:save_file",
+        1,
+    ),
+    "in a later save of a state": (
+        "halve",
+        "pocketlm.train.distributed.sharded_tensors:save_file",
+        4,
+    ),
     "when a state is to get its name": ("kill", "pocketlm.train.checkpoint:publish", 3),
     "when an older state is taken away": ("kill", "pocketlm.train.checkpoint:drop_old", 2),
     "in the save of a checkpoint": ("halve", "pocketlm.model.checkpoint:save_file", 2),
-    "when the last state is written and the checkpoint is not": ("kill", "pocketlm.stages.finetune:save_checkpoint", 1),
+    "when the last state is written and the checkpoint is not": (
+        "kill",
+        "pocketlm.stages.finetune:save_checkpoint",
+        1,
+    ),
     "while samples are scored": ("kill", "pocketlm.stages.select:score", 3),
     "while merges are tried": ("kill", "pocketlm.stages.merge:domain_losses", 3),
     "when a stage is written down as finished": ("kill", "pocketlm.runner.run:list_outputs", 6),
@@ -52,7 +64,8 @@ def run_recipe(words: list[str], hook: Hook | None, log: str) -> None:
 
 
 def install(action: str, place: str, number: int) -> None:
-    """Replaces a function by one that at its `number`-th call kills the process, or halves what it wrote and then does.
+    """Replaces a function by one that at its `number`-th call kills the process, or halves what it
+    wrote and then does.
 
     "slow" adds `number` milliseconds to every call.
     """
@@ -98,13 +111,11 @@ class Runner:
             "export",
             "mix",
         )
-        slow = (
-            "pocketlm.cli",
-            "pocketlm.runner.run",
-            "torch._dynamo",
-            "reasoning_gym",
-        )  # to import, so once for all runs
-        self.context.set_forkserver_preload([*slow, *(f"pocketlm.stages.{name}" for name in stages)])
+        # to import, so once for all runs
+        slow = ("pocketlm.cli", "pocketlm.runner.run", "torch._dynamo", "reasoning_gym")
+        self.context.set_forkserver_preload(
+            [*slow, *(f"pocketlm.stages.{name}" for name in stages)]
+        )
 
     def start(self, out: Path, hook: Hook | None = None) -> BaseProcess:
         words = ["run", str(TINY), str(self.documents), "--short", "--out", str(out)]
@@ -125,7 +136,8 @@ def runner(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         found = Runner(documents, tmp_path_factory.mktemp("log") / "shown.txt")
-        warm = found.context.Process(target=os.getpid)  # starts the server, which imports, with this environment
+        # starts the server, which imports, with this environment
+        warm = found.context.Process(target=os.getpid)
         warm.start()
         warm.join(60)
     return found
@@ -141,7 +153,9 @@ def unbroken(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def left_by(out: Path) -> dict[str, Any]:
-    """Everything a run left that does not tell the time: bytes of files, and the figures of metrics."""
+    """Everything a run left that does not tell the time: bytes of files, and the figures of
+    metrics.
+    """
     assert sorted(folder.name for folder in out.iterdir() if folder.is_dir()) == sorted(STAGES)
     found: dict[str, Any] = {}
     for file in sorted(out.rglob("*")):
@@ -149,9 +163,14 @@ def left_by(out: Path) -> dict[str, Any]:
             name = str(file.relative_to(out))
             if file.name == "metrics.jsonl":
                 rows = [json.loads(line) for line in file.read_text().splitlines()]
-                found[name] = [(row["step"], row["loss"], row["grad_norm"], row["lr"], row["tokens"]) for row in rows]
+                found[name] = [
+                    (row["step"], row["loss"], row["grad_norm"], row["lr"], row["tokens"])
+                    for row in rows
+                ]
             elif file.name == "stage.json":
-                found[name] = {key: json.loads(file.read_text())[key] for key in ("digest", "status")}
+                found[name] = {
+                    key: json.loads(file.read_text())[key] for key in ("digest", "status")
+                }
             else:
                 found[name] = file.read_bytes()
     return found
@@ -163,7 +182,9 @@ def assert_alike(out: Path, unbroken: Path) -> None:
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
-def test_two_unbroken_runs_are_alike(runner: Runner, unbroken: tuple[Path, float], tmp_path: Path) -> None:
+def test_two_unbroken_runs_are_alike(
+    runner: Runner, unbroken: tuple[Path, float], tmp_path: Path
+) -> None:
     runner.finish(tmp_path / "run")
     assert_alike(tmp_path / "run", unbroken[0])
 
@@ -193,7 +214,9 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     runner: Runner, unbroken: tuple[Path, float], tmp_path: Path, function: str, count: int
 ) -> None:
-    """At every count-th call, counted anew in each start: fewer would never get past the longest stretch of a stage."""
+    """At every count-th call, counted anew in each start: fewer would never get past the longest
+    stretch of a stage.
+    """
     statuses = []
     while not statuses or statuses[-1] == -signal.SIGKILL:
         statuses.append(runner.status(runner.start(tmp_path / "run", ("kill", function, count))))
@@ -221,7 +244,10 @@ def test_a_run_asked_to_stop_says_so_and_goes_on_later(
 ) -> None:
     assert stopped(runner, tmp_path / "run", hook, begun, number) == 130
     shown = runner.log.read_text()
-    assert f"interrupted in stage {stage}; run the same command again to go on" in shown and "Traceback" not in shown
+    assert (
+        f"interrupted in stage {stage}; run the same command again to go on" in shown
+        and "Traceback" not in shown
+    )
     runner.finish(tmp_path / "run")
     assert_alike(tmp_path / "run", unbroken[0])
 
@@ -229,15 +255,24 @@ def test_a_run_asked_to_stop_says_so_and_goes_on_later(
 def test_a_stage_asked_to_stop_saves_the_step_it_is_at(runner: Runner, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert (
-        stopped(runner, out, ("slow", "pocketlm.train.loop:train_step", 500), "base/resume/step-*", signal.SIGTERM)
+        stopped(
+            runner,
+            out,
+            ("slow", "pocketlm.train.loop:train_step", 500),
+            "base/resume/step-*",
+            signal.SIGTERM,
+        )
         == 130
     )
     states = sorted((out / "base" / "resume").glob("step-*"))
-    assert [json.loads((state / "state.json").read_text())["step"] for state in states] == [2, 3]  # due at 2 and 4
+    # due at 2 and 4
+    assert [json.loads((state / "state.json").read_text())["step"] for state in states] == [2, 3]
     assert len((out / "base" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def stopped(runner: Runner, out: Path, hook: Hook, begun: str, number: signal.Signals) -> int | None:
+def stopped(
+    runner: Runner, out: Path, hook: Hook, begun: str, number: signal.Signals
+) -> int | None:
     """Exit status of a run that gets a signal soon after something matches `begun`."""
     process = runner.start(out, hook)
     deadline = time.monotonic() + 60

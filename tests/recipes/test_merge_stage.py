@@ -1,4 +1,6 @@
-"""The merge stage: what it reports of a branch is that branch's own loss, and what it writes is the best it saw."""
+"""The merge stage: what it reports of a branch is that branch's own loss, and what it writes is the
+best it saw.
+"""
 
 import json
 from collections.abc import Callable
@@ -44,9 +46,14 @@ def folders(tmp_path_factory):
     for number, name in enumerate(("sums", "prose")):
         folder = corpus / "shards" / name
         folder.mkdir(parents=True)
-        ids = torch.randint(3, 300, (6, 40), generator=torch.Generator().manual_seed(number)).tolist()
+        ids = torch.randint(
+            3, 300, (6, 40), generator=torch.Generator().manual_seed(number)
+        ).tolist()
         write_shard(folder, "validation", [[0, *row] for row in ids], vocab_size=300)
-    write_json(corpus / "curation.json", {"sources": {"sums": {"domain": "maths"}, "prose": {"domain": "knowledge"}}})
+    write_json(
+        corpus / "curation.json",
+        {"sources": {"sums": {"domain": "maths"}, "prose": {"domain": "knowledge"}}},
+    )
     (corpus / "tokenizer").mkdir()
     tokenizer.save(corpus / "tokenizer")
     for seed, name in ((1, "a"), (2, "b")):
@@ -75,9 +82,13 @@ def test_the_best_of_the_search_is_what_is_written(folders, tmp_path):
     corpus, a, b = folders
     merge(CONFIG, tmp_path, corpus=corpus, models=[a, b])
     report = read_json(tmp_path / "merge.json")
-    written = domain_losses(load_checkpoint(tmp_path)[0], _validation(CONFIG, Path(corpus), eos_id=0), None)
+    written = domain_losses(
+        load_checkpoint(tmp_path)[0], _validation(CONFIG, Path(corpus), eos_id=0), None
+    )
     assert written == pytest.approx(report["best"], rel=1e-6)
-    assert written["mean"] == pytest.approx(min(row["loss"]["mean"] for row in report["search"]), rel=1e-6)
+    assert written["mean"] == pytest.approx(
+        min(row["loss"]["mean"] for row in report["search"]), rel=1e-6
+    )
 
 
 def test_two_folders_of_one_name_and_quantized_models_are_refused(folders, tmp_path):
@@ -98,7 +109,10 @@ def respell(change: Callable[[dict], None]) -> Callable[[Tokenizer], Tokenizer]:
     def changed(tokenizer: Tokenizer) -> Tokenizer:
         content = json.loads(tokenizer.backend.to_str())
         change(content)
-        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), chat_template=tokenizer.chat_template)
+        return Tokenizer(
+            tokenizers.Tokenizer.from_str(json.dumps(content)),
+            chat_template=tokenizer.chat_template,
+        )
 
     return changed
 
@@ -119,7 +133,9 @@ def lower(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def strip_turns(content: dict) -> None:
-    next(token for token in content["added_tokens"] if token["content"] == "<|im_start|>")["rstrip"] = True
+    next(token for token in content["added_tokens"] if token["content"] == "<|im_start|>")[
+        "rstrip"
+    ] = True
 
 
 @pytest.mark.parametrize(
@@ -129,10 +145,15 @@ def strip_turns(content: dict) -> None:
         (respell(drop_merge), "different ways to cut text into words: the model's merges"),
         (lower, "different ways to cut text into words: normalizer"),
         (respell(strip_turns), "the added token '<|im_start|>'".replace("|", r"\|")),
-        (lambda t: Tokenizer(t.backend, eos_token="<|im_start|>"), r"special tokens: eos_id is 0 .* and 1"),
+        (
+            lambda t: Tokenizer(t.backend, eos_token="<|im_start|>"),
+            r"special tokens: eos_id is 0 .* and 1",
+        ),
     ],
 )
-def test_models_that_mean_other_things_by_their_ids_are_not_merged(change, message, folders, tmp_path):
+def test_models_that_mean_other_things_by_their_ids_are_not_merged(
+    change, message, folders, tmp_path
+):
     corpus, a, b = folders
     model, tokenizer = load_checkpoint(b)
     other = tmp_path / "other"
@@ -163,7 +184,9 @@ def test_a_template_that_one_model_alone_has_is_kept_and_two_are_refused(folders
         merge(CONFIG, tmp_path, corpus=corpus, models=[two, one])
 
 
-def test_a_corpus_of_other_tokens_and_models_of_other_shapes_are_refused_by_what_differs(folders, tmp_path):
+def test_a_corpus_of_other_tokens_and_models_of_other_shapes_are_refused_by_what_differs(
+    folders, tmp_path
+):
     corpus, a, b = folders
     tokenizer = load_checkpoint(a)[1]
     elsewhere = tmp_path / "corpus" / "tokenizer"

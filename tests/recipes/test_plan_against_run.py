@@ -25,16 +25,26 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_planned_tokens_are_those_that_were_trained_on(stages: dict[str, Stage], finished: Path) -> None:
-    trained = {name: stage for name, stage in stages.items() if (finished / name / "metrics.jsonl").is_file()}
+def test_planned_tokens_are_those_that_were_trained_on(
+    stages: dict[str, Stage], finished: Path
+) -> None:
+    trained = {
+        name: stage
+        for name, stage in stages.items()
+        if (finished / name / "metrics.jsonl").is_file()
+    }
     assert len(trained) == 10
     for name, stage in trained.items():
         assert stage.tokens == sum(row["tokens"] for row in rows(finished / name)), name
 
 
-def test_planned_checkpoints_are_as_large_as_those_that_were_written(stages: dict[str, Stage], finished: Path) -> None:
+def test_planned_checkpoints_are_as_large_as_those_that_were_written(
+    stages: dict[str, Stage], finished: Path
+) -> None:
     """Within 2 %: a file has a header besides, of 8 KB here."""
-    written = {path.parent.name: path.stat().st_size for path in finished.glob("*/model.safetensors")}
+    written = {
+        path.parent.name: path.stat().st_size for path in finished.glob("*/model.safetensors")
+    }
     assert len(written) == 12
     for name, size in written.items():
         assert stages[name].disk == pytest.approx(size - 8_000, rel=0.02), name
@@ -42,7 +52,9 @@ def test_planned_checkpoints_are_as_large_as_those_that_were_written(stages: dic
 
 def test_a_finished_corpus_is_counted(stages: dict[str, Stage], finished: Path) -> None:
     kept = json.loads((finished / "corpus" / "curation.json").read_text())["sources"]
-    assert stages["corpus"].tokens == sum(source["kept"]["train"]["tokens"] for source in kept.values())
+    assert stages["corpus"].tokens == sum(
+        source["kept"]["train"]["tokens"] for source in kept.values()
+    )
     assert stages["corpus"].disk == sum(
         path.stat().st_size for path in (finished / "corpus").rglob("*") if path.is_file()
     )
@@ -54,14 +66,20 @@ def test_what_a_selection_reads_and_writes_is_at_most_what_was_planned(
     kept = json.loads((finished / "select" / "selection.json").read_text())["kept"].values()
     tokens, disk = stages["select"].tokens, stages["select"].disk
     assert tokens and disk and sum(source["tokens"] for source in kept) <= tokens <= 4 * (1500 + 64)
-    assert sum(path.stat().st_size for path in (finished / "select" / "shards").rglob("*.tokens.npy")) <= disk + 4 * 128
+    assert (
+        sum(path.stat().st_size for path in (finished / "select" / "shards").rglob("*.tokens.npy"))
+        <= disk + 4 * 128
+    )
 
 
 def test_actual_time_stands_beside_the_plan_of_finished_stages(
     stages: dict[str, Stage], finished: Path, documents: Path, tmp_path: Path
 ) -> None:
     for name, stage in stages.items():
-        assert actual_seconds(stage) == json.loads((finished / name / "stage.json").read_text())["seconds"]
+        assert (
+            actual_seconds(stage)
+            == json.loads((finished / name / "stage.json").read_text())["seconds"]
+        )
     told = estimate(stages["base"], None, 1)
     assert told.seconds and told.actual_seconds and told.ratio == told.actual_seconds / told.seconds
     file = tmp_path / "plan.json"

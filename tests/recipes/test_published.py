@@ -1,4 +1,6 @@
-"""The recipes of the two papers: the networks have the published number of weights, and a dry pass needs no data."""
+"""The recipes of the two papers: the networks have the published number of weights, and a dry pass
+needs no data.
+"""
 
 import itertools
 import sys
@@ -23,7 +25,8 @@ def parameters(config: ModelConfig) -> int:
         return sum(parameter.numel() for parameter in Transformer(config).parameters())
 
 
-PUBLISHED = {  # R1, table 1 and README; Pro: the model card; MobileLLM 2024: README of its repository
+# R1, table 1 and README; Pro: the model card; MobileLLM 2024: README of its repository
+PUBLISHED = {
     "r1-140m": 140_248_512,
     "r1-360m": 359_431_168,
     "r1-950m": 949_685_760,
@@ -48,7 +51,17 @@ def test_the_recipes_train_the_published_networks() -> None:
 
 
 def test_pro_has_the_published_global_layers_and_ls_a_cache_slot_for_each_application() -> None:
-    assert [i for i in range(30) if PRESETS["pro"].window(i) is None] == [0, 4, 8, 12, 16, 20, 24, 28, 29]
+    assert [i for i in range(30) if PRESETS["pro"].window(i) is None] == [
+        0,
+        4,
+        8,
+        12,
+        16,
+        20,
+        24,
+        28,
+        29,
+    ]
     assert PRESETS["mobilellm-ls-125m"].applications == 60
     assert PRESETS["mobilellm-ls-350m"].applications == 64
 
@@ -60,10 +73,14 @@ def dry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return plan(recipe, tmp_path / "run", missing_ok=True, **flags)
 
 
-@pytest.mark.parametrize("dry", [(R1, {"size": "950m"}), (PRO, {})], indirect=True, ids=["r1", "pro"])
+@pytest.mark.parametrize(
+    "dry", [(R1, {"size": "950m"}), (PRO, {})], indirect=True, ids=["r1", "pro"]
+)
 def test_a_dry_pass_without_data_prints_every_stage_and_what_it_needs(dry: Plan) -> None:
     states = {call.name: call.state() for call in dry.calls}
-    assert set(states.values()) >= {"to do"} and states["phase1"].startswith(("to do", "needs teacher"))
+    assert set(states.values()) >= {"to do"} and states["phase1"].startswith(
+        ("to do", "needs teacher")
+    )
     assert states[dry.calls[0].name].startswith("needs Llama-")
     assert all(key_figures(call.config) for call in dry.calls)
 
@@ -71,16 +88,25 @@ def test_a_dry_pass_without_data_prints_every_stage_and_what_it_needs(dry: Plan)
 @pytest.mark.parametrize("dry", [(R1, {"size": "950m"})], indirect=True, ids=["r1"])
 def test_r1_prints_the_figures_of_its_tables(dry: Plan) -> None:
     told = {call.name: key_figures(call.config) for call in dry.calls}
-    assert "500,000 steps x 2,048 rows x 2,048" in told["phase1"] and "fineweb-edu 63.75 %" in told["phase1"]
+    assert (
+        "500,000 steps x 2,048 rows x 2,048" in told["phase1"]
+        and "fineweb-edu 63.75 %" in told["phase1"]
+    )
     assert "openwebmath 23.33 %" in told["phase2"] and "lr 0.004" in told["phase2"]
     assert "50,000 steps x 512 rows x 4,096" in told["mid1"] and "dclm 37.03 %" in told["mid1"]
-    assert "512 samples x 4,096" in told["general"] and "1,024 samples x 32,768" in told["reasoning"]
+    assert (
+        "512 samples x 4,096" in told["general"] and "1,024 samples x 32,768" in told["reasoning"]
+    )
     assert "needs Llama-3.1-8B-Instruct" in [call.state() for call in dry.calls]
 
 
 @pytest.mark.parametrize("dry", [(PRO, {})], indirect=True, ids=["pro"])
-def test_pro_trains_the_four_bits_of_both_columns_of_its_table_from_one_base(dry: Plan, tmp_path: Path) -> None:
-    quantized = {call.config.scheme: call for call in dry.calls if call.record["stage"] == "quantize"}
+def test_pro_trains_the_four_bits_of_both_columns_of_its_table_from_one_base(
+    dry: Plan, tmp_path: Path
+) -> None:
+    quantized = {
+        call.config.scheme: call for call in dry.calls if call.record["stage"] == "quantize"
+    }
     assert list(quantized) == ["int4_group32", "int4_channel"]
     assert [call.inputs["model"] for call in quantized.values()] == [tmp_path / "run" / "base"] * 2
     assert "int4_channel, QAT of 80," in key_figures(quantized["int4_channel"].config)
@@ -112,7 +138,8 @@ def test_without_the_tokenizer_a_real_run_stops_at_once_and_names_it(
 
 
 def test_unpacked_each_conversation_has_a_row_of_its_own() -> None:
-    conversations = [([1, 2, 3, 4], [False, True, True, True])] * 4  # three places each, for the last is a label alone
+    # three places each, for the last is a label alone
+    conversations = [([1, 2, 3, 4], [False, True, True, True])] * 4
     packed, alone = (ConversationRows(conversations, 8, 0, packed=value) for value in (True, False))
     assert list(itertools.chain(*packed.rows)) == list(itertools.chain(*alone.rows)) == [0, 1, 2, 3]
     assert len(packed) == 2 and len(alone) == 4

@@ -1,4 +1,6 @@
-"""A whole recipe, small: every stage of recipes/pocket.py runs, leaves what it promises, and is not run again."""
+"""A whole recipe, small: every stage of recipes/pocket.py runs, leaves what it promises, and is not
+run again.
+"""
 
 import json
 import math
@@ -30,8 +32,9 @@ OTHERS = ("corpus", "mix", "select", "files", "evaluation", "report")
 SOURCES = ("problems", "notes", "recall", "texts")
 DOMAINS = {"maths", "knowledge", "code"}
 
-# |bits per byte of the file - of its checkpoint|. The integers and scales are the same; activations are int8 a token in ours
-# and ExecuTorch's, int8 a block of 32 in llama.cpp's. Measured: 0.0006 (.gguf), 0.0001 (.pte), of 2 to 4 bits.
+# |bits per byte of the file - of its checkpoint|. The integers and scales are the same; activations
+# are int8 a token in ours and ExecuTorch's, int8 a block of 32 in llama.cpp's. Measured: 0.0006
+# (.gguf), 0.0001 (.pte), of 2 to 4 bits.
 GGUF_TOLERANCE = 0.005
 PTE_TOLERANCE = 0.001
 
@@ -58,7 +61,10 @@ def read(path: Path) -> dict:
 def state(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every file but the lock."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != ".lock")
-    return {str(file.relative_to(folder)): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    return {
+        str(file.relative_to(folder)): (file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+    }
 
 
 def is_distribution(shares: dict[str, float]) -> bool:
@@ -69,11 +75,16 @@ def is_distribution(shares: dict[str, float]) -> bool:
 
 
 def test_every_stage_finishes_and_leaves_nothing_half_written(finished: Path) -> None:
-    assert {folder.name for folder in finished.iterdir() if folder.is_dir()} == {*CHECKPOINTS, *OTHERS}
+    assert {folder.name for folder in finished.iterdir() if folder.is_dir()} == {
+        *CHECKPOINTS,
+        *OTHERS,
+    }
     for name in (*CHECKPOINTS, *OTHERS):
         record = read(finished / name / "stage.json")
         assert record["status"] == "finished" and record["files"], name
-    leftovers = [file for file in finished.rglob("*") if "partial" in file.name or file.name.endswith(".old")]
+    leftovers = [
+        file for file in finished.rglob("*") if "partial" in file.name or file.name.endswith(".old")
+    ]
     assert not leftovers and not (finished / "error.log").exists()
 
 
@@ -83,7 +94,9 @@ def test_a_checkpoint_is_a_folder_that_hugging_face_opens(finished: Path, name: 
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
     config = read(finished / name / "config.json")
     assert config["model_type"] == "qwen3"
-    assert config["pocketlm"]["quantization"] == ("int4_group32" if name in ("ptq", "int4") else None)
+    assert config["pocketlm"]["quantization"] == (
+        "int4_group32" if name in ("ptq", "int4") else None
+    )
     assert ("chat_template.jinja" in files) == (name in ("chat", "ptq", "int4"))
     model, tokenizer = load_checkpoint(finished / name)
     assert tokenizer.vocab_size == model.config.vocab_size == 512
@@ -92,7 +105,9 @@ def test_a_checkpoint_is_a_folder_that_hugging_face_opens(finished: Path, name: 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_training_stage_tells_of_each_step(finished: Path, name: str) -> None:
-    rows = [json.loads(line) for line in (finished / name / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (finished / name / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     for row in rows:
         assert row.keys() >= {"loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds"}
@@ -118,12 +133,15 @@ def test_mix_selection_and_merge_say_how_they_chose(finished: Path) -> None:
         ("found", "uniform", "proportional"), DOMAINS | {"mean"}
     )
     selection = read(finished / "select" / "selection.json")
-    assert is_distribution(selection["shares"]) and set(selection["kept"]) == set(selection["influence"]) == set(
-        SOURCES
-    )
+    assert is_distribution(selection["shares"]) and set(selection["kept"]) == set(
+        selection["influence"]
+    ) == set(SOURCES)
     assert all(kept["documents"] <= kept["of"] for kept in selection["kept"].values())
     merged = read(finished / "merged" / "merge.json")
-    assert is_distribution(merged["weights"]) and set(merged["single"]) == {"branch-maths", "branch-texts"}
+    assert is_distribution(merged["weights"]) and set(merged["single"]) == {
+        "branch-maths",
+        "branch-texts",
+    }
     assert len(merged["search"]) == 5  # two branches in quarters
     best = min(merged["search"], key=lambda row: row["loss"]["mean"])
     assert best["weights"] == merged["weights"]
@@ -134,9 +152,18 @@ def test_the_evaluation_measures_each_model_on_everything(finished: Path) -> Non
     assert list(models) == ["base", "long", "chat", "ptq", "int4", "model.gguf"]
     for label, found in models.items():
         assert set(found["bits_per_byte"]) == DOMAINS and set(found["needle"]) == {"256"}
-        assert found["problems"]["exam"]["total"] == 6 and found["tokens_per_second"] > 0 and found["bytes"] > 0
+        assert (
+            found["problems"]["exam"]["total"] == 6
+            and found["tokens_per_second"] > 0
+            and found["bytes"] > 0
+        )
         rows = (finished / "evaluation" / "transcripts" / f"{label}.jsonl").read_text().splitlines()
-        assert len(rows) == 6 and json.loads(rows[0]).keys() >= {"prompt", "completion", "answer", "correct"}
+        assert len(rows) == 6 and json.loads(rows[0]).keys() >= {
+            "prompt",
+            "completion",
+            "answer",
+            "correct",
+        }
 
 
 # ---- the exported files ----
@@ -145,7 +172,9 @@ def test_the_evaluation_measures_each_model_on_everything(finished: Path) -> Non
 def test_the_gguf_predicts_text_as_well_as_its_checkpoint(finished: Path) -> None:
     models = read(finished / "evaluation" / "evaluation.json")["models"]
     for domain, bits in models["int4"]["bits_per_byte"].items():
-        assert models["model.gguf"]["bits_per_byte"][domain] == pytest.approx(bits, abs=GGUF_TOLERANCE)
+        assert models["model.gguf"]["bits_per_byte"][domain] == pytest.approx(
+            bits, abs=GGUF_TOLERANCE
+        )
     assert models["model.gguf"]["bytes"] < models["int4"]["bytes"] / 4
 
 
@@ -159,7 +188,9 @@ def test_the_pte_predicts_text_as_well_as_its_checkpoint(finished: Path, tmp_pat
     for path in (finished / "int4", tmp_path / "files" / "model.pte"):
         with opened(path) as model:
             texts = held_out_texts(finished / "corpus", model.tokenizer, "validation", 200)
-            bits[path.suffix] = {domain: bits_per_byte(model, own, 64) for domain, own in texts.items()}
+            bits[path.suffix] = {
+                domain: bits_per_byte(model, own, 64) for domain, own in texts.items()
+            }
     for domain, expected in bits[""].items():
         assert bits[".pte"][domain] == pytest.approx(expected, abs=PTE_TOLERANCE)
 
@@ -174,7 +205,9 @@ def test_a_second_run_executes_nothing(finished: Path, documents: Path) -> None:
     assert state(finished) == before
 
 
-def test_a_changed_config_stops_with_the_difference_and_changes_nothing(finished: Path, documents: Path) -> None:
+def test_a_changed_config_stops_with_the_difference_and_changes_nothing(
+    finished: Path, documents: Path
+) -> None:
     before = state(finished)
     status, shown = run(documents, finished, "--set", "chat.optim.lr=0.001")
     assert status == 2 and "chat" in shown and "optim.lr: 0.004 -> 0.001" in shown
@@ -184,7 +217,9 @@ def test_a_changed_config_stops_with_the_difference_and_changes_nothing(finished
     (finished / "error.log").unlink(missing_ok=True)
 
 
-def test_a_changed_input_file_stops_the_run_too(finished: Path, documents: Path, tmp_path: Path) -> None:
+def test_a_changed_input_file_stops_the_run_too(
+    finished: Path, documents: Path, tmp_path: Path
+) -> None:
     edited = shutil.copytree(documents, tmp_path / "documents")
     status, shown = run(edited, finished, "--dry-run")
     assert status == 0 and "changed" in shown  # the path is part of the config
@@ -194,11 +229,17 @@ def test_a_changed_input_file_stops_the_run_too(finished: Path, documents: Path,
     finally:
         (documents / "texts" / "later.txt").unlink()
         (finished / "error.log").unlink(missing_ok=True)
-    assert status == 2 and "stage corpus is finished with another configuration" in shown and "texts" in shown
+    assert (
+        status == 2
+        and "stage corpus is finished with another configuration" in shown
+        and "texts" in shown
+    )
 
 
 def test_one_stage_alone_is_run_with_only(copy: Path, documents: Path) -> None:
-    """In this process, after all that its tests did, with the threads of the run: to the bit what it was there."""
+    """In this process, after all that its tests did, with the threads of the run: to the bit what
+    it was there.
+    """
     weights = (copy / "chat" / "model.safetensors").read_bytes()
     threads = read(copy / "chat" / "stage.json")["arithmetic"]["threads"]
     shutil.rmtree(copy / "chat")
@@ -223,7 +264,13 @@ def test_one_stage_alone_on_two_threads_is_the_same_in_this_process_and_in_anoth
     shutil.rmtree(copy / "chat")
     words = ["run", str(TINY), str(documents), "--out", str(copy), "--only", "chat"]
     command = [sys.executable, "-m", "pocketlm.cli", *words]
-    subprocess.run(command, check=True, capture_output=True, env={**environment, "OMP_NUM_THREADS": "2"}, timeout=300)
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        env={**environment, "OMP_NUM_THREADS": "2"},
+        timeout=300,
+    )
     assert read(copy / "chat" / "stage.json")["arithmetic"]["threads"] == 2
     assert (copy / "chat" / "model.safetensors").read_bytes() == here
 
@@ -235,11 +282,15 @@ def test_only_says_what_it_needs(copy: Path, documents: Path) -> None:
     assert status == 2 and "stage int4 needs chat, which is to do" in shown
 
 
-def test_a_dry_run_shows_states_and_starts_nothing(copy: Path, documents: Path, tmp_path: Path) -> None:
+def test_a_dry_run_shows_states_and_starts_nothing(
+    copy: Path, documents: Path, tmp_path: Path
+) -> None:
     shutil.rmtree(copy / "report")
     before = state(copy)
     status, shown = run(documents, copy, "--dry-run", "--set", "int4.seed=9")
-    lines = {line.split("│")[2].strip(): line for line in shown.splitlines() if line.startswith("│")}
+    lines = {
+        line.split("│")[2].strip(): line for line in shown.splitlines() if line.startswith("│")
+    }
     assert status == 0 and len(lines) == len((*CHECKPOINTS, *OTHERS))
     assert "done" in lines["chat"] and "changed" in lines["int4"] and "to do" in lines["report"]
     assert state(copy) == before
@@ -277,7 +328,11 @@ class Links(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in ("script", "link", "iframe", "object", "embed", "base"):
             self.fetched += [f"<{tag}>" for name, _ in attrs if name in ("src", "href", "data")]
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "srcset", "poster", "background")]
+        self.fetched += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "srcset", "poster", "background")
+        ]
 
 
 def test_the_report_is_one_page_that_fetches_nothing(finished: Path) -> None:
@@ -293,7 +348,12 @@ def test_the_report_is_one_page_that_fetches_nothing(finished: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("pocket.py", ""), ("r1.py", ""), ("pro.py", ""), ("specialize.py", "{run}/base --text {documents}/texts")],
+    [
+        ("pocket.py", ""),
+        ("r1.py", ""),
+        ("pro.py", ""),
+        ("specialize.py", "{run}/base --text {documents}/texts"),
+    ],
 )
 def test_the_recipes_people_run_can_be_planned(
     name: str, words: str, finished: Path, documents: Path, tmp_path: Path

@@ -1,4 +1,6 @@
-"""The short recipe of tiny.py under torchrun on two ranks: one is killed, all end with a reason, and a restart finishes."""
+"""The short recipe of tiny.py under torchrun on two ranks: one is killed, all end with a reason,
+and a restart finishes.
+"""
 
 import json
 import subprocess
@@ -11,9 +13,12 @@ from safetensors.torch import load_file
 from torch import linalg
 
 TINY = Path(__file__).with_name("tiny.py")
-FLOAT32 = [f"--set={stage}.optim.compute_dtype=float32" for stage in ("base", "mid", "chat", "int4")]
-# relative, of losses and of each tensor's norm. "mid" begins where its teacher is: its gradient is rounding, which Muon
-# makes as long as any other, so that from there on two runs part (docs/numerics.md)
+FLOAT32 = [
+    f"--set={stage}.optim.compute_dtype=float32" for stage in ("base", "mid", "chat", "int4")
+]
+# relative, of losses and of each tensor's norm. "mid" begins where its teacher is: its gradient is
+# rounding, which Muon makes as long as any other, so that from there on two runs part
+# (docs/numerics.md)
 TOLERANCES = {"base": (1e-6, 1e-5), "chat": (1e-3, 1e-2), "int4": (0.5, 0.1)}
 BROKEN = f"""
 import os, sys
@@ -28,7 +33,9 @@ app(sys.argv[1:])
 
 def shown_by(command: list[str], status: int, environment: dict[str, str]) -> str:
     """What a command shows, which must end with this status."""
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -50,15 +57,26 @@ def test_a_recipe_whose_rank_is_killed_ends_soon_and_started_again_gives_what_on
     assert "rank 0 of 2 lost the others" in shown or "interrupted in stage mid" in shown
 
     shown = shown_by([*torchrun, "-m", "pocketlm.cli", *words, str(together)], 0, environment)
-    assert "base: done before" in shown and "mid: resumed" in shown and shown.count("int4: ran") == 1
+    assert (
+        "base: done before" in shown and "mid: resumed" in shown and shown.count("int4: ran") == 1
+    )
     for stage, (of_losses, of_weights) in TOLERANCES.items():
-        expected, found = (load_file(out / stage / "model.safetensors") for out in (alone, together))
+        expected, found = (
+            load_file(out / stage / "model.safetensors") for out in (alone, together)
+        )
         assert expected.keys() == found.keys()
         for name, tensor in expected.items():
-            assert linalg.norm(found[name] - tensor) <= of_weights * linalg.norm(tensor), (stage, name)
+            assert linalg.norm(found[name] - tensor) <= of_weights * linalg.norm(tensor), (
+                stage,
+                name,
+            )
         assert losses(together / stage) == pytest.approx(losses(alone / stage), rel=of_losses)
 
 
 def losses(stage: Path) -> list[float]:
     lines = stage / "metrics.jsonl"
-    return [json.loads(line)["loss"] for line in lines.read_text().splitlines()] if lines.exists() else []
+    return (
+        [json.loads(line)["loss"] for line in lines.read_text().splitlines()]
+        if lines.exists()
+        else []
+    )

@@ -1,4 +1,6 @@
-"""`pocketlm verify-resume` says that stopping changes nothing where that is so, and finds it where it is not."""
+"""`pocketlm verify-resume` says that stopping changes nothing where that is so, and finds it where
+it is not.
+"""
 
 import json
 import os
@@ -42,7 +44,13 @@ def recipe(run):
 
 
 def verify(environment: dict[str, str], *words: object) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pocketlm.cli", "verify-resume", *(str(word) for word in words)]
+    command = [
+        sys.executable,
+        "-m",
+        "pocketlm.cli",
+        "verify-resume",
+        *(str(word) for word in words),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
@@ -94,7 +102,9 @@ def test_a_stage_that_does_not_resume_is_found(environment: dict[str, str], tmp_
     recipe.write_text(FORGETFUL)
     status, shown = verify(environment, recipe, "--kills", 1, "--out", tmp_path / "proof")
     assert status == 1 and "DIFFER" in shown and "first: model.safetensors differs" in shown, shown
-    assert (tmp_path / "proof" / "broken" / "first").is_dir() and (tmp_path / "proof" / "unbroken" / "first").is_dir()
+    assert (tmp_path / "proof" / "broken" / "first").is_dir() and (
+        tmp_path / "proof" / "unbroken" / "first"
+    ).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +115,9 @@ def test_a_stage_that_does_not_resume_is_found(environment: dict[str, str], tmp_
         (["--processes", "0"], "--processes 0"),
     ],
 )
-def test_what_cannot_be_proved_is_refused(words: list[str], message: str, documents: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_proved_is_refused(
+    words: list[str], message: str, documents: Path, tmp_path: Path
+) -> None:
     assert message in refused(TINY, documents, "--short", "--out", tmp_path / "proof", *words)
     assert not (tmp_path / "proof" / "unbroken" / "base").exists()
 
@@ -113,12 +125,22 @@ def test_what_cannot_be_proved_is_refused(words: list[str], message: str, docume
 def left(out: Path, **changes: object) -> Path:
     """A stage's folder as a run leaves it, with figures of step 1 changed."""
     (out / "base").mkdir(parents=True)
-    rows = [{"step": n, "token_digest": f"{n}", "loss": 3.0 - n, "grad_norm": 1.0, "lr": 0.1} for n in range(3)]
+    rows = [
+        {"step": n, "token_digest": f"{n}", "loss": 3.0 - n, "grad_norm": 1.0, "lr": 0.1}
+        for n in range(3)
+    ]
     weight = torch.ones(4) * float(str(changes.pop("weight", 1.0)))
     rows[1] |= changes
     (out / "base" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_file({"w": weight}, out / "base" / "model.safetensors")
-    record = {"stage": "pretrain", "config": {}, "inputs": {}, "digest": "", "status": "finished", "seconds": 1.0}
+    record = {
+        "stage": "pretrain",
+        "config": {},
+        "inputs": {},
+        "digest": "",
+        "status": "finished",
+        "seconds": 1.0,
+    }
     (out / "base" / "stage.json").write_text(json.dumps(record))
     return out
 
@@ -133,9 +155,15 @@ def left(out: Path, **changes: object) -> Path:
         ({"weight": 1.0000001}, (True, True, False), "model.safetensors differs"),
     ],
 )
-def test_the_smallest_difference_is_told(changes: dict, told: tuple, first: str | None, tmp_path: Path) -> None:
+def test_the_smallest_difference_is_told(
+    changes: dict, told: tuple, first: str | None, tmp_path: Path
+) -> None:
     (found,) = compare(left(tmp_path / "a"), left(tmp_path / "b", **changes), ["base"])
-    assert (found.tokens, found.losses, found.weights) == told and found.first == first and found.same == (not first)
+    assert (
+        (found.tokens, found.losses, found.weights) == told
+        and found.first == first
+        and found.same == (not first)
+    )
 
 
 def test_a_stage_that_was_not_finished_or_lost_steps_is_not_alike(tmp_path: Path) -> None:
@@ -144,4 +172,6 @@ def test_a_stage_that_was_not_finished_or_lost_steps_is_not_alike(tmp_path: Path
     (other / "base" / "metrics.jsonl").write_text("".join(lines[:2]))
     os.remove(other / "base" / "model.safetensors")
     (found,) = compare(one, other, ["base"])
-    assert found.first == "token ids part at step 2; losses part at step 2; model.safetensors differs"
+    assert (
+        found.first == "token ids part at step 2; losses part at step 2; model.safetensors differs"
+    )

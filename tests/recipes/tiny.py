@@ -1,4 +1,5 @@
-"""Every kind of stage of recipes/pocket.py, on networks that learn nothing: what is tested is how the stages fit.
+"""Every kind of stage of recipes/pocket.py, on networks that learn nothing: what is tested is how
+the stages fit.
 
 `folder` holds texts/ (a local source) and exam.jsonl (the suite); conftest.py writes both.
 """
@@ -43,7 +44,9 @@ SHAPE = ModelConfig(
     initializer_range=0.08,
 )
 WIDE = replace(SHAPE, hidden_size=96, num_attention_heads=3)
-PHASE = PretrainConfig(name="phase", optim=STEPS, seq_len=WINDOW, **ROWS, seed=1, save=SaveConfig(every_steps=2))
+PHASE = PretrainConfig(
+    name="phase", optim=STEPS, seq_len=WINDOW, **ROWS, seed=1, save=SaveConfig(every_steps=2)
+)
 SELECT = SelectConfig(
     name="select",
     seq_len=WINDOW,
@@ -55,7 +58,13 @@ SELECT = SelectConfig(
     seed=3,
 )
 EXTEND = ExtendConfig(
-    name="long", optim=STEPS, seq_len=LONG_WINDOW, **ROWS, seed=4, rope_theta_factor=4.0, save=SaveConfig(every_steps=2)
+    name="long",
+    optim=STEPS,
+    seq_len=LONG_WINDOW,
+    **ROWS,
+    seed=4,
+    rope_theta_factor=4.0,
+    save=SaveConfig(every_steps=2),
 )
 CHAT = FinetuneConfig(
     name="chat",
@@ -86,10 +95,37 @@ def corpus_of(folder: Path) -> CurateConfig:
     return CurateConfig(
         name="corpus",
         sources=(
-            Source(name="problems", domain="maths", kind="problems", families=("chain_sum",), count=250, seed=1),
-            Source(name="notes", domain="knowledge", kind="notes", count=120, seed=2, pairs_range=(1, 3)),
-            Source(name="recall", domain="knowledge", kind="recall", count=120, seed=3, pairs_range=(1, 3)),
-            Source(name="texts", domain="code", kind="local", path=str(folder / "texts"), max_bytes=120_000),
+            Source(
+                name="problems",
+                domain="maths",
+                kind="problems",
+                families=("chain_sum",),
+                count=250,
+                seed=1,
+            ),
+            Source(
+                name="notes",
+                domain="knowledge",
+                kind="notes",
+                count=120,
+                seed=2,
+                pairs_range=(1, 3),
+            ),
+            Source(
+                name="recall",
+                domain="knowledge",
+                kind="recall",
+                count=120,
+                seed=3,
+                pairs_range=(1, 3),
+            ),
+            Source(
+                name="texts",
+                domain="code",
+                kind="local",
+                path=str(folder / "texts"),
+                max_bytes=120_000,
+            ),
         ),
         vocab_size=SHAPE.vocab_size,
         suites=(str(folder / "exam.jsonl"),),
@@ -99,7 +135,9 @@ def corpus_of(folder: Path) -> CurateConfig:
 
 
 def recipe(run, folder: Path, *, short: bool = False, specialists: bool = False):
-    """short: the seven stages that test_killed.py interrupts. specialists: three side by side, and what they need."""
+    """short: the seven stages that test_killed.py interrupts. specialists: three side by side, and
+    what they need.
+    """
     corpus = run(curate, corpus_of(folder))
     if specialists:
         return branched(run, corpus)
@@ -118,7 +156,10 @@ def branched(run, corpus: Path) -> Path:
         model=base,
     )
     return run(
-        merge, MergeConfig(name="merged", resolution=2, seq_len=32, validation_rows=2), corpus=corpus, models=branches
+        merge,
+        MergeConfig(name="merged", resolution=2, seq_len=32, validation_rows=2),
+        corpus=corpus,
+        models=branches,
     )
 
 
@@ -128,7 +169,14 @@ def interrupted(run, corpus: Path) -> Path:
     shape = replace(SHAPE, max_position_embeddings=CHAT.seq_len)
     base = run(pretrain, replace(PHASE, name="base", model=shape, shares=uniform), corpus=corpus)
     chosen = run(select, SELECT, corpus=corpus, model=base)
-    mid = run(pretrain, replace(PHASE, name="mid"), corpus=corpus, model=base, selection=chosen, teacher=base)
+    mid = run(
+        pretrain,
+        replace(PHASE, name="mid"),
+        corpus=corpus,
+        model=base,
+        selection=chosen,
+        teacher=base,
+    )
     merged = run(
         merge,
         MergeConfig(name="merged", resolution=4, seq_len=32, validation_rows=2),
@@ -159,11 +207,20 @@ def every_stage(run, folder: Path, corpus: Path) -> Path:
         corpus=corpus,
     )
     wide = run(pretrain, replace(PHASE, name="teacher-short", model=WIDE), corpus=corpus, mix=mix)
-    teacher = run(extend_context, replace(EXTEND, name="teacher"), corpus=corpus, model=wide, mix=mix)
+    teacher = run(
+        extend_context, replace(EXTEND, name="teacher"), corpus=corpus, model=wide, mix=mix
+    )
     phase1 = run(pretrain, replace(PHASE, name="phase1", model=SHAPE), corpus=corpus, mix=mix)
     base = run(pretrain, replace(PHASE, name="base"), corpus=corpus, mix=mix, model=phase1)
     chosen = run(select, SELECT, corpus=corpus, model=base)
-    mid = run(pretrain, replace(PHASE, name="mid"), corpus=corpus, model=base, selection=chosen, teacher=wide)
+    mid = run(
+        pretrain,
+        replace(PHASE, name="mid"),
+        corpus=corpus,
+        model=base,
+        selection=chosen,
+        teacher=wide,
+    )
     long = run(extend_context, EXTEND, corpus=corpus, model=mid, teacher=teacher, mix=mix)
     branches = run.side_by_side(
         pretrain,
@@ -198,8 +255,33 @@ def every_stage(run, folder: Path, corpus: Path) -> Path:
         models=[base, long, chat, ptq, int4, files / "model.gguf"],
         corpus=corpus,
     )
-    goal = Goal(text="four bits cost nothing", model="int4", compared_to="chat", at_least=-1.0, beside=("ptq",))
-    stages = [corpus, mix, wide, teacher, phase1, base, chosen, mid, long, *branches, merged, chat, ptq, int4, files]
+    goal = Goal(
+        text="four bits cost nothing",
+        model="int4",
+        compared_to="chat",
+        at_least=-1.0,
+        beside=("ptq",),
+    )
+    stages = [
+        corpus,
+        mix,
+        wide,
+        teacher,
+        phase1,
+        base,
+        chosen,
+        mid,
+        long,
+        *branches,
+        merged,
+        chat,
+        ptq,
+        int4,
+        files,
+    ]
     return run(
-        report, ReportConfig(name="report", title="A tiny run", goals=(goal,)), stages=stages, evaluation=evaluation
+        report,
+        ReportConfig(name="report", title="A tiny run", goals=(goal,)),
+        stages=stages,
+        evaluation=evaluation,
     )

@@ -1,4 +1,6 @@
-"""The folders of a finished run, with figures as stages write them, for tests of what reads them."""
+"""The folders of a finished run, with figures as stages write them, for tests of what reads
+them.
+"""
 
 import json
 import math
@@ -17,10 +19,14 @@ ACCURACY = {
     "gguf": 0.77,
     "pte": 0.76,
 }
-HOSTILE = "</pre><script>alert('x')</script><img src=http://evil.example/a.png>\x00\ud800 & \"quoted\""
+HOSTILE = (
+    "</pre><script>alert('x')</script><img src=http://evil.example/a.png>\x00\ud800 & \"quoted\""
+)
 
 
-def write_stage(run: Path, stage: str, name: str, seconds: float, files: dict[str, Any], **inputs: Any) -> Path:
+def write_stage(
+    run: Path, stage: str, name: str, seconds: float, files: dict[str, Any], **inputs: Any
+) -> Path:
     """A folder as a finished stage leaves it; a list is written as JSON lines."""
     folder = run / name
     told = {key: {"path": str(value), "fingerprint": "stage 0"} for key, value in inputs.items()}
@@ -41,7 +47,9 @@ def write_stage(run: Path, stage: str, name: str, seconds: float, files: dict[st
     for path, content in {"stage.json": record, **files}.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         lines = [content] if isinstance(content, dict) else content
-        (folder / path).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (folder / path).write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
     return folder
 
 
@@ -60,16 +68,32 @@ def steps(count: int, start: float, end: float, seed: int) -> dict[str, Any]:
 def curation() -> dict[str, Any]:
     sources = {}
     for place, (name, domain) in enumerate(SOURCES.items()):
-        dropped = {"length": 40 * place, "near_duplicate": 25 * place, "repetition": 9, "contaminated": 7}
+        dropped = {
+            "length": 40 * place,
+            "near_duplicate": 25 * place,
+            "repetition": 9,
+            "contaminated": 7,
+        }
         kept = {
             split: {"documents": number, "bytes": number * 400, "tokens": number * 170}
             for split, number in (("train", 800), ("validation", 12), ("probe", 14))
         }
         read = {"documents": 826 + sum(dropped.values()), "bytes": 400_000}
-        unread = {"kind_not_read": {"count": 7, "names": ["a.pdf", HOSTILE]}} if name == "notes" else {}
+        unread = (
+            {"kind_not_read": {"count": 7, "names": ["a.pdf", HOSTILE]}} if name == "notes" else {}
+        )
         files = {"found": 9 * place + len(unread) * 7, "read": 9 * place, "unread": unread}
-        sources[name] = {"domain": domain, "files": files, "read": read, "dropped": dropped, "kept": kept}
-    examples = {name: [f"A text that {name} dropped.", HOSTILE, "third"] for name in ("length", "repetition")}
+        sources[name] = {
+            "domain": domain,
+            "files": files,
+            "read": read,
+            "dropped": dropped,
+            "kept": kept,
+        }
+    examples = {
+        name: [f"A text that {name} dropped.", HOSTILE, "third"]
+        for name in ("length", "repetition")
+    }
     tokenizer = {"vocab_size": 1024, "bytes_per_token": dict.fromkeys(SOURCES, 2.4)}
     return {"curation.json": {"sources": sources, "examples": examples, "tokenizer": tokenizer}}
 
@@ -82,23 +106,40 @@ def mix() -> dict[str, Any]:
         name: {"code": 2.2 + off, "knowledge": 2.5 - off, "maths": 1.9 - 3 * off, "mean": 2.2 - off}
         for name, off in (("found", 0.05), ("uniform", 0.0), ("proportional", -0.02))
     }
-    told = {"shares": found, "uniform": even, "proportional": size, "utility": found, "utility_by_probe": {}}
+    told = {
+        "shares": found,
+        "uniform": even,
+        "proportional": size,
+        "utility": found,
+        "utility_by_probe": {},
+    }
     return {"mix.json": {**told, "bits_per_byte": bits}}
 
 
 def selection(seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
-    influence = {name: [rng.gauss(0.3 - 0.1 * place, 0.2) for _ in range(400)] for place, name in enumerate(SOURCES)}
+    influence = {
+        name: [rng.gauss(0.3 - 0.1 * place, 0.2) for _ in range(400)]
+        for place, name in enumerate(SOURCES)
+    }
     kept = {
         name: {"documents": sum(v > 0 for v in values) * 2, "of": 800, "tokens": 1}
         for name, values in influence.items()
     }
-    return {"selection.json": {"shares": dict.fromkeys(SOURCES, 0.25), "kept": kept, "influence": influence}}
+    return {
+        "selection.json": {
+            "shares": dict.fromkeys(SOURCES, 0.25),
+            "kept": kept,
+            "influence": influence,
+        }
+    }
 
 
 def merged(names: tuple[str, ...], resolution: int) -> dict[str, Any]:
     def loss(weights: tuple[float, ...]) -> dict[str, float]:
-        far = sum((weight - (0.6, 0.3, 0.1, 0.0)[place]) ** 2 for place, weight in enumerate(weights))
+        far = sum(
+            (weight - (0.6, 0.3, 0.1, 0.0)[place]) ** 2 for place, weight in enumerate(weights)
+        )
         return {"code": 1.6 + far / 9, "maths": 1.2 + far / 7, "mean": 1.4 + far / 8}
 
     grid = [()]
@@ -138,7 +179,8 @@ def evaluation() -> dict[str, Any]:
                 "id": f"{family}-{n}",
                 "family": family,
                 "prompt": f"Compute {n} + 40 - 2. {HOSTILE if n == 3 else ''}",
-                "completion": f"{n} + 40 = {n + 40}\n{n + 40} - 2 = {n + 38}\n#### {n + 38 + n % 2}",
+                "completion": f"{n} + 40 = {n + 40}\n{n + 40} - 2 = {n + 38}\n"
+                f"#### {n + 38 + n % 2}",
                 "answer": str(n + 38),
                 "correct": n % 2 == 0,
                 "cut": n == 3,
@@ -147,7 +189,10 @@ def evaluation() -> dict[str, Any]:
             for n in (2, 3, 4)
         ]
         files[f"transcripts/{label}.jsonl"] = rows
-    return {"evaluation.json": {"suite": "pocket", "max_new_tokens": 160, "models": models}, **files}
+    return {
+        "evaluation.json": {"suite": "pocket", "max_new_tokens": 160, "models": models},
+        **files,
+    }
 
 
 def bench() -> dict[str, Any]:
@@ -174,18 +219,43 @@ def whole_run(run: Path) -> dict[str, Path]:
     folders = [
         write_stage(run, "curate", "corpus", 31.0, curation()),
         write_stage(run, "find_mix", "mix", 74.0, mix(), corpus="corpus"),
-        write_stage(run, "pretrain", "teacher", 221.0, steps(600, 6.9, 2.1, 1), corpus="corpus", mix="mix"),
-        write_stage(run, "pretrain", "phase2", 120.5, steps(600, 3.1, 2.2, 2), corpus="corpus", mix="mix"),
+        write_stage(
+            run, "pretrain", "teacher", 221.0, steps(600, 6.9, 2.1, 1), corpus="corpus", mix="mix"
+        ),
+        write_stage(
+            run, "pretrain", "phase2", 120.5, steps(600, 3.1, 2.2, 2), corpus="corpus", mix="mix"
+        ),
         write_stage(run, "select", "select1", 20.2, selection(3), corpus="corpus", model="phase2"),
-        write_stage(run, "pretrain", "mid1", 60.1, steps(300, 0.5, 0.2, 4), model="phase2", teacher="teacher"),
+        write_stage(
+            run,
+            "pretrain",
+            "mid1",
+            60.1,
+            steps(300, 0.5, 0.2, 4),
+            model="phase2",
+            teacher="teacher",
+        ),
         write_stage(run, "select", "select2", 20.9, selection(5), corpus="corpus", model="mid1"),
-        write_stage(run, "extend_context", "long", 55.0, steps(100, 0.9, 0.4, 6), teacher="teacher"),
+        write_stage(
+            run, "extend_context", "long", 55.0, steps(100, 0.9, 0.4, 6), teacher="teacher"
+        ),
         write_stage(run, "merge", "merge", 12.0, merged(("a", "b"), 10), corpus="corpus"),
-        write_stage(run, "merge", "merge3", 12.0, merged(("maths", "code", "knowledge"), 10), corpus="corpus"),
+        write_stage(
+            run,
+            "merge",
+            "merge3",
+            12.0,
+            merged(("maths", "code", "knowledge"), 10),
+            corpus="corpus",
+        ),
         write_stage(run, "merge", "merge4", 12.0, merged(("a", "b", "c", "d"), 4), corpus="corpus"),
-        write_stage(run, "finetune", "chat", 64.0, steps(250, 1.4, 0.6, 7), corpus="/a/place/corpus"),
+        write_stage(
+            run, "finetune", "chat", 64.0, steps(250, 1.4, 0.6, 7), corpus="/a/place/corpus"
+        ),
         write_stage(run, "quantize", "int4", 48.0, steps(120, 0.3, 0.05, 8), model="chat"),
-        write_stage(run, "export", "files", 9.5, {"export.json": {**exported, "bytes": sizes}}, model="int4"),
+        write_stage(
+            run, "export", "files", 9.5, {"export.json": {**exported, "bytes": sizes}}, model="int4"
+        ),
         write_stage(run, "evaluate", "evaluation", 82.0, evaluation(), corpus="corpus"),
         write_stage(run, "bench", "speed", 21.0, bench()),
     ]

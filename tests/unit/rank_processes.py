@@ -1,4 +1,6 @@
-"""Ranks as processes of this computer, started as torchrun would start them but from a server that has imported torch."""
+"""Ranks as processes of this computer, started as torchrun would start them but from a server that
+has imported torch.
+"""
 
 import multiprocessing
 import os
@@ -13,16 +15,19 @@ import torch
 
 from pocketlm.train.distributed.ranks import joined, lost_rank_as_error
 
+# to import
 SLOW = (
     "torch.distributed.fsdp",
     "torch._dynamo",
     "pocketlm.train.loop",
     "pocketlm.runner.run",
     "pocketlm.cli",
-)  # to import
+)
 
 
-def start_ranks(world_size: int, job: Callable[..., None], *arguments: Any, nodes: int = 1) -> list[BaseProcess]:
+def start_ranks(
+    world_size: int, job: Callable[..., None], *arguments: Any, nodes: int = 1
+) -> list[BaseProcess]:
     """Processes that call the job, each with RANK and the rest in its environment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(SLOW))
@@ -49,8 +54,12 @@ def _as_rank(environment: dict[str, str], job: Callable[..., None], arguments: t
     job(*arguments)
 
 
-def on_ranks(world_size: int, folder: Path, job: Callable[..., Any], *arguments: Any, nodes: int = 1) -> list[Any]:
-    """What the job gave, or raised, on each of the ranks that joined; None from one that was killed."""
+def on_ranks(
+    world_size: int, folder: Path, job: Callable[..., Any], *arguments: Any, nodes: int = 1
+) -> list[Any]:
+    """What the job gave, or raised, on each of the ranks that joined; None from one that was
+    killed.
+    """
     answer = folder / f"answer-{world_size}"
     for process in start_ranks(world_size, _answered, answer, job, arguments, nodes=nodes):
         process.join(120)

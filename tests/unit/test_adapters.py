@@ -1,4 +1,6 @@
-"""LoRA adapters: merged by the formula, from where peft looks for the model beneath, or refused by name."""
+"""LoRA adapters: merged by the formula, from where peft looks for the model beneath, or refused by
+name.
+"""
 
 import json
 import math
@@ -71,8 +73,12 @@ def factors(base: Path) -> dict[str, torch.Tensor]:
         name = target.replace(".mlp.", ".feed_forward.")
         outputs, inputs = weights[f"{name}.weight"].shape
         generator = torch.Generator().manual_seed(number)
-        made[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, inputs, generator=generator)
-        made[f"base_model.model.{name}.lora_B.weight"] = torch.randn(outputs, RANK, generator=generator)
+        made[f"base_model.model.{name}.lora_A.weight"] = torch.randn(
+            RANK, inputs, generator=generator
+        )
+        made[f"base_model.model.{name}.lora_B.weight"] = torch.randn(
+            outputs, RANK, generator=generator
+        )
     return made
 
 
@@ -89,7 +95,9 @@ def pocketlm(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("rooted", [False, True])
-def test_an_adapter_alone_is_merged_into_the_model_it_names_by_the_formula(rooted: bool, base: Path) -> None:
+def test_an_adapter_alone_is_merged_into_the_model_it_names_by_the_formula(
+    rooted: bool, base: Path
+) -> None:
     made = factors(base)
     write_adapter(Path("lora"), made, use_rslora=rooted)
     status, shown = pocketlm("import", "lora", "--out", "in")
@@ -98,7 +106,9 @@ def test_an_adapter_alone_is_merged_into_the_model_it_names_by_the_formula(roote
     scale = 6 / (math.sqrt(RANK) if rooted else RANK)
     for name in [name for name in made if "lora_A" in name]:
         weight = name.removeprefix("base_model.model.").replace(".lora_A", "")
-        expected[weight] = expected[weight] + scale * made[name.replace("lora_A", "lora_B")] @ made[name]
+        expected[weight] = (
+            expected[weight] + scale * made[name.replace("lora_A", "lora_B")] @ made[name]
+        )
     by_hand = Path("by-hand")
     by_hand.mkdir()
     for file in base.iterdir():
@@ -113,10 +123,14 @@ def test_an_adapter_alone_is_merged_into_the_model_it_names_by_the_formula(roote
 
 def test_an_adapter_beside_weights_is_merged_into_those_and_never_passed_over(base: Path) -> None:
     write_adapter(base, factors(base), base_model_name_or_path="somewhere/else")
-    with pytest.raises(ValueError, match=r"adapter_config\.json is there.*`pocketlm import base` merges"):
+    with pytest.raises(
+        ValueError, match=r"adapter_config\.json is there.*`pocketlm import base` merges"
+    ):
         load_checkpoint(base)
     status, shown = pocketlm("import", "base", "--out", "in")
-    assert status == 0 and "merged into the weights beside it (made for somewhere/else)" in shown, shown
+    assert status == 0 and "merged into the weights beside it (made for somewhere/else)" in shown, (
+        shown
+    )
     assert not Path("in/adapter_config.json").exists() and load_checkpoint(Path("in"))
 
 
@@ -136,11 +150,19 @@ def test_an_adapter_beside_weights_is_merged_into_those_and_never_passed_over(ba
         ({"r": 0}, "field r is 0, at least 1"),
         ({"r": 8}, "do not make the"),
         ({"lora_alpha": None}, "field lora_alpha is null"),
-        ({"base_model_name_or_path": "no where"}, "is no folder here; give the model it was made for with --base"),
-        ({"base_model_name_or_path": None}, "no model is named; give the model it was made for with --base"),
+        (
+            {"base_model_name_or_path": "no where"},
+            "is no folder here; give the model it was made for with --base",
+        ),
+        (
+            {"base_model_name_or_path": None},
+            "no model is named; give the model it was made for with --base",
+        ),
     ],
 )
-def test_what_is_not_plain_lora_is_refused_by_its_name(fields: dict[str, Any], message: str, base: Path) -> None:
+def test_what_is_not_plain_lora_is_refused_by_its_name(
+    fields: dict[str, Any], message: str, base: Path
+) -> None:
     write_adapter(Path("lora"), factors(base), **fields)
     status, shown = pocketlm("import", "lora", "--out", "in")
     assert status == 2 and message in shown, shown
@@ -168,7 +190,10 @@ def spoil_shape(made: dict[str, torch.Tensor]) -> None:
     ("spoil", "message"),
     [
         (spoil_name, "has no matrix model.layers.7.mlp.up_proj.weight in the model beneath"),
-        (spoil_partner, "lm_head.lora_B.weight is no factor of a linear layer, or lacks its partner"),
+        (
+            spoil_partner,
+            "lm_head.lora_B.weight is no factor of a linear layer, or lacks its partner",
+        ),
         (spoil_embedding, "lora_embedding_A is no factor of a linear layer"),
         (spoil_shape, "do not make the (288, 64) of lm_head.weight at rank 4"),
         (dict.clear, "no factors at all"),
@@ -182,13 +207,17 @@ def test_factors_that_do_not_fit_are_refused_by_their_name(spoil, message: str, 
     assert status == 2 and message in shown, shown
 
 
-def test_the_model_beneath_is_the_one_given_and_full_precision(base: Path, tokenizer: Tokenizer) -> None:
+def test_the_model_beneath_is_the_one_given_and_full_precision(
+    base: Path, tokenizer: Tokenizer
+) -> None:
     write_adapter(Path("lora"), factors(base), base_model_name_or_path=None)
     assert pocketlm("import", "lora", "--base", "base", "--out", "in")[0] == 0
     status, shown = pocketlm("import", "base", "--base", "base", "--out", "other")
     assert status == 2 and "base is for adapters" in shown
     Path("int4").mkdir()
-    save_checkpoint(Path("int4"), prepare(Transformer(SHAPE, seed=1), CPU), tokenizer, layout="llama4_text")
+    save_checkpoint(
+        Path("int4"), prepare(Transformer(SHAPE, seed=1), CPU), tokenizer, layout="llama4_text"
+    )
     status, shown = pocketlm("import", "lora", "--base", "int4", "--out", "other")
     assert status == 2 and "int4 is quantized" in shown, shown
     Path("lora/adapter_model.safetensors").rename("lora/adapter_model.bin")

@@ -25,7 +25,9 @@ class Fixed:
     def logits(self, ids: list[int]) -> np.ndarray:
         return self.fixed[: len(ids)]
 
-    def generate(self, prompts: list[list[int]], *, max_new_tokens: int, stop_ids: frozenset[int]) -> list[list[int]]:
+    def generate(
+        self, prompts: list[list[int]], *, max_new_tokens: int, stop_ids: frozenset[int]
+    ) -> list[list[int]]:
         assert stop_ids == {0}
         return [self.answer[:max_new_tokens]]
 
@@ -35,8 +37,12 @@ TEXT = Passage(ids=[1, 1, 2, 1], prompt=2)
 
 
 def test_what_follows_the_prompt_is_compared() -> None:
-    model, other = Fixed([[9, 0, 0], SURE, SURE, FLAT], [1, 2]), Fixed([[0, 0, 9], SURE, FLAT, SURE], [1, 2])
-    found = agreement(model, other, [TEXT])  # rows 1 and 2 predict ids 2 and 3; row 0 and the last are no answers
+    model, other = (
+        Fixed([[9, 0, 0], SURE, SURE, FLAT], [1, 2]),
+        Fixed([[0, 0, 9], SURE, FLAT, SURE], [1, 2]),
+    )
+    # rows 1 and 2 predict ids 2 and 3; row 0 and the last are no answers
+    found = agreement(model, other, [TEXT])
     assert found.tokens == 2 and found.top_token == 0.5 and found.greedy == 1.0
     divergence = 0.25 * math.log(0.75) * 2 + 0.5 * math.log(1.5)
     assert found.kl == pytest.approx(divergence / 2, rel=1e-6)
@@ -53,7 +59,9 @@ def test_what_follows_the_prompt_is_compared() -> None:
         ([1], [2], 0.0),
     ],
 )
-def test_greedy_answers_agree_up_to_the_first_difference(ours: list[int], theirs: list[int], share: float) -> None:
+def test_greedy_answers_agree_up_to_the_first_difference(
+    ours: list[int], theirs: list[int], share: float
+) -> None:
     rows = [FLAT] * 4
     assert agreement(Fixed(rows, ours), Fixed(rows, theirs), [TEXT]).greedy == pytest.approx(share)
 

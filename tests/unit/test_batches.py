@@ -1,4 +1,6 @@
-"""Batches are pure functions of the step: which rows, from which source, in which order, and what their labels are."""
+"""Batches are pure functions of the step: which rows, from which source, in which order, and what
+their labels are.
+"""
 
 import time
 from collections import Counter
@@ -29,7 +31,9 @@ SHARES = {"code": 0.5, "maths": 0.3, "web": 0.2}
 
 
 def drawn_documents(seed: int, count: int = 40, longest: int = 50) -> list[list[int]]:
-    """Documents of random lengths; every token tells its document and place: 0, then ids that never repeat."""
+    """Documents of random lengths; every token tells its document and place: 0, then ids that never
+    repeat.
+    """
     draw = np.random.default_rng(seed)
     documents, following = [], 1
     for length in draw.integers(1, longest, count):
@@ -45,7 +49,9 @@ def text_rows(folder: Path, documents: list[list[int]], seq_len: int = 16) -> Te
 
 @pytest.fixture()
 def sources(tmp_path) -> dict[str, TextRows]:
-    return {name: text_rows(tmp_path / name, drawn_documents(seed)) for seed, name in enumerate(SHARES)}
+    return {
+        name: text_rows(tmp_path / name, drawn_documents(seed)) for seed, name in enumerate(SHARES)
+    }
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -60,7 +66,9 @@ def stacked(micro_batches: list[Batch]) -> torch.Tensor:
 @pytest.mark.parametrize("separate", [False, True])
 def test_the_same_step_gives_the_same_batch_in_any_order_and_any_process(sources, separate):
     first = make_batches(sources, SHARES, LAYOUT, separate_documents=separate)
-    again = make_batches(dict(reversed(sources.items())), SHARES, LAYOUT, separate_documents=separate)
+    again = make_batches(
+        dict(reversed(sources.items())), SHARES, LAYOUT, separate_documents=separate
+    )
     in_order = [first(step) for step in range(12)]
     np.random.seed(1)  # nothing comes from global state
     torch.manual_seed(1)
@@ -79,7 +87,12 @@ def test_another_seed_gives_other_rows(sources):
 def test_the_ranks_rows_put_together_are_those_of_one_rank(sources, world_size):
     whole = make_batches(sources, SHARES, LAYOUT, separate_documents=False)
     ranks = [
-        make_batches(sources, SHARES, replace(LAYOUT, rank=rank, world_size=world_size), separate_documents=False)
+        make_batches(
+            sources,
+            SHARES,
+            replace(LAYOUT, rank=rank, world_size=world_size),
+            separate_documents=False,
+        )
         for rank in range(world_size)
     ]
     for step in (0, 5, 40):
@@ -89,13 +102,17 @@ def test_the_ranks_rows_put_together_are_those_of_one_rank(sources, world_size):
 @pytest.mark.parametrize("size", [1, 2, 8, 24])
 def test_micro_batches_cut_the_same_rows_otherwise(sources, size):
     whole = stacked(make_batches(sources, SHARES, LAYOUT, separate_documents=False)(3))
-    cut = make_batches(sources, SHARES, replace(LAYOUT, micro_batch_size=size), separate_documents=False)(3)
+    cut = make_batches(
+        sources, SHARES, replace(LAYOUT, micro_batch_size=size), separate_documents=False
+    )(3)
     assert [len(batch.input_ids) for batch in cut] == [size] * (24 // size)
     assert torch.equal(stacked(cut), whole)
 
 
 def test_a_step_that_does_not_divide_among_ranks_and_micro_batches_is_refused():
-    with pytest.raises(ValueError, match="rows_per_step 24 does not divide into micro-batches of 5 on 1 ranks"):
+    with pytest.raises(
+        ValueError, match="rows_per_step 24 does not divide into micro-batches of 5 on 1 ranks"
+    ):
         replace(LAYOUT, micro_batch_size=5)
     with pytest.raises(ValueError, match="micro-batches of 4 on 4 ranks"):
         replace(LAYOUT, world_size=4)
@@ -137,8 +154,12 @@ def row_starts(offsets: np.ndarray, seq_len: int) -> list[int]:
 
 @pytest.mark.parametrize("at_once", [1, 3, 1000])  # documents worked on together
 @pytest.mark.parametrize("seq_len", [1, 4, 16, 37, 500])
-def test_rows_found_by_number_are_those_found_one_after_the_other(seq_len, at_once, tmp_path, monkeypatch):
-    """In memory, and from the file that a large shard keeps; the second time nothing is worked out."""
+def test_rows_found_by_number_are_those_found_one_after_the_other(
+    seq_len, at_once, tmp_path, monkeypatch
+):
+    """In memory, and from the file that a large shard keeps; the second time nothing is worked
+    out.
+    """
     monkeypatch.setattr(rows_module, "AT_ONCE", at_once)
     for seed in range(8):
         folder = tmp_path / str(seed)
@@ -154,7 +175,9 @@ def test_rows_found_by_number_are_those_found_one_after_the_other(seq_len, at_on
                 monkeypatch.setattr(rows_module, "row_runs", None)
         monkeypatch.undo()
         monkeypatch.setattr(rows_module, "AT_ONCE", at_once)
-        with pytest.raises(IndexError, match=f"row {len(index)} of a shard that holds {len(index)}"):
+        with pytest.raises(
+            IndexError, match=f"row {len(index)} of a shard that holds {len(index)}"
+        ):
             index.start(len(index))
 
 
@@ -175,7 +198,9 @@ def test_a_shard_of_a_million_million_tokens_opens_and_gives_a_row_at_once(tmp_p
     assert time.perf_counter() - started < 1  # 3 ms on a quiet machine
     assert len(found) == books * -(-tokens // books // 2048)
     place = (tokens // books) % 2048 - 5
-    assert ids[place : place + 3].tolist() == [7, 8, 9] and set(documents[: place + 5].tolist()) == {books}
+    assert ids[place : place + 3].tolist() == [7, 8, 9] and set(
+        documents[: place + 5].tolist()
+    ) == {books}
 
 
 def test_offsets_that_fall_are_found_before_a_row_is_given(tmp_path):
@@ -193,7 +218,8 @@ def test_rows_begin_where_documents_begin_or_where_a_long_one_was_cut(seq_len):
         documents = set(offsets[:-1].tolist())
         for before, start in pairwise(starts):
             assert start in documents or start == before + seq_len
-            if start not in documents:  # cut inside a document that began no later than the row before
+            # cut inside a document that began no later than the row before
+            if start not in documents:
                 own = offsets[np.searchsorted(offsets, start, side="right") - 1]
                 assert own <= before
         assert starts[0] == 0
@@ -201,10 +227,15 @@ def test_rows_begin_where_documents_begin_or_where_a_long_one_was_cut(seq_len):
 
 @pytest.mark.parametrize("seq_len", [4, 16, 37])
 def test_every_token_but_the_first_is_a_label_and_no_row_is_empty(seq_len, tmp_path):
-    """A document cut by the end of its row comes again whole, so tokens may come twice but never go missing."""
+    """A document cut by the end of its row comes again whole, so tokens may come twice but never go
+    missing.
+    """
     documents = drawn_documents(3)
     rows = text_rows(tmp_path, documents, seq_len)
-    labels = {int(label) for row in map(rows.__getitem__, range(len(rows))) for label in row[1]} - {IGNORE_INDEX, EOS}
+    labels = {int(label) for row in map(rows.__getitem__, range(len(rows))) for label in row[1]} - {
+        IGNORE_INDEX,
+        EOS,
+    }
     assert labels == {i for document in documents for i in document} - {EOS}
     for number in range(len(rows) - 1):
         assert (rows[number][1] != IGNORE_INDEX).all()
@@ -228,13 +259,18 @@ def test_separate_documents_get_their_own_positions_and_ids(tmp_path):
     assert batch.doc_ids.tolist() == [[1, 1, 1, 1, 1, 2], [2, 2, 2, 3, 3, 4]]
     together = collate([rows[0], rows[1]], separate_documents=False)
     assert together.positions is None and together.doc_ids is None
-    assert together.input_ids.dtype == together.labels.dtype == torch.int64 and together.num_labels == 10
+    assert (
+        together.input_ids.dtype == together.labels.dtype == torch.int64
+        and together.num_labels == 10
+    )
 
 
 def test_a_source_without_rows_is_refused_and_one_without_a_share_is_not_read(sources, tmp_path):
     empty = text_rows(tmp_path / "empty", [])
     with pytest.raises(ValueError, match="no rows in empty, yet the mix asks for them"):
-        make_batches(sources | {"empty": empty}, SHARES | {"empty": 0.1}, LAYOUT, separate_documents=False)
+        make_batches(
+            sources | {"empty": empty}, SHARES | {"empty": 0.1}, LAYOUT, separate_documents=False
+        )
     make_batches(sources, SHARES | {"absent": 0.0}, LAYOUT, separate_documents=False)(0)
 
 
@@ -294,5 +330,7 @@ def test_packed_rows_are_nearly_full():
 
 
 def test_a_conversation_longer_than_a_row_is_named():
-    with pytest.raises(ValueError, match="conversation 1 has 9 tokens, a row holds 8; raise seq_len or drop it"):
+    with pytest.raises(
+        ValueError, match="conversation 1 has 9 tokens, a row holds 8; raise seq_len or drop it"
+    ):
         pack([8, 9], 8)

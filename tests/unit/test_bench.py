@@ -1,4 +1,6 @@
-"""`pocketlm bench`: sizes follow from the shape and from what the runtimes allocate, speeds from the clock."""
+"""`pocketlm bench`: sizes follow from the shape and from what the runtimes allocate, speeds from
+the clock.
+"""
 
 import ctypes
 import io
@@ -99,13 +101,19 @@ def test_a_checkpoints_cache_holds_all_tokens_of_global_layers_and_a_window_of_l
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_step_reads_every_weight_but_not_a_table_of_its_own(tokenizer: Tokenizer, tied: bool) -> None:
+def test_a_step_reads_every_weight_but_not_a_table_of_its_own(
+    tokenizer: Tokenizer, tied: bool
+) -> None:
     network = Transformer(replace(SHAPE, tie_word_embeddings=tied))
-    read = sum(p.numel() for name, p in network.named_parameters() if tied or "embed_tokens" not in name)
+    read = sum(
+        p.numel() for name, p in network.named_parameters() if tied or "embed_tokens" not in name
+    )
     assert LanguageModel(network, tokenizer).step_bytes(40) == 4 * (read + kv_numbers(40, WINDOW))
 
 
-@pytest.mark.parametrize("shape", [SHAPE, replace(SHAPE, layer_types=(), sliding_window=None)], ids=["local", "global"])
+@pytest.mark.parametrize(
+    "shape", [SHAPE, replace(SHAPE, layer_types=(), sliding_window=None)], ids=["local", "global"]
+)
 @pytest.mark.parametrize("length", [100, 1000])
 def test_the_cache_of_a_gguf_is_what_llama_cpp_says_it_allocates(
     tokenizer: Tokenizer, tmp_path: Path, shape: ModelConfig, length: int
@@ -127,12 +135,18 @@ def test_the_cache_of_a_gguf_is_what_llama_cpp_says_it_allocates(
     finally:
         library.llama_log_set(libllama._log, None)
         model.close()
-    told = [float(found[1]) for line in lines if (found := re.search(r"llama_kv_cache: size = +([\d.]+) MiB", line))]
+    told = [
+        float(found[1])
+        for line in lines
+        if (found := re.search(r"llama_kv_cache: size = +([\d.]+) MiB", line))
+    ]
     assert len(told) == (2 if shape.layer_types else 1)  # global and local layers have a cache each
     assert model.kv_bytes(length) / 2**20 == pytest.approx(sum(told), abs=0.011)
 
 
-@pytest.mark.parametrize("shape", [SHAPE, replace(SHAPE, layer_types=(), sliding_window=None)], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "shape", [SHAPE, replace(SHAPE, layer_types=(), sliding_window=None)], ids=["untied", "tied"]
+)
 def test_a_step_of_a_gguf_reads_its_tensors_but_not_a_table_of_its_own(
     tokenizer: Tokenizer, tmp_path: Path, shape: ModelConfig
 ) -> None:
@@ -150,17 +164,22 @@ def test_a_pte_tells_the_room_of_its_cache_and_what_a_step_reads(models: Path) -
     model = PteModel(models / "model.pte", threads=1)
     ring = WINDOW + model.chunk - 1  # of a call, no token may overwrite what the first one sees
     assert model.kv_bytes(10) == model.kv_bytes(128) == 4 * kv_numbers(128, ring)
-    linear = sum(p.numel() for name, p in Transformer(SHAPE).named_parameters() if "norm" not in name)
+    linear = sum(
+        p.numel() for name, p in Transformer(SHAPE).named_parameters() if "norm" not in name
+    )
     for length in (10, 128):
         cache = KV_NUMBERS * (length + min(128, ring))
         assert model.step_bytes(length) == 4 * (linear + cache)
-    model._facts = {name: value for name, value in model._facts.items() if "bytes" not in name}  # an older file
+    # an older file
+    model._facts = {name: value for name, value in model._facts.items() if "bytes" not in name}
     assert model.kv_bytes(10) is None and model.step_bytes(10) is None
 
 
 def test_four_bit_layers_of_a_pte_count_four_and_a_half_bits_a_weight() -> None:
     network = PteNetwork(Transformer(SHAPE), 128, SCHEMES["int4_group32"])
-    linear = sum(p.numel() for name, p in Transformer(SHAPE).named_parameters() if "norm" not in name)
+    linear = sum(
+        p.numel() for name, p in Transformer(SHAPE).named_parameters() if "norm" not in name
+    )
     assert network.weight_bytes == linear * 4.5 / 8
 
 
@@ -176,7 +195,9 @@ def test_the_peak_of_memory_stays_when_the_memory_is_given_back() -> None:
     assert high - before > 2**26 and machine.memory_bytes() < high - 2**26
 
 
-def test_the_bandwidth_is_bytes_over_the_seconds_of_the_fastest_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bandwidth_is_bytes_over_the_seconds_of_the_fastest_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     times = iter([0.0, 3.0, 3.0, 5.0, 5.0, 9.0])  # reads of 3, 2 and 4 seconds
     monkeypatch.setattr(machine, "perf_counter", lambda: next(times))
     monkeypatch.setattr(machine, "READS", 3)
@@ -192,14 +213,18 @@ def test_the_physical_cores_are_those_this_process_may_use() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_model_is_measured_at_each_context(models: Path, quick: None, kind: str) -> None:
+def test_each_kind_of_model_is_measured_at_each_context(
+    models: Path, quick: None, kind: str
+) -> None:
     heard: list[str] = []
     config = BenchConfig(name="bench", contexts=(40, 20), new_tokens=4, repeats=1)
     found = measure(config, models / kind, 1, heard.append)
     assert torch.get_num_threads() == 1
     assert list(found["contexts"]) == ["20", "40"] and found["left_out"] == []
     assert "40 tokens, run 2 of 2" in heard
-    assert 0 < found["memory_before_bytes"] <= found["peak_memory_bytes"] and found["load_seconds"] > 0
+    assert (
+        0 < found["memory_before_bytes"] <= found["peak_memory_bytes"] and found["load_seconds"] > 0
+    )
     with opened(models / kind) as model:
         for context, row in found["contexts"].items():
             wait, pace = row["time_to_first_token_seconds"], row["decode_tokens_per_second"]
@@ -208,7 +233,12 @@ def test_each_kind_of_model_is_measured_at_each_context(models: Path, quick: Non
             assert row["step_bytes"] == model.step_bytes(int(context))
             assert stage.share_of_limit(row, 1e9) == pytest.approx(pace * row["step_bytes"] / 1e9)
     size = found["bytes"]
-    assert size == (models / kind / "model.safetensors" if kind == "checkpoint" else models / kind).stat().st_size
+    assert (
+        size
+        == (models / kind / "model.safetensors" if kind == "checkpoint" else models / kind)
+        .stat()
+        .st_size
+    )
 
 
 def test_the_threads_are_every_runtimes(models: Path) -> None:
@@ -224,11 +254,16 @@ def test_the_threads_are_every_runtimes(models: Path) -> None:
                     assert _threadpool_get_thread_count() == threads
 
 
-def test_usual_contexts_longer_than_the_model_are_left_out_and_asked_ones_refused(tmp_path: Path) -> None:
+def test_usual_contexts_longer_than_the_model_are_left_out_and_asked_ones_refused(
+    tmp_path: Path,
+) -> None:
     usual, asked = BenchConfig(name="bench"), BenchConfig(name="bench", contexts=(2048, 64))
     assert chosen_contexts(usual, tmp_path, 2048) == ([128, 1024, 2048], [4096, 8192])
     assert chosen_contexts(asked, tmp_path, 2048) == ([64, 2048], [])
-    with pytest.raises(ValueError, match="longest text is 1024 tokens, so there is no context 2048; give contexts up"):
+    with pytest.raises(
+        ValueError,
+        match="longest text is 1024 tokens, so there is no context 2048; give contexts up",
+    ):
         chosen_contexts(asked, tmp_path, 1024)
     with pytest.raises(ValueError, match="no context 128"):
         chosen_contexts(usual, tmp_path, 96)
@@ -266,16 +301,21 @@ def test_a_model_that_was_measured_is_not_measured_again(
     bench(BenchConfig(name="bench"), tmp_path, models=paths)
     assert measured == ["checkpoint", "interrupted", "model.gguf"]
     found = json.loads((tmp_path / "bench.json").read_text())["models"].values()
-    assert [figures["contexts"]["128"]["share_of_limit"] for figures in found] == [0.05, 0.05]  # of the best, 2 GB/s
+    # of the best, 2 GB/s
+    assert [figures["contexts"]["128"]["share_of_limit"] for figures in found] == [0.05, 0.05]
 
 
 def killed(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_was_killed_is_told(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_was_killed_is_told(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage, "_answer", killed)
-    with pytest.raises(ValueError, match=r"model\.gguf: .* ended with status -9, killed: was the memory enough\?"):
+    with pytest.raises(
+        ValueError, match=r"model\.gguf: .* ended with status -9, killed: was the memory enough\?"
+    ):
         bench(BenchConfig(name="bench"), tmp_path, models=[models / "model.gguf"])
 
 
@@ -304,7 +344,18 @@ def pocketlm(*words: str | Path) -> tuple[int, str]:
 def test_all_kinds_are_measured_each_in_a_process_of_its_own(models: Path, tmp_path: Path) -> None:
     held = np.ones(2**27)  # a gigabyte here must not be in the figures there
     file = tmp_path / "speed.json"
-    options = ("--contexts", "24,100", "--new-tokens", "4", "--repeats", "1", "--threads", "1", "--json", file)
+    options = (
+        "--contexts",
+        "24,100",
+        "--new-tokens",
+        "4",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--json",
+        file,
+    )
     status, shown = pocketlm("bench", *(models / kind for kind in KINDS), *options)
     assert status == 0, shown
     report = json.loads(file.read_text())
@@ -318,7 +369,9 @@ def test_all_kinds_are_measured_each_in_a_process_of_its_own(models: Path, tmp_p
         assert 1e8 < figures["bandwidth_bytes_per_second"] <= report["bandwidth_bytes_per_second"]
         rows = figures["contexts"].values()
         assert all(row["share_of_limit"] > 0 for row in rows)
-        assert [row["peak_memory_bytes"] for row in rows] == sorted(row["peak_memory_bytes"] for row in rows)
+        assert [row["peak_memory_bytes"] for row in rows] == sorted(
+            row["peak_memory_bytes"] for row in rows
+        )
 
 
 @pytest.mark.parametrize(
@@ -329,8 +382,14 @@ def test_all_kinds_are_measured_each_in_a_process_of_its_own(models: Path, tmp_p
         (["broken.gguf"], "broken.gguf is not a GGUF file"),
         (["checkpoint", "--contexts", "1k"], "--contexts 1k: give numbers of tokens"),
         (["checkpoint", "--contexts", ""], "give numbers of tokens"),
-        (["checkpoint", "--contexts", "32"], "context 32 has no room for a prompt before 32 new tokens"),
-        (["checkpoint", "--contexts", "128,2048"], "longest text is 1024 tokens, so there is no context 2048"),
+        (
+            ["checkpoint", "--contexts", "32"],
+            "context 32 has no room for a prompt before 32 new tokens",
+        ),
+        (
+            ["checkpoint", "--contexts", "128,2048"],
+            "longest text is 1024 tokens, so there is no context 2048",
+        ),
         (["checkpoint", "--new-tokens", "1"], "new_tokens 1"),
         (["checkpoint", "--repeats", "0"], "repeats 0"),
         (["checkpoint", "--threads", "0"], "threads 0"),
@@ -349,9 +408,21 @@ def test_a_mistake_is_one_message(
 
 
 def test_an_interrupted_bench_leaves_no_process_behind(models: Path) -> None:
-    command = [sys.executable, "-m", "pocketlm.cli", "bench", "checkpoint", "--contexts", "1024", "--repeats", "1000"]
+    command = [
+        sys.executable,
+        "-m",
+        "pocketlm.cli",
+        "bench",
+        "checkpoint",
+        "--contexts",
+        "1024",
+        "--repeats",
+        "1000",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=models)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, cwd=models
+    )
     deadline = time.monotonic() + 60
     children: list[psutil.Process] = []
     while not any(child.num_threads() > 1 for child in children) and time.monotonic() < deadline:

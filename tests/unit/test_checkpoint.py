@@ -1,4 +1,6 @@
-"""A checkpoint folder: written whole, read back exactly, and refused with the reason when it does not fit."""
+"""A checkpoint folder: written whole, read back exactly, and refused with the reason when it does
+not fit.
+"""
 
 import json
 from dataclasses import replace
@@ -52,7 +54,9 @@ def folder(tokenizer, tmp_path) -> Path:
 def edit(folder: Path, **fields: Any) -> None:
     """Change fields of config.json; None takes one out."""
     config = json.loads((folder / "config.json").read_text()) | fields
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v is not None})
+    )
 
 
 @pytest.mark.parametrize("layout", CONFIGS)
@@ -61,7 +65,9 @@ def test_a_saved_checkpoint_loads_as_itself(layout, tokenizer, tmp_path):
     save_checkpoint(tmp_path, model, Tokenizer(tokenizer.backend, chat_template=CHATML))
     loaded, own_tokenizer = load_checkpoint(tmp_path)
     assert loaded.config == model.config
-    for (name, tensor), (other, read) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+    for (name, tensor), (other, read) in zip(
+        model.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
         assert name == other and torch.equal(tensor, read)
     assert own_tokenizer.chat_template == CHATML
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -96,7 +102,10 @@ def test_the_quantization_of_a_checkpoint_comes_back_with_it(name, tokenizer, tm
 
 
 def test_weights_in_bfloat16_and_in_shards_are_read_in_float32(folder):
-    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors = {
+        name: tensor.to(torch.bfloat16)
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     names = sorted(tensors)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for file, part in parts.items():
@@ -117,7 +126,9 @@ def test_a_tied_checkpoint_that_repeats_its_embedding_as_the_head_is_read(folder
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, folder / "model.safetensors")
     load_checkpoint(folder)
-    save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors"
+    )
     with pytest.raises(ValueError, match=r"ties the embeddings, but lm_head\.weight differs"):
         load_checkpoint(folder)
 
@@ -153,7 +164,9 @@ def test_a_config_that_is_not_json_is_named_with_the_line(folder):
 
 def test_a_tokenizer_larger_than_the_embedding_belongs_to_another_checkpoint(folder):
     edit(folder, vocab_size=279)
-    with pytest.raises(ValueError, match=r"the tokenizer has 280 tokens .*, the embedding only 279 rows"):
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has 280 tokens .*, the embedding only 279 rows"
+    ):
         load_checkpoint(folder)
 
 
@@ -194,7 +207,10 @@ def test_a_learned_qk_norm_is_not_taken_for_a_weightless_one(folder):
     [
         ({"model_type": "gemma3"}, "model_type 'gemma3' is not read here; known: llama, qwen3"),
         ({"model_type": None}, "model_type None is not read here"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' cannot be honoured"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "rope type 'yarn' cannot be honoured",
+        ),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
             "rope type 'linear' cannot be honoured",
@@ -203,11 +219,20 @@ def test_a_learned_qk_norm_is_not_taken_for_a_weightless_one(folder):
         ({"attention_bias": True, "mlp_bias": True}, "cannot honour attention_bias, mlp_bias"),
         ({"hidden_act": "gelu"}, "cannot honour hidden_act"),
         ({"quantization_config": {"bits": 4}}, "cannot honour quantization_config"),
-        ({"use_sliding_window": True, "sliding_window": 0, "layer_types": [LOCAL] * 2}, "sliding_window must be set"),
+        (
+            {"use_sliding_window": True, "sliding_window": 0, "layer_types": [LOCAL] * 2},
+            "sliding_window must be set",
+        ),
         ({"intermediate_size": None}, "field intermediate_size is missing"),
         ({"num_key_value_heads": 3}, "num_attention_heads 2 is not a multiple"),
-        ({"layer_types": [LOCAL, "chunked_attention"], "sliding_window": 8}, "'chunked_attention'; known are"),
-        ({"pocketlm": {"qk_norm_weight": False, "quantization": "int3"}}, "unknown quantization scheme 'int3'; known:"),
+        (
+            {"layer_types": [LOCAL, "chunked_attention"], "sliding_window": 8},
+            "'chunked_attention'; known are",
+        ),
+        (
+            {"pocketlm": {"qk_norm_weight": False, "quantization": "int3"}},
+            "unknown quantization scheme 'int3'; known:",
+        ),
     ],
 )
 def test_a_config_this_network_cannot_honour_is_refused_by_field(fields, message, folder):
@@ -232,7 +257,9 @@ def test_a_head_dim_left_out_is_what_the_class_takes_for_it(tokenizer, tmp_path)
 
 def test_a_pickle_in_place_of_the_weights_is_not_opened(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin is a pickle, which may run code"):
+    with pytest.raises(
+        FileNotFoundError, match=r"pytorch_model\.bin is a pickle, which may run code"
+    ):
         load_checkpoint(folder)
 
 

@@ -47,7 +47,9 @@ def write(config, out, documents=None):
     return out
 
 
-def recipe(run, documents: Path, *, num_steps: int = 3, text: str = "hello", quick: bool = False, x: int = 1):
+def recipe(
+    run, documents: Path, *, num_steps: int = 3, text: str = "hello", quick: bool = False, x=1
+):
     first = run(write, Write(name="first", num_steps=num_steps), documents=documents)
     run(write, Write(name="second", text=text + ("!" if quick else "")), documents=first)
 '''
@@ -70,15 +72,27 @@ def pocketlm(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", ["run", "verify-resume", "plan", "chat", "eval", "bench", "export"])
+@pytest.mark.parametrize(
+    "command", ["run", "verify-resume", "plan", "chat", "eval", "bench", "export"]
+)
 def test_help_teaches_with_examples(command: str) -> None:
     status, shown = pocketlm(command, "--help")
-    assert status == 0 and "Examples" in shown and f"pocketlm {command} runs" in shown.replace("recipes", "runs")
+    assert (
+        status == 0
+        and "Examples" in shown
+        and f"pocketlm {command} runs" in shown.replace("recipes", "runs")
+    )
 
 
 def test_the_command_starts_without_anything_heavy() -> None:
-    code = "import sys, pocketlm.cli; print({'torch', 'numpy', 'transformers', 'datasets'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+    heavy = "{'torch', 'numpy', 'transformers', 'datasets'}"
+    code = f"import sys, pocketlm.cli; print({heavy} & set(sys.modules))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+        == "set()\n"
+    )
 
 
 def test_a_recipe_is_run_and_its_stages_are_told(toy: Path) -> None:
@@ -98,7 +112,16 @@ def test_a_recipes_help_shows_its_docstring_and_flags(toy: Path) -> None:
 
 def test_a_recipes_flags_are_read_by_their_types(toy: Path) -> None:
     status, _ = pocketlm(
-        "run", "toy.py", "notes.txt", "--text", "bye", "--quick", "--out", "elsewhere", "--num-steps", "5"
+        "run",
+        "toy.py",
+        "notes.txt",
+        "--text",
+        "bye",
+        "--quick",
+        "--out",
+        "elsewhere",
+        "--num-steps",
+        "5",
     )
     assert status == 0
     assert (toy / "elsewhere" / "second" / "text.txt").read_text() == "bye!"
@@ -107,7 +130,9 @@ def test_a_recipes_flags_are_read_by_their_types(toy: Path) -> None:
 
 def test_a_dry_run_shows_the_state_of_each_stage(toy: Path) -> None:
     pocketlm("run", "toy.py", "notes.txt", "--only", "first")
-    status, shown = pocketlm("run", "toy.py", "notes.txt", "--dry-run", "--set", "second.num_steps=20")
+    status, shown = pocketlm(
+        "run", "toy.py", "notes.txt", "--dry-run", "--set", "second.num_steps=20"
+    )
     first, second = (line for line in shown.splitlines() if "│ write" in line)
     assert status == 0 and "done" in first and "to do" in second and "num_steps=20" in second
     assert not (toy / "runs" / "toy" / "second").exists()
@@ -140,12 +165,17 @@ def test_a_mistake_is_one_message(toy: Path, words: list[str], message: str) -> 
     assert "Traceback" not in shown and len(shown.splitlines()) < 25
 
 
-def test_the_traceback_of_a_failed_stage_is_kept_in_a_file(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_of_a_failed_stage_is_kept_in_a_file(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, shown = pocketlm("run", "toy.py", "notes.txt", "--text", "bad")
     assert status == 2 and "in stage second" in shown
     assert "Traceback" in (toy / "runs" / "toy" / "error.log").read_text()
     monkeypatch.setenv("POCKETLM_TRACEBACK", "1")
-    assert isinstance(CliRunner().invoke(app, ["run", "toy.py", "notes.txt", "--text", "bad"]).exception, ValueError)
+    assert isinstance(
+        CliRunner().invoke(app, ["run", "toy.py", "notes.txt", "--text", "bad"]).exception,
+        ValueError,
+    )
 
 
 def test_a_changed_configuration_is_shown_and_nothing_is_overwritten(toy: Path) -> None:
@@ -157,11 +187,19 @@ def test_a_changed_configuration_is_shown_and_nothing_is_overwritten(toy: Path) 
 
 def test_a_full_disk_says_where_and_how_much_is_free(toy: Path) -> None:
     status, shown = pocketlm("run", "toy.py", "notes.txt", "--text", "full")
-    assert status == 2 and "the disk is full" in shown and "MB are free at" in shown and "second" in shown
+    assert (
+        status == 2
+        and "the disk is full" in shown
+        and "MB are free at" in shown
+        and "second" in shown
+    )
 
 
 def test_a_mistake_in_the_program_keeps_its_traceback(toy: Path) -> None:
-    assert isinstance(CliRunner().invoke(app, ["run", "toy.py", "notes.txt", "--text", "broken"]).exception, TypeError)
+    assert isinstance(
+        CliRunner().invoke(app, ["run", "toy.py", "notes.txt", "--text", "broken"]).exception,
+        TypeError,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -179,7 +217,10 @@ def test_an_interrupted_run_says_how_to_go_on(toy: Path, number: signal.Signals)
     process.send_signal(number)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted in stage second; run the same command again to go on" in shown and "Traceback" not in shown
+    assert (
+        "interrupted in stage second; run the same command again to go on" in shown
+        and "Traceback" not in shown
+    )
     assert pocketlm("run", "toy.py", "notes.txt", "--text", "wait")[0] == 0
 
 
@@ -205,10 +246,19 @@ def checkpoint(toy: Path) -> Path:
 
 
 def test_models_are_measured_side_by_side(checkpoint: Path) -> None:
-    Path("asked.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "1 + 2?", "answer": "3"}\n')
+    Path("asked.jsonl").write_text(
+        '{"prompt": "1 + 1?", "answer": "2"}\n{"prompt": "1 + 2?", "answer": "3"}\n'
+    )
     shutil.copytree(checkpoint, "other/tiny")
-    status, shown = pocketlm("eval", "tiny", "other/tiny", "--suite", "asked.jsonl", "--out", "results")
-    assert status == 0 and "other-tiny" in shown and "accuracy" in shown and "best constant answer" in shown
+    status, shown = pocketlm(
+        "eval", "tiny", "other/tiny", "--suite", "asked.jsonl", "--out", "results"
+    )
+    assert (
+        status == 0
+        and "other-tiny" in shown
+        and "accuracy" in shown
+        and "best constant answer" in shown
+    )
     assert len(Path("results/transcripts/other-tiny.jsonl").read_text().splitlines()) == 2
     status, shown = pocketlm("eval", "tiny", "--suite", "asked.jsonl", "--out", "results")
     assert status == 2 and "not empty" in shown
@@ -218,15 +268,23 @@ def test_models_are_measured_side_by_side(checkpoint: Path) -> None:
 
 def test_a_checkpoint_is_exported_beside_itself(checkpoint: Path) -> None:
     status, shown = pocketlm("export", "tiny", "--to", "hf")
-    assert status == 0 and shown.strip().endswith("tiny-hf/hf") and Path("tiny-hf/hf/model.safetensors").is_file()
+    assert (
+        status == 0
+        and shown.strip().endswith("tiny-hf/hf")
+        and Path("tiny-hf/hf/model.safetensors").is_file()
+    )
     status, shown = pocketlm("export", "tiny", "--to", "hf")
     assert status == 2 and "not empty" in shown
 
 
 @pytest.mark.parametrize("target", ["mlx", "compressed-tensors"])
-def test_a_four_bit_checkpoint_leaves_for_other_runtimes_and_is_not_read_back_as_floats(checkpoint, target) -> None:
+def test_a_four_bit_checkpoint_leaves_for_other_runtimes_and_is_not_read_back_as_floats(
+    checkpoint, target
+) -> None:
     status, shown = pocketlm("export", "tiny", "--to", target, "--out", "no")
-    assert status == 2 and f"{target} holds four-bit models; quantize this one first" in " ".join(shown.split())
+    assert status == 2 and f"{target} holds four-bit models; quantize this one first" in " ".join(
+        shown.split()
+    )
     model, tokenizer = load_checkpoint(checkpoint)
     save_checkpoint(checkpoint, prepare(model, SCHEMES["int4_channel"]), tokenizer)
     status, shown = pocketlm("export", "tiny", "--to", target)
@@ -242,7 +300,9 @@ def test_a_checkpoint_answers_lines_from_a_pipe(checkpoint: Path) -> None:
     assert pocketlm("chat", "tiny", "--stop", "")[0] == 2
 
 
-@pytest.mark.parametrize("command", [["chat"], ["eval", "--suite", "pocket"], ["export", "--to", "gguf"]])
+@pytest.mark.parametrize(
+    "command", [["chat"], ["eval", "--suite", "pocket"], ["export", "--to", "gguf"]]
+)
 def test_a_model_that_is_not_there_is_named(toy: Path, command: list[str]) -> None:
     for model, message in (
         ("nowhere", "nowhere: no such model"),

@@ -1,4 +1,6 @@
-"""Rows of chat files: what each field means, what is learnt, and that all that is left out is counted."""
+"""Rows of chat files: what each field means, what is learnt, and that all that is left out is
+counted.
+"""
 
 import json
 from pathlib import Path
@@ -53,18 +55,27 @@ def write(file: Path, *rows: dict[str, Any]) -> Path:
         ({"prompt": "hi", "response": 7}, '"content" is int'),
     ],
 )
-def test_a_field_that_cannot_be_honoured_is_refused_by_name(row: dict[str, Any], message: str) -> None:
+def test_a_field_that_cannot_be_honoured_is_refused_by_name(
+    row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=r"^chats\.jsonl:3: ") as caught:
         conversation_of(row, "chats.jsonl:3")
     assert message in str(caught.value)
 
 
 def test_what_stands_beside_a_pair_is_kept() -> None:
-    row = {"prompt": "hi", "response": "hello", "system": "be brief", "tools": json.dumps([{"name": "look"}])}
+    row = {
+        "prompt": "hi",
+        "response": "hello",
+        "system": "be brief",
+        "tools": json.dumps([{"name": "look"}]),
+    }
     chat = conversation_of(row, "here")
     assert [m["role"] for m in chat.messages] == ["system", "user", "assistant"]
     assert chat.learnt == (False, False, True) and chat.tools == ({"name": "look"},)
-    document = row_document({"ask": "hi", "reply": "hello", "system": "be brief"}, "1", "here", None, ("ask", "reply"))
+    document = row_document(
+        {"ask": "hi", "reply": "hello", "system": "be brief"}, "1", "here", None, ("ask", "reply")
+    )
     assert [m["content"] for m in document.messages] == ["be brief", "hi", "hello"]
 
 
@@ -84,7 +95,9 @@ def test_a_conversation_on_disk_reads_back_as_it_was() -> None:
     assert again == document
     assert document.chat is not None and document.chat.learnt == (False, False, False, True)
     assert "name" not in document.messages[2]
-    assert document.text.endswith('"arguments": "{\\"at\\": \\"fox\\"}"}\na fox\nAnswer: <think>\nso\n</think>\nhello')
+    assert document.text.endswith(
+        '"arguments": "{\\"at\\": \\"fox\\"}"}\na fox\nAnswer: <think>\nso\n</think>\nhello'
+    )
 
 
 def test_all_that_is_left_out_is_counted_by_reason(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -110,10 +123,17 @@ def test_all_that_is_left_out_is_counted_by_reason(tokenizer: Tokenizer, tmp_pat
         'the chat template does not render "name"': 1,
     }
     assert tally.where["no answer to learn"] == ["mine:4"]
-    assert dict(tally.not_rendered) == {"date": 1} and tally.words_as_text == 1 and not tally.without_end
+    assert (
+        dict(tally.not_rendered) == {"date": 1}
+        and tally.words_as_text == 1
+        and not tally.without_end
+    )
     assert encode_conversations([file], strict, 60) == (pairs, 4)
     lines = "\n".join(tally.lines())
-    assert "3 of 7 conversations are learnt" in lines and "1 left out (14.3%): no answer to learn (mine:4)" in lines
+    assert (
+        "3 of 7 conversations are learnt" in lines
+        and "1 left out (14.3%): no answer to learn (mine:4)" in lines
+    )
 
 
 def test_nothing_to_learn_says_why_for_each_reason(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -134,20 +154,25 @@ def test_a_template_without_an_end_is_warned_of_and_written_down(
     endless = Tokenizer(
         tokenizer.backend,
         end_of_turn_token=None,
-        chat_template="{% for m in messages %}{{ '### ' + m.role + '\n' + m.content + '\n\n' }}{% endfor %}"
+        chat_template="{% for m in messages %}{{ '### ' + m.role + '\n' + m.content + '\n\n' }}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}{{ '### assistant\n' }}{% endif %}",
     )
     file = write(tmp_path / "chats.jsonl", {"messages": [ASK, SAY]}, {"messages": [ASK, SAY]})
     _, tally = learnable([file], endless, 60)
     told(tally, endless, tmp_path, "chat")
     shown = capsys.readouterr().err
-    assert "2 of 2 examples have an answer that ends in no token that ends answers" in " ".join(shown.split())
+    assert "2 of 2 examples have an answer that ends in no token that ends answers" in " ".join(
+        shown.split()
+    )
     written = json.loads((tmp_path / "conversations.json").read_text())
     assert written["examples_without_end"] == 2 == written["rows"] and written["left_out"] == {}
     learnable([file], tokenizer, 60)
 
 
-def test_a_template_may_drop_the_last_tokens_of_a_chat_and_still_teach_the_end(tokenizer: Tokenizer) -> None:
+def test_a_template_may_drop_the_last_tokens_of_a_chat_and_still_teach_the_end(
+    tokenizer: Tokenizer,
+) -> None:
     ends_once = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}"
         "{% if not loop.last or add_generation_prompt %}{{ '\n' }}{% endif %}{% endfor %}"
@@ -158,7 +183,9 @@ def test_a_template_may_drop_the_last_tokens_of_a_chat_and_still_teach_the_end(t
         assert isinstance(examples, list) and all(example.ends for example in examples)
 
 
-def test_inspect_shows_what_is_learnt_and_counts_the_rest(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_inspect_shows_what_is_learnt_and_counts_the_rest(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     from pocketlm.model.checkpoint import save_checkpoint
     from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -188,6 +215,11 @@ def test_inspect_shows_what_is_learnt_and_counts_the_rest(tokenizer: Tokenizer, 
     joined = result.output.replace("·", "").replace("\n", "")
     assert "⟦hello<|im_end|>⟧" in joined and "[bold]fox" in joined
     assert f"1 left out (33.3%): longer than 65 tokens ({file}:2)" in result.output
-    assert "the base has no chat template" in result.output and "an answer ends at: <|im_end|>" in result.output
-    wrong = CliRunner().invoke(app, ["inspect", "chats", str(tmp_path / "base"), str(tmp_path / "nothing.jsonl")])
+    assert (
+        "the base has no chat template" in result.output
+        and "an answer ends at: <|im_end|>" in result.output
+    )
+    wrong = CliRunner().invoke(
+        app, ["inspect", "chats", str(tmp_path / "base"), str(tmp_path / "nothing.jsonl")]
+    )
     assert wrong.exit_code == 2 and "no such file" in wrong.output

@@ -16,7 +16,9 @@ from pocketlm.stages import curate as stage
 from pocketlm.stages.curate import CurateConfig, curate
 
 WORDS = [
-    start + end for start in ("ba", "ke", "li", "mo", "nu", "ra", "se", "ti") for end in ("lan", "mer", "rit", "sol")
+    start + end
+    for start in ("ba", "ke", "li", "mo", "nu", "ra", "se", "ti")
+    for end in ("lan", "mer", "rit", "sol")
 ]
 
 
@@ -29,7 +31,9 @@ def story(seed: int) -> str:
 def config(tmp_path):
     """60 stories and 40 worked sums, with one of each thing that is to be left out."""
     stories = [{"text": story(number)} for number in range(60)]
-    asked = "Which of the seven old bridges over the river was the first one to be rebuilt in stone?"
+    asked = (
+        "Which of the seven old bridges over the river was the first one to be rebuilt in stone?"
+    )
     bad = [
         "short",
         story(3),
@@ -38,7 +42,10 @@ def config(tmp_path):
     ]
     rows = stories + [{"text": text} for text in bad]
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sums = [{"prompt": f"What is {n} + 7?", "response": f"#### {n + 7}", "answer": str(n + 7)} for n in range(40)]
+    sums = [
+        {"prompt": f"What is {n} + 7?", "response": f"#### {n + 7}", "answer": str(n + 7)}
+        for n in range(40)
+    ]
     sums.append(sums[0])
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
     problems = [{"prompt": asked, "answer": "none"}, {"prompt": "What is 5 + 7?", "answer": "12"}]
@@ -46,7 +53,12 @@ def config(tmp_path):
     return CurateConfig(
         name="corpus",
         sources=(
-            Source(name="stories", domain="knowledge", kind="local", path=str(tmp_path / "stories.jsonl")),
+            Source(
+                name="stories",
+                domain="knowledge",
+                kind="local",
+                path=str(tmp_path / "stories.jsonl"),
+            ),
             Source(name="sums", domain="maths", kind="local", path=str(tmp_path / "sums.jsonl")),
         ),
         vocab_size=300,
@@ -72,14 +84,22 @@ def counts(out):
 def test_each_thing_that_is_left_out_is_counted_and_shown(config, tmp_path):
     told = json.loads((run(config, tmp_path / "out") / "curation.json").read_text())
     stories, sums = told["sources"]["stories"], told["sources"]["sums"]
-    assert stories["dropped"] == {"length": 1, "exact_duplicate": 1, "near_duplicate": 1, "contaminated": 1}
+    assert stories["dropped"] == {
+        "length": 1,
+        "exact_duplicate": 1,
+        "near_duplicate": 1,
+        "contaminated": 1,
+    }
     assert sums["dropped"] == {"exact_duplicate": 1, "contaminated": 1}
     for source in (stories, sums):
         kept = sum(split["documents"] for split in source["kept"].values())
         assert source["read"]["documents"] == kept + sum(source["dropped"].values())
     assert sums["domain"] == "maths" and stories["read"]["documents"] == 64
     assert told["examples"]["length"] == ["short"] and "exam" in told["examples"]["contaminated"][0]
-    assert told["tokenizer"]["vocab_size"] == 300 and told["tokenizer"]["bytes_per_token"]["stories"] > 1
+    assert (
+        told["tokenizer"]["vocab_size"] == 300
+        and told["tokenizer"]["bytes_per_token"]["stories"] > 1
+    )
 
 
 def test_shards_hold_the_documents_in_order_each_after_its_bos(config, tmp_path):
@@ -87,7 +107,10 @@ def test_shards_hold_the_documents_in_order_each_after_its_bos(config, tmp_path)
     tokenizer = Tokenizer.load(out / "tokenizer")
     for source in ("stories", "sums"):
         for split in SPLITS:
-            shard, documents = open_shard(out, source, split), list(read_documents(out, source, split))
+            shard, documents = (
+                open_shard(out, source, split),
+                list(read_documents(out, source, split)),
+            )
             assert len(shard) == len(documents) > 0
             for number, document in enumerate(documents):
                 ids = shard.document(number).tolist()
@@ -96,7 +119,10 @@ def test_shards_hold_the_documents_in_order_each_after_its_bos(config, tmp_path)
 
 def test_no_document_is_in_two_splits(config, tmp_path):
     out = run(config, tmp_path / "out")
-    splits = [{d.text for s in ("stories", "sums") for d in read_documents(out, s, split)} for split in SPLITS]
+    splits = [
+        {d.text for s in ("stories", "sums") for d in read_documents(out, s, split)}
+        for split in SPLITS
+    ]
     assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
 
 
@@ -105,9 +131,13 @@ def test_the_same_config_gives_the_same_bytes(config, tmp_path):
 
 
 @pytest.mark.parametrize("stopped_at", ["second source", "tokenizer", "second shard", "summary"])
-def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(config, tmp_path, monkeypatch, stopped_at):
+def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(
+    config, tmp_path, monkeypatch, stopped_at
+):
     # the second source repeats a story of the first: duplicates are known across the interruption
-    (tmp_path / "sums.jsonl").write_text((tmp_path / "sums.jsonl").read_text() + json.dumps({"text": story(5)}))
+    (tmp_path / "sums.jsonl").write_text(
+        (tmp_path / "sums.jsonl").read_text() + json.dumps({"text": story(5)})
+    )
     whole = contents(run(config, tmp_path / "whole"))
     assert counts(tmp_path / "whole")["sums"]["dropped"]["exact_duplicate"] == 2
     calls = {
@@ -133,7 +163,9 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(config, tmp_pa
     assert contents(run(config, tmp_path / "out")) == whole
 
 
-def test_a_source_that_fails_midway_leaves_no_half_folder_and_finished_ones_are_not_read_again(config, tmp_path):
+def test_a_source_that_fails_midway_leaves_no_half_folder_and_finished_ones_are_not_read_again(
+    config, tmp_path
+):
     good = (tmp_path / "sums.jsonl").read_text()
     (tmp_path / "sums.jsonl").write_text(good + "{broken\n")
     with pytest.raises(ValueError, match=r"source 'sums': .*sums\.jsonl:42:2: not JSON"):
@@ -144,7 +176,9 @@ def test_a_source_that_fails_midway_leaves_no_half_folder_and_finished_ones_are_
     assert counts(run(config, tmp_path / "out"))["stories"]["read"]["documents"] == 64
 
 
-def test_files_and_documents_left_out_are_told_in_the_terminal_and_in_curation_json(config, tmp_path, capsys):
+def test_files_and_documents_left_out_are_told_in_the_terminal_and_in_curation_json(
+    config, tmp_path, capsys
+):
     folder = tmp_path / "folder"
     folder.mkdir()
     for number in range(12):
@@ -156,12 +190,19 @@ def test_files_and_documents_left_out_are_told_in_the_terminal_and_in_curation_j
     unread = {"kind_not_read": {"count": 1, "names": ["a.csv"]}}
     assert told["folder"]["files"] == {"found": 13, "read": 12, "unread": unread}
     lines = capsys.readouterr().err
-    line = "warning: source folder: 12 of 13 files read; 12 documents kept, 0 left out; files not read: kind_not_read 1 (a.csv)"
+    line = (
+        "warning: source folder: 12 of 13 files read; 12 documents kept, 0 left out; files not "
+        "read: kind_not_read 1 (a.csv)"
+    )
     assert line in lines
-    assert "warning: source sums: 1 of 1 files read; 40 documents kept, 1 left out (exact_duplicate 1)" in lines
+    assert (
+        "warning: source sums: 1 of 1 files read; 40 documents kept, 1 left out (exact_duplicate 1)"
+        in lines
+    )
     (folder / "a.csv").rename(folder / ".a.csv")
     run(replace(config, sources=(own,)), tmp_path / "hidden")
-    assert "\nsource folder: 12 of 13 files read" in "\n" + capsys.readouterr().err  # nobody misses a hidden file
+    # nobody misses a hidden file
+    assert "\nsource folder: 12 of 13 files read" in "\n" + capsys.readouterr().err
 
 
 def test_files_that_a_byte_cap_keeps_from_being_read_are_counted(config, tmp_path, capsys):
@@ -171,7 +212,9 @@ def test_files_that_a_byte_cap_keeps_from_being_read_are_counted(config, tmp_pat
         (folder / f"{number:02}.txt").write_text(story(100 + number))
     own = Source(name="folder", domain="knowledge", kind="local", path=str(folder), max_bytes=900)
     told = counts(run(replace(config, sources=(own,), vocab_size=262), tmp_path / "out"))["folder"]
-    assert told["capped"] and "not read to its end: max_bytes was reached" in capsys.readouterr().err
+    assert (
+        told["capped"] and "not read to its end: max_bytes was reached" in capsys.readouterr().err
+    )
     files = told["files"]
     left = files["unread"]["after_max_bytes"]
     assert files["read"] + left["count"] == files["found"] == 12 and 1 < files["read"] < 8
@@ -180,7 +223,9 @@ def test_files_that_a_byte_cap_keeps_from_being_read_are_counted(config, tmp_pat
 
 def test_what_a_filter_cuts_out_of_documents_is_counted(config, tmp_path, capsys):
     notice = "# Copyright 2020 Somebody. All rights reserved.\n# Licensed under nothing.\n"
-    code = "".join(f"def add_{n}(first, second):\n    return first + second + {n}\n\n" for n in range(9))
+    code = "".join(
+        f"def add_{n}(first, second):\n    return first + second + {n}\n\n" for n in range(9)
+    )
     (tmp_path / "a.py").write_text(notice + code)
     own = Source(name="code", domain="code", kind="local", path=str(tmp_path / "a.py"))
     told = counts(run(replace(config, sources=(own,), vocab_size=262), tmp_path / "out"))["code"]
@@ -220,27 +265,45 @@ def test_a_tokenizer_can_be_brought(config, tmp_path):
 def test_the_options_of_a_source_change_what_is_kept(config, tmp_path):
     stories, sums = config.sources
     loose = replace(stories, near_dedup=False, filters=())
-    dropped = counts(run(replace(config, sources=(loose, sums)), tmp_path / "out"))["stories"]["dropped"]
+    dropped = counts(run(replace(config, sources=(loose, sums)), tmp_path / "out"))["stories"][
+        "dropped"
+    ]
     assert dropped == {"exact_duplicate": 1, "contaminated": 1}
     prose = replace(stories, filters=("length", "prose"))  # the stories are not in English
-    with pytest.raises(ValueError, match=r"'stories' .*no document is left: dropped by prose \(62\), length"):
+    with pytest.raises(
+        ValueError, match=r"'stories' .*no document is left: dropped by prose \(62\), length"
+    ):
         run(replace(config, sources=(prose, sums)), tmp_path / "prose")
-    searched = replace(config, sources=(stories, replace(sums, near_dedup=True, filters=("length",))))
-    with pytest.raises(ValueError, match=r"'sums' .*no document is left: dropped by length \(41\); loosen"):
+    searched = replace(
+        config, sources=(stories, replace(sums, near_dedup=True, filters=("length",)))
+    )
+    with pytest.raises(
+        ValueError, match=r"'sums' .*no document is left: dropped by length \(41\); loosen"
+    ):
         run(searched, tmp_path / "other")
 
 
 def test_templates_survive_unless_near_duplicates_are_searched_among_them(config, tmp_path):
-    text = "Tom buys {0} red apples and then {1} green ones at the big market; he now has {2} in his brown bag."
+    text = (
+        "Tom buys {0} red apples and then {1} green ones at the big market; he now has {2} in his "
+        "brown bag."
+    )
     rows = [{"prompt": text.format(n, 3, "many"), "response": f"#### {n + 3}"} for n in range(50)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert counts(run(config, tmp_path / "a"))["sums"]["dropped"] == {}
     sources = (config.sources[0], replace(config.sources[1], near_dedup=True))
-    assert counts(run(replace(config, sources=sources), tmp_path / "b"))["sums"]["dropped"]["near_duplicate"] > 40
+    assert (
+        counts(run(replace(config, sources=sources), tmp_path / "b"))["sums"]["dropped"][
+            "near_duplicate"
+        ]
+        > 40
+    )
 
 
 def test_code_is_split_into_definitions_and_a_byte_cap_holds(tmp_path):
-    source = Source(name="code", domain="code", kind="stdlib_code", max_bytes=60_000, split_code=True)
+    source = Source(
+        name="code", domain="code", kind="stdlib_code", max_bytes=60_000, split_code=True
+    )
     config = CurateConfig(name="corpus", sources=(source,), vocab_size=300)
     out = run(config, tmp_path / "out")
     kept = counts(out)["code"]["kept"]
@@ -252,7 +315,10 @@ def test_code_is_split_into_definitions_and_a_byte_cap_holds(tmp_path):
 
 def test_an_empty_source_is_named(config, tmp_path):
     (tmp_path / "sums.jsonl").write_text("\n\n")
-    empty = r"source 'sums' \(.*sums\.jsonl\) is empty: nothing was read \(files not read: empty 1 \(sums\.jsonl\)\)"
+    empty = (
+        r"source 'sums' \(.*sums\.jsonl\) is empty: nothing was read "
+        r"\(files not read: empty 1 \(sums\.jsonl\)\)"
+    )
     with pytest.raises(ValueError, match=empty):
         run(config, tmp_path / "out")
     tiny = replace(config, sources=(replace(config.sources[0], max_bytes=10),))

@@ -1,4 +1,6 @@
-"""Sources: every kind and file format read, and every bad input answered with the place where it is."""
+"""Sources: every kind and file format read, and every bad input answered with the place where it
+is.
+"""
 
 import bz2
 import gzip
@@ -73,7 +75,17 @@ def test_what_people_plainly_mean_is_read(tmp_path):
 
 def test_each_file_of_a_folder_is_read_or_counted_by_reason(tmp_path):
     (tmp_path / "sub" / ".cache").mkdir(parents=True)
-    for name in ("a.txt", ".b.txt", "sub/.cache/c.txt", "d.pdf", "e", "f.tar.gz", "sub/g.csv", "h.csv", "i.csv"):
+    for name in (
+        "a.txt",
+        ".b.txt",
+        "sub/.cache/c.txt",
+        "d.pdf",
+        "e",
+        "f.tar.gz",
+        "sub/g.csv",
+        "h.csv",
+        "i.csv",
+    ):
         (tmp_path / name).write_text("text")
     for name, content in {
         "j.txt": "",
@@ -102,7 +114,8 @@ def test_each_file_of_a_folder_is_read_or_counted_by_reason(tmp_path):
         "no_file_of_content": 1,
     }
     assert told["found"] == 1 + sum(counts.values()) and told["read"] == 1
-    assert told["unread"]["kind_not_read"]["names"] == ["d.pdf", "e", "f.tar.gz", "h.csv", "i.csv"]  # the first five
+    # the first five
+    assert told["unread"]["kind_not_read"]["names"] == ["d.pdf", "e", "f.tar.gz", "h.csv", "i.csv"]
     assert told["unread"]["no_rows"]["names"] == ["l.parquet.gz", "m.json"]
 
 
@@ -128,7 +141,9 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path):
     reading = Reading()
     found = {document.id: document.text for document in read_source(local(docs), reading)}
     assert found == {"file.txt": "behind a link", "link/b.txt": "behind a link", "z/a.txt": "own"}
-    assert reading.unread == {"linked_folder_seen_already": {"count": 2, "names": ["a-link", "link/back"]}}
+    assert reading.unread == {
+        "linked_folder_seen_already": {"count": 2, "names": ["a-link", "link/back"]}
+    }
 
 
 def test_a_json_file_that_holds_rows_of_another_shape_is_an_error_and_not_left_out(tmp_path):
@@ -153,11 +168,19 @@ def test_parquet_and_several_zstd_frames_are_read(tmp_path):
 
 def test_rows_become_texts_or_conversations():
     turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
-    by_messages = row_document({"messages": turns, "family": "sums", "answer": "4"}, "1", "here", None)
+    by_messages = row_document(
+        {"messages": turns, "family": "sums", "answer": "4"}, "1", "here", None
+    )
     by_pair = row_document({"prompt": "2+2?", "response": "4"}, "1", "here", None)
     assert by_messages.text == by_pair.text == "Question: 2+2?\nAnswer: 4"
-    assert by_messages.prompts == ["2+2?"] and by_messages.family == "sums" and by_messages.answer == "4"
-    assert row_document({"prompt": "p", "response": "r", "body": "b"}, "1", "here", "body").text == "b"
+    assert (
+        by_messages.prompts == ["2+2?"]
+        and by_messages.family == "sums"
+        and by_messages.answer == "4"
+    )
+    assert (
+        row_document({"prompt": "p", "response": "r", "body": "b"}, "1", "here", "body").text == "b"
+    )
     system = [{"role": "system", "content": "Be brief."}, *turns]
     assert conversation("1", system).text == "Be brief.\nQuestion: 2+2?\nAnswer: 4"
 
@@ -190,10 +213,19 @@ def test_what_comes_with_python_is_read_and_its_order_is_fixed(kind, domain, say
 
 
 def test_problems_and_notes_are_drawn_by_count_and_seed():
-    fields = {"name": "sums", "domain": "maths", "kind": "problems", "families": ("chain_sum",), "count": 3}
+    fields = {
+        "name": "sums",
+        "domain": "maths",
+        "kind": "problems",
+        "families": ("chain_sum",),
+        "count": 3,
+    }
     first, second = (list(read_source(Source(**fields, seed=seed))) for seed in (1, 2))
     assert len(first) == 3 and first != second
-    assert first[0].messages[1]["content"].endswith(f"#### {first[0].answer}") and first[0].family == "chain_sum"
+    assert (
+        first[0].messages[1]["content"].endswith(f"#### {first[0].answer}")
+        and first[0].family == "chain_sum"
+    )
     notes = Source(name="notes", domain="knowledge", kind="notes", count=2, pairs_range=(1, 2))
     assert len(texts(notes)) == 2 and "Note:" in texts(notes)[0]
 
@@ -217,7 +249,15 @@ def fake_hub(monkeypatch, rows, fail_after=None):
 
 
 def hub(**fields):
-    return Source(name="web", domain="knowledge", kind="hub", dataset="org/web", config="en", split="train", **fields)
+    return Source(
+        name="web",
+        domain="knowledge",
+        kind="hub",
+        dataset="org/web",
+        config="en",
+        split="train",
+        **fields,
+    )
 
 
 def test_a_hub_dataset_is_streamed_with_its_own_fields(monkeypatch):
@@ -234,10 +274,14 @@ def test_a_hub_dataset_is_streamed_with_its_own_fields(monkeypatch):
 
 def test_hub_failures_name_the_dataset_and_the_row(monkeypatch):
     fake_hub(monkeypatch, ROWS, fail_after=2)
-    with pytest.raises(ValueError, match=r"source 'web': hub dataset 'org/web' failed after row 2: .*dead; run"):
+    with pytest.raises(
+        ValueError, match=r"source 'web': hub dataset 'org/web' failed after row 2: .*dead; run"
+    ):
         texts(hub())
     fake_hub(monkeypatch, [{"body": "one"}])
-    with pytest.raises(ValueError, match=r"hub dataset 'org/web', row 1: no field \"text\".*the row has body"):
+    with pytest.raises(
+        ValueError, match=r"hub dataset 'org/web', row 1: no field \"text\".*the row has body"
+    ):
         texts(hub())
 
 
@@ -299,7 +343,9 @@ def test_a_parquet_file_cut_short_is_named(tmp_path):
 
 
 def test_a_missing_path_and_an_unknown_kind_of_file_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"source 'here': .*nowhere: no such file or folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"source 'here': .*nowhere: no such file or folder"
+    ):
         check_source(local(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="source 'here'"):
         texts(local(tmp_path / "nowhere"))

@@ -26,17 +26,25 @@ GLOBAL_ONLY = ModelConfig(
 )
 SHAPES = {
     "global": GLOBAL_ONLY,
-    "local": replace(GLOBAL_ONLY, layer_types=("sliding_attention", "full_attention"), sliding_window=64),
-    "wide window": replace(GLOBAL_ONLY, layer_types=("sliding_attention", "full_attention"), sliding_window=300),
+    "local": replace(
+        GLOBAL_ONLY, layer_types=("sliding_attention", "full_attention"), sliding_window=64
+    ),
+    "wide window": replace(
+        GLOBAL_ONLY, layer_types=("sliding_attention", "full_attention"), sliding_window=300
+    ),
     "learned norm": replace(GLOBAL_ONLY, qk_norm_weight=True),
     "no norm, untied": replace(GLOBAL_ONLY, use_qk_norm=False, tie_word_embeddings=False),
     "no norm, local": replace(
-        GLOBAL_ONLY, use_qk_norm=False, layer_types=("sliding_attention", "full_attention"), sliding_window=64
+        GLOBAL_ONLY,
+        use_qk_norm=False,
+        layer_types=("sliding_attention", "full_attention"),
+        sliding_window=64,
     ),
     "repeated": replace(GLOBAL_ONLY, layer_repeats=2),
     "wide heads": replace(GLOBAL_ONLY, head_dim=64),
 }
-FORWARD, BACKWARD = attention.attention_in_pieces._init_fn, attention._backward._init_fn  # what the operators run
+# what the operators run
+FORWARD, BACKWARD = attention.attention_in_pieces._init_fn, attention._backward._init_fn
 ROWS, SEQ_LEN = 2, 300  # two whole pieces of a local layer, and a part
 
 
@@ -44,7 +52,11 @@ def inputs(masked: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     ids = torch.randint(512, (ROWS, SEQ_LEN), generator=torch.Generator().manual_seed(0))
     if not masked:
         return ids, None, None
-    return ids, torch.arange(SEQ_LEN).expand(ROWS, -1), (torch.arange(SEQ_LEN) // 100).expand(ROWS, -1)
+    return (
+        ids,
+        torch.arange(SEQ_LEN).expand(ROWS, -1),
+        (torch.arange(SEQ_LEN) // 100).expand(ROWS, -1),
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
@@ -53,7 +65,8 @@ def test_parameters_are_the_networks(shape: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "published"), [("r1-140m", 140_248_512), ("r1-360m", 359_431_168), ("pro", 1_084_453_120)]
+    ("name", "published"),
+    [("r1-140m", 140_248_512), ("r1-360m", 359_431_168), ("pro", 1_084_453_120)],
 )
 def test_parameters_are_the_published_ones(name: str, published: int) -> None:
     assert num_parameters(PRESETS[name]) == published
@@ -78,7 +91,9 @@ def test_flops_are_those_that_torch_counts_forward_and_back(
 ) -> None:
     monkeypatch.setattr(attention, "attention_in_pieces", InPieces.apply)
     model = Transformer(shape)
-    """As attention goes in pieces; a row of one document goes through torch's own, which is counted as all pairs."""
+    """As attention goes in pieces; a row of one document goes through torch's own, which is
+    counted as all pairs.
+    """
     ids, positions, doc_ids = inputs(masked=True)
     assert doc_ids is not None
     with FlopCounterMode(display=False) as counter:
@@ -98,7 +113,10 @@ def test_a_block_worked_out_twice_keeps_its_input_alone(monkeypatch: pytest.Monk
     monkeypatch.setattr(Transformer, "recompute_every", 2)
     deeper = replace(GLOBAL_ONLY, num_hidden_layers=4)
     found = [saved_bytes(shape, False, None, None) for shape in (GLOBAL_ONLY, deeper)]
-    expected = [kept_bytes(each, ROWS, SEQ_LEN, product_bytes=4, recompute_every=2) for each in (GLOBAL_ONLY, deeper)]
+    expected = [
+        kept_bytes(each, ROWS, SEQ_LEN, product_bytes=4, recompute_every=2)
+        for each in (GLOBAL_ONLY, deeper)
+    ]
     assert found[1] - found[0] == expected[1] - expected[0]
 
 
@@ -109,20 +127,31 @@ def test_a_block_worked_out_twice_keeps_its_input_alone(monkeypatch: pytest.Monk
 def test_kept_bytes_are_those_that_autograd_saves(
     shape: ModelConfig, masked: bool, dtype: torch.dtype | None, scheme: str | None
 ) -> None:
-    """What two more layers add, so that what the ends of the network keep is left out; each storage counts once.
+    """What two more layers add, so that what the ends of the network keep is left out; each storage
+    counts once.
 
-    On the CPU documents that are kept apart need no mask, and what goes in pieces keeps nothing of its own.
+    On the CPU documents that are kept apart need no mask, and what goes in pieces keeps nothing of
+    its own.
     """
     deeper = replace(shape, num_hidden_layers=4, layer_types=shape.layer_types * 2)
     expected = [
-        kept_bytes(each, ROWS, SEQ_LEN, product_bytes=2 if dtype else 4, masked=masked, on_grid=bool(scheme))
+        kept_bytes(
+            each,
+            ROWS,
+            SEQ_LEN,
+            product_bytes=2 if dtype else 4,
+            masked=masked,
+            on_grid=bool(scheme),
+        )
         for each in (shape, deeper)
     ]
     found = [saved_bytes(each, masked, dtype, scheme) for each in (shape, deeper)]
     assert found[1] - found[0] == expected[1] - expected[0]
 
 
-def saved_bytes(shape: ModelConfig, masked: bool, dtype: torch.dtype | None, scheme: str | None) -> int:
+def saved_bytes(
+    shape: ModelConfig, masked: bool, dtype: torch.dtype | None, scheme: str | None
+) -> int:
     model = Transformer(shape)
     if scheme:
         prepare(model, SCHEMES[scheme])

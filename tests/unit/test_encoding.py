@@ -1,4 +1,6 @@
-"""Encoding by remembered pieces gives the ids of encoding whole texts, for every splitter it knows and for any text."""
+"""Encoding by remembered pieces gives the ids of encoding whole texts, for every splitter it knows
+and for any text.
+"""
 
 from random import Random
 
@@ -13,7 +15,9 @@ from pocketlm.model.tokenizer import END_OF_TEXT, TURN_END, TURN_START, Tokenize
 
 SPACES = "\t\n\x0b\x0c\r \x1c\x1f\x85\xa0\u1680\u2003\u2028\u200b\u3000"
 LETTERS = "abcxyzABC" * 6 + "äßñçЖ漢字한あ\u0301ªº"
-REST = "0123456789²½٣Ⅷ" + "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~" + "'" * 6 + "«—…€😀\u200d\ufe0f\x00\x7f"
+REST = (
+    "0123456789²½٣Ⅷ" + "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~" + "'" * 6 + "«—…€😀\u200d\ufe0f\x00\x7f"
+)
 PIECES = [" "] * 12 + [
     "\n",
     "\n",
@@ -61,12 +65,18 @@ KNOWN = {
     "gpt2": lambda: built(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)),
     "gpt2, split": lambda: built(split(GPT2), BYTES),
     "llama3": lambda: built(split(LLAMA3), BYTES),
-    "llama3, digits": lambda: built(pre_tokenizers.Digits(individual_digits=True), split(LLAMA3), BYTES),
+    "llama3, digits": lambda: built(
+        pre_tokenizers.Digits(individual_digits=True), split(LLAMA3), BYTES
+    ),
 }
 UNKNOWN = {
-    "a space before": lambda: built(pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)),
+    "a space before": lambda: built(
+        pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    ),
     "another splitter": lambda: built(split(r"\w+|\W"), BYTES),
-    "two splitters": lambda: built(split(GPT2), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)),
+    "two splitters": lambda: built(
+        split(GPT2), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    ),
 }
 
 
@@ -87,7 +97,9 @@ def test_documents_have_the_ids_of_their_whole_texts(name, monkeypatch):
     texts = [*drawn_texts(4000), "", " ", END_OF_TEXT, f"a{TURN_END} b"]
     expected = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(texts)]
     found = list(encode_documents(iter(texts), tokenizer))
-    wrong = [text for text, own, ids in zip(texts, found, expected, strict=True) if own.tolist() != ids]
+    wrong = [
+        text for text, own, ids in zip(texts, found, expected, strict=True) if own.tolist() != ids
+    ]
     assert not wrong
     assert {ids.dtype for ids in found} == {np.dtype(np.uint16)}
 

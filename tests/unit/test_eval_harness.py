@@ -24,7 +24,9 @@ SUITE = Suite(name="six", problems=PROBLEMS)
 
 @pytest.fixture()
 def tokenizer():
-    return train_tokenizer([f"Question: {p['prompt']}\nAnswer: {p['answer']}" for p in PROBLEMS], 270)
+    return train_tokenizer(
+        [f"Question: {p['prompt']}\nAnswer: {p['answer']}" for p in PROBLEMS], 270
+    )
 
 
 class Scripted:
@@ -47,7 +49,9 @@ class Scripted:
 
 
 def test_a_model_that_is_right_solves_all_and_one_that_is_wrong_none(tokenizer):
-    right = solve(Scripted(tokenizer, lambda p: f" 1+1\n#### {p['answer']}"), SUITE, max_new_tokens=50)
+    right = solve(
+        Scripted(tokenizer, lambda p: f" 1+1\n#### {p['answer']}"), SUITE, max_new_tokens=50
+    )
     assert right.problems == {"sums": {"solved": 6, "total": 6}, "words": {"solved": 6, "total": 6}}
     assert right.accuracy == 1.0
     wrong = solve(Scripted(tokenizer, lambda p: " #### 7"), SUITE, max_new_tokens=50)
@@ -79,20 +83,35 @@ def test_a_chat_model_is_asked_through_its_template_and_a_base_model_in_plain_te
     tokenizer.chat_template = CHATML
     chat = tokenizer.decode(prompt_ids(tokenizer, "sums 1?"), keep_special=True)
     assert chat == "<|im_start|>user\nsums 1?<|im_end|>\n<|im_start|>assistant\n"
-    assert solve(Scripted(tokenizer, lambda p: f"#### {p['answer']}"), SUITE, max_new_tokens=50).accuracy == 1.0
+    assert (
+        solve(
+            Scripted(tokenizer, lambda p: f"#### {p['answer']}"), SUITE, max_new_tokens=50
+        ).accuracy
+        == 1.0
+    )
 
 
-@pytest.mark.parametrize("reply", ["so it is\nAnswer: {}", "\nAnswer: {}", "\n\n\n#### {}", "\nQuestion: what?\n{}"])
+@pytest.mark.parametrize(
+    "reply", ["so it is\nAnswer: {}", "\nAnswer: {}", "\n\n\n#### {}", "\nQuestion: what?\n{}"]
+)
 def test_a_chat_models_whole_answer_counts_whatever_texts_are_in_it(tokenizer, reply):
     tokenizer.chat_template = CHATML
-    result = solve(Scripted(tokenizer, lambda p: reply.format(p["answer"])), SUITE, max_new_tokens=80)
+    result = solve(
+        Scripted(tokenizer, lambda p: reply.format(p["answer"])), SUITE, max_new_tokens=80
+    )
     assert result.accuracy == 1.0 and result.answers_cut == 0
-    assert {row["completion"] for row in result.transcripts} == {reply.format(n).strip() for n in range(3)}
+    assert {row["completion"] for row in result.transcripts} == {
+        reply.format(n).strip() for n in range(3)
+    }
 
 
 def test_answers_that_reach_max_new_tokens_are_counted(tokenizer):
     def reply(problem):
-        return " ".join("abcdefghijkl") if problem["family"] == "sums" else "4\nQuestion: on and on and on"
+        return (
+            " ".join("abcdefghijkl")
+            if problem["family"] == "sums"
+            else "4\nQuestion: on and on and on"
+        )
 
     result = solve(Scripted(tokenizer, reply), SUITE, max_new_tokens=15)
     assert result.answers_cut == 6  # a text that ends an answer was there before the limit
@@ -112,15 +131,22 @@ def test_the_room_for_an_answer_does_not_depend_on_who_is_beside_it(tokenizer):
 def test_new_tokens_stay_within_the_models_length(tokenizer):
     longest = max(len(prompt_ids(tokenizer, p["prompt"])) for p in PROBLEMS)
     model = Scripted(tokenizer, lambda p: f"#### {p['answer']}", max_length=longest + 3)
-    assert {len(row["completion"]) for row in solve(model, SUITE, max_new_tokens=50).transcripts} <= set(range(8))
+    assert {
+        len(row["completion"]) for row in solve(model, SUITE, max_new_tokens=50).transcripts
+    } <= set(range(8))
     with pytest.raises(ValueError, match=r"problem \S+: \d+ prompt tokens leave no room"):
         solve(Scripted(tokenizer, lambda p: "", max_length=longest), SUITE, max_new_tokens=5)
 
 
 def test_a_given_scorer_decides(tokenizer):
     model = Scripted(tokenizer, lambda p: "#### 1")
-    result = solve(model, SUITE, max_new_tokens=9, score=lambda problem, answer: problem["family"] == "sums")
-    assert result.problems == {"sums": {"solved": 6, "total": 6}, "words": {"solved": 0, "total": 6}}
+    result = solve(
+        model, SUITE, max_new_tokens=9, score=lambda problem, answer: problem["family"] == "sums"
+    )
+    assert result.problems == {
+        "sums": {"solved": 6, "total": 6},
+        "words": {"solved": 0, "total": 6},
+    }
 
 
 def test_an_empty_suite_is_refused(tokenizer):
@@ -129,7 +155,10 @@ def test_an_empty_suite_is_refused(tokenizer):
 
 
 def test_the_best_constant_answer_is_the_most_frequent_one():
-    assert best_constant_answer(SUITE) == {"sums": pytest.approx(1 / 3), "words": pytest.approx(1 / 3)}
+    assert best_constant_answer(SUITE) == {
+        "sums": pytest.approx(1 / 3),
+        "words": pytest.approx(1 / 3),
+    }
 
 
 @pytest.mark.parametrize(
@@ -150,7 +179,9 @@ def test_the_answer_stands_after_the_last_mark_or_is_the_last_line(completion, a
 def test_run_ons_are_cut(tokenizer):
     """A model that stops for nothing, and one that goes on to the next problem."""
     for reply in (" #### 4\nQuestion: next", " #### 4 ", " #### 4\n\n\n#### 5"):
-        result = solve(Scripted(tokenizer, lambda problem, reply=reply: reply), SUITE, max_new_tokens=60)
+        result = solve(
+            Scripted(tokenizer, lambda problem, reply=reply: reply), SUITE, max_new_tokens=60
+        )
         assert {row["completion"] for row in result.transcripts} == {"#### 4"}
 
 

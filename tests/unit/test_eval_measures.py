@@ -33,7 +33,9 @@ class Uniform:
 
 
 class Remembering(Uniform):
-    """Log-probabilities that say where in its window a token stood: -1 for the second, and so on."""
+    """Log-probabilities that say where in its window a token stood: -1 for the second, and so
+    on.
+    """
 
     def log_probs(self, ids):
         assert len(ids) <= self.max_length
@@ -54,7 +56,11 @@ class WithoutStart:
     document_start: tuple[int, ...] = ()
 
     def __init__(self, tokenizer):
-        self.encode, self.decode, self.vocab_size = tokenizer.encode, tokenizer.decode, tokenizer.vocab_size
+        self.encode, self.decode, self.vocab_size = (
+            tokenizer.encode,
+            tokenizer.decode,
+            tokenizer.vocab_size,
+        )
 
 
 def test_without_a_document_start_the_first_token_is_given_and_its_bytes_do_not_count(tokenizer):
@@ -178,7 +184,9 @@ def test_speed_is_what_the_clock_says(tokenizer):
     speed = measure_speed(model, prompt_tokens=20, new_tokens=5, repeats=3)
     assert model.prompts == [20] * 4
     assert 0.04 <= speed["time_to_first_token_seconds"] < 0.2
-    assert speed["prefill_tokens_per_second"] == pytest.approx(20 / speed["time_to_first_token_seconds"])
+    assert speed["prefill_tokens_per_second"] == pytest.approx(
+        20 / speed["time_to_first_token_seconds"]
+    )
     assert 20 < speed["decode_tokens_per_second"] <= 100
 
 

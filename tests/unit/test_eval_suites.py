@@ -19,7 +19,10 @@ def test_the_pocket_suite_holds_only_held_out_questions_each_once():
 
 def test_a_generator_that_repeats_itself_is_refused():
     def one_problem(families, count, seed, held_out):
-        return ({"prompt": "1+1", "answer": "2", "family": families[0], "id": str(i)} for i in range(count))
+        return (
+            {"prompt": "1+1", "answer": "2", "family": families[0], "id": str(i)}
+            for i in range(count)
+        )
 
     with pytest.raises(ValueError, match="only 1 distinct held-out"):
         load_suite("pocket", one_problem)
@@ -27,7 +30,9 @@ def test_a_generator_that_repeats_itself_is_refused():
 
 def test_a_users_jsonl_file_is_a_suite(tmp_path):
     file = tmp_path / "mine.jsonl"
-    file.write_text('{"prompt": "1+1?", "answer": 2}\n\n{"prompt": "sky?", "answer": "blue", "family": "x"}\n')
+    file.write_text(
+        '{"prompt": "1+1?", "answer": 2}\n\n{"prompt": "sky?", "answer": "blue", "family": "x"}\n'
+    )
     first, second = load_suite(str(file)).problems
     assert (first["id"], first["family"], first["answer"]) == ("mine-1", "mine", "2")
     assert (second["id"], second["family"]) == ("mine-3", "x")
@@ -41,8 +46,14 @@ def test_a_users_jsonl_file_is_a_suite(tmp_path):
         (json.dumps({"prompt": "?"}), '"answer" is missing'),
         (json.dumps({"prompt": " ", "answer": "2"}), '"prompt" is missing'),
         (json.dumps({"prompt": "?", "answer": True}), '"answer" is missing or not a text'),
-        ('{"prompt": "a\\ud800", "answer": "2"}', '"prompt" holds half a surrogate pair at character 1'),
-        (json.dumps({"prompt": "?", "answer": "2", "family": ["a"]}), '"family" is list, not a text'),
+        (
+            '{"prompt": "a\\ud800", "answer": "2"}',
+            '"prompt" holds half a surrogate pair at character 1',
+        ),
+        (
+            json.dumps({"prompt": "?", "answer": "2", "family": ["a"]}),
+            '"family" is list, not a text',
+        ),
         ("[" * 100_000, "nested 100,000 deep"),
     ],
 )
@@ -55,10 +66,19 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, complaint):
 
 def test_packed_files_and_texts_with_unicode_line_separators_are_suites(tmp_path):
     file = tmp_path / "mine.jsonl.gz"
-    rows = [{"prompt": "a\u2028b\u0085c?", "answer": 2, "id": 7}, {"prompt": "sky?", "answer": "blue"}]
-    file.write_bytes(gzip.compress("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8-sig")))
+    rows = [
+        {"prompt": "a\u2028b\u0085c?", "answer": 2, "id": 7},
+        {"prompt": "sky?", "answer": "blue"},
+    ]
+    file.write_bytes(
+        gzip.compress(
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8-sig")
+        )
+    )
     first, second = load_suite(str(file)).problems
-    assert first["prompt"] == "a\u2028b\u0085c?" and first["id"] == "7" and second["answer"] == "blue"
+    assert (
+        first["prompt"] == "a\u2028b\u0085c?" and first["id"] == "7" and second["answer"] == "blue"
+    )
 
 
 def test_an_empty_file_and_an_unknown_name_are_refused(tmp_path):

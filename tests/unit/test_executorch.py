@@ -28,13 +28,17 @@ from pocketlm.export.pte_read import absent_tensors
 VOCABULARY = 264
 CONTEXT = 96  # four times the ring of a local layer, twelve windows
 CHUNK = 16
-SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
 INT4 = SCHEMES["int4_group32"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_chunks() -> Iterator[None]:
-    """Calls of at most CHUNK tokens: so a short text takes many, and the ring of a local layer turns over."""
+    """Calls of at most CHUNK tokens: so a short text takes many, and the ring of a local layer
+    turns over.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pte_network, "CHUNK_TOKENS", CHUNK)
         load_kernels()
@@ -71,7 +75,9 @@ def network(seed: int = 0, **fields: Any) -> Transformer:
 
 
 def random_ids(length: int, seed: int = 0) -> list[int]:
-    return torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(
+        VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +86,17 @@ def model() -> Transformer:
 
 
 @pytest.fixture(scope="module")
-def float_file(model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def float_file(
+    model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     path = tmp_path_factory.mktemp("float") / "small.pte"
     return write_pte(model, tokenizer, path, context_length=CONTEXT)
 
 
 @pytest.fixture(scope="module")
-def int4_file(model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int4_file(
+    model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     path = tmp_path_factory.mktemp("int4") / "small.pte"
     return write_pte(prepare(copy.deepcopy(model), INT4), tokenizer, path, context_length=CONTEXT)
 
@@ -112,7 +122,9 @@ def opened(float_file: Path) -> Iterator[PteModel]:
     ids=lambda fields: ",".join(f"{k}={v}" for k, v in fields.items()) or "as exported",
 )
 @torch.no_grad()
-def test_the_network_as_exported_computes_what_the_transformer_computes(fields: dict[str, Any]) -> None:
+def test_the_network_as_exported_computes_what_the_transformer_computes(
+    fields: dict[str, Any],
+) -> None:
     model = network(**fields)
     exported = PteNetwork(model, CONTEXT, None).eval()
     ids = torch.tensor([random_ids(CONTEXT)])
@@ -141,9 +153,13 @@ def test_a_float_file_generates_what_the_network_generates(
         expected = LanguageModel(model, tokenizer).generate([prompt], **options)
         assert len(expected[0]) == min(50, CONTEXT - len(prompt))
         assert opened.generate([prompt], **options) == expected
-    sampling = Sampling(temperature=0.8, top_k=90, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=7)
+    sampling = Sampling(
+        temperature=0.8, top_k=90, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=7
+    )
     drawn = {**options, "sampling": sampling, "max_new_tokens": 6}
-    assert opened.generate(prompts, **drawn) == LanguageModel(model, tokenizer).generate(prompts, **drawn)
+    assert opened.generate(prompts, **drawn) == LanguageModel(model, tokenizer).generate(
+        prompts, **drawn
+    )
 
 
 def test_an_answer_depends_on_no_earlier_one(opened: PteModel) -> None:
@@ -161,7 +177,10 @@ def test_an_answer_ends_before_a_stop_id(opened: PteModel) -> None:
     prompt = random_ids(6, 1)
     whole = opened.generate([prompt], max_new_tokens=20, stop_ids=set())[0]
     stop = whole[9]
-    assert opened.generate([prompt], max_new_tokens=20, stop_ids={stop})[0] == whole[: whole.index(stop)]
+    assert (
+        opened.generate([prompt], max_new_tokens=20, stop_ids={stop})[0]
+        == whole[: whole.index(stop)]
+    )
 
 
 def test_the_tokenizer_lies_beside_the_file_and_nothing_half_written_is_left(
@@ -171,7 +190,9 @@ def test_the_tokenizer_lies_beside_the_file_and_nothing_half_written_is_left(
     assert opened.tokenizer.encode("a banana") == tokenizer.encode("a banana")
 
 
-def test_an_int4_file_holds_the_integers_and_scales_of_our_grid(int4_file: Path, model: Transformer) -> None:
+def test_an_int4_file_holds_the_integers_and_scales_of_our_grid(
+    int4_file: Path, model: Transformer
+) -> None:
     content = int4_file.read_bytes()
     matrices = {name: weight for name, weight in model.named_parameters() if weight.dim() == 2}
     assert len(matrices) == 1 + 2 * 7
@@ -190,12 +211,19 @@ def test_an_int4_file_holds_the_integers_and_scales_of_our_grid(int4_file: Path,
 def test_every_tensor_is_found_in_the_file_and_one_that_is_not_is_measured(
     float_file: Path, int4_file: Path, model: Transformer
 ) -> None:
-    for file, network in ((float_file, copy.deepcopy(model)), (int4_file, prepare(copy.deepcopy(model), INT4))):
+    for file, network in (
+        (float_file, copy.deepcopy(model)),
+        (int4_file, prepare(copy.deepcopy(model), INT4)),
+    ):
         assert absent_tensors(file, network) == {}
         for name, parameter in network.named_parameters():
             kept = parameter.clone()
             parameter *= 2
-            head = {"the head of model.embed_tokens.weight"} if name == "model.embed_tokens.weight" else set()
+            head = (
+                {"the head of model.embed_tokens.weight"}
+                if name == "model.embed_tokens.weight"
+                else set()
+            )
             found = absent_tensors(file, network)
             assert found.keys() == {name} | head
             assert all(gap == pytest.approx(0.5) for gap in found.values()), name
@@ -206,7 +234,9 @@ def test_every_tensor_is_found_in_the_file_and_one_that_is_not_is_measured(
 def test_an_int4_file_computes_what_quantization_aware_training_computed(
     int4_file: Path, model: Transformer, tokenizer: Tokenizer
 ) -> None:
-    """int8 turns the last bit of a float into a whole step: the yardstick is what such a bit does here."""
+    """int8 turns the last bit of a float into a whole step: the yardstick is what such a bit does
+    here.
+    """
     ids = random_ids(CONTEXT)
     trained = prepare(copy.deepcopy(model), INT4)
     expected = LanguageModel(trained, tokenizer).logits(ids)
@@ -222,14 +252,17 @@ def test_an_int4_file_computes_what_quantization_aware_training_computed(
         found = pte.logits(ids)
         pte.chunk = 1
         one_by_one = pte.logits(ids)
-    for logits in (found, one_by_one):  # measured on one x86 CPU: max 3e-6; yardstick 0.22, mean 0.011
+    # measured on one x86 CPU: max 3e-6; yardstick 0.22, mean 0.011
+    for logits in (found, one_by_one):
         error = np.abs(logits - expected)
         assert error.max() <= 2 * yardstick.max() and error.mean() <= 2 * yardstick.mean()
         assert error.mean() <= 0.05 * int4_costs.mean()  # 0.54
         assert (logits.argmax(-1) == expected.argmax(-1)).mean() >= 0.95
 
 
-def test_an_int4_file_stores_four_and_a_half_bits_a_weight(float_file: Path, int4_file: Path) -> None:
+def test_an_int4_file_stores_four_and_a_half_bits_a_weight(
+    float_file: Path, int4_file: Path
+) -> None:
     weights = 264 * 64 + 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96)
     assert float_file.stat().st_size > 4 * weights
     # the rest is the graph, which does not grow with the network's width
@@ -251,7 +284,9 @@ def test_prompts_that_cannot_be_answered_are_refused(opened: PteModel) -> None:
         opened.logits([3])
 
 
-def test_a_file_that_is_no_whole_program_is_refused_by_name(float_file: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_whole_program_is_refused_by_name(
+    float_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.pte"):
         PteModel(tmp_path / "absent.pte")
     foreign = tmp_path / "foreign.pte"
@@ -270,7 +305,9 @@ def test_a_file_that_is_no_whole_program_is_refused_by_name(float_file: Path, tm
         PteModel(alone)
 
 
-def test_a_program_that_is_no_language_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_program_that_is_no_language_model_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     from executorch.exir import to_edge
 
     exported = torch.export.export(nn.ReLU(), (torch.ones(2),))
@@ -289,12 +326,17 @@ def test_what_cannot_be_written_is_refused_before_the_work(
         write_pte(model, tokenizer, path, context_length=CONTEXT + 1)
     with pytest.raises(ValueError, match=r"int4_group32_weight_only.* no XNNPACK kernel"):
         write_pte(
-            prepare(copy.deepcopy(model), SCHEMES["int4_group32_weight_only"]), tokenizer, path, context_length=CONTEXT
+            prepare(copy.deepcopy(model), SCHEMES["int4_group32_weight_only"]),
+            tokenizer,
+            path,
+            context_length=CONTEXT,
         )
     with monkeypatch.context() as patch:
         patch.setattr(Tokenizer, "save", lambda *_: "no disk"[99])
         with pytest.raises(IndexError):
-            write_pte(network(num_hidden_layers=1, layer_types=()), tokenizer, path, context_length=16)
+            write_pte(
+                network(num_hidden_layers=1, layer_types=()), tokenizer, path, context_length=16
+            )
     monkeypatch.setitem(sys.modules, "executorch.kernels.quantized", None)
     with pytest.raises(ValueError, match=r"pip install 'pocketlm\[executorch\]'"):
         write_pte(model, tokenizer, path, context_length=CONTEXT)

@@ -1,4 +1,6 @@
-"""An exported file that does not say what the model says does not come out, and the tensor at fault is named."""
+"""An exported file that does not say what the model says does not come out, and the tensor at fault
+is named.
+"""
 
 import json
 from dataclasses import replace
@@ -33,7 +35,11 @@ SHAPE = ModelConfig(
     initializer_range=0.1,
 )
 IDS = torch.arange(3, 60)[None]
-TEXTS = ["the quick brown fox", "What is 12 and 345? It is 357.", "a table of (values)\n\treturn x"] * 4
+TEXTS = [
+    "the quick brown fox",
+    "What is 12 and 345? It is 357.",
+    "a table of (values)\n\treturn x",
+] * 4
 
 
 @pytest.fixture(scope="module")
@@ -41,34 +47,49 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, 300)
 
 
-def checkpoint(folder: Path, tokenizer: Tokenizer, quantization: str | None = None, **fields) -> Path:
+def checkpoint(
+    folder: Path, tokenizer: Tokenizer, quantization: str | None = None, **fields
+) -> Path:
     folder.mkdir()
     model = Transformer(replace(SHAPE, **fields), seed=2)
-    save_checkpoint(folder, prepare(model, scheme(quantization)) if quantization else model, tokenizer)
+    save_checkpoint(
+        folder, prepare(model, scheme(quantization)) if quantization else model, tokenizer
+    )
     return folder
 
 
-def test_a_float32_file_agrees_entirely_and_the_figures_are_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_float32_file_agrees_entirely_and_the_figures_are_kept(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     model = checkpoint(tmp_path / "m", tokenizer)
     (tmp_path / "out").mkdir()
-    export(ExportConfig(name="files", formats=("gguf",), gguf_dtype="f32"), tmp_path / "out", model=model)
+    export(
+        ExportConfig(name="files", formats=("gguf",), gguf_dtype="f32"),
+        tmp_path / "out",
+        model=model,
+    )
     found = json.loads((tmp_path / "out" / "export.json").read_text())["agreement"]["model.gguf"]
     assert found["top_token"] == found["greedy"] == 1.0 and found["kl"] < 1e-9
     assert COMPARED_TOKENS <= found["tokens"] <= COMPARED_TOKENS + 128
 
 
-def test_one_wrong_scale_trips_the_gate_and_names_its_tensor(tokenizer, tmp_path, monkeypatch) -> None:
+def test_one_wrong_scale_trips_the_gate_and_names_its_tensor(
+    tokenizer, tmp_path, monkeypatch
+) -> None:
     model = checkpoint(tmp_path / "m", tokenizer, "int4_group32_weight_only")
     pack, wrong = gguf_file.pack_q4_0, []
 
     def pack_with_a_slip(qweight: torch.Tensor, scale: torch.Tensor):
         wrong.append(qweight.shape)
-        slip = len(wrong) == 9  # the table, then seven matrices a layer: the first of the second layer
+        # the table, then seven matrices a layer: the first of the second layer
+        slip = len(wrong) == 9
         return pack(qweight, scale * 2 if slip else scale)
 
     monkeypatch.setattr(gguf_file, "pack_q4_0", pack_with_a_slip)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"differs most is model\.layers\.1\.self_attn\.q_proj\.weight, by 100%"):
+    with pytest.raises(
+        ValueError, match=r"differs most is model\.layers\.1\.self_attn\.q_proj\.weight, by 100%"
+    ):
         export(ExportConfig(name="files", formats=("gguf",)), tmp_path / "out", model=model)
     assert not list((tmp_path / "out").iterdir())
 
@@ -77,15 +98,23 @@ def test_a_swapped_rope_layout_trips_the_gate(tokenizer, tmp_path, monkeypatch) 
     model = checkpoint(tmp_path / "m", tokenizer)
     monkeypatch.setattr(gguf_file, "_interleave", lambda rows, heads: rows)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"model\.gguf does not say what the model says.*(q_proj|k_proj)\.weight"):
+    with pytest.raises(
+        ValueError, match=r"model\.gguf does not say what the model says.*(q_proj|k_proj)\.weight"
+    ):
         export(ExportConfig(name="files", formats=("gguf",)), tmp_path / "out", model=model)
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_runtime_that_computes_otherwise_is_told_from_a_wrong_tensor(tokenizer, tmp_path, monkeypatch) -> None:
+def test_a_runtime_that_computes_otherwise_is_told_from_a_wrong_tensor(
+    tokenizer, tmp_path, monkeypatch
+) -> None:
     model = checkpoint(tmp_path / "m", tokenizer)
     shape = gguf_file._add_shape
-    monkeypatch.setattr(gguf_file, "_add_shape", lambda writer, config: shape(writer, replace(config, rope_theta=50.0)))
+    monkeypatch.setattr(
+        gguf_file,
+        "_add_shape",
+        lambda writer, config: shape(writer, replace(config, rope_theta=50.0)),
+    )
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="every tensor in it is the model's to 1 %"):
         export(ExportConfig(name="files", formats=("gguf",)), tmp_path / "out", model=model)
@@ -108,7 +137,9 @@ def test_one_wrong_scale_of_a_pte_is_named(tokenizer, tmp_path, monkeypatch) -> 
 
     monkeypatch.setattr(pte_network, "quantize_weight", quantize_with_a_slip)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"differs most is model\.layers\.0\.self_attn\.k_proj\.weight, by 100%"):
+    with pytest.raises(
+        ValueError, match=r"differs most is model\.layers\.0\.self_attn\.k_proj\.weight, by 100%"
+    ):
         export(PTE, tmp_path / "out", model=model)
     assert not list((tmp_path / "out").iterdir())
 
@@ -118,10 +149,14 @@ def test_a_swapped_rope_layout_of_a_pte_is_named(tokenizer, tmp_path, monkeypatc
     from pocketlm.export import pte_network
 
     model = checkpoint(tmp_path / "m", tokenizer, num_hidden_layers=1)
-    neighbours = torch.block_diag(*[torch.tensor([[0.0, -1.0], [1.0, 0.0]])] * (SHAPE.head_dim // 2))
+    neighbours = torch.block_diag(
+        *[torch.tensor([[0.0, -1.0], [1.0, 0.0]])] * (SHAPE.head_dim // 2)
+    )
     monkeypatch.setattr(pte_network, "half_turn", lambda size: neighbours)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"model\.pte does not say .* differs most is RoPE's half turn, by 141%"):
+    with pytest.raises(
+        ValueError, match=r"model\.pte does not say .* differs most is RoPE's half turn, by 141%"
+    ):
         export(PTE, tmp_path / "out", model=model)
     assert not list((tmp_path / "out").iterdir())
 
@@ -137,8 +172,15 @@ def test_a_pte_of_another_model_is_removed_and_what_computes_otherwise_is_told_a
     other = Transformer(replace(SHAPE, num_hidden_layers=1), seed=9)
     with monkeypatch.context() as patch:
         write = executorch.write_pte
-        patch.setattr(executorch, "write_pte", lambda network, *rest, **options: write(other, *rest, **options))
-        with pytest.raises(ValueError, match=r"model\.pte does not say what .* differs most is .*proj\.weight, by 1"):
+        patch.setattr(
+            executorch,
+            "write_pte",
+            lambda network, *rest, **options: write(other, *rest, **options),
+        )
+        with pytest.raises(
+            ValueError,
+            match=r"model\.pte does not say what .* differs most is .*proj\.weight, by 1",
+        ):
             export(PTE, tmp_path / "out", model=model)
         assert not list((tmp_path / "out").iterdir())
     rotate = pte_network.rotate
@@ -164,11 +206,19 @@ def test_a_lower_bar_lets_a_file_pass(tokenizer, tmp_path) -> None:
 def test_a_model_with_shared_blocks_leaves_in_every_format(tokenizer, tmp_path) -> None:
     model = checkpoint(tmp_path / "m", tokenizer, layer_repeats=2)
     (tmp_path / "out").mkdir()
-    export(ExportConfig(name="files", formats=("gguf", "hf"), gguf_dtype="f32"), tmp_path / "out", model=model)
-    assert json.loads((tmp_path / "out" / "hf" / "config.json").read_text())["num_hidden_layers"] == 6
+    export(
+        ExportConfig(name="files", formats=("gguf", "hf"), gguf_dtype="f32"),
+        tmp_path / "out",
+        model=model,
+    )
+    assert (
+        json.loads((tmp_path / "out" / "hf" / "config.json").read_text())["num_hidden_layers"] == 6
+    )
 
 
-def test_a_model_with_learned_ranges_leaves_for_llamacpp_and_transformers_but_not_as_pte(tokenizer, tmp_path) -> None:
+def test_a_model_with_learned_ranges_leaves_for_llamacpp_and_transformers_but_not_as_pte(
+    tokenizer, tmp_path
+) -> None:
     network = prepare(Transformer(SHAPE, seed=2), SCHEMES["int4_channel"])
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -178,7 +228,9 @@ def test_a_model_with_learned_ranges_leaves_for_llamacpp_and_transformers_but_no
     for name in ("out", "pte"):
         (tmp_path / name).mkdir()
     export(
-        ExportConfig(name="files", formats=("gguf", "hf"), min_agreement=0.9), tmp_path / "out", model=tmp_path / "m"
+        ExportConfig(name="files", formats=("gguf", "hf"), min_agreement=0.9),
+        tmp_path / "out",
+        model=tmp_path / "m",
     )
     plain, _ = load_checkpoint(tmp_path / "out" / "hf")
     assert torch.equal(plain(IDS), network(IDS))
@@ -199,7 +251,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Source(name="notes", domain="knowledge", kind="notes", count=60, pairs_range=(1, 2)),
     )
     return curate(
-        CurateConfig(name="corpus", sources=sources, vocab_size=300, validation_share=0.2, probe_share=0.0), folder
+        CurateConfig(
+            name="corpus", sources=sources, vocab_size=300, validation_share=0.2, probe_share=0.0
+        ),
+        folder,
     )
 
 
@@ -207,9 +262,13 @@ def test_a_chat_model_is_compared_on_the_answers_of_the_corpus(corpus: Path) -> 
     tokenizer = Tokenizer.load(corpus / "tokenizer")
     tokenizer.chat_template = CHATML
     passages = real_passages(model_of(tokenizer), 256, corpus)
-    held_out = [json.loads(line) for line in (corpus / "documents/problems/validation.jsonl").open()]
+    held_out = [
+        json.loads(line) for line in (corpus / "documents/problems/validation.jsonl").open()
+    ]
     first = passages[0]
-    assert tokenizer.decode(first.ids[: first.prompt], keep_special=True).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(first.ids[: first.prompt], keep_special=True).endswith(
+        "<|im_start|>assistant\n"
+    )
     answer = tokenizer.decode(first.ids[first.prompt :], keep_special=True)
     assert answer == held_out[0]["messages"][1]["content"] + "<|im_end|>"
     assert sum(len(p.ids) - p.prompt for p in passages) >= COMPARED_TOKENS
@@ -237,15 +296,22 @@ def test_a_chat_model_without_a_corpus_is_compared_on_its_own_answers(tokenizer:
     first = passages[0]
     question = chat.decode(first.ids[: first.prompt], keep_special=True)
     assert 'The "assert" statement' in question and question.endswith("<|im_start|>assistant\n")
-    answer = model.generate([first.ids[: first.prompt]], max_new_tokens=200, stop_ids=chat.stop_ids)[0]
+    answer = model.generate(
+        [first.ids[: first.prompt]], max_new_tokens=200, stop_ids=chat.stop_ids
+    )[0]
     made = first.ids[first.prompt :]
-    assert made[:-1] == answer[: len(made) - 1] and made[-1] in (chat.end_of_turn_id, answer[len(made) - 1])
+    assert made[:-1] == answer[: len(made) - 1] and made[-1] in (
+        chat.end_of_turn_id,
+        answer[len(made) - 1],
+    )
     assert sum(len(p.ids) - p.prompt for p in passages) >= COMPARED_TOKENS
     with pytest.raises(ValueError, match="raise context_length"):
         real_passages(model, 16, None)
 
 
-def test_words_at_other_ids_trip_the_gate_though_every_logit_agrees(tokenizer, tmp_path, monkeypatch) -> None:
+def test_words_at_other_ids_trip_the_gate_though_every_logit_agrees(
+    tokenizer, tmp_path, monkeypatch
+) -> None:
     model = checkpoint(tmp_path / "m", tokenizer)
     make = gguf_file.vocabulary_of
 
@@ -257,17 +323,29 @@ def test_words_at_other_ids_trip_the_gate_though_every_logit_agrees(tokenizer, t
 
     monkeypatch.setattr(gguf_file, "vocabulary_of", swapped)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"(?s)does not read model\.gguf as this tokenizer does.*<\|im_end\|>"):
-        export(ExportConfig(name="files", formats=("gguf",), gguf_dtype="f32"), tmp_path / "out", model=model)
+    with pytest.raises(
+        ValueError, match=r"(?s)does not read model\.gguf as this tokenizer does.*<\|im_end\|>"
+    ):
+        export(
+            ExportConfig(name="files", formats=("gguf",), gguf_dtype="f32"),
+            tmp_path / "out",
+            model=model,
+        )
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_template_that_llama_cpp_renders_otherwise_is_told(tokenizer, tmp_path, monkeypatch, capsys) -> None:
+def test_a_template_that_llama_cpp_renders_otherwise_is_told(
+    tokenizer, tmp_path, monkeypatch, capsys
+) -> None:
     chat = Tokenizer(tokenizer.backend, chat_template=CHATML)
     model = checkpoint(tmp_path / "m", chat)
-    other = Tokenizer(tokenizer.backend, chat_template=CHATML.replace("{{ message['content'] }}", "{{ ':' }}"))
+    other = Tokenizer(
+        tokenizer.backend, chat_template=CHATML.replace("{{ message['content'] }}", "{{ ':' }}")
+    )
     write = gguf_file.add_vocabulary
-    monkeypatch.setattr(gguf_file, "add_vocabulary", lambda writer, of, vocabulary: write(writer, other, vocabulary))
+    monkeypatch.setattr(
+        gguf_file, "add_vocabulary", lambda writer, of, vocabulary: write(writer, other, vocabulary)
+    )
     (tmp_path / "out").mkdir()
     config = ExportConfig(name="files", formats=("gguf",), gguf_dtype="f32", min_agreement=0.0)
     export(config, tmp_path / "out", model=model)
@@ -282,7 +360,10 @@ def test_a_pte_s_tokenizer_is_compared_with_the_model_s(tokenizer, tmp_path, mon
     file.write_bytes(b"program")
     (tmp_path / "model.tokenizer").mkdir()
     other.save(tmp_path / "model.tokenizer")
-    with pytest.raises(ValueError, match=r"model\.tokenizer: the tokenizer that was written gives other plain texts"):
+    with pytest.raises(
+        ValueError,
+        match=r"model\.tokenizer: the tokenizer that was written gives other plain texts",
+    ):
         check_text(file, tokenizer, 320)
     assert not list(tmp_path.iterdir())
     file.write_bytes(b"program")

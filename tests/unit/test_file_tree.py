@@ -1,4 +1,6 @@
-"""The files below a folder: those behind links too, each once, and what is no file by its reason."""
+"""The files below a folder: those behind links too, each once, and what is no file by its
+reason.
+"""
 
 import os
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Tokenizers as others publish them: state, special tokens, endings and beginnings mean what they mean in transformers."""
+"""Tokenizers as others publish them: state, special tokens, endings and beginnings mean what they
+mean in transformers.
+"""
 
 import json
 from pathlib import Path
@@ -55,7 +57,9 @@ def test_truncation_and_padding_that_a_script_left_are_dropped_and_told(
     )
     ours = Tokenizer.load(folder)
     text = "the quick brown fox jumps over the lazy dog"
-    assert ours.encode(text) == whole.encode(text) and ours.encode_chat(ASK) == whole.encode_chat(ASK)
+    assert ours.encode(text) == whole.encode(text) and ours.encode_chat(ASK) == whole.encode_chat(
+        ASK
+    )
     assert any("truncation and padding" in note for note in ours.notes) and not whole.notes
     (tmp_path / "saved").mkdir()
     ours.save(tmp_path / "saved")
@@ -65,9 +69,18 @@ def test_truncation_and_padding_that_a_script_left_are_dropped_and_told(
 
 def test_special_tokens_of_special_tokens_map_json_are_read(folder: Path) -> None:
     changed(folder, "tokenizer_config.json", bos_token=None, eos_token=None, chat_template=None)
-    changed(folder, "special_tokens_map.json", bos_token="<|im_start|>", eos_token={"content": "<|im_end|>"})
+    changed(
+        folder,
+        "special_tokens_map.json",
+        bos_token="<|im_start|>",
+        eos_token={"content": "<|im_end|>"},
+    )
     ours, theirs = Tokenizer.load(folder), theirs_of(folder)
-    assert (ours.bos_token, ours.eos_token) == (theirs.bos_token, theirs.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert (
+        (ours.bos_token, ours.eos_token)
+        == (theirs.bos_token, theirs.eos_token)
+        == ("<|im_start|>", "<|im_end|>")
+    )
 
 
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
@@ -83,7 +96,9 @@ def test_answers_end_where_the_folder_says(file: str, tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path / "saved").stop_ids == ours.stop_ids
 
 
-def test_an_ending_added_to_the_config_of_a_folder_of_ours_counts(folder: Path, tmp_path: Path) -> None:
+def test_an_ending_added_to_the_config_of_a_folder_of_ours_counts(
+    folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "saved").mkdir()
     Tokenizer.load(folder).save(tmp_path / "saved")
     changed(tmp_path / "saved", "generation_config.json", eos_token_id=[1, 2])
@@ -97,26 +112,38 @@ def test_generation_config_goes_before_config_as_in_transformers(folder: Path) -
     assert Tokenizer.load(folder).stop_ids == {0, 2}
 
 
-@pytest.mark.parametrize(("number", "words"), [(70, "plain word"), (9999, "no token"), (-3, "no token")])
-def test_an_ending_that_is_no_special_token_is_not_taken_and_told(folder: Path, number: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"), [(70, "plain word"), (9999, "no token"), (-3, "no token")]
+)
+def test_an_ending_that_is_no_special_token_is_not_taken_and_told(
+    folder: Path, number: int, words: str
+) -> None:
     ours = Tokenizer.load(changed(folder, "generation_config.json", eos_token_id=[2, number]))
     assert ours.stop_ids == {0, 2} and any(words in note for note in ours.notes)
 
 
 @pytest.mark.parametrize("value", ["2", [2, None], {"a": 1}, True, 2.5])
 def test_an_ending_of_another_type_is_refused_by_name(folder: Path, value: Any) -> None:
-    with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id is .*whole numbers are needed"):
+    with pytest.raises(
+        ValueError, match=r"generation_config\.json: eos_token_id is .*whole numbers are needed"
+    ):
         Tokenizer.load(changed(folder, "generation_config.json", eos_token_id=value))
 
 
 def test_the_template_tells_where_turns_end_whatever_the_token_is_called(tmp_path: Path) -> None:
     kind = Kind(
-        template=CHATML.replace("<|im_end|>", "<|fin|>"), bos=None, eos="<|endoftext|>", special=(*IM, "<|fin|>")
+        template=CHATML.replace("<|im_end|>", "<|fin|>"),
+        bos=None,
+        eos="<|endoftext|>",
+        special=(*IM, "<|fin|>"),
     )
     ours = Tokenizer.load(write_tokenizer(tmp_path / "t", kind))
     assert ours.end_of_turn_token == "<|fin|>" and ours.stop_ids == {0, 2, 3}
     phi = Kind(
-        template=PHI3, bos=None, eos="<|endoftext|>", special=("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>")
+        template=PHI3,
+        bos=None,
+        eos="<|endoftext|>",
+        special=("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>"),
     )
     assert Tokenizer.load(write_tokenizer(tmp_path / "p", phi)).end_of_turn_token == "<|end|>"
 
@@ -131,7 +158,9 @@ def test_the_template_tells_where_turns_end_whatever_the_token_is_called(tmp_pat
         ("deepseek r1", "<｜begin▁of▁sentence｜>"),
     ],
 )
-def test_documents_begin_with_what_the_tokenizer_offers_for_that(name: str, start: str, tmp_path: Path) -> None:
+def test_documents_begin_with_what_the_tokenizer_offers_for_that(
+    name: str, start: str, tmp_path: Path
+) -> None:
     ours = Tokenizer.load(write_tokenizer(tmp_path / "t", KINDS[name]))
     assert ours.document_start == [ours.backend.token_to_id(start)]
 
@@ -146,21 +175,34 @@ def test_whether_a_bos_is_added_is_read_kept_and_written(adds: bool, tmp_path: P
     folder = write_tokenizer(tmp_path / "t", KINDS["zephyr"])
     if adds:
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
         backend.save(str(folder / "tokenizer.json"))
     ours = Tokenizer.load(folder)
-    assert theirs_of(folder)("the fox")["input_ids"][:1] == ([1] if adds else ours.encode("the fox")[:1])
+    assert theirs_of(folder)("the fox")["input_ids"][:1] == (
+        [1] if adds else ours.encode("the fox")[:1]
+    )
     assert ours.adds_bos is adds and ours.document_start == [ours.bos_id]
     (tmp_path / "saved").mkdir()
     ours.save(tmp_path / "saved")
     assert Tokenizer.load(tmp_path / "saved").adds_bos is adds
-    assert theirs_of(tmp_path / "saved")("the fox")["input_ids"] == theirs_of(folder)("the fox")["input_ids"]
+    assert (
+        theirs_of(tmp_path / "saved")("the fox")["input_ids"]
+        == theirs_of(folder)("the fox")["input_ids"]
+    )
 
 
 def test_the_size_of_a_vocabulary_is_its_greatest_id_and_one(folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["vocab"] |= {"<|late|>": 500}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     content["added_tokens"].append({"id": 500, "content": "<|late|>", **flags})
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert Tokenizer.load(folder).vocab_size == 501
@@ -169,7 +211,9 @@ def test_the_size_of_a_vocabulary_is_its_greatest_id_and_one(folder: Path) -> No
 def test_a_sentencepiece_model_alone_is_read(tmp_path: Path) -> None:
     """facebook/MobileLLM-125M's files: tokenizer.model and its config, no tokenizer.json."""
     text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog\nWhat is 12 + 30? It is 42.\n" * 20)
+    text.write_text(
+        "the quick brown fox jumps over the lazy dog\nWhat is 12 + 30? It is 42.\n" * 20
+    )
     (tmp_path / "t").mkdir()
     sentencepiece.SentencePieceTrainer.train(
         input=str(text),
@@ -181,7 +225,14 @@ def test_a_sentencepiece_model_alone_is_read(tmp_path: Path) -> None:
         minloglevel=2,
     )
     (tmp_path / "t" / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+        json.dumps(
+            {
+                "tokenizer_class": "LlamaTokenizer",
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "unk_token": "<unk>",
+            }
+        )
     )
     ours, theirs = Tokenizer.load(tmp_path / "t"), theirs_of(tmp_path / "t")
     for words in ("the lazy fox", "  two  spaces", "日本 12+30\n\n", ""):
@@ -205,8 +256,16 @@ def test_a_sentencepiece_model_alone_is_read(tmp_path: Path) -> None:
         ("tokenizer_config.json", '{"eos_token": 7}', ""),
         ("tokenizer_config.json", '{"chat_template": 7, "eos_token": "<|im_end|>"}', ""),
         ("tokenizer_config.json", '{"chat_template": "{% for %}", "eos_token": "<|im_end|>"}', ""),
-        ("tokenizer_config.json", '{"tokenizer_class": "NoSuchTokenizer", "eos_token": "<|im_end|>"}', None),
-        ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "split_special_tokens": true}', "split_special_tokens"),
+        (
+            "tokenizer_config.json",
+            '{"tokenizer_class": "NoSuchTokenizer", "eos_token": "<|im_end|>"}',
+            None,
+        ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<|im_end|>", "split_special_tokens": true}',
+            "split_special_tokens",
+        ),
     ],
 )
 def test_files_of_another_shape_end_in_one_message_that_names_them(

@@ -1,4 +1,6 @@
-"""Generation: the cached, batched, streamed loop gives what a full forward pass for each token gives."""
+"""Generation: the cached, batched, streamed loop gives what a full forward pass for each token
+gives.
+"""
 
 from dataclasses import replace
 
@@ -28,7 +30,10 @@ CONFIG = ModelConfig(
     layer_types=(LOCAL, GLOBAL, LOCAL),
     sliding_window=8,
 )
-PROMPTS = [torch.randint(300, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (20, 1, 7, 13)]
+PROMPTS = [
+    torch.randint(300, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+    for n in (20, 1, 7, 13)
+]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,10 @@ def test_rows_that_end_early_leave_the_others_as_they_were(model):
     free = model.generate(PROMPTS, max_new_tokens=30, stop_ids=set())
     stops = {free[0][3], free[2][9]}
     found = model.generate(PROMPTS, max_new_tokens=30, stop_ids=stops)
-    expected = [tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))] for tokens in free]
+    expected = [
+        tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]
+        for tokens in free
+    ]
     assert found == expected
     assert len({len(tokens) for tokens in found}) > 2
 
@@ -79,7 +87,8 @@ def test_a_stop_id_ends_the_answer_and_is_not_part_of_it(model):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"sampling": Sampling(temperature=1.5, top_p=0.9, repetition_penalty=1.3, seed=3)}]
+    "options",
+    [{}, {"sampling": Sampling(temperature=1.5, top_p=0.9, repetition_penalty=1.3, seed=3)}],
 )
 def test_streaming_gives_the_same_ids_one_at_a_time(options, model):
     for prompt in PROMPTS:
@@ -111,8 +120,12 @@ def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(model):
     assert answers(2) != once
 
 
-def race_of(model: LanguageModel, prompt: list[int], answer: list[int], sampling: Sampling) -> torch.Tensor:
-    """The scores [V], in logarithms, of which a row that has answered so much takes the greatest."""
+def race_of(
+    model: LanguageModel, prompt: list[int], answer: list[int], sampling: Sampling
+) -> torch.Tensor:
+    """The scores [V], in logarithms, of which a row that has answered so much takes the
+    greatest.
+    """
     generators = sampling.generators(1)
     ids = [*prompt, *answer]
     logits = penalised(torch.from_numpy(model.logits(ids)[-1:]), [ids], sampling.repetition_penalty)
@@ -123,7 +136,9 @@ def race_of(model: LanguageModel, prompt: list[int], answer: list[int], sampling
 
 
 def test_a_row_draws_from_its_own_seed_whoever_is_beside_it(model):
-    """Its logits differ in rounding from those it has alone, so that a draw may differ where two scores tie to that."""
+    """Its logits differ in rounding from those it has alone, so that a draw may differ where two
+    scores tie to that.
+    """
     options = {"max_new_tokens": 20, "stop_ids": {4, 8, 15}}
     drawn = Sampling(temperature=1.0, repetition_penalty=1.2, seed=10)
     together = model.generate(PROMPTS, sampling=drawn, **options)
@@ -133,18 +148,24 @@ def test_a_row_draws_from_its_own_seed_whoever_is_beside_it(model):
         for at, (token, other) in enumerate(zip(together[row], alone, strict=False)):
             if token != other:
                 scores = race_of(model, prompt, alone[:at], by_itself)
-                assert (scores[token] - scores[other]).abs() < 1e-3 and scores.max() - scores[other] < 1e-3
+                assert (scores[token] - scores[other]).abs() < 1e-3 and scores.max() - scores[
+                    other
+                ] < 1e-3
                 break
         else:
             assert together[row] == alone
         assert len(alone) > 2
-        for at in range(len(alone)):  # and the scores that are looked at are those the draw was made of
+        # and the scores that are looked at are those the draw was made of
+        for at in range(len(alone)):
             scores = race_of(model, prompt, alone[:at], by_itself)
             assert scores.max() - scores[alone[at]] < 1e-3
 
 
 def by_rank(
-    logits: torch.Tensor, sampling: Sampling, generators: list[torch.Generator], earlier: list[list[int]]
+    logits: torch.Tensor,
+    sampling: Sampling,
+    generators: list[torch.Generator],
+    earlier: list[list[int]],
 ) -> torch.Tensor:
     """Ids [B] drawn with chance handed out by rank: what `race` says is not done."""
     weights, order = restricted(logits, sampling).sort(-1, descending=True)
@@ -153,14 +174,21 @@ def by_rank(
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.02}], ids=str)
 def test_logits_that_differ_in_rounding_draw_the_same_tokens(options):
-    """Each word has a twin of nearly its logit, so that rounding swaps the ranks of half the pairs."""
+    """Each word has a twin of nearly its logit, so that rounding swaps the ranks of half the
+    pairs.
+    """
     rows, random = 1000, torch.Generator().manual_seed(5)
     sampling = Sampling(temperature=1.0, seed=3, **options)
     logits = (torch.randn(rows, 300, generator=random) * 2).repeat(1, 2)
-    logits, rounded = (logits + 2e-5 * (torch.rand(logits.shape, generator=random) - 0.5) for _ in range(2))
+    logits, rounded = (
+        logits + 2e-5 * (torch.rand(logits.shape, generator=random) - 0.5) for _ in range(2)
+    )
 
     def equal(draw) -> int:
-        first, second = (draw(each, sampling, sampling.generators(rows), [[]] * rows) for each in (logits, rounded))
+        first, second = (
+            draw(each, sampling, sampling.generators(rows), [[]] * rows)
+            for each in (logits, rounded)
+        )
         return int((first == second).sum())
 
     assert equal(sample) >= 998  # measured: all
@@ -171,15 +199,24 @@ def test_a_tiny_top_p_and_a_tiny_temperature_are_greedy(model):
     expected = model.generate(PROMPTS, max_new_tokens=15, stop_ids=set())
     drawn = Sampling(temperature=1.0)
     cold = Sampling(temperature=1e-4)
-    for sampling in (replace(drawn, top_p=1e-6), replace(drawn, top_k=1), replace(drawn, min_p=1.0), cold):
-        assert model.generate(PROMPTS, max_new_tokens=15, stop_ids=set(), sampling=sampling) == expected
+    for sampling in (
+        replace(drawn, top_p=1e-6),
+        replace(drawn, top_k=1),
+        replace(drawn, min_p=1.0),
+        cold,
+    ):
+        assert (
+            model.generate(PROMPTS, max_new_tokens=15, stop_ids=set(), sampling=sampling)
+            == expected
+        )
 
 
 def test_samples_follow_the_tempered_distribution_within_the_top_p_mass():
     logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
     sampling = Sampling(temperature=2.0, top_p=0.9)
     drawn = sample(logits.expand(20000, 5), sampling, sampling.generators(20000), [[]] * 20000)
-    expected = torch.softmax(logits / 2, -1)  # 0.42 0.25 0.20, 0.09 takes the mass past 0.9, 0.03 falls away
+    # 0.42 0.25 0.20, 0.09 takes the mass past 0.9, 0.03 falls away
+    expected = torch.softmax(logits / 2, -1)
     expected[4] = 0
     counts = torch.bincount(drawn, minlength=5) / 20000
     assert counts[4] == 0
@@ -213,7 +250,9 @@ def test_an_empty_prompt_is_refused(model):
 
 def test_logits_are_those_of_the_network(model):
     logits = model.logits(PROMPTS[0])
-    assert isinstance(logits, np.ndarray) and logits.dtype == np.float32 and logits.shape == (20, 300)
+    assert (
+        isinstance(logits, np.ndarray) and logits.dtype == np.float32 and logits.shape == (20, 300)
+    )
     assert torch.equal(torch.from_numpy(logits), model.model(torch.tensor([PROMPTS[0]]))[0])
 
 
@@ -222,20 +261,32 @@ def test_an_opened_four_bit_checkpoint_generates_as_its_full_passes_do(tokenizer
     save_checkpoint(tmp_path, network, tokenizer)
     opened = LanguageModel.open(tmp_path)
     assert opened.max_length == 64 and opened.tokenizer.vocab_size == 280
-    assert opened.generate([PROMPTS[2]], max_new_tokens=20, stop_ids=set()) == [greedy(opened, PROMPTS[2], 20)]
+    assert opened.generate([PROMPTS[2]], max_new_tokens=20, stop_ids=set()) == [
+        greedy(opened, PROMPTS[2], 20)
+    ]
     opened.close()
 
 
 def test_an_int8_cache_answers_nearly_as_the_float_one_and_alike_in_any_company(model, tokenizer):
     rounded = LanguageModel(model.model, tokenizer, int8_cache=True)
     together = rounded.generate(PROMPTS, max_new_tokens=30, stop_ids=set())
-    assert together == [rounded.generate([p], max_new_tokens=30, stop_ids=set())[0] for p in PROMPTS]
+    assert together == [
+        rounded.generate([p], max_new_tokens=30, stop_ids=set())[0] for p in PROMPTS
+    ]
     exact = model.generate(PROMPTS, max_new_tokens=30, stop_ids=set())
-    same = [a == b for ours, theirs in zip(together, exact, strict=True) for a, b in zip(ours, theirs, strict=True)]
+    same = [
+        a == b
+        for ours, theirs in zip(together, exact, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
     assert sum(same) / len(same) > 0.3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pocketlm.model.generate.Int8Slots.read", lambda self, count: self.content[:, :, :count].float())
-        assert rounded.generate(PROMPTS, max_new_tokens=30, stop_ids=set()) != together  # the rounded ones are read
+        patch.setattr(
+            "pocketlm.model.generate.Int8Slots.read",
+            lambda self, count: self.content[:, :, :count].float(),
+        )
+        # the rounded ones are read
+        assert rounded.generate(PROMPTS, max_new_tokens=30, stop_ids=set()) != together
 
 
 @pytest.mark.parametrize(
@@ -253,7 +304,9 @@ def test_an_int8_cache_answers_nearly_as_the_float_one_and_alike_in_any_company(
     ids=str,
 )
 def test_what_is_drawn_from_is_what_transformers_draws_from(options):
-    """Each restriction, and all together in transformers' order, on the same logits and earlier tokens."""
+    """Each restriction, and all together in transformers' order, on the same logits and earlier
+    tokens.
+    """
     sampling = Sampling(**{"temperature": 1.0, **options})
     logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(2)) * 3
     earlier = torch.randint(300, (4, 30), generator=torch.Generator().manual_seed(3))
@@ -286,7 +339,14 @@ def test_a_penalty_counts_the_prompt_and_the_answer(model):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 1.5}, {"repetition_penalty": 0.0}]
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+    ],
 )
 def test_sampling_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

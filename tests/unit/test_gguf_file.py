@@ -63,19 +63,27 @@ def test_the_architecture_follows_from_layers_and_norms() -> None:
 def test_the_gguf_package_reads_back_what_was_written(
     config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    path = write_gguf(Transformer(config), tokenizer, tmp_path / "m.gguf", "f32", name="Mine", license="mit")
+    path = write_gguf(
+        Transformer(config), tokenizer, tmp_path / "m.gguf", "f32", name="Mine", license="mit"
+    )
     found, kind = fields(path), architecture(config)
     assert found["general.architecture"] == kind
     assert (found["general.name"], found["general.license"]) == ("Mine", "mit")
     assert found[f"{kind}.context_length"] == 512 and found[f"{kind}.rope.freq_base"] == 12345.0
-    assert (found[f"{kind}.attention.head_count"], found[f"{kind}.attention.head_count_kv"]) == (9, 3)
+    assert (found[f"{kind}.attention.head_count"], found[f"{kind}.attention.head_count_kv"]) == (
+        9,
+        3,
+    )
     assert found["tokenizer.ggml.pre"] == "smollm" and found["tokenizer.chat_template"] == CHATML
     assert found["tokenizer.ggml.token_type"] == [3] * 3 + [1] * 277 + [5] * 8
     assert found["tokenizer.ggml.add_bos_token"] is False
     assert ("output.weight" in tensors(path)) == (kind == "step35")
     if kind == "step35":
         assert found["step35.attention.sliding_window_pattern"] == [False, True, False]
-        assert (found["step35.rope.dimension_count"], found["step35.rope.dimension_count_swa"]) == (64, 32)
+        assert (found["step35.rope.dimension_count"], found["step35.rope.dimension_count_swa"]) == (
+            64,
+            32,
+        )
     own = read_header(path)
     for name, value in found.items():
         if not name.startswith("GGUF."):
@@ -84,7 +92,9 @@ def test_the_gguf_package_reads_back_what_was_written(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_base_model_s_text_starts_with_the_document_separator(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_base_model_s_text_starts_with_the_document_separator(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     base = Tokenizer(tokenizer.backend)
     found = fields(write_gguf(Transformer(GLOBAL), base, tmp_path / "m.gguf", "f16"))
     assert found["tokenizer.ggml.add_bos_token"] is True and "tokenizer.chat_template" not in found
@@ -128,14 +138,24 @@ def llama_style_tokenizer(split: str, ignore_merges: bool = False) -> Tokenizer:
     specials = ["<|begin|>", "<|end|>", "<|eot_id|>"]
     backend.train_from_iterator(
         TEXTS,
-        trainers.BpeTrainer(vocab_size=280, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=280, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        ),
     )
-    return Tokenizer(backend, bos_token="<|begin|>", eos_token="<|end|>", end_of_turn_token="<|eot_id|>")
+    return Tokenizer(
+        backend, bos_token="<|begin|>", eos_token="<|end|>", end_of_turn_token="<|eot_id|>"
+    )
 
 
 @pytest.mark.parametrize("kind", ["smollm", *SPLITS])
-def test_the_file_alone_gives_the_tokenizer_back(kind: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    original = tokenizer if kind == "smollm" else llama_style_tokenizer(SPLITS[kind], kind in IGNORES_MERGES)
+def test_the_file_alone_gives_the_tokenizer_back(
+    kind: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    original = (
+        tokenizer
+        if kind == "smollm"
+        else llama_style_tokenizer(SPLITS[kind], kind in IGNORES_MERGES)
+    )
     path = write_gguf(Transformer(GLOBAL), original, tmp_path / "m.gguf", "f16")
     found = tokenizer_of(read_header(path))
     assert fields(path)["tokenizer.ggml.pre"] == kind
@@ -148,7 +168,9 @@ def test_the_file_alone_gives_the_tokenizer_back(kind: str, tokenizer: Tokenizer
 
 def test_a_tokenizer_llama_cpp_would_split_otherwise_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="WAYS"):
-        write_gguf(Transformer(GLOBAL), llama_style_tokenizer(r"\p{L}+|\s+"), tmp_path / "m.gguf", "f32")
+        write_gguf(
+            Transformer(GLOBAL), llama_style_tokenizer(r"\p{L}+|\s+"), tmp_path / "m.gguf", "f32"
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -183,7 +205,9 @@ def test_weights_beyond_the_format_are_refused_and_the_old_file_stays(
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_damaged_and_foreign_files_are_refused_in_words(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_refused_in_words(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     whole = write_gguf(Transformer(GLOBAL), tokenizer, tmp_path / "whole.gguf", "f16").read_bytes()
     broken = tmp_path / "broken.gguf"
     for size in (4, 9, 30, 200, 1500, 5000):

@@ -1,4 +1,6 @@
-"""A .gguf's header: keys of a wrong type, parts of a split model and damaged bytes give one message each."""
+"""A .gguf's header: keys of a wrong type, parts of a split model and damaged bytes give one message
+each.
+"""
 
 import random
 from dataclasses import replace
@@ -23,17 +25,25 @@ WINDOWED = {"layer_types": ("sliding_attention",), "sliding_window": 8}
 
 
 def rewritten(path: Path, changes: dict[str, Any], out: Path, *, parts_of: int = 0) -> Path:
-    """A copy by the `gguf` package with keys changed, or left out where the value is None; split if parts_of is given."""
+    """A copy by the `gguf` package with keys changed, or left out where the value is None; split if
+    parts_of is given.
+    """
     reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents(), split_max_tensors=parts_of)
+    writer = gguf.GGUFWriter(
+        out, reader.fields["general.architecture"].contents(), split_max_tensors=parts_of
+    )
     for key, field in reader.fields.items():
         if not key.startswith("GGUF.") and key not in changes and key != "general.architecture":
             kind = field.types[0]
-            writer.add_key_value(key, field.contents(), kind, field.types[-1] if kind == KINDS.ARRAY else None)
+            writer.add_key_value(
+                key, field.contents(), kind, field.types[-1] if kind == KINDS.ARRAY else None
+            )
     for key, value in changes.items():
         if value is not None:
             kind = KINDS.get_type(value)
-            writer.add_key_value(key, value, kind, KINDS.get_type(value[0]) if kind == KINDS.ARRAY else None)
+            writer.add_key_value(
+                key, value, kind, KINDS.get_type(value[0]) if kind == KINDS.ARRAY else None
+            )
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
@@ -47,11 +57,16 @@ def rewritten(path: Path, changes: dict[str, Any], out: Path, *, parts_of: int =
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = byte_level()
     return write_gguf(
-        tiny(tokenizer.vocab_size, num_hidden_layers=3), tokenizer, tmp_path_factory.mktemp("whole") / "m.gguf", "f32"
+        tiny(tokenizer.vocab_size, num_hidden_layers=3),
+        tokenizer,
+        tmp_path_factory.mktemp("whole") / "m.gguf",
+        "f32",
     )
 
 
-def test_all_parts_of_a_split_model_are_read_whichever_is_given(whole: Path, tmp_path: Path) -> None:
+def test_all_parts_of_a_split_model_are_read_whichever_is_given(
+    whole: Path, tmp_path: Path
+) -> None:
     rewritten(whole, {}, tmp_path / "m.gguf", parts_of=11)
     parts = sorted(tmp_path.iterdir())
     assert [part.name for part in parts] == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
@@ -90,11 +105,15 @@ def test_a_missing_renamed_or_foreign_part_is_named(whole: Path, tmp_path: Path)
     with pytest.raises(FileNotFoundError, match=r"m-00002-of-00003\.gguf is not there"):
         read_header(first)
     second.write_bytes(third.read_bytes())
-    with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf: says that it is part 3 of 3, not 2"):
+    with pytest.raises(
+        ValueError, match=r"m-00002-of-00003\.gguf: says that it is part 3 of 3, not 2"
+    ):
         read_header(first)
     second.write_bytes(content)
     alone = first.rename(tmp_path / "alone.gguf")
-    with pytest.raises(ValueError, match=r"alone\.gguf: one of 3 parts .* end in -00001-of-00003\.gguf"):
+    with pytest.raises(
+        ValueError, match=r"alone\.gguf: one of 3 parts .* end in -00001-of-00003\.gguf"
+    ):
         read_header(alone)
 
 
@@ -113,9 +132,17 @@ def test_a_part_that_lacks_tensors_is_counted(whole: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("llama.block_count", "three", r"key llama\.block_count is 'three', not a whole number of at least 1"),
+        (
+            "llama.block_count",
+            "three",
+            r"key llama\.block_count is 'three', not a whole number of at least 1",
+        ),
         ("llama.block_count", 2.5, r"key llama\.block_count is 2\.5"),
-        ("llama.block_count", 70_000, r"block_count is 70000, but blk\.69999\.attn_q\.weight is missing"),
+        (
+            "llama.block_count",
+            70_000,
+            r"block_count is 70000, but blk\.69999\.attn_q\.weight is missing",
+        ),
         (
             "llama.embedding_length",
             64,
@@ -139,7 +166,11 @@ def test_a_part_that_lacks_tensors_is_counted(whole: Path, tmp_path: Path) -> No
         ("tokenizer.ggml.model", ["gpt2"], "not a text"),
         ("tokenizer.ggml.model", "bert", "tokenizer 'bert' .* is not read here"),
         ("tokenizer.ggml.pre", "viking", "pre-tokenizer 'viking' is not read here"),
-        ("tokenizer.ggml.eos_token_id", -4, r"eos_token_id is -4, not a whole number of at least 0"),
+        (
+            "tokenizer.ggml.eos_token_id",
+            -4,
+            r"eos_token_id is -4, not a whole number of at least 0",
+        ),
         ("tokenizer.ggml.eos_token_id", 10**6, r"eos_token_id is 1000000, beyond the vocabulary"),
         ("tokenizer.ggml.eos_token_id", "</s>", "not a whole number"),
         ("tokenizer.ggml.eos_token_id", None, "nothing says where a text ends"),
@@ -147,17 +178,30 @@ def test_a_part_that_lacks_tensors_is_counted(whole: Path, tmp_path: Path) -> No
         ("tokenizer.chat_template", 7, "not a text"),
     ],
 )
-def test_a_key_of_another_type_is_named(key: str, value: Any, message: str, whole: Path, tmp_path: Path) -> None:
+def test_a_key_of_another_type_is_named(
+    key: str, value: Any, message: str, whole: Path, tmp_path: Path
+) -> None:
     path = rewritten(whole, {key: value}, tmp_path / "m.gguf")
     with pytest.raises(ValueError, match=message) as caught:
         read_gguf(path)
     assert str(caught.value).startswith(str(path))
 
 
-def test_what_another_program_leaves_out_follows_as_in_llama_cpp(whole: Path, tmp_path: Path) -> None:
-    """Qwen's files have no bos id, base models no end of a turn; token types and the rest have defaults."""
+def test_what_another_program_leaves_out_follows_as_in_llama_cpp(
+    whole: Path, tmp_path: Path
+) -> None:
+    """Qwen's files have no bos id, base models no end of a turn; token types and the rest have
+    defaults.
+    """
     original = byte_level()
-    absent = ("bos_token_id", "eot_token_id", "add_bos_token", "add_eos_token", "padding_token_id", "token_type")
+    absent = (
+        "bos_token_id",
+        "eot_token_id",
+        "add_bos_token",
+        "add_eos_token",
+        "padding_token_id",
+        "token_type",
+    )
     path = rewritten(whole, {f"tokenizer.ggml.{key}": None for key in absent}, tmp_path / "m.gguf")
     read = tokenizer_of(read_header(path))
     assert read.bos_token is None and read.bos_id is None and not read.adds_bos
@@ -166,7 +210,10 @@ def test_what_another_program_leaves_out_follows_as_in_llama_cpp(whole: Path, tm
 
 
 def test_other_templates_and_an_added_end_are_told(whole: Path, tmp_path: Path) -> None:
-    changes = {"tokenizer.chat_template.tool_use": "{{ x }}", "tokenizer.chat_template.rag": "{{ y }}"}
+    changes = {
+        "tokenizer.chat_template.tool_use": "{{ x }}",
+        "tokenizer.chat_template.rag": "{{ y }}",
+    }
     path = rewritten(whole, changes | {"tokenizer.ggml.add_eos_token": True}, tmp_path / "m.gguf")
     header = read_header(path)
     templates, ends = left_out(header)
@@ -176,7 +223,9 @@ def test_other_templates_and_an_added_end_are_told(whole: Path, tmp_path: Path) 
 
 
 def test_damaged_bytes_give_one_message_that_names_the_file(tmp_path: Path) -> None:
-    """Bytes changed, left out and put in, at random: an error of ours, or a header that is sound."""
+    """Bytes changed, left out and put in, at random: an error of ours, or a header that is
+    sound.
+    """
     drawn = random.Random(11)
     broken, whole = tmp_path / "broken.gguf", []
     for number, tokenizer in enumerate((byte_level(), sentencepiece())):

@@ -28,17 +28,23 @@ def rows(kind: str, seed: int) -> torch.Tensor:
     return weight
 
 
-@pytest.mark.parametrize("kind", ["normal", "zero groups", "tiny", "huge", "one-sided", "one outlier"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "zero groups", "tiny", "huge", "one-sided", "one outlier"]
+)
 @pytest.mark.parametrize("seed", range(5))
 def test_unpacked_blocks_equal_the_trained_grid_bit_for_bit(kind: str, seed: int) -> None:
     qweight, scale = quantize_weight(rows(kind, seed), SCHEME)
     packed = pack_q4_0(qweight, scale)
     assert packed.dtype == np.uint8 and packed.shape == (6, 5 * 18)
-    np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q4_0), dequantize_weight(qweight, scale).numpy())
+    np.testing.assert_array_equal(
+        gguf.quants.dequantize(packed, Q4_0), dequantize_weight(qweight, scale).numpy()
+    )
 
 
 def test_every_level_at_every_place_of_a_block_survives() -> None:
-    qweight = torch.stack([torch.roll(torch.arange(32) % 16 - 8, i) for i in range(32)]).to(torch.int8)
+    qweight = torch.stack([torch.roll(torch.arange(32) % 16 - 8, i) for i in range(32)]).to(
+        torch.int8
+    )
     scale = (2.0 ** torch.linspace(-14, 15, 32)).to(torch.bfloat16)[:, None]
     unpacked = gguf.quants.dequantize(pack_q4_0(qweight, scale), Q4_0)
     np.testing.assert_array_equal(unpacked, dequantize_weight(qweight, scale).numpy())

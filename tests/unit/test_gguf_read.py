@@ -1,4 +1,6 @@
-"""A .gguf file comes in again as the network it was written from; what is not ours to read is refused in words."""
+"""A .gguf file comes in again as the network it was written from; what is not ours to read is
+refused in words.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -51,11 +53,15 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_float32_file_is_the_very_network(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_float32_file_is_the_very_network(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     model = Transformer(CONFIGS[name], seed=3)
     read, own = read_gguf(write_gguf(model, tokenizer, tmp_path / "m.gguf", "f32"))
     assert read.config == CONFIGS[name]
-    for (n, tensor), (other, found) in zip(model.state_dict().items(), read.state_dict().items(), strict=True):
+    for (n, tensor), (other, found) in zip(
+        model.state_dict().items(), read.state_dict().items(), strict=True
+    ):
         assert n == other and torch.equal(tensor, found)
     text = "12 pears, naïve 日本語 I'll"
     assert own.encode(text) == tokenizer.encode(text) and own.chat_template == CHATML
@@ -65,17 +71,25 @@ def test_a_float32_file_is_the_very_network(name: str, tokenizer: Tokenizer, tmp
 def test_blocks_become_the_values_they_stand_for(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = prepare(Transformer(LLAMA, seed=1), SCHEMES["int4_group32"])
     read, _ = read_gguf(write_gguf(model, tokenizer, tmp_path / "m.gguf", "q4_0"))
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, FakeQuantLinear | FakeQuantEmbedding)}
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, FakeQuantLinear | FakeQuantEmbedding)
+    }
     assert len(layers) == 4 * 7 + 1
     with torch.no_grad():
         for name, layer in layers.items():
             assert torch.equal(read.get_parameter(f"{name}.weight"), layer.grid_weight())
 
 
-def edited(path: Path, changes: dict[str, object], extra: dict[str, np.ndarray], leave_out: str = "") -> Path:
+def edited(
+    path: Path, changes: dict[str, object], extra: dict[str, np.ndarray], leave_out: str = ""
+) -> Path:
     """A copy of the file with metadata and tensors changed, by the `gguf` package."""
     reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(path.with_name("edited.gguf"), reader.fields["general.architecture"].contents())
+    writer = gguf.GGUFWriter(
+        path.with_name("edited.gguf"), reader.fields["general.architecture"].contents()
+    )
     for key, field in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture" or key == leave_out:
             continue
@@ -84,7 +98,9 @@ def edited(path: Path, changes: dict[str, object], extra: dict[str, np.ndarray],
         writer.add_key_value(key, field.contents(), kind, inner)
     for key, value in changes.items():
         writer.add_key_value(
-            key, value, gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32
+            key,
+            value,
+            gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32,
         )
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
@@ -103,34 +119,65 @@ def edited(path: Path, changes: dict[str, object], extra: dict[str, np.ndarray],
         ({"llama.rope.scaling.type": "yarn"}, {}, "its RoPE is scaled"),
         ({}, {"rope_freqs.weight": np.ones(16, np.float32)}, "its RoPE is scaled"),
         ({"llama.expert_count": 4}, {}, "a mixture of experts"),
-        ({}, {"blk.0.attn_q.bias": np.ones(288, np.float32)}, r"no place for the tensor blk\.0\.attn_q\.bias"),
-        ({}, {"blk.9.attn_q.weight": np.ones((288, 96), np.float32)}, r"unexpected model\.layers\.9"),
+        (
+            {},
+            {"blk.0.attn_q.bias": np.ones(288, np.float32)},
+            r"no place for the tensor blk\.0\.attn_q\.bias",
+        ),
+        (
+            {},
+            {"blk.9.attn_q.weight": np.ones((288, 96), np.float32)},
+            r"unexpected model\.layers\.9",
+        ),
     ],
 )
-def test_what_this_network_does_not_have_is_refused(changes, extra, message, tokenizer, tmp_path) -> None:
+def test_what_this_network_does_not_have_is_refused(
+    changes, extra, message, tokenizer, tmp_path
+) -> None:
     path = write_gguf(Transformer(LLAMA), tokenizer, tmp_path / "m.gguf", "f32")
     with pytest.raises(ValueError, match=message):
         read_gguf(edited(path, changes, extra))
 
 
-def test_a_file_of_another_program_may_leave_out_what_follows_from_the_rest(tokenizer, tmp_path) -> None:
-    """As SmolLM2's: no head widths, no end-of-turn id; the turn ends as llama.cpp knows it, by its text."""
+def test_a_file_of_another_program_may_leave_out_what_follows_from_the_rest(
+    tokenizer, tmp_path
+) -> None:
+    """As SmolLM2's: no head widths, no end-of-turn id; the turn ends as llama.cpp knows it, by its
+    text.
+    """
     square = replace(LLAMA, head_dim=32, hidden_size=288)
     path = write_gguf(Transformer(square, seed=2), tokenizer, tmp_path / "m.gguf", "f32")
-    for key in ("llama.attention.key_length", "llama.attention.value_length", "tokenizer.ggml.eot_token_id"):
+    for key in (
+        "llama.attention.key_length",
+        "llama.attention.value_length",
+        "tokenizer.ggml.eot_token_id",
+    ):
         path = edited(path, {}, {}, leave_out=key).rename(tmp_path / f"{key}.gguf")
     read, own = read_gguf(path)
-    assert read.config == square and own.end_of_turn_token == "<|im_end|>" and own.stop_ids == tokenizer.stop_ids
+    assert (
+        read.config == square
+        and own.end_of_turn_token == "<|im_end|>"
+        and own.stop_ids == tokenizer.stop_ids
+    )
 
 
-def test_a_scaled_rope_is_written_as_a_tensor_that_is_not_one_of_the_networks(tokenizer, tmp_path) -> None:
-    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+def test_a_scaled_rope_is_written_as_a_tensor_that_is_not_one_of_the_networks(
+    tokenizer, tmp_path
+) -> None:
+    scaling = RopeScaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+    )
     model = Transformer(replace(LLAMA, rope_scaling=scaling))
     path = write_gguf(model, tokenizer, tmp_path / "m.gguf", "f32")
     assert {name for name, _ in stored_tensors(path)} == set(model.state_dict())
     for config in (SHAPE, WINDOWS):
         with pytest.raises(ValueError, match="has no Llama 3 rope_scaling"):
-            write_gguf(Transformer(replace(config, rope_scaling=scaling)), tokenizer, tmp_path / "no.gguf", "f32")
+            write_gguf(
+                Transformer(replace(config, rope_scaling=scaling)),
+                tokenizer,
+                tmp_path / "no.gguf",
+                "f32",
+            )
     assert not (tmp_path / "no.gguf").exists()
 
 

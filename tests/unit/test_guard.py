@@ -1,4 +1,6 @@
-"""A loss or gradient that is not finite never reaches the weights; its rows are named; spikes are told as OLMo-core tells them."""
+"""A loss or gradient that is not finite never reaches the weights; its rows are named; spikes are
+told as OLMo-core tells them.
+"""
 
 import json
 import math
@@ -34,19 +36,29 @@ CONFIG = ModelConfig(
     max_position_embeddings=64,
     rope_theta=10000.0,
 )
-OPTIM = OptimConfig(lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, compute_dtype="float32")
+OPTIM = OptimConfig(
+    lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, compute_dtype="float32"
+)
 SKIP = replace(OPTIM, on_nonfinite="skip")
 SOURCES = {"code": 0.5, "texts": 0.5}
 
 
 def rows_of(seed: int) -> TextRows:
     tokens = np.random.default_rng(seed).integers(300, size=900).astype(np.uint16)
-    return TextRows(Shard(tokens, np.arange(0, 901, 30), Path("train.tokens.npy")), seq_len=16, eos_id=0)
+    return TextRows(
+        Shard(tokens, np.arange(0, 901, 30), Path("train.tokens.npy")), seq_len=16, eos_id=0
+    )
 
 
-def drawn(rows_per_step: int = 4, micro_batch_size: int = 2, **ranks: int) -> Callable[[int], list[Batch]]:
-    layout = Layout(seq_len=16, rows_per_step=rows_per_step, micro_batch_size=micro_batch_size, seed=1, **ranks)
-    return make_batches({"code": rows_of(1), "texts": rows_of(2)}, SOURCES, layout, separate_documents=False)
+def drawn(
+    rows_per_step: int = 4, micro_batch_size: int = 2, **ranks: int
+) -> Callable[[int], list[Batch]]:
+    layout = Layout(
+        seq_len=16, rows_per_step=rows_per_step, micro_batch_size=micro_batch_size, seed=1, **ranks
+    )
+    return make_batches(
+        {"code": rows_of(1), "texts": rows_of(2)}, SOURCES, layout, separate_documents=False
+    )
 
 
 def poisoned(*steps: int, where: int = 1) -> Callable[[Transformer, Batch], Tensor]:
@@ -59,10 +71,14 @@ def poisoned(*steps: int, where: int = 1) -> Callable[[Transformer, Batch], Tens
     return loss_fn
 
 
-def run(out: Path, optim: OptimConfig = OPTIM, loss_fn: Any = next_token_loss, batches: Any = None) -> Transformer:
+def run(
+    out: Path, optim: OptimConfig = OPTIM, loss_fn: Any = next_token_loss, batches: Any = None
+) -> Transformer:
     out.mkdir(exist_ok=True)
     save = SaveConfig(every_steps=2)
-    return train(Transformer(CONFIG), batches or drawn(), loss_fn, optim, out, label="test", save=save)
+    return train(
+        Transformer(CONFIG), batches or drawn(), loss_fn, optim, out, label="test", save=save
+    )
 
 
 def logged(out: Path) -> list[dict[str, Any]]:
@@ -70,7 +86,10 @@ def logged(out: Path) -> list[dict[str, Any]]:
 
 
 def same_bits(one: Transformer, other: Transformer) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_the_rows_whose_loss_is_not_finite_are_named(tmp_path: Path) -> None:
@@ -78,7 +97,9 @@ def test_the_rows_whose_loss_is_not_finite_are_named(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError) as stopped:
         run(tmp_path, loss_fn=poisoned(3))
     named = ", ".join(f"{source} {number}" for source, number in rows)
-    assert "step 3: loss nan" in str(stopped.value) and "the weights are untouched" in str(stopped.value)
+    assert "step 3: loss nan" in str(stopped.value) and "the weights are untouched" in str(
+        stopped.value
+    )
     assert f"Rows with such a loss (source, number): {named}\n" in str(stopped.value)
 
 
@@ -95,11 +116,16 @@ def test_a_named_row_is_the_row_that_was_read() -> None:
 
 def test_a_gradient_that_is_not_finite_names_all_rows_of_the_step(tmp_path: Path) -> None:
     def steep(model: Transformer, batch: Batch) -> Tensor:
-        return next_token_loss(model, batch) + (model.model.norm.weight - 1).abs().sqrt().sum()  # slope infinite
+        # slope infinite
+        return next_token_loss(model, batch) + (model.model.norm.weight - 1).abs().sqrt().sum()
 
-    with pytest.raises(FloatingPointError, match=r"gradient norm nan.*Rows of the batch") as stopped:
+    with pytest.raises(
+        FloatingPointError, match=r"gradient norm nan.*Rows of the batch"
+    ) as stopped:
         run(tmp_path, loss_fn=steep)
-    assert all(f"{source} {number}" in str(stopped.value) for b in drawn()(0) for source, number in b.rows)
+    assert all(
+        f"{source} {number}" in str(stopped.value) for b in drawn()(0) for source, number in b.rows
+    )
 
 
 def test_a_skipped_step_leaves_the_weights_and_is_told(tmp_path: Path, capsys) -> None:
@@ -133,7 +159,9 @@ def test_a_training_that_skips_resumes_with_the_same_bits(stop: int, tmp_path: P
         run(tmp_path / "broken", SKIP, poisoned(1, 3), failing)
     assert same_bits(run(tmp_path / "broken", SKIP, poisoned(1, 3)), whole)
     told = [[line.get(key) for key in ("loss", "skipped")] for line in logged(tmp_path / "broken")]
-    assert told == [[line.get(key) for key in ("loss", "skipped")] for line in logged(tmp_path / "whole")]
+    assert told == [
+        [line.get(key) for key in ("loss", "skipped")] for line in logged(tmp_path / "whole")
+    ]
 
 
 def test_too_many_skipped_steps_in_a_row_stop() -> None:
@@ -143,12 +171,17 @@ def test_too_many_skipped_steps_in_a_row_stop() -> None:
     assert watch.see(20, 2.0, 1.0) == {}  # one good step, and the count in a row begins anew
     for step in range(MOST_SKIPPED - 1):
         watch.see(step, 1.0, math.inf)
-    with pytest.raises(FloatingPointError, match=f"step 30: no loss and gradient was finite in {MOST_SKIPPED} steps"):
+    with pytest.raises(
+        FloatingPointError,
+        match=f"step 30: no loss and gradient was finite in {MOST_SKIPPED} steps",
+    ):
         watch.see(30, math.nan, math.nan)
 
 
 def olmo_core(losses: list[float]) -> list[bool]:
-    """OLMo-core's SkipStepOptimizer.get_step_factor, asked of the loss alone: which steps are beyond six sigma."""
+    """OLMo-core's SkipStepOptimizer.get_step_factor, asked of the loss alone: which steps are
+    beyond six sigma.
+    """
     found = []
     for n in range(len(losses)):
         window = torch.tensor(losses[max(0, n - 128) : n + 1], dtype=torch.float64)
@@ -180,7 +213,9 @@ def test_spikes_are_those_of_olmo_core(capsys) -> None:
 def test_a_watch_made_from_the_lines_before_sees_what_an_unbroken_one_sees(start: int) -> None:
     losses, whole = some_losses(), Watch([])
     losses[99] = losses[250] = math.nan
-    rows = [{"loss": None if math.isnan(x) else x} | whole.see(n, x, 1.0) for n, x in enumerate(losses)]
+    rows = [
+        {"loss": None if math.isnan(x) else x} | whole.see(n, x, 1.0) for n, x in enumerate(losses)
+    ]
     later = Watch(json.loads(json.dumps(rows[:start])))
     for n in range(start, len(losses)):
         assert {"loss": rows[n]["loss"]} | later.see(n, losses[n], 1.0) == rows[n]
@@ -193,7 +228,10 @@ def test_equal_losses_are_no_spikes() -> None:
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (4, 1), (2, 2), (1, 4)])
 def test_a_token_digest_is_the_same_on_any_ranks_and_micro_batches(micro: int, world: int) -> None:
     for step in range(3):
-        parts = [drawn(micro_batch_size=micro, rank=rank, world_size=world)(step) for rank in range(world)]
+        parts = [
+            drawn(micro_batch_size=micro, rank=rank, world_size=world)(step)
+            for rank in range(world)
+        ]
         assert sum(token_digest(part) for part in parts) == token_digest(drawn()(step))
 
 

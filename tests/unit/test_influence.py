@@ -1,4 +1,6 @@
-"""Influence scores against the inner product of gradients that autograd holds explicitly, sample by sample."""
+"""Influence scores against the inner product of gradients that autograd holds explicitly, sample by
+sample.
+"""
 
 from dataclasses import replace
 
@@ -36,15 +38,22 @@ def model(request: pytest.FixtureRequest) -> Transformer:
 
 def tables(model: Transformer) -> list[Tensor]:
     """The embedding, and the output layer where it is a matrix of its own."""
-    return [model.model.embed_tokens.weight, *([] if model.lm_head is None else [model.lm_head.weight])]
+    return [
+        model.model.embed_tokens.weight,
+        *([] if model.lm_head is None else [model.lm_head.weight]),
+    ]
 
 
 def drawn_directions(model: Transformer, count: int) -> Tensor:
-    return torch.randn(count, len(tables(model)), 300, 32, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        count, len(tables(model)), 300, 32, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def drawn_batch(rows: int, seed: int = 0, length: int = 20) -> Batch:
-    """Random samples of unequal numbers of labels; tokens repeat, so embedding rows get more than one gradient."""
+    """Random samples of unequal numbers of labels; tokens repeat, so embedding rows get more than
+    one gradient.
+    """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(40, (rows, length + 1), generator=generator)
     labels = ids[:, 1:].clone()
@@ -58,7 +67,9 @@ def one_sample(batch: Batch, row: int) -> Batch:
 
 
 def explicit_gradient(model: Transformer, batch: Batch) -> Tensor:
-    """[M, V, D]: the gradient of one sample's mean loss in the embedding and output layers, by autograd alone."""
+    """[M, V, D]: the gradient of one sample's mean loss in the embedding and output layers, by
+    autograd alone.
+    """
     logits = model(batch.input_ids)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX)
     return torch.stack(torch.autograd.grad(loss, tables(model)))
@@ -102,7 +113,9 @@ def test_a_sample_that_is_the_probe_helps_it(model):
 
 
 def test_positive_influence_means_that_learning_the_sample_lowers_the_probes_loss(model):
-    """Along the sample's gradient the probe's loss falls at the rate of the inner product (a central difference)."""
+    """Along the sample's gradient the probe's loss falls at the rate of the inner product (a
+    central difference).
+    """
     probe, samples = drawn_batch(1, 3), drawn_batch(4, 8)
     direction = explicit_gradient(model, probe)
     scores = influence(model, samples, direction[None])[:, 0]
@@ -118,7 +131,9 @@ def test_positive_influence_means_that_learning_the_sample_lowers_the_probes_los
         set_tables(values)
         logits = model(probe.input_ids).double()
         set_tables(start)
-        return float(F.cross_entropy(logits.flatten(0, 1), probe.labels.flatten(), ignore_index=IGNORE_INDEX))
+        return float(
+            F.cross_entropy(logits.flatten(0, 1), probe.labels.flatten(), ignore_index=IGNORE_INDEX)
+        )
 
     lr = 1e-3
     for row in range(4):
@@ -138,7 +153,8 @@ def test_probe_directions_are_mean_gradients_over_root_mean_squares(model):
     probes = {"code": [drawn_batch(3, 1), drawn_batch(3, 2)], "maths": [drawn_batch(2, 3)]}
     each = {
         name: [
-            sum(explicit_gradient(model, one_sample(b, row)) for row in range(len(b.labels))) / len(b.labels)
+            sum(explicit_gradient(model, one_sample(b, row)) for row in range(len(b.labels)))
+            / len(b.labels)
             for b in batches
         ]
         for name, batches in probes.items()

@@ -1,4 +1,6 @@
-"""JSON lines: what is a row, where a mistake is, and that long lines take no longer than short ones."""
+"""JSON lines: what is a row, where a mistake is, and that long lines take no longer than short
+ones.
+"""
 
 import bz2
 import gzip
@@ -31,10 +33,15 @@ def written(folder: Path, content: bytes, name: str = "rows.jsonl") -> Path:
 
 @pytest.mark.parametrize("packed", PACK)
 def test_rows_come_with_their_line_numbers_plain_and_packed(tmp_path: Path, packed: str) -> None:
-    content = b'\xef\xbb\xbf{"a": 1}\r\n\n  \n[2]\n"\xe2\x80\xa8"\n{"a": NaN}\n{"last": "without a line feed"}'
+    content = (
+        b'\xef\xbb\xbf{"a": 1}\r\n\n  \n[2]\n"\xe2\x80\xa8"\n{"a": NaN}\n'
+        b'{"last": "without a line feed"}'
+    )
     rows = list(json_lines(written(tmp_path, PACK[packed](content), f"rows.jsonl{packed}")))
     assert [number for number, _ in rows] == [1, 4, 5, 6, 7]
-    assert [row for _, row in rows[:3]] == [{"a": 1}, [2], "\u2028"] and rows[3][1]["a"] != rows[3][1]["a"]
+    assert [row for _, row in rows[:3]] == [{"a": 1}, [2], "\u2028"] and rows[3][1]["a"] != rows[3][
+        1
+    ]["a"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,7 +66,8 @@ def test_a_long_line_takes_time_in_proportion_to_its_length(tmp_path: Path) -> N
         return time.perf_counter() - started
 
     seconds(1)
-    assert seconds(64) < 40 * max(seconds(8), 0.01)  # 8 times as long; joining all that came before took 64 times
+    # 8 times as long; joining all that came before took 64 times
+    assert seconds(64) < 40 * max(seconds(8), 0.01)
 
 
 MISTAKES = {
@@ -77,7 +85,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("line", "message"), MISTAKES.items(), ids=list(MISTAKES.values()))
-def test_a_mistake_is_named_by_file_line_and_column(tmp_path: Path, line: bytes, message: str) -> None:
+def test_a_mistake_is_named_by_file_line_and_column(
+    tmp_path: Path, line: bytes, message: str
+) -> None:
     path = written(tmp_path, b'{"good": 1}\n' + line + b"\n")
     with pytest.raises(ValueError, match=rf"rows\.jsonl:{message}") as caught:
         list(json_lines(path, "write it anew"))
@@ -103,7 +113,9 @@ def test_a_json_file_is_an_array_or_lines(tmp_path: Path, content: str) -> None:
 
 
 def test_a_json_file_of_one_object_or_of_nothing(tmp_path: Path) -> None:
-    assert [row for *_, row in json_rows(written(tmp_path, b'{\n "a":\n 1}', "a.json"))] == [{"a": 1}]
+    assert [row for *_, row in json_rows(written(tmp_path, b'{\n "a":\n 1}', "a.json"))] == [
+        {"a": 1}
+    ]
     assert list(json_rows(written(tmp_path, b" \n\n", "a.json"))) == []
 
 
@@ -117,6 +129,8 @@ def test_a_json_file_of_one_object_or_of_nothing(tmp_path: Path) -> None:
         (b"[\n" + b"8" * 5000 + b"]", r"a\.json:2:1: a number of 5,000 digits"),
     ],
 )
-def test_a_mistake_in_a_json_file_is_named_too(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_mistake_in_a_json_file_is_named_too(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         list(json_rows(written(tmp_path, content, "a.json")))

@@ -1,10 +1,21 @@
-"""JSON of another shape: one ValueError with file and field, whatever stands where a value should."""
+"""JSON of another shape: one ValueError with file and field, whatever stands where a value
+should.
+"""
 
 from pathlib import Path
 
 import pytest
 
-from pocketlm.model.json_shape import FLAG, KINDS, NUMBER, OR_NULL, TEXT, WHOLE, described, read_object
+from pocketlm.model.json_shape import (
+    FLAG,
+    KINDS,
+    NUMBER,
+    OR_NULL,
+    TEXT,
+    WHOLE,
+    described,
+    read_object,
+)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -67,7 +78,9 @@ def test_a_missing_field_is_named_by_its_place_and_never_a_key_error(tmp_path) -
     with pytest.raises(ValueError, match="field n is null, an object is needed"):
         raw.object("n")
     assert raw.object("n", None) == {} and raw.object("other", None) == {}
-    assert raw.typed("other", TEXT, "default") == "default" and raw.typed("n", TEXT + OR_NULL) is None
+    assert (
+        raw.typed("other", TEXT, "default") == "default" and raw.typed("n", TEXT + OR_NULL) is None
+    )
 
 
 def test_every_kind_of_value_has_words() -> None:

@@ -1,4 +1,6 @@
-"""Per-channel int4 with learned ranges, Pro's accelerator scheme: torchao's numbers, torchao's names."""
+"""Per-channel int4 with learned ranges, Pro's accelerator scheme: torchao's numbers, torchao's
+names.
+"""
 
 import json
 from dataclasses import replace
@@ -52,7 +54,9 @@ CONFIG = ModelConfig(
 IDS = torch.randint(280, (2, 16), generator=torch.Generator().manual_seed(1))
 INT4: Any = torch.int4  # type: ignore[attr-defined]
 WEIGHTS = "model.safetensors"
-OPTIM = OptimConfig(lr=2e-3, num_steps=8, warmup_steps=0, final_lr_share=1.0, compute_dtype="float32")
+OPTIM = OptimConfig(
+    lr=2e-3, num_steps=8, warmup_steps=0, final_lr_share=1.0, compute_dtype="float32"
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def stepped(model: Transformer, optim: OptimConfig = OPTIM) -> Transformer:
-    """The model after a few steps, so that scales are no longer what the weights alone would give."""
+    """The model after a few steps, so that scales are no longer what the weights alone would
+    give.
+    """
     optimizers = make_optimizers(model, optim)
     batch = Batch(input_ids=IDS[:, :-1], labels=IDS[:, 1:])
     for step in range(4):
@@ -79,14 +85,23 @@ def trained(**fields: Any) -> Transformer:
 
 # ---- the grid and its gradients ----
 
-SCALES = {"of the weights": 1.0, "half, which clips": 0.5, "a tenth, which clips most": 0.1, "thrice": 3.0}
+SCALES = {
+    "of the weights": 1.0,
+    "half, which clips": 0.5,
+    "a tenth, which clips most": 0.1,
+    "thrice": 3.0,
+}
 
 
 @pytest.mark.parametrize("name", SCALES)
 @pytest.mark.parametrize("groups", [1, 4])
 def test_values_and_gradients_are_those_of_torchao_s_range_learning(name: str, groups: int) -> None:
-    qat = pytest.importorskip("torchao.quantization.qat", reason="needs the extra pocketlm[executorch]")
-    granularity: dict[str, Any] = {"granularity": "per_channel"} if groups == 1 else {"group_size": 16}
+    qat = pytest.importorskip(
+        "torchao.quantization.qat", reason="needs the extra pocketlm[executorch]"
+    )
+    granularity: dict[str, Any] = (
+        {"granularity": "per_channel"} if groups == 1 else {"group_size": 16}
+    )
     config = qat.IntxFakeQuantizeConfig(INT4, **granularity, is_dynamic=False, range_learning=True)
     reference = qat.FakeQuantizedLinear(64, 48, weight_config=config)
     qat.initialize_fake_quantizers(reference, (torch.zeros(1, 64),))
@@ -113,7 +128,9 @@ def test_values_and_gradients_are_those_of_torchao_s_range_learning(name: str, g
 def test_a_weight_beyond_the_range_moves_the_scale_alone() -> None:
     weight = torch.tensor([[0.30, 0.74, 5.0, -9.0]], requires_grad=True)
     scale = torch.tensor([[0.5]], requires_grad=True)  # ratios 0.6, 1.48, 10, -18
-    fake_quantize_weight(weight, CHANNEL, scale).backward(torch.tensor([[1.0, 10.0, 100.0, 1000.0]]))
+    fake_quantize_weight(weight, CHANNEL, scale).backward(
+        torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
+    )
     assert weight.grad is not None and weight.grad.tolist() == [[1.0, 10.0, 0.0, 0.0]]
     expected = (1 - 0.6) + 10 * (1 - 1.48) + 100 * 7 + 1000 * -8
     assert scale.grad is not None and scale.grad.item() == pytest.approx(expected, rel=1e-6)
@@ -121,11 +138,19 @@ def test_a_weight_beyond_the_range_moves_the_scale_alone() -> None:
 
 @pytest.mark.parametrize("size", [1e-9, 0.02, 1.0, 1e30])
 @pytest.mark.parametrize("factor", [0.03, 0.4, 1.0, 7.0])
-def test_unpacked_weights_are_the_ones_training_computed_with_bit_for_bit(size: float, factor: float) -> None:
+def test_unpacked_weights_are_the_ones_training_computed_with_bit_for_bit(
+    size: float, factor: float
+) -> None:
     weight = drawn(16, 96) * size
-    scale = group_scales(weight, CHANNEL).float() * factor * (1 + 0.1 * drawn(16, 1, seed=2).clamp(-3, 3))
+    scale = (
+        group_scales(weight, CHANNEL).float()
+        * factor
+        * (1 + 0.1 * drawn(16, 1, seed=2).clamp(-3, 3))
+    )
     qweight, snapped = quantize_weight(weight, CHANNEL, scale)
-    assert qweight.dtype == torch.int8 and snapped.dtype == torch.bfloat16 and snapped.shape == (16, 1)
+    assert (
+        qweight.dtype == torch.int8 and snapped.dtype == torch.bfloat16 and snapped.shape == (16, 1)
+    )
     assert qweight.min() >= -8 and qweight.max() <= 7 and (snapped.float() >= SMALLEST_SCALE).all()
     found = fake_quantize_weight(weight, CHANNEL, scale.requires_grad_())
     assert found.requires_grad and torch.equal(found, dequantize_weight(qweight, snapped))
@@ -137,7 +162,8 @@ def test_a_scale_that_training_pushed_below_the_smallest_can_come_back() -> None
     ends = torch.tensor([-8 * SMALLEST_SCALE, 7 * SMALLEST_SCALE])
     assert torch.equal(found.unique(), ends)
     (found - weight.detach()).square().sum().backward()
-    assert scale.grad is not None and scale.grad.item() < 0  # a step against it makes the scale larger
+    # a step against it makes the scale larger
+    assert scale.grad is not None and scale.grad.item() < 0
 
 
 def test_a_learned_range_beats_the_range_of_the_weights_on_rows_with_an_outlier() -> None:
@@ -162,28 +188,41 @@ def test_a_learned_range_beats_the_range_of_the_weights_on_rows_with_an_outlier(
 
 
 def test_a_tied_table_and_head_share_one_range_and_an_untied_head_has_its_own() -> None:
-    names = {tied: prepare(Transformer(replace(CONFIG, tie_word_embeddings=tied)), CHANNEL) for tied in (True, False)}
+    names = {
+        tied: prepare(Transformer(replace(CONFIG, tie_word_embeddings=tied)), CHANNEL)
+        for tied in (True, False)
+    }
     heads = {tied: f"lm_head.{SCALE}" in model.state_dict() for tied, model in names.items()}
     assert heads == {True: False, False: True}
     model = names[True]
     assert model.state_dict()[f"model.embed_tokens.{SCALE}"].shape == (300, 1)
-    assert all(f"{n}.{SCALE}" in model.state_dict() for n, m in model.named_modules() if isinstance(m, OnGrid))
+    assert all(
+        f"{n}.{SCALE}" in model.state_dict()
+        for n, m in model.named_modules()
+        if isinstance(m, OnGrid)
+    )
 
 
 def test_at_first_the_range_is_that_of_the_weights() -> None:
     learned = prepare(Transformer(CONFIG), CHANNEL)
-    assert torch.equal(learned(IDS), prepare(Transformer(CONFIG), SCHEMES["int4_channel_minmax"])(IDS))
+    assert torch.equal(
+        learned(IDS), prepare(Transformer(CONFIG), SCHEMES["int4_channel_minmax"])(IDS)
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_training_moves_the_scales_and_the_grid_follows(optimizer: str) -> None:
     optim = replace(OPTIM, optimizer=optimizer, weight_decay=0.1)
     model = prepare(Transformer(CONFIG), CHANNEL).eval()
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith(SCALE)}
+    before = {
+        name: p.detach().clone() for name, p in model.named_parameters() if name.endswith(SCALE)
+    }
     with torch.no_grad():
         model(IDS)  # from here on there is a grid to go stale
     stepped(model, optim)
-    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
+    assert all(
+        not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before
+    )
     fresh = prepare(Transformer(CONFIG), CHANNEL).eval()
     fresh.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -209,7 +248,9 @@ def test_a_scale_moves_by_an_eighth_of_the_learning_rate_and_a_weight_by_all_of_
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optim = replace(OPTIM, weight_decay=0.0)
     batch = Batch(input_ids=IDS[:, :-1], labels=IDS[:, 1:])
-    train_step(model, make_optimizers(model, optim), [batch], next_token_loss, 1e-3, optim.grad_clip, 0)
+    train_step(
+        model, make_optimizers(model, optim), [batch], next_token_loss, 1e-3, optim.grad_clip, 0
+    )
     for name, parameter in model.named_parameters():
         moved = (parameter - before[name]).abs().max().item()
         assert moved == pytest.approx(1e-3 / 8 if name.endswith(SCALE) else 1e-3, rel=0.01)
@@ -228,31 +269,43 @@ def test_a_trained_checkpoint_keeps_its_grid(tokenizer: Tokenizer, tmp_path: Pat
     assert torch.equal(load_checkpoint(tmp_path)[0](IDS), model(IDS))
 
 
-def test_scales_move_with_their_rows_into_metas_layout_and_back(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_scales_move_with_their_rows_into_metas_layout_and_back(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     model = trained(use_qk_norm=True)
     save_checkpoint(tmp_path, model, tokenizer, layout="llama4_text")
     assert torch.equal(load_checkpoint(tmp_path)[0](IDS), model(IDS))
     stored = load_file(tmp_path / "model.safetensors")
     prefix = "model.layers.0.self_attn.q_proj."
-    theirs = dequantize_weight(*quantize_weight(stored[prefix + "weight"], CHANNEL, stored[prefix + SCALE]))
+    theirs = dequantize_weight(
+        *quantize_weight(stored[prefix + "weight"], CHANNEL, stored[prefix + SCALE])
+    )
     ours = model.get_submodule(prefix.rstrip(".")).grid_weight()  # type: ignore[operator]
     assert not torch.equal(theirs, ours) and torch.equal(theirs.sort(0).values, ours.sort(0).values)
 
 
 def torchao_prepared(folder: Path) -> Any:
     """The checkpoint in stock transformers, prepared by torchao as Pro's accelerator recipe is."""
-    qat = pytest.importorskip("torchao.quantization.qat", reason="needs the extra pocketlm[executorch]")
+    qat = pytest.importorskip(
+        "torchao.quantization.qat", reason="needs the extra pocketlm[executorch]"
+    )
     from torchao.quantization import quantize_
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = qat.IntxFakeQuantizeConfig(INT4, "per_channel", is_dynamic=False, range_learning=True)
     kinds = (torch.nn.Linear, torch.nn.Embedding)
-    quantize_(model, qat.QATConfig(weight_config=config, step="prepare"), filter_fn=lambda m, _: isinstance(m, kinds))
+    quantize_(
+        model,
+        qat.QATConfig(weight_config=config, step="prepare"),
+        filter_fn=lambda m, _: isinstance(m, kinds),
+    )
     qat.initialize_fake_quantizers(model, (IDS,))
     return model
 
 
-def test_torchao_reads_our_tensors_by_name_and_computes_the_same_grid(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_torchao_reads_our_tensors_by_name_and_computes_the_same_grid(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     model = trained()
     save_checkpoint(tmp_path, model, tokenizer)
     theirs = torchao_prepared(tmp_path)
@@ -266,8 +319,12 @@ def test_torchao_reads_our_tensors_by_name_and_computes_the_same_grid(tokenizer:
         assert (theirs(IDS).logits - model(IDS)).abs().max() <= 1e-4
 
 
-def test_a_checkpoint_that_torchao_trained_comes_in_by_its_names(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """As Meta's accelerator checkpoint: bfloat16 weights, scales beside them, nothing about four bits in config.json."""
+def test_a_checkpoint_that_torchao_trained_comes_in_by_its_names(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """As Meta's accelerator checkpoint: bfloat16 weights, scales beside them, nothing about four
+    bits in config.json.
+    """
     (tmp_path / "theirs").mkdir()
     save_checkpoint(tmp_path / "theirs", Transformer(CONFIG, seed=6), tokenizer)
     theirs = torchao_prepared(tmp_path / "theirs")
@@ -291,7 +348,9 @@ def test_a_checkpoint_that_torchao_trained_comes_in_by_its_names(tokenizer: Toke
         assert (theirs(IDS).logits - model(IDS)).abs().max() <= 1e-4
 
 
-def test_float32_scales_from_elsewhere_are_snapped_and_import_tells_how_far(tokenizer, tmp_path: Path) -> None:
+def test_float32_scales_from_elsewhere_are_snapped_and_import_tells_how_far(
+    tokenizer, tmp_path: Path
+) -> None:
     (tmp_path / "theirs").mkdir()
     save_checkpoint(tmp_path / "theirs", trained(), tokenizer)
     tensors = load_file(tmp_path / "theirs" / WEIGHTS)
@@ -312,26 +371,41 @@ def test_a_tied_checkpoint_with_two_ranges_is_refused(tokenizer: Tokenizer, tmp_
     load_checkpoint(tmp_path)
     tensors[f"lm_head.{SCALE}"] *= 2
     save_file(tensors, tmp_path / WEIGHTS)
-    with pytest.raises(ValueError, match=r"ties the embeddings, but lm_head\.weight_fake_quantizer\.scale differs"):
+    with pytest.raises(
+        ValueError, match=r"ties the embeddings, but lm_head\.weight_fake_quantizer\.scale differs"
+    ):
         load_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_that_lost_its_scales_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, prepare(Transformer(CONFIG), SCHEMES["int4_channel"]), tokenizer)
     tensors = load_file(tmp_path / WEIGHTS)
-    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}, tmp_path / WEIGHTS)
-    with pytest.raises(ValueError, match=r"missing model\.embed_tokens\.weight_fake_quantizer\.scale"):
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)},
+        tmp_path / WEIGHTS,
+    )
+    with pytest.raises(
+        ValueError, match=r"missing model\.embed_tokens\.weight_fake_quantizer\.scale"
+    ):
         load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_four_bit_model_whose_context_is_extended_stays_one(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_four_bit_model_whose_context_is_extended_stays_one(
+    name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     model = stepped(prepare(Transformer(CONFIG), SCHEMES[name]))
     for folder in ("model", "long"):
         (tmp_path / folder).mkdir()
     save_checkpoint(tmp_path / "model", model, tokenizer)
     config = ExtendConfig(
-        name="long", optim=None, seq_len=128, rows_per_step=1, micro_batch_size=1, seed=0, rope_theta_factor=1.0
+        name="long",
+        optim=None,
+        seq_len=128,
+        rows_per_step=1,
+        micro_batch_size=1,
+        seed=0,
+        rope_theta_factor=1.0,
     )
     extend_context(config, tmp_path / "long", corpus=tmp_path, model=tmp_path / "model")
     longer, _ = load_checkpoint(tmp_path / "long")

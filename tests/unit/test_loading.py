@@ -1,4 +1,6 @@
-"""Batches made ahead: the same ones in the same order, errors where they are asked for, and no thread left behind."""
+"""Batches made ahead: the same ones in the same order, errors where they are asked for, and no
+thread left behind.
+"""
 
 import threading
 from time import sleep

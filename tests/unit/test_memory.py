@@ -15,9 +15,18 @@ from pocketlm.train.memory import TrainingMemory, check_memory, training_memory
 from pocketlm.train.optim import OptimConfig
 
 R1 = PRESETS["r1-140m"]
-STEPS = OptimConfig(lr=1e-3, num_steps=2, warmup_steps=0, final_lr_share=0.1, compute_dtype="bfloat16")
+STEPS = OptimConfig(
+    lr=1e-3, num_steps=2, warmup_steps=0, final_lr_share=0.1, compute_dtype="bfloat16"
+)
 PHASE = PretrainConfig(
-    name="phase", optim=STEPS, model=R1, seq_len=512, rows_per_step=8, micro_batch_size=8, seed=0, shares={"a": 1.0}
+    name="phase",
+    optim=STEPS,
+    model=R1,
+    seq_len=512,
+    rows_per_step=8,
+    micro_batch_size=8,
+    seed=0,
+    shares={"a": 1.0},
 )
 GIB = 2**30
 
@@ -27,7 +36,9 @@ def of(model: ModelConfig = R1, optim: OptimConfig = STEPS, **changes) -> Traini
     return training_memory(model, optim, **{**layout, **changes})
 
 
-def test_weights_gradients_and_states_of_adamw_are_sixteen_bytes_a_parameter_and_muons_fewer() -> None:
+def test_weights_gradients_and_states_of_adamw_are_sixteen_bytes_a_parameter_and_muons_fewer() -> (
+    None
+):
     adamw, muon = of(), of(optim=replace(STEPS, optimizer="muon"))
     assert adamw.weights + adamw.gradients + adamw.states == 16 * num_parameters(R1)
     inner = 15 * (2 * 576 * (9 + 3) * 64 + 3 * 576 * 2048)
@@ -36,13 +47,13 @@ def test_weights_gradients_and_states_of_adamw_are_sixteen_bytes_a_parameter_and
 
 def test_ranks_share_weights_gradients_states_and_teacher_but_not_activations() -> None:
     alone, four, many = of(teacher=R1), of(teacher=R1, shards=4), of(teacher=R1, shards=1000)
-    gathered = 4 * (
-        2 * 4_423_680 + 128_256 * 576
-    )  # two blocks' matrices and the token table are whole where they are used
+    # two blocks' matrices and the token table are whole where they are used
+    gathered = 4 * (2 * 4_423_680 + 128_256 * 576)
     assert four.weights == alone.weights // 4 + gathered and four.teacher == four.weights
     assert (four.gradients, four.states) == (alone.gradients // 4, alone.states // 4)
     assert four.kept == alone.kept and many.peak < four.peak < alone.peak
-    assert of(shards=4, accumulates=True).gradients == alone.gradients  # they add up whole before they are shared out
+    # they add up whole before they are shared out
+    assert of(shards=4, accumulates=True).gradients == alone.gradients
 
 
 def test_what_costs_memory_is_in_the_peak() -> None:
@@ -52,9 +63,14 @@ def test_what_costs_memory_is_in_the_peak() -> None:
     assert of(teacher=R1).peak > plain
     assert of(teacher=R1, on_grid=True).peak > of(teacher=R1).peak
     assert of(accumulates=True).peak > plain
-    small = of(rows=1, seq_len=8, saves=True)  # so little is kept that the copy which is saved weighs most
+    # so little is kept that the copy which is saved weighs most
+    small = of(rows=1, seq_len=8, saves=True)
     assert small.peak == 2 * (small.weights + small.states) > of(rows=1, seq_len=8).peak
-    assert of(optim=replace(STEPS, recompute_every=1)).peak < of(optim=replace(STEPS, recompute_every=2)).peak < plain
+    assert (
+        of(optim=replace(STEPS, recompute_every=1)).peak
+        < of(optim=replace(STEPS, recompute_every=2)).peak
+        < plain
+    )
     assert of(masked=True, device="cuda").kept > of(device="cuda").kept
 
 
@@ -68,7 +84,10 @@ def test_a_large_teacher_is_counted_while_it_is_loaded() -> None:
     [
         ({}, "What 8 rows leave for the backward pass weighs most: lower phase.micro_batch_size"),
         ({"micro_batch_size": 1, "seq_len": 128}, "The model itself weighs most"),
-        ({"micro_batch_size": 1, "seq_len": 32_768}, "One row weighs most: lower phase.seq_len 32768"),
+        (
+            {"micro_batch_size": 1, "seq_len": 32_768},
+            "One row weighs most: lower phase.seq_len 32768",
+        ),
     ],
 )
 def test_too_little_memory_is_one_message_before_anything_is_read(
@@ -89,7 +108,9 @@ def test_a_heavy_teacher_is_named_as_what_weighs_most(monkeypatch: pytest.Monkey
         check_memory(config, R1, teacher=PRESETS["mobilellm-1.5b"], masked=False)
 
 
-def test_a_stage_is_refused_only_where_the_estimate_less_a_margin_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_is_refused_only_where_the_estimate_less_a_margin_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     peak = of().peak
     monkeypatch.setattr(memory, "free_bytes", lambda where: int(peak * (1 - memory.MARGIN)) + 1)
     check_memory(PHASE, R1, masked=False)
@@ -98,7 +119,9 @@ def test_a_stage_is_refused_only_where_the_estimate_less_a_margin_does_not_fit(m
         check_memory(PHASE, R1, masked=False)
 
 
-def test_a_control_groups_limit_counts_with_its_parents_and_without_its_file_cache(tmp_path: Path) -> None:
+def test_a_control_groups_limit_counts_with_its_parents_and_without_its_file_cache(
+    tmp_path: Path,
+) -> None:
     own = tmp_path / "cgroup"
     own.write_text("0::/slurm/job\n")
     job = tmp_path / "fs" / "slurm" / "job"

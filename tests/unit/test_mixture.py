@@ -10,7 +10,8 @@ KNOWN = ["code", "maths", "web"]
 
 def test_good_shares_come_back_summing_to_1():
     assert check_shares({"code": 0.25, "web": 0.75}, KNOWN, "mix") == {"code": 0.25, "web": 0.75}
-    found = check_shares({"code": 0.3334, "maths": 0.3334, "web": 0.3334}, KNOWN, "mix")  # rounded in a config
+    # rounded in a config
+    found = check_shares({"code": 0.3334, "maths": 0.3334, "web": 0.3334}, KNOWN, "mix")
     assert sum(found.values()) == pytest.approx(1, abs=1e-12)
 
 
@@ -40,7 +41,9 @@ def test_the_two_plain_mixes():
 
 
 def drawn_mix(seed: int) -> tuple[dict[str, float], dict[str, int], int, float]:
-    """Shares (some 0), source sizes over four decades, and a budget that the sources can just meet or meet easily."""
+    """Shares (some 0), source sizes over four decades, and a budget that the sources can just meet
+    or meet easily.
+    """
     draw = np.random.default_rng(seed)
     count = int(draw.integers(1, 9))
     names = [f"s{i}" for i in range(count)]
@@ -59,15 +62,20 @@ def test_a_capped_mix_keeps_its_promises():
         check_promises(*drawn_mix(seed))
 
 
-def check_promises(shares: dict[str, float], tokens: dict[str, int], budget: int, epochs: float) -> None:
+def check_promises(
+    shares: dict[str, float], tokens: dict[str, int], budget: int, epochs: float
+) -> None:
     capped = cap_repetition(shares, tokens, budget, epochs)
     assert list(capped) == list(shares)
     assert sum(capped.values()) == pytest.approx(1, abs=1e-9)
     limits = {name: epochs * tokens[name] / budget for name in shares}
     assert all(0 <= capped[name] <= limits[name] * (1 + 1e-9) for name in shares)
-    free = [name for name in shares if shares[name] > 0 and capped[name] < limits[name] * (1 - 1e-9)]
+    free = [
+        name for name in shares if shares[name] > 0 and capped[name] < limits[name] * (1 - 1e-9)
+    ]
     ratios = [capped[name] / shares[name] for name in free]
-    assert all(ratio == pytest.approx(ratios[0]) for ratio in ratios)  # uncapped sources keep their proportions
+    # uncapped sources keep their proportions
+    assert all(ratio == pytest.approx(ratios[0]) for ratio in ratios)
     if ratios:
         assert ratios[0] >= 1 - 1e-9  # nobody uncapped gives anything up
         assert all(capped[name] == 0 for name in shares if shares[name] == 0)
@@ -83,14 +91,18 @@ def test_shares_within_their_limits_stay_as_they_are():
 
 
 def test_what_is_cut_goes_to_the_others_by_their_shares():
-    found = cap_repetition({"a": 0.8, "b": 0.15, "c": 0.05}, {"a": 40, "b": 100, "c": 100}, 100, 1.0)
+    found = cap_repetition(
+        {"a": 0.8, "b": 0.15, "c": 0.05}, {"a": 40, "b": 100, "c": 100}, 100, 1.0
+    )
     assert found == pytest.approx({"a": 0.4, "b": 0.45, "c": 0.15})
 
 
 def test_a_budget_that_fits_to_the_last_token_is_met():
     """Ten tenths sum to a little less than 1 in floating point."""
     tokens = {f"s{i}": 100 for i in range(10)}
-    assert cap_repetition(uniform_shares(tokens), tokens, 3000, 3.0) == pytest.approx(dict.fromkeys(tokens, 0.1))
+    assert cap_repetition(uniform_shares(tokens), tokens, 3000, 3.0) == pytest.approx(
+        dict.fromkeys(tokens, 0.1)
+    )
     uneven = {name: 100 + 7 * i for i, name in enumerate(tokens)}
     steep = {name: 2.0**-i / (2 - 2.0**-9) for i, name in enumerate(tokens)}
     found = cap_repetition(steep, uneven, sum(uneven.values()), 1.0)
@@ -105,5 +117,7 @@ def test_a_source_without_a_share_fills_in_only_when_all_others_are_full():
 
 
 def test_a_budget_beyond_all_sources_says_what_to_change():
-    with pytest.raises(ValueError, match=r"1000 tokens ask for more than 4 passes .* \(200 tokens\); add text"):
+    with pytest.raises(
+        ValueError, match=r"1000 tokens ask for more than 4 passes .* \(200 tokens\); add text"
+    ):
         cap_repetition({"a": 0.5, "b": 0.5}, {"a": 100, "b": 100}, 1000, 4)

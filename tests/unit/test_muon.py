@@ -1,4 +1,6 @@
-"""Muon is torch's own in bfloat16, and in float32 what it would be with exact products; `auto` asks the processor which."""
+"""Muon is torch's own in bfloat16, and in float32 what it would be with exact products; `auto` asks
+the processor which.
+"""
 
 from dataclasses import replace
 
@@ -26,7 +28,9 @@ def moved(shape: tuple[int, int], make) -> torch.Tensor:
 
 
 def of_torch(parameters) -> torch.optim.Optimizer:
-    return torch.optim.Muon(parameters, lr=0.02, weight_decay=0.1, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.Muon(
+        parameters, lr=0.02, weight_decay=0.1, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,7 +42,8 @@ def test_in_bfloat16_every_step_is_that_of_torchs_muon(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_float32_steps_differ_from_torchs_by_its_rounding_alone(shape):
     ours = moved(shape, lambda each: Muon(each, lr=0.02, weight_decay=0.1, dtype=torch.float32))
-    assert 1e-5 < (ours - moved(shape, of_torch)).abs().max() < 2e-3  # measured: 7e-4; steps of 0.02 x 0.2
+    # measured: 7e-4; steps of 0.02 x 0.2
+    assert 1e-5 < (ours - moved(shape, of_torch)).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -48,11 +53,14 @@ def test_a_matrix_is_orthogonalised_as_exact_products_would(shape):
     assert (orthogonalised(matrix, torch.float32) - exact).abs().max() < 1e-5  # measured: 1e-6
     assert (orthogonalised(matrix, torch.bfloat16) - exact).abs().max() > 1e-3
     values = torch.linalg.svdvals(exact)
-    assert values.max() < 1.3 and (values > 0.6).float().mean() > 0.9  # a square matrix has one near 0
+    # a square matrix has one near 0
+    assert values.max() < 1.3 and (values > 0.6).float().mean() > 0.9
     assert orthogonalised(torch.zeros(shape), torch.float32).abs().max() == 0
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
 def test_muon_computes_in_the_dtype_of_products(name, dtype):
     config = ModelConfig(
         vocab_size=64,
@@ -69,8 +77,12 @@ def test_muon_computes_in_the_dtype_of_products(name, dtype):
     assert isinstance(muon, Muon) and muon.dtype == dtype
 
 
-@pytest.mark.parametrize(("variable", "level"), [(name, each) for name in NO_BFLOAT16 for each in NO_BFLOAT16[name]])
-def test_auto_is_float32_where_libraries_are_told_to_do_without_bfloat16(variable, level, monkeypatch):
+@pytest.mark.parametrize(
+    ("variable", "level"), [(name, each) for name in NO_BFLOAT16 for each in NO_BFLOAT16[name]]
+)
+def test_auto_is_float32_where_libraries_are_told_to_do_without_bfloat16(
+    variable, level, monkeypatch
+):
     for name in NO_BFLOAT16:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)

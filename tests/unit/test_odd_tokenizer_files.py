@@ -1,4 +1,6 @@
-"""Tokenizer files that somebody changed by hand, or that a library stumbles over: one message with the file."""
+"""Tokenizer files that somebody changed by hand, or that a library stumbles over: one message with
+the file.
+"""
 
 import json
 from pathlib import Path
@@ -29,7 +31,9 @@ def edit(file: Path, **fields: Any) -> None:
         ("tokenizer_class", 3, "field tokenizer_class is 3, a text is needed"),
     ],
 )
-def test_a_special_token_of_ours_that_is_no_text_is_named(field: str, value: Any, message: str, folder: Path) -> None:
+def test_a_special_token_of_ours_that_is_no_text_is_named(
+    field: str, value: Any, message: str, folder: Path
+) -> None:
     edit(folder / "tokenizer_config.json", **{field: value})
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer.load(folder)

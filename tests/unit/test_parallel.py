@@ -1,4 +1,6 @@
-"""Several ranks train what one trains: gloo processes on this computer, each case on 1, 2 and 4 (two nodes of two)."""
+"""Several ranks train what one trains: gloo processes on this computer, each case on 1, 2 and 4
+(two nodes of two).
+"""
 
 import json
 import os
@@ -44,14 +46,18 @@ SHAPE = ModelConfig(
     qk_norm_weight=True,
     initializer_range=0.1,
 )
-OPTIM = OptimConfig(lr=1e-2, num_steps=4, warmup_steps=1, final_lr_share=0.1, compute_dtype="float32")
+OPTIM = OptimConfig(
+    lr=1e-2, num_steps=4, warmup_steps=1, final_lr_share=0.1, compute_dtype="float32"
+)
 NEVER = SaveConfig(every_steps=1000)
 ROWS = 8
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training to compare. taught: by a live teacher, of another width; micro_batch_size: rows of one."""
+    """A training to compare. taught: by a live teacher, of another width; micro_batch_size: rows of
+    one.
+    """
 
     shape: ModelConfig = SHAPE
     optim: OptimConfig = OPTIM
@@ -121,9 +127,20 @@ def train_cases(folder: Path) -> dict[str, Outcome] | None:
     for number, (name, case) in enumerate(CASES.items()):
         out = folder / f"case-{number}"
         out.mkdir(exist_ok=True)
-        model = train(student_of(case), batches_of(case), loss_of(case), case.optim, out, label=name, save=NEVER)
+        model = train(
+            student_of(case),
+            batches_of(case),
+            loss_of(case),
+            case.optim,
+            out,
+            label=name,
+            save=NEVER,
+        )
         if ranks().first:
-            found[name] = (figures(out), {key: tensor.detach() for key, tensor in model.state_dict().items()})
+            found[name] = (
+                figures(out),
+                {key: tensor.detach() for key, tensor in model.state_dict().items()},
+            )
     return found or None
 
 
@@ -145,7 +162,9 @@ def test_several_ranks_train_what_one_trains(outcomes, name: str, world_size: in
     (expected, expected_weights), (found, weights) = outcomes[1][name], outcomes[world_size][name]
     assert len(found) == len(expected) == 4
     assert [row[2] for row in found] == [row[2] for row in expected] == [128] * 4
-    assert [row[:2] for row in found] == [pytest.approx(row[:2], rel=OF_FIGURES) for row in expected]
+    assert [row[:2] for row in found] == [
+        pytest.approx(row[:2], rel=OF_FIGURES) for row in expected
+    ]
     assert weights.keys() == expected_weights.keys()
     for key, tensor in expected_weights.items():
         assert (weights[key] - tensor).abs().max() <= OF_WEIGHTS, key
@@ -155,26 +174,50 @@ APART = "cross-entropy"  # the case for ranks that part and meet again
 
 
 def train_apart(folder: Path) -> None:
-    """Two trainings at the same time, each on two of four ranks, then one on all four, then the two again."""
+    """Two trainings at the same time, each on two of four ranks, then one on all four, then the two
+    again.
+    """
     with joined() as board:
 
         def alone(name: str) -> None:
             case, out = CASES[APART], folder / name
             out.mkdir(exist_ok=True)
-            model = train(student_of(case), batches_of(case), loss_of(case), case.optim, out, label=name, save=NEVER)
+            model = train(
+                student_of(case),
+                batches_of(case),
+                loss_of(case),
+                case.optim,
+                out,
+                label=name,
+                save=NEVER,
+            )
             if ranks().first:
                 save_file(model.state_dict(), out / "weights.safetensors")
 
-        take_turn([(partial(alone, "left"), range(2)), (partial(alone, "right"), range(2, 4))], board)
+        take_turn(
+            [(partial(alone, "left"), range(2)), (partial(alone, "right"), range(2, 4))], board
+        )
         alone("all")
-        take_turn([(partial(alone, "left again"), range(2)), (partial(alone, "right again"), range(2, 4))], board)
+        take_turn(
+            [
+                (partial(alone, "left again"), range(2)),
+                (partial(alone, "right again"), range(2, 4)),
+            ],
+            board,
+        )
 
 
 def test_ranks_that_part_train_what_as_many_train_by_themselves(outcomes, tmp_path: Path) -> None:
     for process in start_ranks(4, train_apart, tmp_path, nodes=2):
         process.join(120)
         assert process.exitcode == 0
-    for name, world_size in {"left": 2, "right": 2, "all": 4, "left again": 2, "right again": 2}.items():
+    for name, world_size in {
+        "left": 2,
+        "right": 2,
+        "all": 4,
+        "left again": 2,
+        "right again": 2,
+    }.items():
         expected, weights = outcomes[world_size][APART]
         assert figures(tmp_path / name) == expected, name
         found = load_file(tmp_path / name / "weights.safetensors")
@@ -202,11 +245,15 @@ def test_a_rank_that_dies_while_a_group_is_formed_is_not_waited_for_long() -> No
 
 def own_part(module: nn.Module) -> int:
     """Values of the module's weights that lie on this rank."""
-    return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
+    return sum(
+        p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters()
+    )
 
 
 def held_by_a_rank(shard_over: ShardOver) -> tuple[int, int, bool]:
-    """(values of the student on this rank, of a teacher's blocks, whether the teacher has gradients) after a step."""
+    """(values of the student on this rank, of a teacher's blocks, whether the teacher has
+    gradients) after a step.
+    """
     optim = replace(OPTIM, num_steps=2, shard_over=shard_over)
     student, teacher = Transformer(SHAPE), Transformer(UNTIED, seed=7)
     loss_fn = distillation_loss(live_teacher(teacher, optim))
@@ -218,7 +265,9 @@ def held_by_a_rank(shard_over: ShardOver) -> tuple[int, int, bool]:
 
 
 @pytest.mark.parametrize(("shard_over", "copies"), [("node", 2), ("all", 1)])
-def test_ranks_share_out_the_weights_of_student_and_teacher(shard_over: ShardOver, copies: int, tmp_path: Path) -> None:
+def test_ranks_share_out_the_weights_of_student_and_teacher(
+    shard_over: ShardOver, copies: int, tmp_path: Path
+) -> None:
     held = on_ranks(4, tmp_path, held_by_a_rank, shard_over, nodes=2)
     for which, module in enumerate((Transformer(SHAPE), Transformer(UNTIED).model.layers)):
         values = sum(p.numel() for p in module.parameters())
@@ -228,7 +277,9 @@ def test_ranks_share_out_the_weights_of_student_and_teacher(shard_over: ShardOve
 
 
 def signalled(number: int) -> LossFn:
-    """A loss in whose sixth call, of step 1 where a step has four micro-batches, rank 1 gets a signal."""
+    """A loss in whose sixth call, of step 1 where a step has four micro-batches, rank 1 gets a
+    signal.
+    """
     calls = 0
 
     def loss(model: Transformer, batch: Batch) -> Tensor:
@@ -242,17 +293,33 @@ def signalled(number: int) -> LossFn:
 
 
 def interrupted(out: Path, optim: OptimConfig) -> Any:
-    """A training whose rank 1 is asked to stop in step 1, then the same again; the weights' bits."""
+    """A training whose rank 1 is asked to stop in step 1, then the same again; the weights'
+    bits.
+    """
     with pytest.raises(KeyboardInterrupt):
         asked = signalled(signal.SIGTERM)
-        train(Transformer(SHAPE), batches_of(Case()), asked, optim, out, label="stopped", save=NEVER)
+        train(
+            Transformer(SHAPE), batches_of(Case()), asked, optim, out, label="stopped", save=NEVER
+        )
     left = [state.name for state in saved_states(out)], len(figures(out))
     bits = []
     for folder in (out, out / "unbroken"):
         if ranks().first:
             folder.mkdir(exist_ok=True)
-        model = train(Transformer(SHAPE), batches_of(Case()), next_token_loss, optim, folder, label="again", save=NEVER)
-        bits.append({key: tensor.detach() for key, tensor in model.state_dict().items()} if ranks().first else {})
+        model = train(
+            Transformer(SHAPE),
+            batches_of(Case()),
+            next_token_loss,
+            optim,
+            folder,
+            label="again",
+            save=NEVER,
+        )
+        bits.append(
+            {key: tensor.detach() for key, tensor in model.state_dict().items()}
+            if ranks().first
+            else {}
+        )
     return left, bits, figures(out) == figures(out / "unbroken")
 
 
@@ -274,9 +341,19 @@ def poisoned(out: Path) -> None:
     def loss(model: Transformer, batch: Batch) -> Tensor:
         found = next_token_loss(model, batch)
         bad = batches_of(Case())(1)[1] if ranks().rank == 1 else None
-        return found * float("nan") if bad and torch.equal(bad.input_ids, batch.input_ids) else found
+        return (
+            found * float("nan") if bad and torch.equal(bad.input_ids, batch.input_ids) else found
+        )
 
-    train(Transformer(SHAPE), batches_of(Case()), loss, OPTIM, out, label="poisoned", save=SaveConfig(every_steps=1))
+    train(
+        Transformer(SHAPE),
+        batches_of(Case()),
+        loss,
+        OPTIM,
+        out,
+        label="poisoned",
+        save=SaveConfig(every_steps=1),
+    )
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None:
@@ -288,7 +365,15 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None
 
 def killed(out: Path) -> None:
     """Rank 1 is gone in the middle of step 1."""
-    train(Transformer(SHAPE), batches_of(Case()), signalled(signal.SIGKILL), OPTIM, out, label="killed", save=NEVER)
+    train(
+        Transformer(SHAPE),
+        batches_of(Case()),
+        signalled(signal.SIGKILL),
+        OPTIM,
+        out,
+        label="killed",
+        save=NEVER,
+    )
 
 
 def test_a_rank_that_is_killed_ends_the_others_with_a_reason(tmp_path: Path) -> None:
@@ -302,16 +387,32 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_reason(tmp_path: Path) -> 
 
 
 def killed_in_the_last_save(out: Path) -> None:
-    """Rank 1 is gone while it writes the state of the last step, after which nothing is exchanged any more."""
+    """Rank 1 is gone while it writes the state of the last step, after which nothing is exchanged
+    any more.
+    """
     if ranks().rank == 1:
         state.write_own = lambda partial, pieces: os.kill(os.getpid(), signal.SIGKILL)
-    train(Transformer(SHAPE), batches_of(Case()), next_token_loss, OPTIM, out, label="killed", save=NEVER)
+    train(
+        Transformer(SHAPE),
+        batches_of(Case()),
+        next_token_loss,
+        OPTIM,
+        out,
+        label="killed",
+        save=NEVER,
+    )
 
 
-def test_a_rank_that_is_killed_in_the_last_save_ends_the_others_with_a_reason(tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_in_the_last_save_ends_the_others_with_a_reason(
+    tmp_path: Path,
+) -> None:
     started = time.monotonic()
     error, dead = on_ranks(2, tmp_path, killed_in_the_last_save, tmp_path)
-    assert dead is None and isinstance(error, ConnectionError) and "rank 0 of 2 lost the others" in str(error), error
+    assert (
+        dead is None
+        and isinstance(error, ConnectionError)
+        and "rank 0 of 2 lost the others" in str(error)
+    ), error
     assert time.monotonic() - started < 60 and saved_states(tmp_path) == []
 
 
@@ -324,10 +425,14 @@ def test_a_rank_that_is_killed_in_the_last_save_ends_the_others_with_a_reason(tm
         ("node", 4, 1, (4,)),  # a copy on each rank alone would share nothing out
     ],
 )
-def test_each_node_holds_all_weights_or_all_nodes_together(shard_over, world_size, of_a_node, shape):
+def test_each_node_holds_all_weights_or_all_nodes_together(
+    shard_over, world_size, of_a_node, shape
+):
     assert mesh_shape(shard_over, world_size, of_a_node) == shape
 
 
 def test_nodes_of_unequal_size_are_refused():
-    with pytest.raises(ValueError, match=r"12 ranks do not make nodes of 8; .* optim\.shard_over=all"):
+    with pytest.raises(
+        ValueError, match=r"12 ranks do not make nodes of 8; .* optim\.shard_over=all"
+    ):
         mesh_shape("node", 12, 8)

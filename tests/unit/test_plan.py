@@ -1,4 +1,6 @@
-"""The plan of recipes that are not run: shapes followed, work shared out, times from the fitted model, and what is unknown."""
+"""The plan of recipes that are not run: shapes followed, work shared out, times from the fitted
+model, and what is unknown.
+"""
 
 import importlib.util
 import json
@@ -52,7 +54,8 @@ WORK = Work(model=SHAPE, optim=STEPS, seq_len=64, rows_per_step=8, micro_batch_s
 def stages_of(name: str, tmp_path: Path, **flags) -> dict[str, Stage]:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.py")
     return {
-        stage.call.name: stage for stage in plan_stages(plan(recipe, tmp_path / "run", missing_ok=True, **flags).calls)
+        stage.call.name: stage
+        for stage in plan_stages(plan(recipe, tmp_path / "run", missing_ok=True, **flags).calls)
     }
 
 
@@ -72,7 +75,9 @@ def test_as_many_devices_work_as_a_steps_micro_batches_divide_among(count: int, 
 
 
 @pytest.mark.parametrize(("steps", "every", "kept"), [(100, 100, 1), (100, 50, 2), (100, 10, 3)])
-def test_the_states_on_disk_are_those_kept_and_the_one_being_written(steps: int, every: int, kept: int) -> None:
+def test_the_states_on_disk_are_those_kept_and_the_one_being_written(
+    steps: int, every: int, kept: int
+) -> None:
     work = replace(WORK, optim=replace(STEPS, num_steps=steps), save=SaveConfig(every_steps=every))
     assert work.resume_bytes == kept * 12 * num_parameters(SHAPE)
 
@@ -84,7 +89,11 @@ def test_r1_is_followed_from_stage_to_stage(tmp_path: Path) -> None:
     found = stages_of("r1", tmp_path, size="950m")
     assert found["phase1"].tokens == found["phase2"].tokens == 500_000 * 2048 * 2048
     work = found["reasoning"].work
-    assert work is not None and work.model.max_position_embeddings == 32_768 and work.model.rope_theta == 8_000_000
+    assert (
+        work is not None
+        and work.model.max_position_embeddings == 32_768
+        and work.model.rope_theta == 8_000_000
+    )
     assert found["phase2"].work is not None and found["phase2"].work.model == PRESETS["r1-950m"]
     assert found["base-32k"].flops == 0 and found["base-32k"].disk == 4 * 949_685_760
 
@@ -106,7 +115,11 @@ def test_a_teacher_on_disk_is_read_from_its_config(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "teacher", Transformer(shape), tokenizer)
     (tmp_path / "teacher" / "model.safetensors").unlink()  # its weights are not needed
     work = stages_of("r1", tmp_path, teacher=tmp_path / "teacher")["mid1"].work
-    assert work is not None and work.teacher is not None and num_parameters(work.teacher) == num_parameters(shape)
+    assert (
+        work is not None
+        and work.teacher is not None
+        and num_parameters(work.teacher) == num_parameters(shape)
+    )
 
 
 def test_a_teacher_kept_on_disk_is_planned_and_costs_its_students_nothing(tmp_path: Path) -> None:
@@ -116,22 +129,35 @@ def test_a_teacher_kept_on_disk_is_planned_and_costs_its_students_nothing(tmp_pa
     shape = replace(SHAPE, vocab_size=tokenizer.vocab_size)
     save_checkpoint(tmp_path / "teacher", Transformer(shape), tokenizer)
     tokens = {"a": 6_400, "b": 1_280}
-    sources = {name: {"domain": "code", "kept": {"train": {"tokens": n}}} for name, n in tokens.items()}
+    sources = {
+        name: {"domain": "code", "kept": {"train": {"tokens": n}}} for name, n in tokens.items()
+    }
     write_json(tmp_path / "corpus" / "curation.json", {"sources": sources})
 
     def recipe(run: Any) -> None:
         corpus, teacher = tmp_path / "corpus", tmp_path / "teacher"
         taught = run(
-            teach, TeachConfig(name="taught", window=64, sources=("a",), min_gain=0.01), corpus=corpus, teacher=teacher
+            teach,
+            TeachConfig(name="taught", window=64, sources=("a",), min_gain=0.01),
+            corpus=corpus,
+            teacher=teacher,
         )
         train = PretrainConfig(
-            name="student", model=shape, optim=STEPS, seq_len=64, rows_per_step=8, micro_batch_size=2, seed=1
+            name="student",
+            model=shape,
+            optim=STEPS,
+            seq_len=64,
+            rows_per_step=8,
+            micro_batch_size=2,
+            seed=1,
         )
         run(pretrain, train, corpus=corpus, teacher=taught)
         run(pretrain, replace(train, name="live"), corpus=corpus, teacher=teacher)
 
     taught, student, live = plan_stages(plan(recipe, tmp_path / "run", missing_ok=True).calls)
-    assert taught.tokens == 6_400 and taught.disk == pytest.approx(6_400 * CACHED_BYTES[0.01], rel=1e-3)
+    assert taught.tokens == 6_400 and taught.disk == pytest.approx(
+        6_400 * CACHED_BYTES[0.01], rel=1e-3
+    )
     assert taught.other_flops == 100 * flops_of(shape, 1, 64).forward
     assert student.work is not None and student.work.teacher is None and student.notes == ()
     assert live.work is not None and live.work.teacher == shape
@@ -144,7 +170,9 @@ def test_every_kind_of_stage_of_the_demo_is_planned_or_said_not_to_be(tmp_path: 
     assert unknown == {"corpus", "files", "evaluation", "speed", "report"}
     assert all(found[name].notes for name in unknown)
     int4, chat = found["int4"].work, found["chat"].work
-    assert int4 and chat and int4.teacher == int4.model == chat.model and int4.scheme == "int4_group32"
+    assert (
+        int4 and chat and int4.teacher == int4.model == chat.model and int4.scheme == "int4_group32"
+    )
     assert found["mix"].work is not None and found["mix"].work.copies == 4
     assert found["select1"].at_most and "at most" in found["select1"].notes[0]
     assert found["long"].work is not None and found["merged"].like is not None
@@ -165,7 +193,9 @@ def script(name: str) -> ModuleType:
 def test_the_constants_are_those_that_the_script_fits_and_its_error_is_the_one_told() -> None:
     fit = script("plan_fit")
     assert astuple(fit.fitted(FITTED)) == pytest.approx(astuple(FIT), rel=0.005)
-    errors = [fit.log_error(row, fit.fitted(FITTED[:i] + FITTED[i + 1 :])) for i, row in enumerate(FITTED)]
+    errors = [
+        fit.log_error(row, fit.fitted(FITTED[:i] + FITTED[i + 1 :])) for i, row in enumerate(FITTED)
+    ]
     assert fit.spread(errors) == pytest.approx(LEFT_OUT_ERROR, abs=0.01)
 
 
@@ -177,7 +207,9 @@ def test_r1_950m_phase_1_which_was_not_fitted_comes_out_at_its_published_4_to_5_
 
 @pytest.mark.parametrize("name", sorted(DEVICES))
 def test_more_devices_take_less_time_and_never_less_device_time(name: str) -> None:
-    work = replace(WORK, model=PRESETS["r1-140m"], rows_per_step=128, micro_batch_size=2, seq_len=2048)
+    work = replace(
+        WORK, model=PRESETS["r1-140m"], rows_per_step=128, micro_batch_size=2, seq_len=2048
+    )
     seconds = [step_seconds(work, device(name), count, fused=True) for count in (1, 8, 64)]
     assert seconds[0] > seconds[1] > seconds[2]
     assert seconds[0] <= 8 * seconds[1] * 1.0001 and seconds[1] <= 8 * seconds[2]
@@ -197,11 +229,24 @@ def test_a_step_that_is_tried_takes_longer_with_more_to_do() -> None:
 
 
 @pytest.mark.usefixtures("briefly")
-def test_a_step_too_large_to_be_tried_is_put_together_from_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_too_large_to_be_tried_is_put_together_from_a_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shape = replace(
-        SHAPE, hidden_size=256, intermediate_size=1024, head_dim=64, num_attention_heads=4, num_hidden_layers=6
+        SHAPE,
+        hidden_size=256,
+        intermediate_size=1024,
+        head_dim=64,
+        num_attention_heads=4,
+        num_hidden_layers=6,
     )
-    work = replace(WORK, model=replace(shape, vocab_size=4000), rows_per_step=4, micro_batch_size=4, seq_len=256)
+    work = replace(
+        WORK,
+        model=replace(shape, vocab_size=4000),
+        rows_per_step=4,
+        micro_batch_size=4,
+        seq_len=256,
+    )
     whole = here.step_seconds(work)
     monkeypatch.setattr(here, "TRIED_FLOPS", 0)
     parts = here.step_seconds(work)
@@ -223,7 +268,9 @@ def test_too_few_rows_and_too_little_memory_are_noted(tmp_path: Path) -> None:
     work = replace(WORK, model=PRESETS["pro"], rows_per_step=2, micro_batch_size=1, seq_len=131_072)
     told = estimated(replace(stages["phase2"], work=work, notes=()))
     assert (
-        told.devices == 2 and "keep 2 of 8 busy" in told.notes[0] and "needs more memory than a h100" in told.notes[1]
+        told.devices == 2
+        and "keep 2 of 8 busy" in told.notes[0]
+        and "needs more memory than a h100" in told.notes[1]
     )
 
 
@@ -234,12 +281,15 @@ def test_device_hours_are_those_of_the_devices_at_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "overlaps"), [(1, 1, [False] * 3), (2, 1, [False, True, False]), (13, 4, [False, True, True])]
+    ("count", "devices", "overlaps"),
+    [(1, 1, [False] * 3), (2, 1, [False, True, False]), (13, 4, [False, True, True])],
 )
 def test_stages_side_by_side_share_the_devices_and_count_as_long_as_the_longest(
     count: int, devices: int, overlaps: list[bool], tmp_path: Path
 ) -> None:
-    train = PretrainConfig(name="a", model=SHAPE, optim=STEPS, seq_len=64, rows_per_step=8, micro_batch_size=1, seed=1)
+    train = PretrainConfig(
+        name="a", model=SHAPE, optim=STEPS, seq_len=64, rows_per_step=8, micro_batch_size=1, seed=1
+    )
     longer = replace(train, name="b", optim=replace(STEPS, num_steps=300))
 
     def recipe(run: Any) -> None:
@@ -247,7 +297,9 @@ def test_stages_side_by_side_share_the_devices_and_count_as_long_as_the_longest(
 
     dry = plan(recipe, tmp_path / "run", missing_ok=True)
     found = [estimated(stage, count) for stage in plan_stages(dry.calls)]
-    assert [each.devices for each in found] == [devices] * 3 and [each.overlaps for each in found] == overlaps
+    assert [each.devices for each in found] == [devices] * 3 and [
+        each.overlaps for each in found
+    ] == overlaps
     a, b, c = (each.seconds or 0.0 for each in found)
     assert totals(found)["seconds"] == pytest.approx(b + {1: a + c, 2: c, 13: 0.0}[count])
 
@@ -255,7 +307,12 @@ def test_stages_side_by_side_share_the_devices_and_count_as_long_as_the_longest(
 def test_amounts_are_told_in_units_that_fit() -> None:
     assert (amount(2.097e12), amount(410_000), amount(12)) == ("2.1T", "410k", "12")
     assert (size(15.2e9), size(310_000), size(None)) == ("15.2 GB", "310 kB", "?")
-    assert (span(4.2), span(204), span(18_000), span(4.04 * 86_400)) == ("4.2 s", "3.4 min", "5.0 h", "4.0 days")
+    assert (span(4.2), span(204), span(18_000), span(4.04 * 86_400)) == (
+        "4.2 s",
+        "3.4 min",
+        "5.0 h",
+        "4.0 days",
+    )
 
 
 def pocketlm(*words: str) -> tuple[int, str]:
@@ -276,8 +333,13 @@ def test_the_command_shows_a_table_and_writes_the_figures(tmp_path: Path) -> Non
     )
     written = json.loads(file.read_text())
     phase1 = written["stages"][1]
-    assert (phase1["stage"], phase1["devices"]) == ("phase1", 128) and phase1["tokens"] == 2_097_152_000_000
-    assert written["stages"][0]["tokens"] is None and "corpus-pretrain" in written["together"]["unknown"]
+    assert (phase1["stage"], phase1["devices"]) == ("phase1", 128) and phase1[
+        "tokens"
+    ] == 2_097_152_000_000
+    assert (
+        written["stages"][0]["tokens"] is None
+        and "corpus-pretrain" in written["together"]["unknown"]
+    )
     assert math.isclose(phase1["device_hours"], phase1["seconds"] * 128 / 3600)
     assert not (tmp_path / "run").exists()
 

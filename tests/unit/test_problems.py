@@ -1,4 +1,6 @@
-"""Worked problems: right by reasoning-gym's own verifier, many, and never both trained on and asked."""
+"""Worked problems: right by reasoning-gym's own verifier, many, and never both trained on and
+asked.
+"""
 
 import re
 from collections import Counter
@@ -46,13 +48,16 @@ def test_an_answer_to_another_problem_is_refused(family):
 @pytest.mark.parametrize("family", EVERY)
 def test_every_equation_in_a_chain_holds(family):
     for _, problem in islice(draw(family, seed=7), 200):
-        for left, right in re.findall(r"(?<![\w*/+-])([\d+*/-]+)=(-?\d+)(?!\d)", problem["response"]):
+        for left, right in re.findall(
+            r"(?<![\w*/+-])([\d+*/-]+)=(-?\d+)(?!\d)", problem["response"]
+        ):
             assert eval(left) == int(right), problem
 
 
 @pytest.mark.parametrize("family", EVERY)
 def test_a_family_has_thousands_of_questions(family):
-    """Of n draws from m equally likely questions n(n-1)/2m pairs agree, and more where some are likelier.
+    """Of n draws from m equally likely questions n(n-1)/2m pairs agree, and more where some are
+    likelier.
 
     So m of 2,000 is a floor for all; the least varied are herds of two animals and triangles.
     """
@@ -122,7 +127,8 @@ def test_notes_ask_only_what_their_passage_says():
     for document in generate_notes(50, seed=1, pairs_range=(1, 5)):
         passage, _, questions = document["text"].partition("\nQuestion: ")
         asked = re.findall(
-            r"What is the code of (\w+)\?\nAnswer: The code of \1 is (\d{4})\.", "Question: " + questions
+            r"What is the code of (\w+)\?\nAnswer: The code of \1 is (\d{4})\.",
+            "Question: " + questions,
         )
         assert 1 <= len(asked) <= 3
         assert 1 <= passage.count("Note:") <= 5

@@ -1,4 +1,6 @@
-"""A .pte whose cache is int8: a quarter of the bytes, and of its logits what rounding keys and values costs, no more."""
+"""A .pte whose cache is int8: a quarter of the bytes, and of its logits what rounding keys and
+values costs, no more.
+"""
 
 import json
 from collections.abc import Iterator
@@ -61,7 +63,9 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Transformer:
-    """A network that has read what files are compared on, so that its likeliest tokens are no ties."""
+    """A network that has read what files are compared on, so that its likeliest tokens are no
+    ties.
+    """
     model = Transformer(CONFIG, seed=0)
     passages = real_passages(LanguageModel(model, tokenizer), CONTEXT, None)
     rows = torch.tensor([passage.ids[: min(len(p.ids) for p in passages)] for passage in passages])
@@ -80,12 +84,18 @@ def ids() -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def exported(model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(
+    model: Transformer, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("int8")
     for name in ("m", "out"):
         (folder / name).mkdir()
     save_checkpoint(folder / "m", model, tokenizer)
-    return export(ExportConfig(name="files", formats=("pte",), int8_cache=True), folder / "out", model=folder / "m")
+    return export(
+        ExportConfig(name="files", formats=("pte",), int8_cache=True),
+        folder / "out",
+        model=folder / "m",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +106,9 @@ def file(exported: Path) -> Path:
 @torch.no_grad()
 def in_chunks(network: PteNetwork, ids: list[int]) -> np.ndarray:
     starts = range(0, len(ids), CHUNK)
-    return torch.cat([network(torch.tensor([ids[a : a + CHUNK]]), torch.tensor([a])) for a in starts], 1)[0].numpy()
+    return torch.cat(
+        [network(torch.tensor([ids[a : a + CHUNK]]), torch.tensor([a])) for a in starts], 1
+    )[0].numpy()
 
 
 def cache_bytes(network: PteNetwork) -> dict[str, int]:
@@ -113,16 +125,23 @@ def planned_bytes(file: Path) -> int:
 
 
 def test_keys_and_values_take_a_quarter_of_the_bytes(model: Transformer, file: Path) -> None:
-    whole, small = (cache_bytes(PteNetwork(model, CONTEXT, None, int8_cache=int8)) for int8 in (False, True))
+    whole, small = (
+        cache_bytes(PteNetwork(model, CONTEXT, None, int8_cache=int8)) for int8 in (False, True)
+    )
     slots = CONTEXT + WINDOW + CHUNK - 1  # the global layer's and the ring
     assert sum(whole.values()) == 2 * slots * 2 * 16 * 4
     assert all(4 * small[name] == size for name, size in whole.items())
-    assert sum(small.values()) - sum(whole.values()) // 4 == 2 * slots * 2 * (4 + 1)  # a scale and a zero point a head
-    assert sum(small.values()) < planned_bytes(file) < sum(small.values()) + 0.2 * sum(whole.values())
+    # a scale and a zero point a head
+    assert sum(small.values()) - sum(whole.values()) // 4 == 2 * slots * 2 * (4 + 1)
+    assert (
+        sum(small.values()) < planned_bytes(file) < sum(small.values()) + 0.2 * sum(whole.values())
+    )
 
 
 class RoundedCache(FloatCache):
-    """Attention in float32 on queries, keys and values that were rounded, each token and head by itself."""
+    """Attention in float32 on queries, keys and values that were rounded, each token and head by
+    itself.
+    """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any, ring: Any) -> Tensor:
         return super().forward(rounded(q), rounded(k), rounded(v), start, ring)
@@ -155,7 +174,9 @@ def read(model: Transformer, ids: list[int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def test_it_costs_no_more_than_our_own_int8_cache(file: Path, model: Transformer, ids: list[int]) -> None:
+def test_it_costs_no_more_than_our_own_int8_cache(
+    file: Path, model: Transformer, ids: list[int]
+) -> None:
     exact = read(model, ids)
     cache = KVCache(CONFIG, 1, CONTEXT, int8=True)
     ours = model.head(model.hidden(torch.tensor([ids]), None, cache))[0].numpy()

@@ -1,4 +1,6 @@
-"""The runner of ExecuTorch's phone apps opens our .pte with the tokenizer.json beside it, and says what PteModel says."""
+"""The runner of ExecuTorch's phone apps opens our .pte with the tokenizer.json beside it, and says
+what PteModel says.
+"""
 
 import copy
 import shutil
@@ -18,13 +20,22 @@ from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
-from pocketlm.export.executorch import PteModel, load_kernels, silent_stderr, tokenizer_folder, write_pte
+from pocketlm.export.executorch import (
+    PteModel,
+    load_kernels,
+    silent_stderr,
+    tokenizer_folder,
+    write_pte,
+)
 
 VOCABULARY = 300
 CONTEXT = 160
 CHUNK = 16
 NEW_TOKENS = 30
-CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "What is 12 and 345?\n\tA  number?"}]
+CHAT = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "What is 12 and 345?\n\tA  number?"},
+]
 PROMPTS = [
     "a banana",
     'the year 1984, in 3 words: it\'s "two"',
@@ -44,12 +55,18 @@ def small_chunks() -> Iterator[None]:
 def tokenizer(end_of_turn: str | None = None) -> Tokenizer:
     """Ours; its answers end at <|endoftext|> and at `end_of_turn`."""
     trained = train_tokenizer([" ".join(PROMPTS), "a banana and a bandana"] * 4, VOCABULARY)
-    return Tokenizer(trained.backend, end_of_turn_token=end_of_turn or trained.end_of_turn_token, chat_template=CHATML)
+    return Tokenizer(
+        trained.backend,
+        end_of_turn_token=end_of_turn or trained.end_of_turn_token,
+        chat_template=CHATML,
+    )
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    """A network that says ASCII letters: the Python binding of the runner decodes each token's bytes by itself."""
+    """A network that says ASCII letters: the Python binding of the runner decodes each token's
+    bytes by itself.
+    """
     config = ModelConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -73,29 +90,41 @@ def model() -> Transformer:
     silent[letters] = False
     with torch.no_grad():
         model.lm_head.weight[silent] = 0
-        nn.init.uniform_(model.model.norm.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(0))
+        nn.init.uniform_(
+            model.model.norm.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(0)
+        )
     return model
 
 
 @pytest.fixture(scope="module")
 def ending(model: Transformer) -> Tokenizer:
-    """Our tokenizer, its end of turn a token that the model does say: the commonest of its answers."""
+    """Our tokenizer, its end of turn a token that the model does say: the commonest of its
+    answers.
+    """
     plain = tokenizer()
     prompts = [plain.encode(text) for text in PROMPTS]
-    answers = LanguageModel(model, plain).generate(prompts, max_new_tokens=NEW_TOKENS, stop_ids=set())
+    answers = LanguageModel(model, plain).generate(
+        prompts, max_new_tokens=NEW_TOKENS, stop_ids=set()
+    )
     said = [i for answer in answers for i in answer[1:]]
     return tokenizer(plain.backend.id_to_token(max(set(said), key=said.count)))
 
 
 @pytest.fixture(scope="module", params=["float32", "int4 and an int8 cache"])
-def file(model: Transformer, ending: Tokenizer, request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(
+    model: Transformer, ending: Tokenizer, request: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     path = tmp_path_factory.mktemp("pte") / "small.pte"
     network = model if request.param == "float32" else prepare(copy.deepcopy(model), CPU)
-    return write_pte(network, ending, path, context_length=CONTEXT, int8_cache="int8" in request.param)
+    return write_pte(
+        network, ending, path, context_length=CONTEXT, int8_cache="int8" in request.param
+    )
 
 
 class StockRunner:
-    """ExecuTorch's TextLLMRunner on the two files that a phone gets: the program and the tokenizer.json."""
+    """ExecuTorch's TextLLMRunner on the two files that a phone gets: the program and the
+    tokenizer.json.
+    """
 
     def __init__(self, file: Path, tokenizer_json: Path) -> None:
         from executorch.extension.llm.runner import TextLLMRunner
@@ -128,7 +157,9 @@ def ours(file: Path) -> Iterator[PteModel]:
 
 
 def expected(ours: PteModel, ids: list[int], max_new_tokens: int = NEW_TOKENS) -> list[int]:
-    """What the stock runner should say: our runtime's ids, with the stop id, which it asks for from the second on."""
+    """What the stock runner should say: our runtime's ids, with the stop id, which it asks for from
+    the second on.
+    """
     ids = ours.generate([ids], max_new_tokens=max_new_tokens, stop_ids=set())[0]
     stop_ids = ours.tokenizer.stop_ids
     end = next((i for i, token in enumerate(ids) if i > 0 and token in stop_ids), len(ids) - 1)
@@ -142,10 +173,17 @@ def pieces(ours: PteModel, ids: list[int]) -> list[str]:
 def test_the_stock_runner_says_what_our_runtime_says_and_stops_where_it_stops(
     stock: StockRunner, ours: PteModel
 ) -> None:
-    """Prompts below and above the chunk and the window, in words, digits, code and other scripts, and as a chat."""
+    """Prompts below and above the chunk and the window, in words, digits, code and other scripts,
+    and as a chat.
+    """
     chat = ours.tokenizer.render(CHAT, add_generation_prompt=True)
-    prompts = [(text, ours.tokenizer.encode(text)) for text in PROMPTS] + [(chat, ours.tokenizer.encode_chat(CHAT))]
-    assert min(len(ids) for _, ids in prompts) < CHUNK and max(len(ids) for _, ids in prompts) > 3 * CHUNK
+    prompts = [(text, ours.tokenizer.encode(text)) for text in PROMPTS] + [
+        (chat, ours.tokenizer.encode_chat(CHAT))
+    ]
+    assert (
+        min(len(ids) for _, ids in prompts) < CHUNK
+        and max(len(ids) for _, ids in prompts) > 3 * CHUNK
+    )
     lengths = []
     for text, ids in prompts:
         answer = expected(ours, ids)
@@ -166,7 +204,9 @@ def test_the_stock_runner_carries_a_conversation_on(stock: StockRunner, ours: Pt
 
 
 def test_the_stock_runner_never_writes_past_the_context(stock: StockRunner, ours: PteModel) -> None:
-    """ExecuTorch 1.5.1 forgets the prompt when it counts what there is room for: the program refuses, not overwrites."""
+    """ExecuTorch 1.5.1 forgets the prompt when it counts what there is room for: the program
+    refuses, not overwrites.
+    """
     filling, room = PROMPTS[3] * 5, 3
     while len(ours.tokenizer.encode(filling)) < CONTEXT - room:
         filling += "x"
@@ -182,4 +222,6 @@ def test_the_stock_runner_never_writes_past_the_context(stock: StockRunner, ours
         stock.generate(filling + "x" * room)
     assert stock.said == []
     stock.runner.reset()
-    assert stock.generate("a banana") == pieces(ours, expected(ours, ours.tokenizer.encode("a banana")))
+    assert stock.generate("a banana") == pieces(
+        ours, expected(ours, ours.tokenizer.encode("a banana"))
+    )

@@ -84,11 +84,16 @@ def test_unpacked_weights_are_the_ones_training_computed_with_bit_for_bit(name):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_no_weight_moves_by_more_than_half_a_level(name):
-    """Nothing is clipped by more than what the scale's rounding to bfloat16, 2^-9 of it, takes from eight levels."""
+    """Nothing is clipped by more than what the scale's rounding to bfloat16, 2^-9 of it, takes from
+    eight levels.
+    """
     weight = WEIGHTS[name]
     qweight, scale = quantize_weight(weight, INT4)
     step = scale.double().repeat_interleave(32, 1)
-    assert ((dequantize_weight(qweight, scale).double() - weight.double()).abs() <= step * (0.5 + 8 * 2.0**-9)).all()
+    assert (
+        (dequantize_weight(qweight, scale).double() - weight.double()).abs()
+        <= step * (0.5 + 8 * 2.0**-9)
+    ).all()
 
 
 def test_quantizing_twice_changes_nothing_where_a_level_reaches_the_end():
@@ -113,7 +118,11 @@ def test_both_ends_of_the_levels_are_used():
 
 
 def test_gradients_pass_straight_through_the_weight_grid_and_the_token_grid():
-    weight, tokens, upstream = drawn(8, 64).requires_grad_(), drawn(8, 64).requires_grad_(), drawn(8, 64, seed=5)
+    weight, tokens, upstream = (
+        drawn(8, 64).requires_grad_(),
+        drawn(8, 64).requires_grad_(),
+        drawn(8, 64, seed=5),
+    )
     (fake_quantize_weight(weight, INT4) * upstream).sum().backward()
     (fake_quantize_tokens(tokens) * upstream).sum().backward()
     assert weight.grad is not None and torch.equal(weight.grad, upstream)
@@ -121,7 +130,9 @@ def test_gradients_pass_straight_through_the_weight_grid_and_the_token_grid():
 
 
 def on_int8_grid(values: list[float]) -> list[float]:
-    """One token on its asymmetric int8 grid, number by number, in float32 as the runtimes compute."""
+    """One token on its asymmetric int8 grid, number by number, in float32 as the runtimes
+    compute.
+    """
     f32 = lambda x: torch.tensor(x, dtype=torch.float32)  # noqa: E731
     low, high = f32(min(0.0, *values)), f32(max(0.0, *values))
     scale = max((high - low) / f32(255.0), f32(torch.finfo(torch.float32).eps))
@@ -172,7 +183,8 @@ def test_tokens_are_rounded_as_torchao_does(name):
     levels = primitives.quantize_affine(tokens, block, scale, zero, torch.int8, -128, 127)
     expected = primitives.dequantize_affine(levels, block, scale, zero, torch.int8, -128, 127)
     apart = (fake_quantize_tokens(tokens) - expected).abs()
-    # torchao multiplies by 1/scale where we divide: a value on the edge of two levels may fall to either
+    # torchao multiplies by 1/scale where we divide: a value on the edge of two levels may fall to
+    # either
     assert (apart <= scale[:, None] * 1.001).all()
     assert (apart > 1e-6 * tokens.abs().max()).float().mean() <= 1e-3
 
@@ -213,15 +225,20 @@ def test_a_prepared_model_without_int8_activations_computes_as_one_filled_with_g
     assert torch.equal(prepared(IDS), filled(IDS))
     with torch.no_grad():
         assert torch.equal(prepared(IDS), filled(IDS))
-    assert not torch.equal(prepare(Transformer(config), INT4)(IDS), filled(IDS))  # int8 activations do something
+    # int8 activations do something
+    assert not torch.equal(prepare(Transformer(config), INT4)(IDS), filled(IDS))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_grid_follows_the_weight_after_a_training_step(optimizer):
-    """The fused AdamW step does not count up a weight's version, so the version alone would miss it."""
+    """The fused AdamW step does not count up a weight's version, so the version alone would miss
+    it.
+    """
     model = prepare(Transformer(CONFIG), INT4).eval()
     batch = Batch(input_ids=IDS[:, :-1], labels=IDS[:, 1:])
-    config = OptimConfig(lr=0.05, num_steps=4, warmup_steps=0, final_lr_share=1.0, optimizer=optimizer)
+    config = OptimConfig(
+        lr=0.05, num_steps=4, warmup_steps=0, final_lr_share=1.0, optimizer=optimizer
+    )
     optimizers = make_optimizers(model, config)
     for step in range(3):
         with torch.no_grad():
@@ -280,7 +297,10 @@ def test_products_of_a_prepared_model_run_in_bfloat16_where_training_asks_for_it
     layers = [module for module in model.modules() if isinstance(module, FakeQuantLinear)]
     assert {layer(torch.ones(1, layer.in_features)).dtype for layer in layers} == {torch.bfloat16}
     rounded = model(IDS)
-    assert rounded.dtype == torch.float32 and 0 < (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
+    assert (
+        rounded.dtype == torch.float32
+        and 0 < (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
+    )
     rounded.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
     set_compute_dtype(model, None)
@@ -302,7 +322,8 @@ def test_a_model_that_cannot_be_quantized_is_left_as_it_was():
     model = Transformer(replace(CONFIG, intermediate_size=80))
     logits = model(IDS)
     with pytest.raises(
-        ValueError, match=r"model\.layers\.0\.mlp\.down_proj\.weight has rows of 80, not a multiple of 32"
+        ValueError,
+        match=r"model\.layers\.0\.mlp\.down_proj\.weight has rows of 80, not a multiple of 32",
     ):
         prepare(model, INT4)
     assert torch.equal(model(IDS), logits)

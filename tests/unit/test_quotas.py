@@ -1,4 +1,6 @@
-"""How many rows of each source a block has: exact shares in the long run, and any block without those before it."""
+"""How many rows of each source a block has: exact shares in the long run, and any block without
+those before it.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +8,9 @@ import pytest
 from pocketlm.data.batches import BLOCK, block_quotas, block_totals, draw_source
 
 
-@pytest.mark.parametrize("shares", [[0.5, 0.3, 0.2], [1.0], [1 / 3] * 3, [0.9, 0.07, 0.02, 0.01], [1.0] * 7])
+@pytest.mark.parametrize(
+    "shares", [[0.5, 0.3, 0.2], [1.0], [1 / 3] * 3, [0.9, 0.07, 0.02, 0.01], [1.0] * 7]
+)
 def test_rows_are_drawn_as_the_quotas_say_and_numbered_without_counting(shares):
     seen = [0] * len(shares)
     for block in range(3):
@@ -38,7 +42,8 @@ def test_however_long_a_training_every_source_has_had_its_share_to_the_row(share
         assert totals.sum() == blocks * BLOCK and (following >= totals).all()
         off = np.abs(totals - exact * blocks * BLOCK)
         assert (off[rare] < 1 + 1e-6).all()
-        assert off[~rare].max() < 1 + 1e-6 + 0.5 * rare.sum()  # what rare ones round together, the largest evens out
+        # what rare ones round together, the largest evens out
+        assert off[~rare].max() < 1 + 1e-6 + 0.5 * rare.sum()
         if rare.sum() < 3:
             assert (off < 1 + 1e-5).all()
 
@@ -51,7 +56,9 @@ def test_a_source_of_less_than_one_row_in_a_block_is_read_once_in_so_many_blocks
 
 @pytest.mark.parametrize("shares", [[0.5, 0.3, 0.2], [0.9, 0.0995, 0.0005], [1 / 7] * 7])
 def test_the_first_block_is_the_largest_remainder_of_its_rows(shares):
-    """So the rows that a training of up to BLOCK rows drew before the quotas went over blocks stay the same."""
+    """So the rows that a training of up to BLOCK rows drew before the quotas went over blocks stay
+    the same.
+    """
     exact = np.asarray(shares) / sum(shares) * BLOCK
     expected = np.floor(exact).astype(int)
     for which in np.argsort(expected - exact, kind="stable")[: BLOCK - expected.sum()]:
@@ -60,11 +67,16 @@ def test_the_first_block_is_the_largest_remainder_of_its_rows(shares):
 
 
 def test_more_rare_sources_than_the_quotas_can_even_out_are_refused():
-    shares = [1.0] * 200 + [0.9] * 9000  # every share is below one row: rounding moves thousands of rows at once
-    with pytest.raises(ValueError, match="9200 sources are too many, with shares below one row in 4096"):
+    # every share is below one row: rounding moves thousands of rows at once
+    shares = [1.0] * 200 + [0.9] * 9000
+    with pytest.raises(
+        ValueError, match="9200 sources are too many, with shares below one row in 4096"
+    ):
         [block_quotas(shares, block) for block in range(4)]
 
 
 def test_the_order_of_sources_differs_from_block_to_block():
-    blocks = [[draw_source(b * BLOCK + i, (0.5, 0.5), seed=1)[0] for i in range(BLOCK)] for b in range(2)]
+    blocks = [
+        [draw_source(b * BLOCK + i, (0.5, 0.5), seed=1)[0] for i in range(BLOCK)] for b in range(2)
+    ]
     assert blocks[0] != blocks[1]

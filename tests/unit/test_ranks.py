@@ -1,4 +1,6 @@
-"""A recipe on several ranks: the first decides, writes and explains; the others join it where a stage asks for all."""
+"""A recipe on several ranks: the first decides, writes and explains; the others join it where a
+stage asks for all.
+"""
 
 import os
 import signal
@@ -79,8 +81,12 @@ def command(words: list[str], log: str) -> None:
     app(words)
 
 
-def run_on(world_size: int, folder: Path, *words: str, text: str = RECIPE) -> tuple[list[int | None], str]:
-    """(exit status of each rank, what they showed together) of `pocketlm run` with a recipe above."""
+def run_on(
+    world_size: int, folder: Path, *words: str, text: str = RECIPE
+) -> tuple[list[int | None], str]:
+    """(exit status of each rank, what they showed together) of `pocketlm run` with a recipe
+    above.
+    """
     recipe, log = folder / "four.py", folder / "shown.txt"
     recipe.write_text(text)
     log.write_text("")
@@ -97,10 +103,17 @@ def traces(folder: Path) -> dict[str, list[str]]:
     return {stage.name: sorted(path.name[-1] for path in stage.glob("rank-*")) for stage in stages}
 
 
-def test_stages_that_train_run_on_all_ranks_and_the_others_on_the_first_alone(tmp_path: Path) -> None:
+def test_stages_that_train_run_on_all_ranks_and_the_others_on_the_first_alone(
+    tmp_path: Path,
+) -> None:
     statuses, shown = run_on(3, tmp_path)
     assert statuses == [0, 0, 0], shown
-    assert traces(tmp_path) == {"base": ["0", "1", "2"], "chat": ["0", "1", "2"], "chosen": ["0"], "text": ["0"]}
+    assert traces(tmp_path) == {
+        "base": ["0", "1", "2"],
+        "chat": ["0", "1", "2"],
+        "chosen": ["0"],
+        "text": ["0"],
+    }
     assert shown.count("stage 2 of 4 · train · base") == 1
 
 
@@ -109,7 +122,12 @@ def test_a_finished_stage_is_passed_by_all_ranks(tmp_path: Path) -> None:
         assert run_on(2, tmp_path, "--only", stage)[0] == [0, 0]
     statuses, shown = run_on(2, tmp_path)
     assert statuses == [0, 0] and "base: done before" in shown and "chat: ran" in shown
-    assert traces(tmp_path) == {"base": ["0", "1"], "chat": ["0", "1"], "chosen": ["0"], "text": ["0"]}
+    assert traces(tmp_path) == {
+        "base": ["0", "1"],
+        "chat": ["0", "1"],
+        "chosen": ["0"],
+        "text": ["0"],
+    }
 
 
 def side_by_side(world_size: int, folder: Path, *words: str) -> tuple[dict[str, str], str]:
@@ -123,7 +141,8 @@ def side_by_side(world_size: int, folder: Path, *words: str) -> tuple[dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("world_size", "a", "b", "c"), [(1, "0", "0", "0"), (2, "0", "1", "0"), (4, "0", "1", "2"), (6, "01", "23", "45")]
+    ("world_size", "a", "b", "c"),
+    [(1, "0", "0", "0"), (2, "0", "1", "0"), (4, "0", "1", "2"), (6, "01", "23", "45")],
 )
 def test_stages_side_by_side_share_the_ranks_and_come_by_turns_where_these_are_few(
     world_size: int, a: str, b: str, c: str, tmp_path: Path
@@ -177,14 +196,17 @@ def test_an_error_is_told_once_and_ends_all_ranks(stage: str, failing: str, tmp_
     [
         (
             ["--set", "base.rows_per_step=4"],
-            "base.rows_per_step 4 does not divide into micro-batches of base.micro_batch_size 1 on 3 ranks; make it a "
+            "base.rows_per_step 4 does not divide into micro-batches of base.micro_batch_size 1 on "
+            "3 ranks; make it a "
             "multiple of 3",
         ),
         (["--set", "nothing.x=1"], "the recipe has no stage 'nothing'"),
         (["--wrong"], "No such option: --wrong"),
     ],
 )
-def test_bad_input_is_told_once_before_anything_starts(words: list[str], message: str, tmp_path: Path) -> None:
+def test_bad_input_is_told_once_before_anything_starts(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
     statuses, shown = run_on(3, tmp_path, *words)
     assert statuses == [2, 2, 2] and not (tmp_path / "run").exists()
     assert shown.count(message) == 1
@@ -214,7 +236,9 @@ def test_a_rank_that_waits_or_works_alone_can_be_asked_to_stop(asked: int, tmp_p
     for process in processes:
         process.join(10)
     assert [process.exitcode for process in processes] == [130, 130]
-    assert log.read_text().count("interrupted in stage text; run the same command again to go on") == 1
+    assert (
+        log.read_text().count("interrupted in stage text; run the same command again to go on") == 1
+    )
 
 
 def test_alone_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:

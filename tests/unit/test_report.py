@@ -134,7 +134,10 @@ def test_files_that_were_not_read_stand_in_a_table_with_their_reason(whole: str)
 
 def test_answers_that_were_cut_are_counted_and_marked(whole: str) -> None:
     text = Reader(whole).text
-    assert "Answers that reached max_new_tokens 160 or the model's length and were cut there: phase2 12 of 300." in text
+    assert (
+        "Answers that reached max_new_tokens 160 or the model's length and were cut there: phase2 "
+        "12 of 300." in text
+    )
     assert "cut before its end" in text
 
 
@@ -142,7 +145,10 @@ def test_answers_that_were_cut_stand_under_the_table_in_the_terminal() -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=200)
     console.print(evaluation_table(evaluation()["evaluation.json"], console.width))
-    line = "phase2: 12 of 300 answers reached max_new_tokens 160 or the model's length and were cut there"
+    line = (
+        "phase2: 12 of 300 answers reached max_new_tokens 160 or the model's length and were cut "
+        "there"
+    )
     assert shown.getvalue().count("were cut there") == 1 and line in shown.getvalue()
 
 
@@ -153,7 +159,10 @@ CHATS = {
     "left_out": {"too_long": 15, "weight_0": 1},
     "fields_not_rendered": {"reasoning_content": 3},
     "special_words_as_text": 2,
-    "sources": {"chats": {"rows": 18, "learnt": 3, "left_out": {"too_long": 15}}, "more": {"rows": 2, "learnt": 1}},
+    "sources": {
+        "chats": {"rows": 18, "learnt": 3, "left_out": {"too_long": 15}},
+        "more": {"rows": 2, "learnt": 1},
+    },
 }
 
 
@@ -161,13 +170,22 @@ def test_conversations_that_were_left_out_are_told_by_stage_source_and_reason(
     run: dict[str, Path], tmp_path: Path
 ) -> None:
     chat = write_stage(tmp_path, "finetune", "chat", 9.0, {"conversations.json": CHATS})
-    whole = CHATS | {"learnt": 20, "left_out": {}, "fields_not_rendered": {}, "sources": {"chats": {}}}
+    whole = CHATS | {
+        "learnt": 20,
+        "left_out": {},
+        "fields_not_rendered": {},
+        "sources": {"chats": {}},
+    }
     int4 = write_stage(tmp_path, "quantize", "int4", 9.0, {"conversations.json": whole})
     page = Reader(make_page(tmp_path, replace(CONFIG, goals=()), [chat, int4], run["evaluation"]))
     assert "conversations" in page.parts
     told = "chat: 16 of 20 conversations (80.0 %) were not learnt: too long 15, weight 0 1."
     assert told in page.text and "int4: 0" not in page.text
-    assert "chat: chats" in page.text and "reasoning content 3" in page.text and "int4: chats" not in page.text
+    assert (
+        "chat: chats" in page.text
+        and "reasoning content 3" in page.text
+        and "int4: chats" not in page.text
+    )
 
 
 def test_every_drawing_is_described(whole: str) -> None:
@@ -190,32 +208,58 @@ def test_the_first_paragraph_says_what_the_figures_say(whole: str) -> None:
     assert "3 of 3 goals are met." in text
 
 
-def test_a_missed_goal_is_named_in_the_first_paragraph(run: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missed_goal_is_named_in_the_first_paragraph(
+    run: dict[str, Path], tmp_path: Path
+) -> None:
     goals = (Goal(text="The .pte solves 90 %", model="pte", at_least=0.9), *CONFIG.goals)
     text = Reader(make_page(tmp_path, replace(CONFIG, goals=goals), [], run["evaluation"])).text
     assert "3 of 4 goals are met. Missed: The .pte solves 90 %." in text and "✗ missed" in text
     assert "Tried" not in text
 
 
-def test_what_was_tried_stands_under_a_missed_goal_alone(run: dict[str, Path], tmp_path: Path) -> None:
+def test_what_was_tried_stands_under_a_missed_goal_alone(
+    run: dict[str, Path], tmp_path: Path
+) -> None:
     missed = Goal(text="The .pte solves 90 %", model="pte", at_least=0.9, tried="twice the steps.")
     met = replace(CONFIG.goals[0], tried="nothing, it was easy.")
-    text = Reader(make_page(tmp_path, replace(CONFIG, goals=(missed, met)), [], run["evaluation"])).text
-    assert "Missed: The .pte solves 90 %. Tried: twice the steps." in text and "it was easy" not in text
+    text = Reader(
+        make_page(tmp_path, replace(CONFIG, goals=(missed, met)), [], run["evaluation"])
+    ).text
+    assert (
+        "Missed: The .pte solves 90 %. Tried: twice the steps." in text
+        and "it was easy" not in text
+    )
 
 
-def test_claims_of_the_papers_are_judged_apart_from_the_goals(run: dict[str, Path], tmp_path: Path) -> None:
+def test_claims_of_the_papers_are_judged_apart_from_the_goals(
+    run: dict[str, Path], tmp_path: Path
+) -> None:
     claims = (Goal(text="The .pte solves 90 %", model="pte", at_least=0.9), CONFIG.goals[0])
     text = Reader(make_page(tmp_path, replace(CONFIG, claims=claims), [], run["evaluation"])).text
-    assert "3 of 3 goals are met." in text and text.count("✗ not shown") == 1 and text.count("✓ shown") == 1
+    assert (
+        "3 of 3 goals are met." in text
+        and text.count("✗ not shown") == 1
+        and text.count("✓ shown") == 1
+    )
 
 
-def test_each_config_field_changes_something(run: dict[str, Path], tmp_path: Path, whole: str) -> None:
-    changes = {"title": "Another", "goals": CONFIG.goals[:1], "claims": CONFIG.goals[:1], "examples": 1}
+def test_each_config_field_changes_something(
+    run: dict[str, Path], tmp_path: Path, whole: str
+) -> None:
+    changes = {
+        "title": "Another",
+        "goals": CONFIG.goals[:1],
+        "claims": CONFIG.goals[:1],
+        "examples": 1,
+    }
     for field, value in changes.items():
-        page = make_page(tmp_path, replace(CONFIG, **{field: value}), list(run.values()), run["evaluation"])
+        page = make_page(
+            tmp_path, replace(CONFIG, **{field: value}), list(run.values()), run["evaluation"]
+        )
         assert page != whole, field
-    no_examples = make_page(tmp_path, replace(CONFIG, examples=0), list(run.values()), run["evaluation"])
+    no_examples = make_page(
+        tmp_path, replace(CONFIG, examples=0), list(run.values()), run["evaluation"]
+    )
     assert "answers" not in Reader(no_examples).parts and "Examples of what" not in no_examples
     with pytest.raises(ValueError, match=r"mine\.examples is -1"):
         ReportConfig(name="mine", title="", examples=-1)
@@ -244,7 +288,9 @@ def test_a_folder_that_is_no_finished_stage_is_named(run: dict[str, Path], tmp_p
         attempt(torn)
 
 
-def test_a_loss_that_is_not_finite_is_said_and_not_drawn(run: dict[str, Path], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_said_and_not_drawn(
+    run: dict[str, Path], tmp_path: Path
+) -> None:
     rows = steps(40, 3.0, 2.0, 1)["metrics.jsonl"]
     rows[7]["loss"] = float("nan")
     broken = write_stage(tmp_path, "pretrain", "broken", 1.0, {"metrics.jsonl": rows})
@@ -279,11 +325,17 @@ MODELS: dict[str, Any] = {
         (Goal(text="", model="after", at_least=0.981), 0.98, False),
         (Goal(text="", model="after", at_least=-0.02, compared_to="before"), -0.02, True),
         (Goal(text="", model="after", at_least=-0.01, compared_to="before"), -0.02, False),
-        (Goal(text="", model="after", at_least=0.9, measure="needle 1024", beside=("before",)), 0.9, True),
+        (
+            Goal(text="", model="after", at_least=0.9, measure="needle 1024", beside=("before",)),
+            0.9,
+            True,
+        ),
         (Goal(text="", model="other", at_least=0.9, measure="needle 1024"), None, None),
     ],
 )
-def test_a_goal_is_judged_by_the_evaluation(goal: Goal, figure: float | None, met: bool | None) -> None:
+def test_a_goal_is_judged_by_the_evaluation(
+    goal: Goal, figure: float | None, met: bool | None
+) -> None:
     verdict = judge(goal, MODELS)
     assert verdict.figure == pytest.approx(figure) if figure else verdict.figure is None
     assert verdict.met is met
@@ -291,7 +343,9 @@ def test_a_goal_is_judged_by_the_evaluation(goal: Goal, figure: float | None, me
 
 
 def test_a_goal_about_what_was_not_evaluated_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match=r"names 'pte', which was not evaluated; known: before, after, other"):
+    with pytest.raises(
+        ValueError, match=r"names 'pte', which was not evaluated; known: before, after, other"
+    ):
         judge(Goal(text="", model="pte", at_least=0.7), MODELS)
     with pytest.raises(ValueError, match=r"measure 'acc' is unknown"):
         Goal(text="", model="pte", at_least=0.7, measure="acc")

@@ -1,4 +1,6 @@
-"""A state that any number of ranks wrote is read by any other, to the bit: weights and the states of both optimizers."""
+"""A state that any number of ranks wrote is read by any other, to the bit: weights and the states
+of both optimizers.
+"""
 
 import multiprocessing
 import os
@@ -12,7 +14,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.train.checkpoint import SaveConfig, StateWriter, load_state, named_tensors, newest_whole
+from pocketlm.train.checkpoint import (
+    SaveConfig,
+    StateWriter,
+    load_state,
+    named_tensors,
+    newest_whole,
+)
 from pocketlm.train.distributed.fsdp import gather_for_muon, spread
 from pocketlm.train.optim import OptimConfig, make_optimizers
 
@@ -29,7 +37,8 @@ CONFIG = ModelConfig(
     qk_norm_weight=True,
 )
 OPTIM = OptimConfig(lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, optimizer="muon")
-WRITERS = {"1": (1, 1), "2": (2, 2), "4": (4, 4), "2 nodes of 2": (4, 2)}  # ranks, and how many are a node
+# ranks, and how many are a node
+WRITERS = {"1": (1, 1), "2": (2, 2), "4": (4, 4), "2 nodes of 2": (4, 2)}
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -42,7 +51,9 @@ def step(model: Transformer, optimizers: list[torch.optim.Optimizer], number: in
     for parameter in model.parameters():
         grad = torch.randn(parameter.shape, generator=generator)
         if isinstance(parameter, DTensor):
-            grad = distribute_tensor(grad, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            grad = distribute_tensor(
+                grad, parameter.device_mesh, parameter.placements, src_data_rank=None
+            )
         parameter.grad = grad
     gather_for_muon(optimizers)
     for optimizer in optimizers:
@@ -67,14 +78,18 @@ def as_rank(rank: int, ranks: int, node: int, action: str, folder: Path) -> None
         dist.destroy_process_group()
 
 
-def leave(model: Transformer, optimizers: list[torch.optim.Optimizer], file: Path, rank: int) -> None:
+def leave(
+    model: Transformer, optimizers: list[torch.optim.Optimizer], file: Path, rank: int
+) -> None:
     """All tensors, gathered, in a file of the first rank's."""
     tensors = {name: whole(tensor) for name, tensor in named_tensors(model, optimizers)}
     if rank == 0:
         save_file(tensors, file)
 
 
-def write(model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path, rank: int) -> None:
+def write(
+    model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path, rank: int
+) -> None:
     with StateWriter(out, SaveConfig(every_steps=1)) as states:
         for number in range(2):
             step(model, optimizers, number)
@@ -82,7 +97,9 @@ def write(model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path
     leave(model, optimizers, out / "written", rank)
 
 
-def read(model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path, ranks: str, rank: int) -> None:
+def read(
+    model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path, ranks: str, rank: int
+) -> None:
     """Leaves what was read, and what one more step made of it."""
     assert load_state(model, optimizers, out) == 2
     for moment in ("read", "stepped"):
@@ -93,7 +110,10 @@ def read(model: Transformer, optimizers: list[torch.optim.Optimizer], out: Path,
 def together(ranks: int, node: int, action: str, folder: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch.distributed.fsdp"])
-    own = [context.Process(target=as_rank, args=(rank, ranks, node, action, folder)) for rank in range(ranks)]
+    own = [
+        context.Process(target=as_rank, args=(rank, ranks, node, action, folder))
+        for rank in range(ranks)
+    ]
     for process in own:
         process.start()
     for process in own:
@@ -125,15 +145,21 @@ def stepped() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("readers", [1, 2, 3])
 @pytest.mark.parametrize("writers", WRITERS)
-def test_what_some_ranks_wrote_others_read_to_the_bit(writers: str, readers: int, folder: Path) -> None:
-    written, found = (load_file(folder / writers / name) for name in ("written", f"read by {readers}"))
+def test_what_some_ranks_wrote_others_read_to_the_bit(
+    writers: str, readers: int, folder: Path
+) -> None:
+    written, found = (
+        load_file(folder / writers / name) for name in ("written", f"read by {readers}")
+    )
     assert found.keys() == written.keys()
     assert [name for name in found if not torch.equal(found[name], written[name])] == []
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3])
 @pytest.mark.parametrize("writers", WRITERS)
-def test_training_goes_on_from_there_as_on_one_rank(writers: str, readers: int, folder: Path, stepped) -> None:
+def test_training_goes_on_from_there_as_on_one_rank(
+    writers: str, readers: int, folder: Path, stepped
+) -> None:
     """To rounding: AdamW's vector instructions end elsewhere in parts of another size."""
     found = load_file(folder / writers / f"stepped by {readers}")
     before = load_file(folder / writers / f"read by {readers}")
@@ -146,8 +172,11 @@ def test_training_goes_on_from_there_as_on_one_rank(writers: str, readers: int, 
 def test_each_value_is_written_once(writers: str, folder: Path, stepped) -> None:
     state, manifest = newest_whole(folder / writers)
     assert state and manifest["world_size"] == WRITERS[writers][0]
-    held = sum(tensor.numel() for file in manifest["files"] for tensor in load_file(state / file).values())
+    held = sum(
+        tensor.numel() for file in manifest["files"] for tensor in load_file(state / file).values()
+    )
     assert held == sum(tensor.numel() for tensor in stepped.values())
     sizes = [told["bytes"] for told in manifest["files"].values()]
     shards = WRITERS[writers][1]
-    assert sorted(sizes)[-shards] > 0.5 * max(sizes) / shards  # and by every shard of the first copy, not by one rank
+    # and by every shard of the first copy, not by one rank
+    assert sorted(sizes)[-shards] > 0.5 * max(sizes) / shards

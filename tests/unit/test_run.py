@@ -1,4 +1,6 @@
-"""Run: finished stages are remembered, unfinished ones resumed, changed ones never silently reused."""
+"""Run: finished stages are remembered, unfinished ones resumed, changed ones never silently
+reused.
+"""
 
 import json
 import os
@@ -59,7 +61,9 @@ def write(config: Write, out: Path, documents: Path | None = None) -> Path:
 
 def copy(config: Copy, out: Path, sources: list[Path]) -> Path:
     CALLS.append(config.name)
-    (out / "copies.txt").write_text("".join((source / "text.txt").read_text() for source in sources))
+    (out / "copies.txt").write_text(
+        "".join((source / "text.txt").read_text() for source in sources)
+    )
     return out
 
 
@@ -81,7 +85,11 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
             folder = run(write, Write(name="a"))
     assert CALLS == ["a"] and folder == tmp_path / "a"
     record = record_of(folder)
-    assert record["status"] == "finished" and record["files"] == {"text.txt": 5} and record["seconds"] >= 0
+    assert (
+        record["status"] == "finished"
+        and record["files"] == {"text.txt": 5}
+        and record["seconds"] >= 0
+    )
     assert record["stage"] == "write" and record["config"]["schedule"] == {
         "class": "Schedule",
         "lr": 0.1,
@@ -120,12 +128,18 @@ def test_a_stage_that_failed_is_called_again_on_its_folder(tmp_path: Path) -> No
         ({"num_steps": 7}, "num_steps: null -> 7"),
     ],
 )
-def test_every_change_of_a_config_stops_the_run_and_is_shown(tmp_path: Path, change: dict, line: str) -> None:
+def test_every_change_of_a_config_stops_the_run_and_is_shown(
+    tmp_path: Path, change: dict, line: str
+) -> None:
     with Run(tmp_path) as run:
         run(write, Write(name="a"))
     with Run(tmp_path) as run, pytest.raises(ValueError, match="another configuration") as error:
         run(write, replace(Write(name="a"), **change))
-    assert line in str(error.value) and str(tmp_path / "a") in str(error.value) and "--out" in str(error.value)
+    assert (
+        line in str(error.value)
+        and str(tmp_path / "a") in str(error.value)
+        and "--out" in str(error.value)
+    )
     assert CALLS == ["a"] and record_of(tmp_path / "a")["config"]["text"] == "hello"
 
 
@@ -285,7 +299,9 @@ def test_a_plan_runs_and_writes_nothing(tmp_path: Path) -> None:
         ("a.betas=0.8, 0.9", "betas", (0.8, 0.9)),
     ],
 )
-def test_a_setting_is_read_as_the_type_of_its_field(setting: str, field: str, value: object) -> None:
+def test_a_setting_is_read_as_the_type_of_its_field(
+    setting: str, field: str, value: object
+) -> None:
     config = Write(name="a", mix={"web": 0.5, "maths": 0.5}, phases=(Schedule(lr=1.0),))
     changed = apply_settings(config, parse_settings([setting])["a"])
     assert getattr(changed, field) == value
@@ -354,12 +370,16 @@ with Run(Path(sys.argv[1])) as run:
 
 
 def start_slow(folder: Path) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(folder), "wait"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(folder), "wait"], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout and process.stdout.readline() == "waiting\n"
     return process
 
 
-def test_a_killed_run_goes_on_where_it_stopped_and_a_second_one_waits_its_turn(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_stopped_and_a_second_one_waits_its_turn(
+    tmp_path: Path,
+) -> None:
     process = start_slow(tmp_path)
     with pytest.raises(ValueError, match=f"in use by process {process.pid}"):
         Run(tmp_path)
@@ -381,7 +401,10 @@ def test_an_interrupted_stage_keeps_its_seconds(tmp_path: Path) -> None:
 
     with Run(tmp_path) as run, pytest.raises(KeyboardInterrupt):
         run(interrupted, Write(name="a"))
-    assert record_of(tmp_path / "a")["status"] == "started" and record_of(tmp_path / "a")["seconds"] >= 0.05
+    assert (
+        record_of(tmp_path / "a")["status"] == "started"
+        and record_of(tmp_path / "a")["seconds"] >= 0.05
+    )
     with Run(tmp_path) as run:
         run(interrupted, Write(name="a"))
     assert record_of(tmp_path / "a")["seconds"] >= 0.1
@@ -398,8 +421,14 @@ def count_threads(config: Write, out: Path) -> Path:
 
 
 @pytest.mark.parametrize(("begun", "later"), [(1, 2), (2, 1)])
-def test_a_stage_goes_on_with_the_number_of_threads_it_began_with(begun, later, tmp_path, capfd) -> None:
-    with on_threads(begun), Run(tmp_path) as run, pytest.raises(RuntimeError, match="the first time"):
+def test_a_stage_goes_on_with_the_number_of_threads_it_began_with(
+    begun, later, tmp_path, capfd
+) -> None:
+    with (
+        on_threads(begun),
+        Run(tmp_path) as run,
+        pytest.raises(RuntimeError, match="the first time"),
+    ):
         run(count_threads, Write(name="a", text="fails"))
     assert record_of(tmp_path / "a")["arithmetic"]["threads"] == begun
     with on_threads(later), Run(tmp_path) as run:
@@ -411,7 +440,12 @@ def test_a_stage_goes_on_with_the_number_of_threads_it_began_with(begun, later, 
     assert (tmp_path / "b" / "threads.txt").read_text().split() == [str(later)]
     assert record_of(tmp_path / "a")["arithmetic"]["threads"] == begun
     shown = capfd.readouterr().err
-    assert shown.count(f"stage a goes on with the number of threads it began with, {begun}, not {later}") == 1
+    assert (
+        shown.count(
+            f"stage a goes on with the number of threads it began with, {begun}, not {later}"
+        )
+        == 1
+    )
 
 
 def test_a_stage_that_goes_on_on_another_processor_says_so(tmp_path, capfd, monkeypatch) -> None:

@@ -1,4 +1,6 @@
-"""States on disk: found damaged and replaced by the one before, kept by count and milestone, refused for another model."""
+"""States on disk: found damaged and replaced by the one before, kept by count and milestone,
+refused for another model.
+"""
 
 import json
 import threading
@@ -47,14 +49,19 @@ class Training:
             optimizer.step()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in state.named_tensors(self.model, self.optimizers)}
+        return {
+            name: tensor.detach().clone()
+            for name, tensor in state.named_tensors(self.model, self.optimizers)
+        }
 
     def resumed(self, out: Path) -> int:
         return load_state(self.model, self.optimizers, out)
 
 
 def written(out: Path, steps: int, config: SaveConfig = EACH) -> list[dict[str, torch.Tensor]]:
-    """What was true after each step of a training that wrote every state; its first entry is the start."""
+    """What was true after each step of a training that wrote every state; its first entry is the
+    start.
+    """
     training = Training()
     told = [training.tensors()]
     with StateWriter(out, config) as states:
@@ -82,9 +89,13 @@ def test_what_was_written_is_what_is_read_while_training_went_on(tmp_path: Path)
         (folder / FILE).unlink()
 
 
-def test_a_state_is_what_it_was_when_training_goes_on_before_it_is_on_disk(tmp_path: Path, monkeypatch) -> None:
+def test_a_state_is_what_it_was_when_training_goes_on_before_it_is_on_disk(
+    tmp_path: Path, monkeypatch
+) -> None:
     gate = threading.Event()
-    monkeypatch.setattr(state, "write_pieces", lambda *rest: gate.wait(30) and pieces.write_pieces(*rest))
+    monkeypatch.setattr(
+        state, "write_pieces", lambda *rest: gate.wait(30) and pieces.write_pieces(*rest)
+    )
     training = Training()
     training.step(0)
     before = training.tensors()
@@ -154,7 +165,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_state_is_named_and_the_one_before_it_used(kind: str, tmp_path: Path, capsys) -> None:
+def test_a_damaged_state_is_named_and_the_one_before_it_used(
+    kind: str, tmp_path: Path, capsys
+) -> None:
     spoil, message = DAMAGE[kind]
     told = written(tmp_path, 3)
     spoil(tmp_path / "resume" / "step-00000003")
@@ -174,7 +187,8 @@ def test_when_no_state_is_whole_nothing_starts_anew_by_itself(tmp_path: Path) ->
     for folder in saved_states(tmp_path):
         tear(folder)
     with pytest.raises(
-        ValueError, match=r"no state in .*resume is whole:\n.*step-00000003.*\n.*step-00000002.*\nDelete"
+        ValueError,
+        match=r"no state in .*resume is whole:\n.*step-00000003.*\n.*step-00000002.*\nDelete",
     ):
         Training().resumed(tmp_path)
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
@@ -188,7 +202,10 @@ def test_a_state_torn_while_it_was_written_is_no_state(tmp_path: Path, monkeypat
     told = written(tmp_path, 1)
     monkeypatch.setattr(state, "write_pieces", torn)
     training = Training()
-    with pytest.raises(OSError, match="No space left on device") as failed, StateWriter(tmp_path, EACH) as states:
+    with (
+        pytest.raises(OSError, match="No space left on device") as failed,
+        StateWriter(tmp_path, EACH) as states,
+    ):
         states.write(training.model, training.optimizers, 2)
     assert "while the state of step 2 was written" in failed.value.__notes__[0]
     assert names(tmp_path) == ["partial-00000002", "step-00000001"]
@@ -224,7 +241,9 @@ def test_a_published_state_is_never_written_over(tmp_path: Path) -> None:
         (SaveConfig(every_steps=2, keep_last=1, keep_every_steps=4), [4, 8]),
     ],
 )
-def test_the_newest_states_and_the_milestones_are_kept(config: SaveConfig, kept: list[int], tmp_path: Path) -> None:
+def test_the_newest_states_and_the_milestones_are_kept(
+    config: SaveConfig, kept: list[int], tmp_path: Path
+) -> None:
     told = written(tmp_path, 9, config)
     assert names(tmp_path) == [f"step-{step:08}" for step in kept]
     fresh = Training()
@@ -236,7 +255,10 @@ def test_the_newest_states_and_the_milestones_are_kept(config: SaveConfig, kept:
     [
         ({"every_steps": 0}, "every_steps 0 must be at least 1"),
         ({"every_steps": 4, "keep_last": 0}, "keep_last 0 must be at least 1"),
-        ({"every_steps": 4, "keep_every_steps": 6}, "keep_every_steps 6 must be a multiple of every_steps 4"),
+        (
+            {"every_steps": 4, "keep_every_steps": 6},
+            "keep_every_steps 6 must be a multiple of every_steps 4",
+        ),
     ],
 )
 def test_a_retention_that_cannot_be_says_which_field(fields: dict[str, int], message: str) -> None:
@@ -249,13 +271,19 @@ def test_a_retention_that_cannot_be_says_which_field(fields: dict[str, int], mes
     [
         (replace(CONFIG, num_hidden_layers=1), r"model/model\.layers\.1\..* is not in the model"),
         (replace(CONFIG, num_hidden_layers=3), r"model/model\.layers\.2\..* is not in it"),
-        (replace(CONFIG, intermediate_size=96), r"gate_proj\.weight is \[64, 32\] there and \[96, 32\] in the model"),
+        (
+            replace(CONFIG, intermediate_size=96),
+            r"gate_proj\.weight is \[64, 32\] there and \[96, 32\] in the model",
+        ),
     ],
 )
-def test_the_state_of_another_model_is_refused(other: ModelConfig, message: str, tmp_path: Path) -> None:
+def test_the_state_of_another_model_is_refused(
+    other: ModelConfig, message: str, tmp_path: Path
+) -> None:
     written(tmp_path, 1)
     with pytest.raises(
-        ValueError, match=f"step-00000001 is the state of another model or optimizer:\n(.*\n)*.*{message}"
+        ValueError,
+        match=f"step-00000001 is the state of another model or optimizer:\n(.*\n)*.*{message}",
     ):
         Training(other).resumed(tmp_path)
 
@@ -272,11 +300,24 @@ def test_a_state_is_safetensors_and_json_alone(tmp_path: Path) -> None:
     assert sorted(file.name for file in folder.iterdir()) == [FILE, "state.json"]
     assert same(load_file(folder / FILE), told[1])
     manifest = json.loads((folder / "state.json").read_text())
-    assert manifest["step"] == 1 and manifest["world_size"] == 1 and manifest["tensors"].keys() == told[1].keys()
+    assert (
+        manifest["step"] == 1
+        and manifest["world_size"] == 1
+        and manifest["tensors"].keys() == told[1].keys()
+    )
 
 
 def test_pieces_that_leave_a_gap_are_not_taken_for_a_tensor(tmp_path: Path) -> None:
-    saved = {"w": {"shape": [4, 2], "dtype": "float32", "pieces": [{"file": "a", "offsets": [0, 0], "sizes": [3, 2]}]}}
+    saved = {
+        "w": {
+            "shape": [4, 2],
+            "dtype": "float32",
+            "pieces": [{"file": "a", "offsets": [0, 0], "sizes": [3, 2]}],
+        }
+    }
     save_file({"w": torch.ones(3, 2)}, tmp_path / "a")
-    with state.open_safetensors(tmp_path / "a") as opened, pytest.raises(ValueError, match="hold 6 of its 8 values"):
+    with (
+        state.open_safetensors(tmp_path / "a") as opened,
+        pytest.raises(ValueError, match="hold 6 of its 8 values"),
+    ):
         pieces.fill(torch.zeros(4, 2), "w", saved, {"a": opened})

@@ -1,4 +1,6 @@
-"""Answers end at stop strings, wherever in tokens and characters these begin: against a search of the whole text."""
+"""Answers end at stop strings, wherever in tokens and characters these begin: against a search of
+the whole text.
+"""
 
 from pathlib import Path
 from random import Random
@@ -48,16 +50,28 @@ def some_stops(text: str, random: Random) -> tuple[str, ...]:
     for _ in range(random.randint(1, 3)):
         start = random.randrange(len(text))
         piece = text[start : start + random.randint(1, 9)]
-        stops.append(random.choice((piece, piece + "x", piece[:-1] + "q" if len(piece) > 1 else piece, "never")))
+        stops.append(
+            random.choice(
+                (piece, piece + "x", piece[:-1] + "q" if len(piece) > 1 else piece, "never")
+            )
+        )
     return tuple(stops)
 
 
 def cases(tokenizer: Tokenizer, count: int) -> list[tuple[list[int], tuple[str, ...]]]:
-    """Random ids (bytes that are no characters too), texts in tokens, and texts in single bytes; with stop strings."""
+    """Random ids (bytes that are no characters too), texts in tokens, and texts in single bytes;
+    with stop strings.
+    """
     random, found = Random(1), []
-    single = [next(i for i in range(300) if tokenizer.backend.id_to_token(i) == c) for c in byte_tokens(tokenizer)]
+    single = [
+        next(i for i in range(300) if tokenizer.backend.id_to_token(i) == c)
+        for c in byte_tokens(tokenizer)
+    ]
     for n in range(count):
-        text = "".join(random.choice(TEXT.split(" ")) + random.choice((" ", "", "☃", "🦊", "é")) for _ in range(8))
+        text = "".join(
+            random.choice(TEXT.split(" ")) + random.choice((" ", "", "☃", "🦊", "é"))
+            for _ in range(8)
+        )
         if n % 3 == 0:
             ids = [random.randrange(300) for _ in range(random.randint(1, 40))]
         elif n % 3 == 1:
@@ -89,10 +103,14 @@ def test_pieces_of_text_are_the_whole_text_up_to_the_first_stop_string(tokenizer
 
 
 def test_ids_end_with_the_one_that_completes_a_stop_string(tokenizer):
-    """At the first id with which the whole text so far holds a stop string, whole characters only."""
+    """At the first id with which the whole text so far holds a stop string, whole characters
+    only.
+    """
     for ids, stops in cases(tokenizer, 1500):
         texts = [tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
-        reference = [n for n, text in enumerate(texts) if any(s in text.rstrip("\ufffd") for s in stops)]
+        reference = [
+            n for n, text in enumerate(texts) if any(s in text.rstrip("\ufffd") for s in stops)
+        ]
         if any("\ufffd" in stop for stop in stops):
             continue
         expected = ids[: reference[0] + 1] if reference else ids
@@ -132,11 +150,19 @@ def test_every_runtime_ends_its_answers_there(runtime, tokenizer, tmp_path: Path
     random, ended = Random(2), set()
     for _ in range(12):
         texts = [tokenizer.decode(ids) for ids in free]
-        pieces = [t[i : i + n] for t in texts for n in (2, 3, 4) for i in range(len(t)) if "\ufffd" not in t[i : i + n]]
+        pieces = [
+            t[i : i + n]
+            for t in texts
+            for n in (2, 3, 4)
+            for i in range(len(t))
+            if "\ufffd" not in t[i : i + n]
+        ]
         stops = tuple(random.sample(pieces, 2))
         expected = [list(ids_to_stop(ids, tokenizer, stops)) for ids in free]
         assert model.generate(PROMPTS, stop_strings=stops, **options) == expected
-        texts = ["".join(text_pieces(model.stream(p, **options), tokenizer, stops)) for p in PROMPTS]
+        texts = [
+            "".join(text_pieces(model.stream(p, **options), tokenizer, stops)) for p in PROMPTS
+        ]
         assert texts == [first_stop(tokenizer.decode(ids), stops) for ids in free]
         ended |= {len(ids) for ids in expected}
     assert len(ended) > 3

@@ -1,4 +1,6 @@
-"""A teacher on disk: what is read back is what it said, wherever its documents stand; damage and strangers are named."""
+"""A teacher on disk: what is read back is what it said, wherever its documents stand; damage and
+strangers are named.
+"""
 
 import json
 import shutil
@@ -19,7 +21,16 @@ from pocketlm.stages import teach as stage
 from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.train.distill import cache as cache_file
 from pocketlm.train.distill.cache import DONE, cached_scores, open_cache
-from pocketlm.train.distill.codec import Encoded, decode, encode, from_bytes, id_bits, tail_shares, tails_of, to_bytes
+from pocketlm.train.distill.codec import (
+    Encoded,
+    decode,
+    encode,
+    from_bytes,
+    id_bits,
+    tail_shares,
+    tails_of,
+    to_bytes,
+)
 from pocketlm.train.distill.encode import read_windows, windows
 from pocketlm.train.distill.teacher import live_teacher, open_teacher
 from pocketlm.train.losses import Distillation, distillation_loss
@@ -38,9 +49,16 @@ SHAPE = ModelConfig(
     rope_theta=10_000.0,
     initializer_range=0.3,
 )
-OPTIM = OptimConfig(lr=1e-2, num_steps=2, warmup_steps=0, final_lr_share=1.0, compute_dtype="float32")
+OPTIM = OptimConfig(
+    lr=1e-2, num_steps=2, warmup_steps=0, final_lr_share=1.0, compute_dtype="float32"
+)
 CONFIG = TeachConfig(
-    name="cache", window=64, min_gain=1e-6, batch_tokens=200, shard_tokens=300, compute_dtype="float32"
+    name="cache",
+    window=64,
+    min_gain=1e-6,
+    batch_tokens=200,
+    shard_tokens=300,
+    compute_dtype="float32",
 )
 
 
@@ -49,10 +67,15 @@ def folder(tmp_path_factory) -> Path:
     """A corpus of 30 documents of 1 to 50 tokens and one of 200, in two sources, and a teacher."""
     folder = tmp_path_factory.mktemp("teaching")
     draw = np.random.default_rng(1)
-    tokenizer = train_tokenizer(["the river and the stone " * 30 + "".join(map(chr, range(32, 120)))] * 3, 270)
+    tokenizer = train_tokenizer(
+        ["the river and the stone " * 30 + "".join(map(chr, range(32, 120)))] * 3, 270
+    )
     (folder / "corpus" / "tokenizer").mkdir(parents=True)
     tokenizer.save(folder / "corpus" / "tokenizer")
-    for name, lengths in (("one", [*draw.integers(1, 50, 15), 200]), ("two", draw.integers(1, 50, 15))):
+    for name, lengths in (
+        ("one", [*draw.integers(1, 50, 15), 200]),
+        ("two", draw.integers(1, 50, 15)),
+    ):
         documents = [[0, *draw.integers(1, 270, length).tolist()] for length in lengths]
         (folder / "corpus" / "shards" / name).mkdir(parents=True)
         write_shard(folder / "corpus" / "shards" / name, "train", documents, vocab_size=270)
@@ -64,18 +87,27 @@ def folder(tmp_path_factory) -> Path:
 
 def taught(folder: Path, out: Path, **changes) -> Path:
     out.mkdir(exist_ok=True)
-    return teach(replace(CONFIG, **changes), out, corpus=folder / "corpus", teacher=folder / "teacher")
+    return teach(
+        replace(CONFIG, **changes), out, corpus=folder / "corpus", teacher=folder / "teacher"
+    )
 
 
 def sources_of(folder: Path, seq_len: int) -> dict[str, TextRows]:
-    return {name: TextRows(open_shard(folder / "corpus", name, "train"), seq_len, 0) for name in ("one", "two")}
+    return {
+        name: TextRows(open_shard(folder / "corpus", name, "train"), seq_len, 0)
+        for name in ("one", "two")
+    }
 
 
-def drawn(folder: Path, seq_len: int, size: int, seed: int, step: int = 0) -> tuple[Batch, tuple[Span, ...]]:
+def drawn(
+    folder: Path, seq_len: int, size: int, seed: int, step: int = 0
+) -> tuple[Batch, tuple[Span, ...]]:
     """A batch of the corpus, and which documents it is of."""
     layout = Layout(seq_len=seq_len, rows_per_step=size, micro_batch_size=size, seed=seed)
     shares = {"one": 0.5, "two": 0.5}
-    draw = make_batches(sources_of(folder, seq_len), shares, layout, separate_documents=True, name_documents=True)
+    draw = make_batches(
+        sources_of(folder, seq_len), shares, layout, separate_documents=True, name_documents=True
+    )
     (batch,) = draw(step)
     assert batch.spans is not None
     return batch, batch.spans
@@ -101,15 +133,23 @@ def test_any_tokens_of_a_document_come_back_from_its_bytes(vocab_size):
     )
     raw = np.frombuffer(to_bytes(coded, id_bits(vocab_size)), np.uint8)
     for first, stop in ((0, 50), (0, 1), (7, 31), (49, 50)):
-        found, expected = from_bytes(raw, 50, id_bits(vocab_size), first, stop), coded.part(first, stop)
-        assert all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in vars(coded))
+        found, expected = (
+            from_bytes(raw, 50, id_bits(vocab_size), first, stop),
+            coded.part(first, stop),
+        )
+        assert all(
+            np.array_equal(getattr(found, name), getattr(expected, name)) for name in vars(coded)
+        )
 
 
 def test_the_error_told_is_the_divergence_of_what_is_decoded():
     logits = drawn_logits(20, VOCAB, 1)
     shares = tail_shares(tails_of(drawn_logits(50, VOCAB, 2)))
     coded, told = encode(logits, shares, 1e-3)
-    q, back = logits.double().log_softmax(-1), decode(coded, shares).block(slice(0, VOCAB)).double().log_softmax(-1)
+    q, back = (
+        logits.double().log_softmax(-1),
+        decode(coded, shares).block(slice(0, VOCAB)).double().log_softmax(-1),
+    )
     assert (told - (q.exp() * (q - back)).sum(-1)).abs().max() <= 1e-5
 
 
@@ -152,7 +192,9 @@ def test_documents_read_together_are_read_as_each_alone(folder):
 # ---- the cache ----
 
 
-@pytest.mark.parametrize(("seq_len", "size", "seed"), [(48, 4, 1), (48, 1, 2), (33, 6, 3), (64, 2, 4)])
+@pytest.mark.parametrize(
+    ("seq_len", "size", "seed"), [(48, 4, 1), (48, 1, 2), (33, 6, 3), (64, 2, 4)]
+)
 def test_a_cached_teacher_says_what_a_live_one_says_in_any_packing(folder, seq_len, size, seed):
     """Of documents that do not see each other, and that the row does not cut at their beginning."""
     network = load_checkpoint(folder / "teacher")[0]
@@ -174,7 +216,9 @@ def test_a_cached_teacher_says_what_a_live_one_says_in_any_packing(folder, seq_l
 def test_spans_name_the_documents_their_tokens_are_from(folder):
     batch, spans = drawn(folder, 40, 6, 5)
     shards = {name: rows.shard for name, rows in sources_of(folder, 40).items()}
-    documents = {document_key(s.document(n)): s.document(n) for s in shards.values() for n in range(len(s))}
+    documents = {
+        document_key(s.document(n)): s.document(n) for s in shards.values() for n in range(len(s))
+    }
     for span in spans:
         ids = documents[span.key][span.offset : span.offset + span.stop - span.start]
         assert batch.input_ids[span.row, span.start : span.stop].tolist() == ids.tolist()
@@ -215,10 +259,15 @@ def test_a_student_learns_from_disk_as_from_the_live_teacher(folder):
     tokenizer = Tokenizer.load(folder / "teacher")
     gradients = []
     for place in ("teacher", "cache"):
-        student = Transformer(replace(SHAPE, vocab_size=310), seed=9)  # padded further than the teacher
+        # padded further than the teacher
+        student = Transformer(replace(SHAPE, vocab_size=310), seed=9)
         reader = open_teacher(folder / place, tokenizer, sources_of(folder, 48), OPTIM)
-        distillation_loss(reader, Distillation(label_share=0.1, temperature=2.0))(student, batch).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+        distillation_loss(reader, Distillation(label_share=0.1, temperature=2.0))(
+            student, batch
+        ).backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+        )
     assert (gradients[0] - gradients[1]).norm() <= 0.05 * gradients[0].norm()
 
 
@@ -230,7 +279,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2])
-def test_a_cache_interrupted_goes_on_and_ends_with_the_same_files(folder, stop_after, tmp_path, monkeypatch):
+def test_a_cache_interrupted_goes_on_and_ends_with_the_same_files(
+    folder, stop_after, tmp_path, monkeypatch
+):
     written = cache_file.CacheWriter.write_shard
     calls = []
 
@@ -254,7 +305,9 @@ def test_a_cache_interrupted_goes_on_and_ends_with_the_same_files(folder, stop_a
 
 def test_another_teacher_does_not_go_on_with_a_cache(folder, tmp_path):
     shutil.copytree(folder / "cache", tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"was begun otherwise \(min_gain: 1e-06 -> 0.01\); delete the folder"):
+    with pytest.raises(
+        ValueError, match=r"was begun otherwise \(min_gain: 1e-06 -> 0.01\); delete the folder"
+    ):
         taught(folder, tmp_path / "cache", min_gain=1e-2)
 
 
@@ -311,7 +364,9 @@ def test_a_cache_without_the_documents_is_refused_before_training(folder, tmp_pa
 
 def test_a_cache_of_another_tokenizer_is_refused(folder):
     other = train_tokenizer(["other words entirely, and no river at all " * 20], 262)
-    with pytest.raises(ValueError, match=r"another vocabulary \(270 tokens\) than the student \(262\)"):
+    with pytest.raises(
+        ValueError, match=r"another vocabulary \(270 tokens\) than the student \(262\)"
+    ):
         open_teacher(folder / "cache", other, {}, OPTIM)
 
 
@@ -321,7 +376,9 @@ def test_a_cache_that_reads_less_far_than_the_student_is_refused(folder):
 
 
 def test_too_little_room_is_told_before_anything_is_written(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    monkeypatch.setattr(
+        stage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    )
     with pytest.raises(ValueError, match=r"room for 0.0 MB; raise min_gain, name fewer sources"):
         taught(folder, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.bin"))

@@ -1,4 +1,6 @@
-"""The training loop: the same bits wherever it is interrupted, and nothing half-done on disk or in the weights."""
+"""The training loop: the same bits wherever it is interrupted, and nothing half-done on disk or in
+the weights.
+"""
 
 import json
 import math
@@ -21,7 +23,14 @@ from pocketlm.train.checkpoint import SaveConfig, load_state, saved_states
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.manifest import manifest_digest
-from pocketlm.train.optim import LONG_TRAINING, OptimConfig, lr_at, make_optimizers, pays, set_computing
+from pocketlm.train.optim import (
+    LONG_TRAINING,
+    OptimConfig,
+    lr_at,
+    make_optimizers,
+    pays,
+    set_computing,
+)
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -35,7 +44,9 @@ CONFIG = ModelConfig(
     rope_theta=10000.0,
     qk_norm_weight=True,
 )
-OPTIM = OptimConfig(lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, compute_dtype="float32")
+OPTIM = OptimConfig(
+    lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, compute_dtype="float32"
+)
 
 
 class Stopped(Exception):
@@ -56,21 +67,33 @@ def failing_at(stop: int) -> Callable[[int], list[Batch]]:
     return draw
 
 
-def run(out: Path, draw: Callable[[int], list[Batch]] = batches, optim: OptimConfig = OPTIM, **options: Any):
+def run(
+    out: Path,
+    draw: Callable[[int], list[Batch]] = batches,
+    optim: OptimConfig = OPTIM,
+    **options: Any,
+):
     """A fresh network, as a new process would make it, trained in `out`."""
     out.mkdir(exist_ok=True)
     model = options.pop("model", None) or Transformer(CONFIG)
-    save = options.pop("save", None) or SaveConfig(every_steps=options.pop("save_every_steps", 2), keep_last=1)
+    save = options.pop("save", None) or SaveConfig(
+        every_steps=options.pop("save_every_steps", 2), keep_last=1
+    )
     options = {"label": "test", "save": save} | options
     return train(model, draw, options.pop("loss_fn", next_token_loss), optim, out, **options)
 
 
 def bits(model: Transformer) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone().view(torch.int32) for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor.detach().clone().view(torch.int32)
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def same_bits(one: Transformer, other: Transformer) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(bits(one).values(), bits(other).values(), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(bits(one).values(), bits(other).values(), strict=True)
+    )
 
 
 def logged(out: Path) -> list[dict[str, Any]]:
@@ -102,7 +125,12 @@ def test_resuming_at_any_step_gives_the_same_weights(stop, save_every, optim, un
     with pytest.raises(Stopped):
         run(tmp_path, failing_at(stop), optim, save_every_steps=save_every)
     drawn = []
-    model = run(tmp_path, lambda step: drawn.append(step) or batches(step), optim, save_every_steps=save_every)
+    model = run(
+        tmp_path,
+        lambda step: drawn.append(step) or batches(step),
+        optim,
+        save_every_steps=save_every,
+    )
     whole, lines = unbroken
     assert same_bits(model, whole)
     assert drawn == list(range(stop - stop % save_every, 6))
@@ -110,7 +138,9 @@ def test_resuming_at_any_step_gives_the_same_weights(stop, save_every, optim, un
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_polite_kill_saves_the_step_it_is_in_and_resuming_gives_the_same_weights(number, optim, unbroken, tmp_path):
+def test_a_polite_kill_saves_the_step_it_is_in_and_resuming_gives_the_same_weights(
+    number, optim, unbroken, tmp_path
+):
     before = signal.getsignal(number)
 
     def killed(model: Transformer, batch: Batch) -> Tensor:
@@ -139,20 +169,25 @@ def test_being_interrupted_at_every_step_gives_the_same_weights(optim, unbroken,
 
 
 def loss_of_threads(model: Transformer, batch: Batch) -> Tensor:
-    """A loss with a term that shows the last bits of a sum of 100,000 terms, which torch's threads take in parts."""
+    """A loss with a term that shows the last bits of a sum of 100,000 terms, which torch's threads
+    take in parts.
+    """
     weights = torch.cat([parameter.flatten() for parameter in model.parameters()] * 4)
     return next_token_loss(model, batch) + (1e4 * weights.sum()).sin() / 1e3
 
 
 def computed(out: Path, threads: int, draw: Callable[[int], list[Batch]] = batches) -> Transformer:
     with on_threads(threads):
-        return run(out, draw, replace(OPTIM, optimizer="muon"), loss_fn=loss_of_threads, save_every_steps=1)
+        return run(
+            out, draw, replace(OPTIM, optimizer="muon"), loss_fn=loss_of_threads, save_every_steps=1
+        )
 
 
 @pytest.mark.parametrize(("begun", "later"), [(1, 2), (2, 1)])
 def test_a_training_goes_on_with_the_number_of_threads_it_began_with(begun, later, tmp_path, capfd):
     whole = computed(tmp_path / "whole", begun)
-    assert not same_bits(computed(tmp_path / "other", later), whole)  # the number of threads does decide bits
+    # the number of threads does decide bits
+    assert not same_bits(computed(tmp_path / "other", later), whole)
     capfd.readouterr()
     with pytest.raises(Stopped):
         computed(tmp_path / "broken", begun, failing_at(3))
@@ -160,11 +195,15 @@ def test_a_training_goes_on_with_the_number_of_threads_it_began_with(begun, late
         assert same_bits(computed(tmp_path / "broken", later), whole)
         assert torch.get_num_threads() == later
     shown = capfd.readouterr().err
-    assert shown.count(f"goes on with the number of threads it began with, {begun}, not {later}") == 1
+    assert (
+        shown.count(f"goes on with the number of threads it began with, {begun}, not {later}") == 1
+    )
     assert not list((tmp_path / "whole" / "resume").glob("damaged*"))
 
 
-def test_a_training_from_another_processor_says_that_its_last_bits_may_differ(tmp_path, capfd, monkeypatch):
+def test_a_training_from_another_processor_says_that_its_last_bits_may_differ(
+    tmp_path, capfd, monkeypatch
+):
     with pytest.raises(Stopped):
         computed(tmp_path, 1, failing_at(3))
     capfd.readouterr()
@@ -173,7 +212,10 @@ def test_a_training_from_another_processor_says_that_its_last_bits_may_differ(tm
     shown = capfd.readouterr().err
     assert shown.count("its last bits may differ") == 1 and "-> Another 3000" in shown
     manifest = json.loads((saved_states(tmp_path)[-1] / "state.json").read_text())
-    assert manifest["arithmetic"]["threads"] == 2 and manifest["arithmetic"]["processor"] == "Another 3000"
+    assert (
+        manifest["arithmetic"]["threads"] == 2
+        and manifest["arithmetic"]["processor"] == "Another 3000"
+    )
 
 
 def test_a_state_written_before_threads_were_noted_is_read(tmp_path, capfd):
@@ -182,7 +224,9 @@ def test_a_state_written_before_threads_were_noted_is_read(tmp_path, capfd):
     for folder in saved_states(tmp_path):
         manifest = json.loads((folder / "state.json").read_text())
         del manifest["arithmetic"], manifest["sha256"]
-        (folder / "state.json").write_text(json.dumps({**manifest, "sha256": manifest_digest(manifest)}))
+        (folder / "state.json").write_text(
+            json.dumps({**manifest, "sha256": manifest_digest(manifest)})
+        )
     capfd.readouterr()
     computed(tmp_path, 1)
     assert "goes on" not in capfd.readouterr().err
@@ -193,12 +237,16 @@ def test_what_the_process_did_before_changes_no_bit(threads, tmp_path):
     """Other shapes through the same kernels, and another allocation history."""
     first = computed(tmp_path / "first", threads)
     random = torch.Generator().manual_seed(1)
-    kept = [torch.empty(97 * number + 1) for number in range(200)]  # new blocks lie elsewhere, on other alignments
+    # new blocks lie elsewhere, on other alignments
+    kept = [torch.empty(97 * number + 1) for number in range(200)]
     del kept[::2]
     for size in (3, 130, 257):
         square = torch.randn(size, size, generator=random)
         torch.linalg.svd(square @ square)
-        run(tmp_path / f"other-{size}", model=Transformer(replace(CONFIG, hidden_size=16 * (size % 3 + 1))))
+        run(
+            tmp_path / f"other-{size}",
+            model=Transformer(replace(CONFIG, hidden_size=16 * (size % 3 + 1))),
+        )
     assert same_bits(computed(tmp_path / "second", threads), first)
 
 
@@ -213,7 +261,9 @@ def test_a_four_bit_training_resumes_with_the_same_weights(name, tmp_path):
     assert same_bits(run(tmp_path / "broken", model=student()), whole)
 
 
-WINDOWED = replace(CONFIG, layer_types=("full_attention", "sliding_attention"), sliding_window=8, layer_repeats=2)
+WINDOWED = replace(
+    CONFIG, layer_types=("full_attention", "sliding_attention"), sliding_window=8, layer_repeats=2
+)
 
 
 def gradients(model: Transformer, optim: OptimConfig) -> tuple[list[Tensor], int]:
@@ -271,7 +321,9 @@ def test_a_compiled_training_resumes_with_the_same_weights_and_is_near_the_other
 def test_blocks_are_compiled_for_long_trainings_alone_and_where_there_is_a_compiler(monkeypatch):
     model = Transformer(CONFIG)
     steps = LONG_TRAINING // sum(p.numel() for p in model.parameters()) + 1
-    assert pays(model, replace(OPTIM, num_steps=steps)) and not pays(model, replace(OPTIM, num_steps=steps - 1))
+    assert pays(model, replace(OPTIM, num_steps=steps)) and not pays(
+        model, replace(OPTIM, num_steps=steps - 1)
+    )
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert not pays(model, replace(OPTIM, num_steps=steps))
 
@@ -297,7 +349,9 @@ def test_every_step_tells_its_figures(tmp_path):
     for step, line in enumerate(logged(tmp_path)):
         assert set(line) == {*FIGURES, "tokens_per_second", "seconds"}
         assert line["step"] == step and line["tokens"] == 64
-        assert line["lr"] == lr_at(OPTIM, step) and line["loss"] == pytest.approx(math.log(300), rel=0.05)
+        assert line["lr"] == lr_at(OPTIM, step) and line["loss"] == pytest.approx(
+            math.log(300), rel=0.05
+        )
         assert line["grad_norm"] > 0 and line["tokens_per_second"] > 0 and line["seconds"] >= 0
     assert list((tmp_path / "tensorboard").iterdir())
 
@@ -317,7 +371,9 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(poison, t
 
     with pytest.raises(FloatingPointError, match=r"step 3: loss .* the weights are untouched"):
         run(tmp_path, watched, loss_fn=poisoned, model=model)
-    assert all(torch.equal(a, b) for a, b in zip(bits(model).values(), at_step_3[0].values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(bits(model).values(), at_step_3[0].values(), strict=True)
+    )
     assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2]
     assert [p.name for p in saved_states(tmp_path)] == ["step-00000002"]
 
@@ -327,11 +383,16 @@ def test_a_gradient_that_is_not_finite_stops_too():
     before = bits(model)
 
     def steep(model: Transformer, batch: Batch) -> Tensor:
-        return (model.model.norm.weight - 1).abs().sqrt().sum()  # its value is 0, its slope infinite
+        # its value is 0, its slope infinite
+        return (model.model.norm.weight - 1).abs().sqrt().sum()
 
-    with pytest.raises(FloatingPointError, match=r"step 7: loss 0\.0, gradient norm nan|gradient norm inf"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 7: loss 0\.0, gradient norm nan|gradient norm inf"
+    ):
         train_step(model, make_optimizers(model, OPTIM), batches(0), steep, 1e-2, 1.0, 7)
-    assert all(torch.equal(a, b) for a, b in zip(bits(model).values(), before.values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(bits(model).values(), before.values(), strict=True)
+    )
 
 
 def test_training_lowers_the_loss_of_what_it_repeats(optim, tmp_path):
@@ -342,7 +403,9 @@ def test_training_lowers_the_loss_of_what_it_repeats(optim, tmp_path):
 
 def schedule(**fields: Any) -> list[float]:
     """The learning rate of each step, and of the one after the last."""
-    config = replace(OPTIM, **{"lr": 1.0, "num_steps": 14, "warmup_steps": 4, "final_lr_share": 0.1} | fields)
+    config = replace(
+        OPTIM, **{"lr": 1.0, "num_steps": 14, "warmup_steps": 4, "final_lr_share": 0.1} | fields
+    )
     return [lr_at(config, step) for step in range(config.num_steps + 1)]
 
 
@@ -358,7 +421,9 @@ def test_the_learning_rate_warms_up_peaks_and_ends_where_it_should(kind):
 def test_linear_falls_evenly_and_cosine_as_a_cosine():
     falls = [a - b for a, b in zip(schedule()[4:], schedule()[5:], strict=False)]
     assert falls == pytest.approx([0.09] * 10)
-    assert schedule(schedule="cosine")[6] == pytest.approx(0.1 + 0.9 * (1 + math.cos(0.2 * math.pi)) / 2)
+    assert schedule(schedule="cosine")[6] == pytest.approx(
+        0.1 + 0.9 * (1 + math.cos(0.2 * math.pi)) / 2
+    )
 
 
 def test_a_schedule_without_warm_up_starts_at_the_peak_and_a_flat_one_stays():
@@ -417,15 +482,25 @@ def test_muon_moves_the_matrices_inside_the_blocks_and_adamw_the_rest():
 def test_frozen_parameters_have_no_optimizer():
     model = Transformer(CONFIG)
     model.model.embed_tokens.weight.requires_grad_(False)
-    held = {id(p) for o in make_optimizers(model, OPTIM) for group in o.param_groups for p in group["params"]}
-    assert id(model.model.embed_tokens.weight) not in held and len(held) == len(list(model.parameters())) - 1
+    held = {
+        id(p)
+        for o in make_optimizers(model, OPTIM)
+        for group in o.param_groups
+        for p in group["params"]
+    }
+    assert (
+        id(model.model.embed_tokens.weight) not in held
+        and len(held) == len(list(model.parameters())) - 1
+    )
 
 
 def test_an_empty_folder_starts_at_step_0(tmp_path):
     model = Transformer(CONFIG)
     before = bits(model)
     assert load_state(model, make_optimizers(model, OPTIM), tmp_path) == 0
-    assert all(torch.equal(a, b) for a, b in zip(bits(model).values(), before.values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(bits(model).values(), before.values(), strict=True)
+    )
 
 
 def test_matrix_products_are_back_in_float32_after_training_in_bfloat16(tmp_path):

@@ -35,7 +35,9 @@ def test_the_mean_gradient_is_that_of_the_mean_loss_over_all_parameters():
     labels = ids[:, 1:].clone()
     labels[0, 5:] = IGNORE_INDEX
     found = mean_gradient(model, Batch(input_ids=ids[:, :-1], labels=labels))
-    F.cross_entropy(reference(ids[:, :-1]).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX).backward()
+    F.cross_entropy(
+        reference(ids[:, :-1]).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX
+    ).backward()
     expected = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
     assert found.shape == (sum(p.numel() for p in model.parameters()),)
     assert (found - expected).abs().max() <= 1e-7
@@ -52,18 +54,23 @@ def test_a_utility_is_the_cosine_of_preconditioned_gradients_times_lr():
     probes = {"a": drawn(100, 3), "b": drawn(100, 4)}
     found = utilities(sources, probes, lr=0.5)
     every = torch.stack([*sources.values(), *probes.values()]).double()
-    scale = every.square().mean(0).sqrt()  # Adam's denominator, half of it on each side of the inner product
+    # Adam's denominator, half of it on each side of the inner product
+    scale = every.square().mean(0).sqrt()
     for probe, towards in probes.items():
         for source, own in sources.items():
             x, y = own.double() / scale.sqrt(), towards.double() / scale.sqrt()
-            assert found[probe][source] == pytest.approx(0.5 * float(x @ y / x.norm() / y.norm()), rel=1e-4)
+            assert found[probe][source] == pytest.approx(
+                0.5 * float(x @ y / x.norm() / y.norm()), rel=1e-4
+            )
 
 
 def test_a_source_with_the_probes_own_gradient_is_worth_most_and_its_opposite_least():
     probe = drawn(100, 1)
     sources = {"same": probe * 0.01, "other": drawn(100, 2) * 100, "opposite": -probe}
     found = utilities(sources, {"probe": probe}, lr=1.0)["probe"]
-    assert found["same"] == pytest.approx(1, abs=1e-5) and found["opposite"] == pytest.approx(-1, abs=1e-5)
+    assert found["same"] == pytest.approx(1, abs=1e-5) and found["opposite"] == pytest.approx(
+        -1, abs=1e-5
+    )
     assert found["opposite"] < found["other"] < found["same"]
 
 

@@ -1,4 +1,6 @@
-"""Which files of weights a folder is read from: as transformers chooses, and what is not read is told."""
+"""Which files of weights a folder is read from: as transformers chooses, and what is not read is
+told.
+"""
 
 import json
 from pathlib import Path
@@ -46,7 +48,9 @@ def write_index(folder: Path, weight_map: object) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def test_of_an_index_and_a_single_file_the_single_file_is_read_and_said(shards: Path, capsys) -> None:
+def test_of_an_index_and_a_single_file_the_single_file_is_read_and_said(
+    shards: Path, capsys
+) -> None:
     newer = Transformer(SHAPE, seed=2)
     tokenizer = load_checkpoint(shards)[1]
     assert capsys.readouterr().err == ""
@@ -59,7 +63,9 @@ def test_of_an_index_and_a_single_file_the_single_file_is_read_and_said(shards: 
     assert unread_weights(shards).keys() == {INDEX, SHARDS[1]}
 
 
-@pytest.mark.parametrize("place", ["../outside.safetensors", "/tmp/outside.safetensors", "a/../../x.safetensors"])
+@pytest.mark.parametrize(
+    "place", ["../outside.safetensors", "/tmp/outside.safetensors", "a/../../x.safetensors"]
+)
 def test_an_index_that_leads_out_of_the_folder_is_refused(place: str, shards: Path) -> None:
     (shards.parent / "outside.safetensors").write_bytes((shards / SHARDS[0]).read_bytes())
     write_index(shards, {"model.norm.weight": place})
@@ -71,7 +77,10 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(place: str, shards: Pa
     ("index", "message"),
     [
         ({"metadata": {}}, "field weight_map is missing"),
-        ({"metadata": {}, "weight_map": []}, "field weight_map is a list of 0, an object is needed"),
+        (
+            {"metadata": {}, "weight_map": []},
+            "field weight_map is a list of 0, an object is needed",
+        ),
         ({"metadata": {}, "weight_map": {}}, "weight_map names no tensor"),
         ({"metadata": {}, "weight_map": {"a": 1}}, "field weight_map.a is 1, text is needed"),
         ({"metadata": {}, "weight_map": {"a": "x.bin"}}, "'x.bin', which is no safetensors file"),
@@ -79,7 +88,9 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(place: str, shards: Pa
         ([], "expected an object, found a list of 0"),
     ],
 )
-def test_an_index_of_another_shape_is_one_message(index: object, message: str, shards: Path) -> None:
+def test_an_index_of_another_shape_is_one_message(
+    index: object, message: str, shards: Path
+) -> None:
     (shards / INDEX).write_text(json.dumps(index))
     with pytest.raises(ValueError, match=message) as caught:
         load_checkpoint(shards)
@@ -92,7 +103,9 @@ def test_shards_that_are_missing_are_named(shards: Path) -> None:
         load_checkpoint(shards)
 
 
-def test_a_tensor_in_two_shards_is_read_where_both_agree_and_refused_where_not(shards: Path) -> None:
+def test_a_tensor_in_two_shards_is_read_where_both_agree_and_refused_where_not(
+    shards: Path,
+) -> None:
     first, second = (load_file(shards / file) for file in SHARDS)
     name = next(iter(first))
     save_file(second | {name: first[name]}, shards / SHARDS[1])
@@ -119,8 +132,12 @@ def test_weights_of_whole_numbers_are_refused_by_name(shards: Path) -> None:
         load_checkpoint(shards)
 
 
-@pytest.mark.parametrize("field", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"])
-def test_sizes_that_nobody_has_memory_for_are_refused_before_they_are_allocated(field: str, shards: Path) -> None:
+@pytest.mark.parametrize(
+    "field", ["hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"]
+)
+def test_sizes_that_nobody_has_memory_for_are_refused_before_they_are_allocated(
+    field: str, shards: Path
+) -> None:
     config = json.loads((shards / "config.json").read_text())
     config |= {field: 4096 if field == "num_hidden_layers" else 2**24, "layer_types": None}
     (shards / "config.json").write_text(json.dumps(config))

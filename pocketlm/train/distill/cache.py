@@ -1,13 +1,17 @@
-"""A teacher on disk: its distributions for whole documents, found by what a document says and not by where it stands.
+"""A teacher on disk: its distributions for whole documents, found by what a document says and not
+by where it stands.
 
-    begun.json       what the entries depend on: the teacher's digest, tokenizer, vocabulary, window, min_gain
+    begun.json       what the entries depend on: the teacher's digest, tokenizer, vocabulary,
+    window, min_gain
     shares.npy       float32 [V], log shares of words without entry (sparse.py)
     00000.bin        documents, encoded, end to end; 00000.index.npy beside it until all is done
-    index.npy        for each document: its key, shard, place, tokens, entries, checksum, KL error; sorted by key
+    index.npy        for each document: its key, shard, place, tokens, entries, checksum, KL error;
+    sorted by key
     teacher.json     written last: sizes and sha256 of the files, and what was measured
 
-A document's key is a hash of its token ids, so packing, order, seed, micro-batch and ranks may change, and several
-students may read one cache. A shard is there when its index is; a folder without teacher.json is never read.
+A document's key is a hash of its token ids, so packing, order, seed, micro-batch and ranks may
+change, and several students may read one cache. A shard is there when its index is; a folder
+without teacher.json is never read.
 """
 
 import hashlib
@@ -25,7 +29,14 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.distill.codec import Encoded, decode, from_bytes, id_bits, size_in_bytes, to_bytes
+from pocketlm.train.distill.codec import (
+    Encoded,
+    decode,
+    from_bytes,
+    id_bits,
+    size_in_bytes,
+    to_bytes,
+)
 from pocketlm.train.vocab_loss import SparseScores
 
 DONE, BEGUN, INDEX, SHARES = "teacher.json", "begun.json", "index.npy", "shares.npy"
@@ -57,14 +68,18 @@ def model_digest(model: Transformer) -> str:
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """16 hex digits of which text each id stands for."""
-    return hashlib.sha256(repr(sorted(tokenizer.backend.get_vocab().items())).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(sorted(tokenizer.backend.get_vocab().items())).encode()).hexdigest()[
+        :16
+    ]
 
 
 # ---- writing ----
 
 
 class CacheWriter:
-    """The owner of an unfinished cache. Shards already whole are kept; `done` holds the keys of their documents."""
+    """The owner of an unfinished cache. Shards already whole are kept; `done` holds the keys of
+    their documents.
+    """
 
     def __init__(self, folder: Path, made_of: dict[str, Any]) -> None:
         """ValueError: the folder was begun with another teacher, or otherwise."""
@@ -75,7 +90,9 @@ class CacheWriter:
         else:
             write_json(begun, made_of)
         self.bits = id_bits(made_of["vocab_size"])
-        self.index = [np.load(file, allow_pickle=False) for file in sorted(folder.glob("[0-9]*.index.npy"))]
+        self.index = [
+            np.load(file, allow_pickle=False) for file in sorted(folder.glob("[0-9]*.index.npy"))
+        ]
         self.done = {entry["key"].tobytes() for shard in self.index for entry in shard}
 
     def shares(self) -> np.ndarray | None:
@@ -87,7 +104,9 @@ class CacheWriter:
         _write_array(self.folder / SHARES, shares)
 
     def write_shard(self, documents: dict[bytes, tuple[Encoded, float]]) -> None:
-        """The next shard: these documents, and the KL error of each. It counts from when its index has its name."""
+        """The next shard: these documents, and the KL error of each. It counts from when its index
+        has its name.
+        """
         number = len(self.index)
         index = np.zeros(len(documents), ENTRY)
         partial = self.folder / f".{number:05}.bin.partial"
@@ -118,7 +137,12 @@ class CacheWriter:
         stored = sum(files[name]["bytes"] for name in shards)
         tokens = int(index["tokens"].sum())
         error = float(index["kl"].sum(dtype=np.float64)) / tokens
-        sums = {"documents": len(index), "tokens": tokens, "bytes_per_token": stored / tokens, "kl": error}
+        sums = {
+            "documents": len(index),
+            "tokens": tokens,
+            "bytes_per_token": stored / tokens,
+            "kl": error,
+        }
         write_json(self.folder / DONE, {"format": FORMAT, **told, **sums, "files": files})
         for file in self.folder.glob("[0-9]*.index.npy"):
             file.unlink()
@@ -126,10 +150,15 @@ class CacheWriter:
 
 def check_same_teacher(begun: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     """ValueError names what differs between how a cache was begun and how it is to go on."""
-    different = [f"{name}: {begun.get(name)} -> {wanted[name]}" for name in wanted if begun.get(name) != wanted[name]]
+    different = [
+        f"{name}: {begun.get(name)} -> {wanted[name]}"
+        for name in wanted
+        if begun.get(name) != wanted[name]
+    ]
     if different:
         raise ValueError(
-            f"{folder} was begun otherwise ({'; '.join(different)}); delete the folder, or give another one to this teacher"
+            f"{folder} was begun otherwise ({'; '.join(different)}); delete the folder, or give "
+            "another one to this teacher"
         )
 
 
@@ -144,7 +173,10 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 def _file_facts(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 # ---- reading ----
@@ -173,7 +205,9 @@ class Cache:
         return None
 
     def read(self, key: bytes, first: int, stop: int) -> Encoded | None:
-        """Tokens first..stop - 1 of a document, or None where the cache does not hold it. ValueError: damaged."""
+        """Tokens first..stop - 1 of a document, or None where the cache does not hold it.
+        ValueError: damaged.
+        """
         entry = self.find(key)
         if entry is None:
             return None
@@ -182,46 +216,69 @@ class Cache:
         raw = self.shards[shard][start : start + size_in_bytes(tokens, int(entry["entries"]), bits)]
         if key not in self.checked:
             if zlib.crc32(raw.tobytes()) != entry["crc32"]:
-                raise ValueError(f"{self.folder}/{shard:05}.bin is damaged at byte {start}; restore it, or teach again")
+                raise ValueError(
+                    f"{self.folder}/{shard:05}.bin is damaged at byte {start}; restore it, or "
+                    "teach again"
+                )
             self.checked.add(key)
         return from_bytes(raw, tokens, bits, first, stop)
 
 
 def open_cache(folder: Path) -> Cache:
-    """The finished cache in `folder`. FileNotFoundError or ValueError name the file that is missing, cut or damaged.
+    """The finished cache in `folder`. FileNotFoundError or ValueError name the file that is
+    missing, cut or damaged.
 
-    All files are checked by their sizes, and all but the shards, whose documents have checksums of their own, by sha256.
+    All files are checked by their sizes, and all but the shards, whose documents have checksums of
+    their own, by sha256.
     """
     if not (folder / DONE).is_file():
-        raise FileNotFoundError(f"{folder} holds no {DONE}: it is no teacher cache, or one not yet finished; run teach")
+        raise FileNotFoundError(
+            f"{folder} holds no {DONE}: it is no teacher cache, or one not yet finished; run teach"
+        )
     told = read_json(folder / DONE)
     if told.get("format") != FORMAT:
-        raise ValueError(f"{folder / DONE}: format {told.get('format')!r} is unknown; this version reads {FORMAT}")
+        raise ValueError(
+            f"{folder / DONE}: format {told.get('format')!r} is unknown; this version reads "
+            f"{FORMAT}"
+        )
     for name, facts in told["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != facts["bytes"]:
-            raise ValueError(f"{path} has {size or 'no'} bytes, not {facts['bytes']}; restore it, or teach again")
+            raise ValueError(
+                f"{path} has {size or 'no'} bytes, not {facts['bytes']}; restore it, or teach again"
+            )
         if path.suffix != ".bin" and _file_facts(path) != facts:
-            raise ValueError(f"{path} is damaged: its sha256 is another; restore it, or teach again")
+            raise ValueError(
+                f"{path} is damaged: its sha256 is another; restore it, or teach again"
+            )
     shares = torch.from_numpy(np.load(folder / SHARES, allow_pickle=False))
     index = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
-    shards = [np.memmap(folder / name, np.uint8, "r") for name in sorted(told["files"]) if name.endswith(".bin")]
+    shards = [
+        np.memmap(folder / name, np.uint8, "r")
+        for name in sorted(told["files"])
+        if name.endswith(".bin")
+    ]
     return Cache(folder, read_json(folder / BEGUN), told, shares, index, shards)
 
 
 def cached_scores(cache: Cache, batch: Batch) -> SparseScores:
-    """Log-probabilities [B x T, V] for a batch that names its documents. ValueError: one is not in the cache."""
+    """Log-probabilities [B x T, V] for a batch that names its documents. ValueError: one is not in
+    the cache.
+    """
     assert batch.spans is not None
     where, T = batch.input_ids.device, batch.input_ids.shape[1]
     shares = cache.shares.to(where)
-    levels = torch.zeros(batch.input_ids.numel(), 1, device=where)  # padding, which is in no span, is never looked at
+    # padding, which is in no span, is never looked at
+    levels = torch.zeros(batch.input_ids.numel(), 1, device=where)
     parts = []
     for span in batch.spans:
         coded = cache.read(span.key, span.offset, span.offset + span.stop - span.start)
         if coded is None:
             source, number = batch.rows[span.row] if batch.rows else ("the batch", span.row)
-            raise ValueError(missing(cache, f"tokens {span.start}-{span.stop - 1} of row {number} of {source}"))
+            raise ValueError(
+                missing(cache, f"tokens {span.start}-{span.stop - 1} of row {number} of {source}")
+            )
         first = span.row * T + span.start
         sparse = decode(coded, shares)
         levels[first : first + len(coded)] = sparse.levels
@@ -233,6 +290,7 @@ def cached_scores(cache: Cache, batch: Batch) -> SparseScores:
 
 def missing(cache: Cache, what: str) -> str:
     return (
-        f"{cache.folder} holds nothing for {what}: it was made from another corpus, or conversations in another chat "
+        f"{cache.folder} holds nothing for {what}: it was made from another corpus, or "
+        "conversations in another chat "
         "template; run teach on this one"
     )

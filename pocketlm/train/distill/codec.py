@@ -1,12 +1,15 @@
-"""A teacher's distributions in few bytes: for each token the words worth storing, and one number for all others.
+"""A teacher's distributions in few bytes: for each token the words worth storing, and one number
+for all others.
 
-A word without an entry gets a share of what is left, the same shares for all tokens: the teacher's mean distribution
-outside its likeliest words. A word has an entry where that lowers the KL error of the token by more than `min_gain` nats, so k
-differs from token to token: one that is sure takes a few, one that is not up to MOST. Log-probabilities are rounded to
-6 bits on a grid that is finest near certainty. Papers are silent: all of this is our choice, measured by
+A word without an entry gets a share of what is left, the same shares for all tokens: the teacher's
+mean distribution outside its likeliest words. A word has an entry where that lowers the KL error of
+the token by more than `min_gain` nats, so k differs from token to token: one that is sure takes a
+few, one that is not up to MOST. Log-probabilities are rounded to 6 bits on a grid that is finest
+near certainty. Papers are silent: all of this is our choice, measured by
 benchmarks/teacher_cache.py against fixed k and against a published scheme.
 
-A document of T tokens and E entries is T bytes of counts, T bytes of what is left, and E x (id bits + 6) bits packed.
+A document of T tokens and E entries is T bytes of counts, T bytes of what is left, and E x (id bits
++ 6) bits packed.
 
 Shapes: N tokens, V vocabulary, E entries of all N
 """
@@ -28,7 +31,8 @@ FLOOR = 1e-3  # of the shares is spread evenly, so that a word never seen has on
 
 @dataclass(frozen=True)
 class Encoded:
-    """N distributions. counts uint8 [N]: entries of each token; left uint8 [N]; ids uint32 [E]; values uint8 [E].
+    """N distributions. counts uint8 [N]: entries of each token; left uint8 [N]; ids uint32 [E];
+    values uint8 [E].
 
     Entries stand token by token, ids ascending.
     """
@@ -44,16 +48,28 @@ class Encoded:
     def part(self, first: int, stop: int) -> "Encoded":
         """Those of tokens first..stop - 1."""
         begin, end = int(self.counts[:first].sum()), int(self.counts[:stop].sum())
-        return Encoded(self.counts[first:stop], self.left[first:stop], self.ids[begin:end], self.values[begin:end])
+        return Encoded(
+            self.counts[first:stop],
+            self.left[first:stop],
+            self.ids[begin:end],
+            self.values[begin:end],
+        )
 
 
 def joined(parts: list[Encoded]) -> Encoded:
     """Distributions after one another."""
-    return Encoded(*(np.concatenate([getattr(part, name) for part in parts]) for name in Encoded.__annotations__))
+    return Encoded(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in Encoded.__annotations__
+        )
+    )
 
 
 def tail_shares(tails: Tensor) -> Tensor:
-    """Log shares [V] of words without entry, from the sum [V] of probabilities outside the LIKELIEST of many tokens."""
+    """Log shares [V] of words without entry, from the sum [V] of probabilities outside the
+    LIKELIEST of many tokens.
+    """
     return ((1 - FLOOR) * tails / tails.sum() + FLOOR / len(tails)).log()
 
 
@@ -64,11 +80,14 @@ def tails_of(logits: Tensor) -> Tensor:
 
 
 def encode(logits: Tensor, shares: Tensor, min_gain: float) -> tuple[Encoded, Tensor]:
-    """(the distributions of logits [N, V], encoded; the KL [N] in nats of what is decoded from the exact ones)."""
+    """(the distributions of logits [N, V], encoded; the KL [N] in nats of what is decoded from the
+    exact ones).
+    """
     log_q = logits.log_softmax(-1)
     q = log_q.exp()
     level = torch.zeros(len(q), 1, device=q.device)
-    for _ in range(2):  # what is left depends on which words are stored, and the other way round; two turns settle it
+    # what is left depends on which words are stored, and the other way round; two turns settle it
+    for _ in range(2):
         others = (_gain(q, log_q, shares + level) <= min_gain).to(q.dtype)
         left, share = (others * q).sum(-1, True), others @ shares.exp()[:, None]
         level = left.clamp(min=1e-13).log() - share.clamp(min=1e-13).log()
@@ -80,15 +99,24 @@ def encode(logits: Tensor, shares: Tensor, min_gain: float) -> tuple[Encoded, Te
         chosen[many] = torch.zeros_like(chosen[many]).scatter_(1, best, True)
     rows, ids = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(-1)
-    left = (1 - torch.zeros_like(level[:, 0]).index_add_(0, rows, q[rows, ids])).clamp(min=1e-13).log()
-    coded = (counts, _code(left, LEFT_BITS, LEAST), ids, _code(log_q[rows, ids], VALUE_BITS, LOWEST))
+    left = (
+        (1 - torch.zeros_like(level[:, 0]).index_add_(0, rows, q[rows, ids])).clamp(min=1e-13).log()
+    )
+    coded = (
+        counts,
+        _code(left, LEFT_BITS, LEAST),
+        ids,
+        _code(log_q[rows, ids], VALUE_BITS, LOWEST),
+    )
     kinds = (np.uint8, np.uint8, np.uint32, np.uint8)
     found = Encoded(*(x.cpu().numpy().astype(kind) for x, kind in zip(coded, kinds, strict=True)))
     return found, _error(q, log_q, found, shares)
 
 
 def _gain(q: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
-    """Nats by which an entry for a word lowers the KL, where r, written over, is what the word gets without one: at least 0."""
+    """Nats by which an entry for a word lowers the KL, where r, written over, is what the word gets
+    without one: at least 0.
+    """
     return (log_q - log_r).mul_(q).sub_(q).add_(log_r.exp_())
 
 
@@ -96,10 +124,13 @@ def _error(q: Tensor, log_q: Tensor, found: Encoded, shares: Tensor) -> Tensor:
     """KL [N] of the decoded distributions, made to sum to 1 as the loss makes them, from q."""
     sparse = decode(found, shares)
     total = (sparse.levels + shares).exp().sum(-1)
-    without = sparse.levels[sparse.owners, 0] + shares[sparse.ids]  # what entries would get if they were none
+    # what entries would get if they were none
+    without = sparse.levels[sparse.owners, 0] + shares[sparse.ids]
     total.index_add_(0, sparse.owners, sparse.values.exp() - without.exp())
     error = (q * (log_q - shares)).sum(-1) - sparse.levels[:, 0] + total.log()
-    return error.index_add_(0, sparse.owners, q[sparse.owners, sparse.ids] * (without - sparse.values))
+    return error.index_add_(
+        0, sparse.owners, q[sparse.owners, sparse.ids] * (without - sparse.values)
+    )
 
 
 def decode(coded: Encoded, shares: Tensor) -> SparseScores:
@@ -116,7 +147,9 @@ def decode(coded: Encoded, shares: Tensor) -> SparseScores:
 
 
 def _code(logs: Tensor, bits: int, lowest: float) -> Tensor:
-    """Integers for log-probabilities: steps grow with the distance from 0, for likely words weigh more."""
+    """Integers for log-probabilities: steps grow with the distance from 0, for likely words weigh
+    more.
+    """
     return ((logs / lowest).clamp(0, 1).sqrt() * (2**bits - 1)).round()
 
 
@@ -146,7 +179,9 @@ def size_in_bytes(tokens: int, entries: int, bits: int) -> int:
     return 2 * tokens + -(-entries * (bits + VALUE_BITS) // 8)
 
 
-def from_bytes(raw: np.ndarray, tokens: int, bits: int, first: int = 0, stop: int | None = None) -> Encoded:
+def from_bytes(
+    raw: np.ndarray, tokens: int, bits: int, first: int = 0, stop: int | None = None
+) -> Encoded:
     """Tokens first..stop - 1 of the document of `tokens` tokens in raw, uint8."""
     stop, width = tokens if stop is None else stop, bits + VALUE_BITS
     counts, left, packed = raw[first:stop], raw[tokens + first : tokens + stop], raw[2 * tokens :]

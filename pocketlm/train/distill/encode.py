@@ -1,7 +1,8 @@
 """What a teacher says of whole documents, read once each and encoded, to be written to a cache.
 
-A document is read by itself from its beginning. One longer than the window is read in windows that overlap by a quarter
-(our choice): each token but the first window's has at least that much before it, for a third more work.
+A document is read by itself from its beginning. One longer than the window is read in windows that
+overlap by a quarter (our choice): each token but the first window's has at least that much before
+it, for a third more work.
 
 Shapes: B windows read together, T tokens, V vocabulary
 """
@@ -42,11 +43,15 @@ def windows(document: int, tokens: int, window: int) -> Iterator[Window]:
 def read_windows(
     model: Transformer, documents: Sequence[np.ndarray], window: int, batch_tokens: int
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """(document, number of the first token, logits [n, V]) of each token of all documents, once, in any order.
+    """(document, number of the first token, logits [n, V]) of each token of all documents, once, in
+    any order.
 
-    Windows of like lengths are read together, at most batch_tokens tokens; what is past a window's end no token of it sees.
+    Windows of like lengths are read together, at most batch_tokens tokens; what is past a window's
+    end no token of it sees.
     """
-    all_windows = [each for number, ids in enumerate(documents) for each in windows(number, len(ids), window)]
+    all_windows = [
+        each for number, ids in enumerate(documents) for each in windows(number, len(ids), window)
+    ]
     all_windows.sort(key=lambda each: each.stop - each.start)
     where = next(model.parameters()).device
     at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
@@ -64,10 +69,16 @@ def read_windows(
             for states, each in zip(hidden, chosen, strict=True):
                 for first in range(each.first, each.stop, at_once):
                     stop = min(first + at_once, each.stop)
-                    yield each.document, first, model.head(states[first - each.start : stop - each.start])
+                    yield (
+                        each.document,
+                        first,
+                        model.head(states[first - each.start : stop - each.start]),
+                    )
 
 
-def find_shares(model: Transformer, documents: Sequence[np.ndarray], window: int, batch_tokens: int) -> Tensor:
+def find_shares(
+    model: Transformer, documents: Sequence[np.ndarray], window: int, batch_tokens: int
+) -> Tensor:
     """Log shares [V] that the teacher gives words without entry, over these documents."""
     tails = torch.zeros(model.config.vocab_size, device=next(model.parameters()).device)
     for _, _, logits in read_windows(model, documents, window, batch_tokens):
@@ -84,7 +95,9 @@ def encode_documents(
     batch_tokens: int,
     min_gain: float,
 ) -> list[tuple[Encoded, float]]:
-    """Of each document the teacher's distributions, and the sum over its tokens of the KL error in nats."""
+    """Of each document the teacher's distributions, and the sum over its tokens of the KL error in
+    nats.
+    """
     parts: list[list[tuple[int, Encoded]]] = [[] for _ in documents]
     errors = [0.0] * len(documents)
     for document, first, logits in read_windows(model, documents, window, batch_tokens):

@@ -1,7 +1,9 @@
-"""Ranks: the processes of one run. torchrun starts them (RANK and WORLD_SIZE in the environment); they join one group.
+"""Ranks: the processes of one run. torchrun starts them (RANK and WORLD_SIZE in the environment);
+they join one group.
 
-NCCL speaks between GPUs, gloo between processors. The first rank decides and writes; a board, which torchrun's own store
-keeps, tells the others what it decided, so that they may wait for days without a collective that times out.
+NCCL speaks between GPUs, gloo between processors. The first rank decides and writes; a board, which
+torchrun's own store keeps, tells the others what it decided, so that they may wait for days without
+a collective that times out.
 """
 
 import contextlib
@@ -16,8 +18,10 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-PATIENCE = timedelta(minutes=10)  # for a rank that hangs, or loads for long; one that dies is noticed in seconds
-FORMING = timedelta(seconds=20)  # for ranks that are all there to find each other: torch hears no signal in it
+# for a rank that hangs, or loads for long; one that dies is noticed in seconds
+PATIENCE = timedelta(minutes=10)
+# for ranks that are all there to find each other: torch hears no signal in it
+FORMING = timedelta(seconds=20)
 POLL_SECONDS = 0.1
 FAREWELL_SECONDS = 5.0
 
@@ -50,7 +54,9 @@ def device() -> torch.device:
 
 
 def has_the_screen() -> bool:
-    """Whether this is the run's first rank: where stages run side by side, theirs alone shows a live line."""
+    """Whether this is the run's first rank: where stages run side by side, theirs alone shows a
+    live line.
+    """
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -69,7 +75,9 @@ def least(number: int) -> int:
 
 
 class Board:
-    """What a run's ranks tell each other. Alone there is nobody to tell, and every error is one's own to explain."""
+    """What a run's ranks tell each other. Alone there is nobody to tell, and every error is one's
+    own to explain.
+    """
 
     def __init__(self, own: Ranks = ALONE, store: Store | None = None) -> None:
         """own: this rank among all of the run, whatever group it is in."""
@@ -84,7 +92,9 @@ class Board:
             self.store.set(f"word {self.words}", word)
 
     def hear(self) -> str:
-        """The first rank's next word, waited for as long as it takes. SystemExit where it left instead."""
+        """The first rank's next word, waited for as long as it takes. SystemExit where it left
+        instead.
+        """
         assert self.store is not None
         self.words += 1
         while not self.store.check([f"word {self.words}"]):
@@ -94,7 +104,9 @@ class Board:
         return self.store.get(f"word {self.words}").decode()
 
     def share(self, word: str) -> list[str]:
-        """Every rank's word, waited for as long as it takes. ConnectionError where one left instead."""
+        """Every rank's word, waited for as long as it takes. ConnectionError where one left
+        instead.
+        """
         assert self.store is not None
         self.meetings += 1
         places = [f"meeting {self.meetings} {rank}" for rank in range(self.world_size)]
@@ -102,14 +114,18 @@ class Board:
         gone = 0
         while not self.store.check(places):
             if gone:
-                raise ConnectionError("another rank ended before its stage was done; start the same command again")
+                raise ConnectionError(
+                    "another rank ended before its stage was done; start the same command again"
+                )
             time.sleep(POLL_SECONDS)
-            gone = self.store.add("gone", 0)  # asked before the places: one that left in good order was here first
+            # asked before the places: one that left in good order was here first
+            gone = self.store.add("gone", 0)
         return [self.store.get(place).decode() for place in places]
 
     @contextlib.contextmanager
     def apart(self, groups: list[range]) -> Iterator[int | None]:
-        """While the block lasts, each of these ranges of ranks is a group of its own, which is all that `ranks()` tells of.
+        """While the block lasts, each of these ranges of ranks is a group of its own, which is all
+        that `ranks()` tells of.
 
         Comes with the number of this rank's; None where it is in none.
         """
@@ -119,9 +135,12 @@ class Board:
         self.form(range(self.world_size))
 
     def form(self, group: range | None) -> None:
-        """This rank's process group, of these ranks of the run; None: it is alone. All ranks of the run call it together."""
+        """This rank's process group, of these ranks of the run; None: it is alone. All ranks of the
+        run call it together.
+        """
         self.formed += 1
-        self.share("here")  # none is still in an exchange of the last group, and to connect need not be waited for long
+        # none is still in an exchange of the last group, and to connect need not be waited for long
+        self.share("here")
         if dist.is_initialized():
             dist.destroy_process_group()
         if group is not None:
@@ -134,10 +153,13 @@ class Board:
                 timeout=FORMING,
             )
             _set_pg_timeout(PATIENCE)
-        self.share("connected")  # gloo's ranks connect one by one: one that went on and left would fail the others
+        # gloo's ranks connect one by one: one that went on and left would fail the others
+        self.share("connected")
 
     def leave(self, status: int) -> None:
-        """The first rank's last word, and a moment for the others to hear it: the store may go with this process."""
+        """The first rank's last word, and a moment for the others to hear it: the store may go with
+        this process.
+        """
         with contextlib.suppress(dist.DistError):
             assert self.store is not None
             gone = self.store.add("gone", 1)
@@ -150,14 +172,17 @@ class Board:
 
     def may_explain(self) -> bool:
         """Whether this rank is the first to ask: where all stop for one reason, one tells it."""
-        with contextlib.suppress(dist.DistError):  # the store went down with its rank, so all explain themselves
+        # the store went down with its rank, so all explain themselves
+        with contextlib.suppress(dist.DistError):
             return self.store is None or self.store.add("explained", 1) == 1
         return True
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Board]:
-    """The board of this run's ranks, whose process group is joined for as long as the block lasts; alone, none is."""
+    """The board of this run's ranks, whose process group is joined for as long as the block lasts;
+    alone, none is.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Board()
         return
@@ -183,7 +208,9 @@ def joined() -> Iterator[Board]:
 
 @contextlib.contextmanager
 def lost_rank_as_error() -> Iterator[None]:
-    """Turns what gloo and NCCL raise when another rank is gone into a ConnectionError that says so."""
+    """Turns what gloo and NCCL raise when another rank is gone into a ConnectionError that says
+    so.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -191,7 +218,9 @@ def lost_rank_as_error() -> Iterator[None]:
             raise
         own = ranks()
         raise ConnectionError(
-            f"rank {own.rank} of {own.world_size} lost the others: one of them ended, or did not answer for "
-            f"{PATIENCE.seconds // 60} minutes. Start the same command again: it goes on from the last saved state"
+            f"rank {own.rank} of {own.world_size} lost the others: one of them ended, or did not "
+            "answer for "
+            f"{PATIENCE.seconds // 60} minutes. Start the same command again: it goes on from the "
+            "last saved state"
             f"\n({str(error).splitlines()[0][:200]})"
         ) from error

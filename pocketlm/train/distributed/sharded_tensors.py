@@ -1,4 +1,6 @@
-"""Tensors in pieces: what each rank holds of one, copied out, and read back by any other number of ranks."""
+"""Tensors in pieces: what each rank holds of one, copied out, and read back by any other number of
+ranks.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,15 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from pocketlm.train.distributed.ranks import ranks
 
-Saved = dict[str, Any]  # of each tensor: {"shape", "dtype", "pieces": [{"file", "offsets", "sizes"}]}
+# of each tensor: {"shape", "dtype", "pieces": [{"file", "offsets", "sizes"}]}
+Saved = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A rank's part of a tensor: a copy of it on the CPU, the whole's shape, and where in the whole it begins."""
+    """A rank's part of a tensor: a copy of it on the CPU, the whole's shape, and where in the whole
+    it begins.
+    """
 
     local: Tensor
     shape: tuple[int, ...]
@@ -25,7 +30,9 @@ class Piece:
 
 
 def own_piece(tensor: Tensor) -> Piece | None:
-    """What this rank writes of a tensor: its shard, if it is the first that holds it; the whole of a plain one, on rank 0."""
+    """What this rank writes of a tensor: its shard, if it is the first that holds it; the whole of
+    a plain one, on rank 0.
+    """
     local, offsets, first = local_part(tensor)
     if not first or (local.numel() == 0 and tensor.numel() > 0):
         return None
@@ -34,13 +41,17 @@ def own_piece(tensor: Tensor) -> Piece | None:
 
 
 def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
-    """(this rank's part, where in the whole it begins, whether this rank is the first of those that hold it)."""
+    """(this rank's part, where in the whole it begins, whether this rank is the first of those that
+    hold it).
+    """
     if not isinstance(tensor, DTensor):
         return tensor, (0,) * tensor.dim(), ranks().first
     mesh, places = tensor.device_mesh, tensor.placements
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, places)
     at = mesh.get_coordinate() or [0] * mesh.ndim
-    first = all(where == 0 for where, place in zip(at, places, strict=True) if isinstance(place, Replicate))
+    first = all(
+        where == 0 for where, place in zip(at, places, strict=True) if isinstance(place, Replicate)
+    )
     return tensor.to_local(), tuple(offsets), first
 
 
@@ -51,14 +62,21 @@ def write_pieces(file: Path, pieces: dict[str, Piece]) -> Saved:
         name: {
             "shape": list(piece.shape),
             "dtype": str(piece.local.dtype).removeprefix("torch."),
-            "pieces": [{"file": file.name, "offsets": list(piece.offsets), "sizes": list(piece.local.shape)}],
+            "pieces": [
+                {
+                    "file": file.name,
+                    "offsets": list(piece.offsets),
+                    "sizes": list(piece.local.shape),
+                }
+            ],
         }
         for name, piece in pieces.items()
     }
 
 
 def fill(tensor: Tensor, name: str, saved: Saved, opened: dict[str, Any]) -> None:
-    """Copies into this rank's part of a tensor what the pieces hold of it. ValueError if they leave a gap.
+    """Copies into this rank's part of a tensor what the pieces hold of it. ValueError if they leave
+    a gap.
 
     opened: the safetensors files, by name; only the overlap of a piece with the part is read.
     """
@@ -77,11 +95,17 @@ def fill(tensor: Tensor, name: str, saved: Saved, opened: dict[str, Any]) -> Non
         local[here].copy_(part)
         filled += part.numel()
     if filled != local.numel():
-        raise ValueError(f"{name}: the pieces that were saved hold {filled} of its {local.numel()} values")
+        raise ValueError(
+            f"{name}: the pieces that were saved hold {filled} of its {local.numel()} values"
+        )
 
 
-def filled_like(parameter: Tensor, name: str, saved: Saved, opened: dict[str, Any], *, on_each: bool) -> Tensor:
-    """An optimizer's tensor: sharded as the parameter where it has its shape, or with on_each whole on each rank; else plain."""
+def filled_like(
+    parameter: Tensor, name: str, saved: Saved, opened: dict[str, Any], *, on_each: bool
+) -> Tensor:
+    """An optimizer's tensor: sharded as the parameter where it has its shape, or with on_each whole
+    on each rank; else plain.
+    """
     shape, dtype = saved[name]["shape"], getattr(torch, saved[name]["dtype"])
     if shape == list(parameter.shape):
         value = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
