@@ -3,18 +3,22 @@
 # make quick  the same without the tests marked slow (tests/conftest.py)
 # make clean  remove the environment (runs/ is yours and stays)
 #
-# PYTHON=python3.12 chooses the interpreter, VENV=/some/where the environment, and
-# TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" another build of torch.
+# make constraints   write constraints.txt anew from the environment, after the tests passed in it
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=/some/where the environment,
+# TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" another build of torch, and
+# CONSTRAINTS= (empty) the newest versions that pyproject.toml allows instead of those CI ran.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 RUN ?=
+CONSTRAINTS ?= constraints.txt
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test quick clean
+.PHONY: demo test quick constraints clean
 
 demo: $(READY)
 	$(BIN)/pocketlm run recipes/pocket.py $(RUN)
@@ -31,12 +35,17 @@ quick: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pocketlm needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install -e '.[llamacpp,executorch,dev]'
+	$(BIN)/python -m pip install $(addprefix -c ,$(CONSTRAINTS)) -e '.[all,dev]'
 	touch $@
+
+constraints: $(READY)
+	grep '^#' constraints.txt > constraints.new
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> constraints.new
+	mv constraints.new constraints.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import importlib.metadata
 import os
+import re
 import shutil
 import signal
 import sys
@@ -79,9 +81,21 @@ def sigterm_as_interrupt() -> Iterator[None]:
 def _message(error: Exception) -> str:
     """An error in words; the system's own errors are written as `file: what is wrong`."""
     text = str(error) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_with(error.name or "")):
+        text = f"this needs the package {error.name}: pip install 'pocketlm[{extra}]'"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return "\n".join([text, *getattr(error, "__notes__", [])])
+
+
+def extra_with(module: str) -> str | None:
+    """The extra of this package that installs a module, or None: core or not ours."""
+    package = re.sub(r"[-_.]+", "-", module.split(".")[0]).lower()
+    for requirement in importlib.metadata.requires("pocketlm") or ():
+        extra = re.search(r"""extra == ["'](\w+)["']""", requirement)
+        if extra and re.match(rf"{re.escape(package)}(?![\w-])", requirement.lower()):
+            return extra[1]
+    return None
 
 
 def _disk_full(error: Exception) -> bool:
