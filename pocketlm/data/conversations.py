@@ -204,9 +204,9 @@ def conversation_rows(
     return ConversationRows(pairs, seq_len, tokenizer.eos_id, packed=packed), tally
 
 
-def told(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:
-    """Says on stderr what is learnt and what not, warns where a model would learn no end, and
-    writes conversations.json.
+def report_tally(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:
+    """Prints on stderr what is learnt and what is left out, warns where a model would not learn to
+    stop, and writes conversations.json.
     """
     from rich.console import Console
 

@@ -22,7 +22,7 @@ KILLS: dict[str, Hook] = {
     "while documents are read": ("kill", "pocketlm.corpus.clean:document_json", 300),
     "while the second source is encoded": ("kill", "pocketlm.stages.curate:write_shard", 5),
     "when a folder gets its name": ("kill", "os:rename", 3),
-    "between two stages": ("kill", "pocketlm.runner.run:Run._finish", 2),
+    "between two stages": ("kill", "pocketlm.runner.run:Run._print_outcome", 2),
     "in a training step": ("kill", "pocketlm.train.loop:train_step", 4),
     "in the first save of a state": (
         "halve",
@@ -39,7 +39,7 @@ KILLS: dict[str, Hook] = {
     "in the save of a checkpoint": ("halve", "pocketlm.model.checkpoint:save_file", 2),
     "when the last state is written and the checkpoint is not": (
         "kill",
-        "pocketlm.stages.finetune:save_checkpoint",
+        "pocketlm.stages.training:save_checkpoint",
         1,
     ),
     "while samples are scored": ("kill", "pocketlm.stages.select:score", 3),
