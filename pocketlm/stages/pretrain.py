@@ -26,7 +26,8 @@ class PretrainConfig:
     model: the shape of a new network; None to go on from the input `model`. shares: of each source;
     None to take those of the input `selection` or `mix`. separate_documents: tokens see only their
     own document; R1's loader lets documents of a row see each other. distillation: with a teacher,
-    how the model learns from it.
+    how the model learns from it. milestones: how many checkpoints to keep, evenly spaced, the last
+    that of the end, as Hugging Face folders milestones/step-N (R1's influence needs ten).
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -41,6 +42,14 @@ class PretrainConfig:
     separate_documents: bool = False
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=50)
+    milestones: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.milestones <= self.optim.num_steps:
+            raise ValueError(
+                f"{self.name}.milestones {self.milestones} must be from 0, none, to num_steps "
+                f"{self.optim.num_steps}"
+            )
 
     def summary(self) -> str:
         steps, rows = self.optim.num_steps, self.rows_per_step
@@ -54,7 +63,8 @@ class PretrainConfig:
             f"{self.seq_len:,}, "
         )
         shares = f"; {shares_summary(self.shares)}" if self.shares else ""
-        return tokens + self.optim.summary() + shares
+        kept = f"; {self.milestones} milestones" if self.milestones else ""
+        return tokens + self.optim.summary() + shares + kept
 
 
 def pretrain(
@@ -90,6 +100,7 @@ def pretrain(
         shares,
         separate_documents=config.separate_documents,
         teacher=teacher,
+        milestones=config.milestones,
     )
 
 

@@ -15,6 +15,7 @@ from pocketlm.train.distill.teacher import is_cached, open_teacher
 from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
+from pocketlm.train.milestones import Milestones
 from pocketlm.train.optim import OptimConfig
 
 
@@ -49,12 +50,13 @@ def train_stage(
     separate_documents: bool,
     teacher: Path | None = None,
     teacher_window: int | None = None,
+    milestones: int = 0,
 ) -> Path:
     """`out`, with a checkpoint of `student` after optim.num_steps steps on rows of `sources`, drawn
     in these shares.
 
     Loss: cross-entropy with the labels, or with `teacher` as config.distillation says.
-    teacher_window: tokens that it must read at once.
+    teacher_window: tokens that it must read at once. milestones: how many checkpoints to keep.
     """
     plan = Layout(
         seq_len=config.seq_len,
@@ -75,7 +77,16 @@ def train_stage(
     if teacher is not None:
         scores = open_teacher(teacher, tokenizer, sources, optim, reads=teacher_window)
         loss_fn = distillation_loss(scores, config.distillation)
-    student = train(student, batches, loss_fn, optim, out, label=config.name, save=config.save)
+    student = train(
+        student,
+        batches,
+        loss_fn,
+        optim,
+        out,
+        label=config.name,
+        save=config.save,
+        milestones=Milestones(milestones, tokenizer) if milestones else None,
+    )
     return save_first(out, student, tokenizer)
 
 

@@ -25,6 +25,7 @@ from pocketlm.train.distributed.ranks import all_reduce_sum, ranks
 from pocketlm.train.health import LossMonitor, check_finite, token_digest
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics, NoMetrics, read_metrics
+from pocketlm.train.milestones import Milestones
 from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, set_computing
 from pocketlm.train.prefetch import prefetched
 from pocketlm.train.resume import load_state, threads_of
@@ -44,6 +45,7 @@ def train(
     label: str,
     save: SaveConfig,
     prefetch: bool = True,
+    milestones: Milestones | None = None,
 ) -> Transformer:
     """The model after config.num_steps steps. Stopped at any moment and called again, it ends with
     the same bits.
@@ -56,6 +58,7 @@ def train(
 
     prefetch: the next step's batches are made in a thread while a step runs. False: they are made
     when the step before has updated the weights, as batches that the model itself wrote need.
+    milestones: checkpoints to keep on the way, in out/milestones.
     """
     whole = empty_copy(model)
     model = shard_model(model, config.shard_over)
@@ -89,6 +92,8 @@ def train(
                 done, notes = step + 1, monitor.record(step, loss, grad_norm)
                 stopping, digest = all_reduce_sum(stop.is_set(), token_digest(micro_batches))
                 metrics.log(step, loss, lr, grad_norm, tokens, int(digest), notes)
+                if milestones and milestones.is_due(done, config.num_steps):
+                    milestones.save(out, done, model, whole)
                 if done % save.every_steps == 0 or done == config.num_steps or stopping:
                     metrics.flush()
                     states.write(model, optimizers, done)

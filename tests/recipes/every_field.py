@@ -294,6 +294,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "shares": {"texts": 1.0},
         "separate_documents": True,
         "distillation": Distillation(label_share=0.5),
+        "milestones": 2,
     },
     SelectConfig: {
         "name": "other",

@@ -167,7 +167,11 @@ def interrupted(run, corpus: Path) -> Path:
     """From nothing to four bits, by way of a selection and a merge."""
     uniform = dict.fromkeys(("problems", "notes", "recall", "texts"), 0.25)
     shape = replace(SHAPE, max_position_embeddings=CHAT.seq_len)
-    base = run(pretrain, replace(PHASE, name="base", model=shape, shares=uniform), corpus=corpus)
+    base = run(
+        pretrain,
+        replace(PHASE, name="base", model=shape, shares=uniform, milestones=2),
+        corpus=corpus,
+    )
     chosen = run(select, SELECT, corpus=corpus, model=base)
     mid = run(
         pretrain,

@@ -99,8 +99,17 @@ def gather_model(model: Transformer, whole: Transformer) -> Transformer:
     """The whole model in the first rank's memory: `whole`, filled. On the others it stays empty;
     a single process gets `model` itself.
     """
-    if ranks().world_size == 1:
-        return model.cpu()
+    return model.cpu() if ranks().world_size == 1 else _filled(model, whole)
+
+
+def gather_copy(model: Transformer, empty: Transformer) -> Transformer:
+    """The whole model in the first rank's memory, as it is now: a copy of `empty`, filled. On the
+    others it stays empty; a single process gets `model` itself.
+    """
+    return model if ranks().world_size == 1 else _filled(model, copy.deepcopy(empty))
+
+
+def _filled(model: Transformer, whole: Transformer) -> Transformer:
     state = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
