@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pocketlm.runner.dry_run import DryRun
 
@@ -17,43 +15,35 @@ GAP = 2  # columns between two cells
 LEAST_FIGURES = 12  # columns; a narrower column of key figures is left out
 
 
-def stages_table(dry: DryRun, width: int) -> Group:
-    """The stages, a line each: name, function, state on disk, and as many key figures as `width`
-    columns hold.
+def stages_table(dry: DryRun, width: int) -> Text:
+    """The stages, a line each: name, function, state on disk, and as many words of key figures as
+    `width` columns hold.
 
     The inputs that are missing follow, a line for each stage that needs them.
     """
     rows = [
-        [str(number), call.name, call.record["stage"], call.state().partition(" ")[0]]
-        if call.missing()
-        else [str(number), call.name, call.record["stage"], call.state()]
+        (f"{number}", call.name, call.record["stage"], "needs input" if call.missing() else state)
         for number, call in enumerate(dry.calls, start=1)
+        for state in [call.state()]
     ]
-    headings = ["", "stage", "function", "state"]
-    taken = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    room = width - sum(taken) - GAP * len(taken)
-    table = Table(
-        title=f"{dry.run_dir}: {len(dry.calls)} stages",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, GAP, 0, 0),
-    )
-    if room >= LEAST_FIGURES:
-        headings.append("config")
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    for cells, call in zip(rows, dry.calls, strict=True):
-        colour = STATE_COLOURS.get(cells[3], "yellow")
-        cells[3] = f"[{colour}]{cells[3]}[/]" if colour else cells[3]
-        figures = textwrap.shorten(key_figures(call.config), room, placeholder=" …")
-        table.add_row(*cells, *([escape(figures)] if room >= LEAST_FIGURES else []))
-    lines = [
-        f"{call.name} needs {escape(', '.join(call.missing()))}"
-        for call in dry.calls
-        if call.missing()
-    ]
-    return Group(table, *lines)
+    headings = ("", "stage", "function", "state")
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    room = width - sum(widths) - GAP * len(widths)
+    table = Text(f"{dry.run_dir}: {len(dry.calls)} stages\n", overflow="ignore", no_wrap=True)
+    figures = [key_figures(call.config) for call in dry.calls]
+    colours = ["bold", *(STATE_COLOURS.get(row[3], "yellow") for row in rows)]
+    for row, last, colour in zip([headings, *rows], ["config", *figures], colours, strict=True):
+        cells = [cell.ljust(columns + GAP) for cell, columns in zip(row, widths, strict=True)]
+        words = textwrap.shorten(last, room, placeholder=" …", break_on_hyphens=False)
+        table.append("".join(cells[:3])).append(cells[3].rstrip(), colour)
+        if room >= LEAST_FIGURES:
+            table.append(" " * (len(cells[3]) - len(cells[3].rstrip())) + words)
+        table.append("\n")
+    for call in dry.calls:
+        if call.missing():
+            table.append(f"{call.name} needs {', '.join(call.missing())}\n")
+    table.rstrip()
+    return table
 
 
 def key_figures(config: Any, count: int = 4) -> str:

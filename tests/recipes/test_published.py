@@ -2,19 +2,21 @@
 needs no data.
 """
 
+import io
 import itertools
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from pocketlm.data.batches import ConversationRows
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.runner.dry_run import DryRun, dry_run
 from pocketlm.runner.recipe_file import load_recipe
-from pocketlm.runner.tables import key_figures
+from pocketlm.runner.tables import key_figures, stages_table
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 R1 = load_recipe(RECIPES / "r1.py")
@@ -84,6 +86,27 @@ def test_a_dry_pass_without_data_prints_every_stage_and_what_it_needs(dry: DryRu
     )
     assert states[dry.calls[0].name].startswith("needs Llama-")
     assert all(key_figures(call.config) for call in dry.calls)
+
+
+@pytest.mark.parametrize("dry", [(R1, {"size": "950m"})], indirect=True, ids=["r1"])
+def test_a_dry_run_in_80_columns_has_a_line_a_stage_and_whole_words(
+    dry: DryRun, tmp_path: Path
+) -> None:
+    text = stages_table(dry, 80)
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(text)
+    title, heading, *lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert title.endswith(f"{len(dry.calls)} stages") and heading.split()[0] == "stage"
+    for call, line in zip(dry.calls, lines, strict=False):
+        _, name, function, *rest = line.split()
+        assert (name, function) == (call.name, call.record["stage"]) and len(line) <= 80
+        state = "needs input" if call.missing() else "to do"
+        *words, last = rest[len(state.split()) :]
+        figures = key_figures(call.config).split()
+        assert " ".join(rest).startswith(state) and words == figures[: len(words)]
+        assert last in ("…", figures[-1]) and len(words) > 1
+    assert lines[len(dry.calls)] == f"{dry.calls[0].name} needs Llama-3.2-1B"
+    assert len(lines) < len(dry.calls) + 10
 
 
 @pytest.mark.parametrize("dry", [(R1, {"size": "950m"})], indirect=True, ids=["r1"])
