@@ -24,8 +24,8 @@ Pair = tuple[list[int], list[bool]]  # ids, and which of them are learnt
 
 @dataclass(kw_only=True)
 class Tally:
-    """What became of the conversations of some files. left_out: by reason; rows: where the first of
-    each reason stand.
+    """Counts of the conversations of some files. left_out: by reason; where: the first few of each
+    reason.
 
     not_rendered: fields of messages that the template does not use, and that do not change what is
     said.

@@ -162,7 +162,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path, record: dict[str, Any]) -> list[str]:
-    """What a finished stage wrote that is no longer there in its size: one line each."""
+    """Files of a finished stage that are gone or have another size: one line each."""
     lines = []
     for name, size in record.get("files", {}).items():
         path = folder / name

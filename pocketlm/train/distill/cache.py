@@ -67,7 +67,7 @@ def model_digest(model: Transformer) -> str:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """16 hex digits of which text each id stands for."""
+    """16 hex digits of a vocabulary: the text of each id."""
     return hashlib.sha256(repr(sorted(tokenizer.backend.get_vocab().items())).encode()).hexdigest()[
         :16
     ]
