@@ -1,4 +1,4 @@
-"""What is promised to the bit, on every kind of arithmetic this processor can be made to do.
+"""Bitwise reproducibility under every instruction set that this processor can be restricted to.
 
     python benchmarks/processors.py                    # all settings: some 10 minutes each on two
     cores
@@ -35,7 +35,9 @@ EXACT_TESTS = (
     "tests/unit/test_train_loop.py",
     "tests/unit/test_muon.py",
     "tests/unit/test_state.py",
+    "tests/unit/test_milestones.py",
     "tests/unit/test_run.py",
+    "tests/recipes/test_old_runs.py",
     "tests/unit/test_generate.py",
 )
 QUICK_TESTS = (
@@ -109,7 +111,7 @@ def main() -> None:
     )
     outcomes = []
     for name in arguments.settings:
-        outcome = tried(known[name], tests, kills)
+        outcome = measure(known[name], tests, kills)
         equal = "equal" if outcome.equal else "NOT EQUAL"
         print(
             f"| {name} | {outcome.passed} | {len(outcome.failed)} | {equal} | "
@@ -122,16 +124,16 @@ def main() -> None:
     sys.exit(not all(outcome.good for outcome in outcomes))
 
 
-def tried(setting: dict[str, str], tests: tuple[str, ...], kills: int) -> Outcome:
+def measure(setting: dict[str, str], tests: tuple[str, ...], kills: int) -> Outcome:
     """What the tests and `verify-resume` say in this environment."""
     environment = {**os.environ, **setting, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
     started = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    shown = subprocess.run(
+    output = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True
     ).stdout
-    passed = re.search(r"(\d+) passed", shown)
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", shown, re.MULTILINE)
+    passed = re.search(r"(\d+) passed", output)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
     return Outcome(
         int(passed[1]) if passed else 0,
         failed,

@@ -25,17 +25,12 @@ import torch
 from pocketlm.model.batch import Batch
 from pocketlm.model.presets import R1_140M
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.checkpoint import (
-    SaveConfig,
-    StateWriter,
-    load_state,
-    named_tensors,
-    saved_states,
-)
+from pocketlm.train.checkpoint import SaveConfig, StateWriter, named_tensors, saved_states
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.manifest import digest_of
 from pocketlm.train.optim import OptimConfig, make_optimizers
+from pocketlm.train.resume import load_state
 
 SMALL = replace(
     R1_140M, vocab_size=16_384, hidden_size=288, intermediate_size=768, num_hidden_layers=12

@@ -37,7 +37,7 @@ from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distill.cache import CacheWriter, cached_scores, open_cache
 from pocketlm.train.distill.codec import decode, encode, id_bits, size_in_bytes
-from pocketlm.train.distill.encode import encode_documents, find_shares
+from pocketlm.train.distill.encode import encode_documents, estimate_tail_prior
 
 WINDOW = 512
 GAINS = (2e-2, 1e-2, 5e-3, 3e-3, 2e-3)
@@ -62,7 +62,7 @@ def main() -> None:
         np.asarray(tokenizer.encode(text)[:WINDOW]) for text in read_texts(arguments.texts)
     ]
     documents = [ids for ids in documents if len(ids) == WINDOW][: 2 * (arguments.tokens // WINDOW)]
-    shares = find_shares(teacher, documents[::2], WINDOW, WINDOW)
+    shares = estimate_tail_prior(teacher, documents[::2], WINDOW, WINDOW)
     rows = compare(teacher, documents[1::2], shares)
     for row in rows:
         print(json.dumps(row), flush=True)
@@ -221,7 +221,7 @@ def reading(teacher: Transformer, documents: list[np.ndarray], shares: Tensor, t
     with tempfile.TemporaryDirectory() as scratch:
         facts = {"vocab_size": teacher.config.vocab_size, "tokens": tokens, "window": WINDOW}
         writer = CacheWriter(Path(scratch), facts)
-        writer.write_shares(shares.numpy())
+        writer.write_tail_prior(shares.numpy())
         started = time.perf_counter()
         coded = encode_documents(
             teacher, documents, shares, window=WINDOW, batch_tokens=2048, min_gain=5e-3
@@ -244,7 +244,7 @@ def reading(teacher: Transformer, documents: list[np.ndarray], shares: Tensor, t
                 cached_scores(cache, batch)
         read = time.perf_counter() - started
         total = sum(len(ids) for ids in documents)
-        size = cache.told["bytes_per_token"]
+        size = cache.facts["bytes_per_token"]
     return {
         "written_tokens_per_second": round(total / taught),
         "read_tokens_per_second": round(3 * total / read),

@@ -15,8 +15,8 @@ from pocketlm.stages.bench import BenchConfig, bench
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
+from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.finetune import FinetuneConfig, finetune
-from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.mix import MixConfig, find_mix
 from pocketlm.stages.pretrain import PretrainConfig, pretrain

@@ -14,8 +14,8 @@ from pocketlm.corpus.sources import Source
 from pocketlm.model.presets import PRESETS
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.export import ExportConfig, export
+from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.finetune import FinetuneConfig, finetune
-from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.select import SelectConfig, select

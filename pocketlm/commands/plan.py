@@ -115,8 +115,8 @@ def show_plan(
     from pocketlm.estimate.stages import plan_stages
     from pocketlm.estimate.table import plan_tables
     from pocketlm.model.files import write_json
+    from pocketlm.runner.dry_run import dry_run
     from pocketlm.runner.overrides import parse_settings
-    from pocketlm.runner.run import plan
 
     chosen = None if gpu == HERE else device(gpu)
     if count < 1 or (chosen is None and count > 1):
@@ -124,7 +124,7 @@ def show_plan(
             f"--count {count}: at least 1, and 1 on this machine; --gpu names what there are more "
             "of"
         )
-    dry = plan(recipe, run_dir, parse_settings(settings), missing_ok=True, **flags)
+    dry = dry_run(recipe, run_dir, parse_settings(settings), missing_ok=True, **flags)
     stages = plan_stages(dry.calls)
     shown = (
         track(stages, "  steps tried", console=Console(stderr=True), transient=True)

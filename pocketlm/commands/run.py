@@ -11,7 +11,7 @@ from pocketlm.runner.recipe_file import load_recipe, parse_flags
 
 if TYPE_CHECKING:
     from pocketlm.runner.record import Call
-    from pocketlm.train.distributed.ranks import Board
+    from pocketlm.train.distributed.ranks import LaunchStore
 
 RECIPE_OPTIONS = (
     "These go with every recipe: --out DIR, --set stage.field=value, --only STAGE, --dry-run "
@@ -82,17 +82,19 @@ def run(
     run_dir = out or Path("runs") / recipe.stem
     from pocketlm.train.distributed.ranks import joined, lost_rank_as_error, ranks
 
-    with joined() as board, plain_errors(run_dir, board.may_explain), lost_rank_as_error():
+    with joined() as launch, plain_errors(run_dir, launch.may_explain), lost_rank_as_error():
         if not ranks().first:
-            board.hear()  # that the first rank found nothing wrong
+            launch.receive()  # that the first rank found nothing wrong
         function = load_recipe(recipe)
         flags = parse_flags(
             function, recipe, [*context.args, *(["--help"] if help_ else [])], RECIPE_OPTIONS
         )
         if ranks().first:
-            run_recipe(function, flags, run_dir, settings or [], board, only=only, dry_run=dry_run)
+            run_recipe(
+                function, flags, run_dir, settings or [], launch, only=only, list_only=dry_run
+            )
         else:
-            follow_recipe(function, flags, run_dir, settings or [], board)
+            follow_recipe(function, flags, run_dir, settings or [], launch)
 
 
 def run_recipe(
@@ -100,26 +102,28 @@ def run_recipe(
     flags: dict[str, Any],
     run_dir: Path,
     settings: list[str],
-    board: "Board",
+    launch: "LaunchStore",
     *,
     only: str | None,
-    dry_run: bool,
+    list_only: bool,
 ) -> None:
-    """Plans the recipe, then runs it, or only shows the plan."""
+    """Runs the recipe after a dry run of it, or prints the dry run alone."""
     from rich.console import Console
 
+    from pocketlm.runner.dry_run import dry_run
     from pocketlm.runner.overrides import parse_settings
-    from pocketlm.runner.run import Run, plan, plan_table
+    from pocketlm.runner.run import Run
+    from pocketlm.runner.tables import stages_table
     from pocketlm.train.distributed.ranks import ranks
 
-    dry = plan(recipe, run_dir, parse_settings(settings), missing_ok=dry_run, **flags)
+    dry = dry_run(recipe, run_dir, parse_settings(settings), missing_ok=list_only, **flags)
     check_rows([call for call in dry.calls if only in (None, call.name)], ranks().world_size)
-    if dry_run:
+    if list_only:
         console = Console()
-        console.print(plan_table(dry))
+        console.print(stages_table(dry, console.width))
         return
-    with Run(run_dir, plan=dry, only=only, company=board) as live, sigterm_as_interrupt():
-        board.tell("go")
+    with Run(run_dir, plan=dry, only=only, coordinator=launch) as live, sigterm_as_interrupt():
+        launch.broadcast("go")
         try:
             recipe(live, **flags)
         except KeyboardInterrupt:
@@ -132,31 +136,29 @@ def run_recipe(
 
 
 def follow_recipe(
-    recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], board: "Board"
+    recipe: Any, flags: dict[str, Any], run_dir: Path, settings: list[str], launch: "LaunchStore"
 ) -> None:
-    """What every other rank does: it goes with the first through the stages that run on all, and
-    leaves when that one does.
+    """Runs the recipe on any other rank than the first: it joins the stages that run on all ranks,
+    and exits when the first does.
     """
     from pocketlm.runner.overrides import parse_settings
-    from pocketlm.runner.schedule import Follower
+    from pocketlm.runner.schedule import WorkerRun
 
     with sigterm_as_interrupt():
         try:
-            recipe(Follower(run_dir, parse_settings(settings), board), **flags)
-            board.hear()
+            recipe(WorkerRun(run_dir, parse_settings(settings), launch), **flags)
+            launch.receive()
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None  # the first rank says so
 
 
 def check_rows(calls: "list[Call]", world_size: int) -> None:
-    """Nothing, or a ValueError naming a training to come whose rows the ranks cannot share
-    evenly.
-    """
+    """Nothing, or a ValueError naming a training to come whose rows the ranks cannot divide."""
     from pocketlm.runner.schedule import num_ranks, runs_on_all_ranks
 
     for call in calls:
         config = call.config
-        if not runs_on_all_ranks(call.stage_fn) or config.optim is None or call.state() == "done":
+        if not runs_on_all_ranks(config) or config.optim is None or call.state() == "done":
             continue
         ranks = num_ranks(config, call.num_beside, world_size)
         together = config.micro_batch_size * ranks

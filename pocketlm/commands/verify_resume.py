@@ -1,6 +1,4 @@
-"""`pocketlm verify-resume`: proof, on one's own machine, that stopping a run never changes its
-result.
-"""
+"""`pocketlm verify-resume`: proof on this machine that stopping a run never changes its result."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +9,7 @@ from pocketlm.runner.errors import BAD_INPUT, plain_errors
 from pocketlm.runner.recipe_file import load_recipe, parse_flags
 
 if TYPE_CHECKING:
-    from pocketlm.resume_proof.proof import Proof
+    from pocketlm.resume_proof.proof import KillReport
 
 OPTIONS = (
     "These go with every recipe: --kills N, --seed S, --processes P, --stage STAGE, --out DIR, "
@@ -74,13 +72,13 @@ def verify_resume(
         if kills < 1 or processes < 1:
             raise ValueError(f"--kills {kills} and --processes {processes} must be at least 1")
         from pocketlm.commands.run import run_with
-        from pocketlm.resume_proof.proof import prove
+        from pocketlm.resume_proof.proof import kill_and_compare
 
         words = [
             *context.args,
             *(word for setting in settings or [] for word in ("--set", setting)),
         ]
-        proof = prove(
+        report = kill_and_compare(
             run_with,
             recipe,
             function,
@@ -93,38 +91,36 @@ def verify_resume(
             processes=processes,
             stage=stage,
         )
-        show(proof)
-        if proof.parted:
+        show(report)
+        if report.mismatches:
             raise typer.Exit(1)
 
 
-def show(proof: "Proof") -> None:
-    """The stages with what agreed, and where the kills hit."""
+def show(report: "KillReport") -> None:
+    """Prints the stages with what is equal, and where the kills hit."""
     from rich.console import Console
     from rich.table import Table
 
     words = {True: "equal", False: "[red]DIFFER[/]", None: "-"}
     table = Table(
-        title=f"{len(proof.kills)} kills, {proof.runs} runs against an unbroken one",
+        title=f"{len(report.kills)} kills, {report.runs} runs against an unbroken one",
         title_justify="left",
     )
     for heading in ("stage", "steps", "token ids", "losses", "weights"):
         table.add_column(heading, justify="right" if heading == "steps" else "left")
-    for each in proof.likeness:
-        steps = f"{each.steps:,}" if each.steps else "-"
+    for stage in report.comparisons:
+        steps = f"{stage.steps:,}" if stage.steps else "-"
         table.add_row(
-            each.stage, steps, words[each.tokens], words[each.losses], words[each.weights]
+            stage.stage, steps, words[stage.tokens], words[stage.losses], words[stage.weights]
         )
     console = Console()
     console.print(table)
-    console.print(f"killed in: {proof.places()}", soft_wrap=True)
-    for each in proof.parted:
-        console.print(f"{each.stage}: {each.first}", style="red", soft_wrap=True)
-    told = (
-        f"{proof.parted[0].stage} and what follows differ; both runs are in {proof.out}"
-        if proof.parted
-        else None
-    )
-    console.print(
-        told or "Stopping changed nothing: every bit is that of the unbroken run.", soft_wrap=True
-    )
+    console.print(f"killed in: {report.places()}", soft_wrap=True)
+    for stage in report.mismatches:
+        console.print(f"{stage.stage}: {stage.first}", style="red", soft_wrap=True)
+    if report.mismatches:
+        first = report.mismatches[0].stage
+        text = f"{first} and what follows differ; both runs are in {report.out}"
+    else:
+        text = "Stopping changed nothing: every bit is that of the unbroken run."
+    console.print(text, soft_wrap=True)

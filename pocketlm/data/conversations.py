@@ -24,8 +24,8 @@ Pair = tuple[list[int], list[bool]]  # ids, and which of them are learnt
 
 @dataclass(kw_only=True)
 class Tally:
-    """What became of the conversations of some files. left_out: by reason; rows: where the first of
-    each reason stand.
+    """Counts of the conversations of some files. left_out: by reason; where: the first few of each
+    reason.
 
     not_rendered: fields of messages that the template does not use, and that do not change what is
     said.
@@ -204,9 +204,9 @@ def conversation_rows(
     return ConversationRows(pairs, seq_len, tokenizer.eos_id, packed=packed), tally
 
 
-def told(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:
-    """Says on stderr what is learnt and what not, warns where a model would learn no end, and
-    writes conversations.json.
+def report_tally(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:
+    """Prints on stderr what is learnt and what is left out, warns where a model would not learn to
+    stop, and writes conversations.json.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""What a person at the terminal is told when something stops: one message, and an exit status."""
+"""User-facing errors: one message, and an exit status."""
 
 import contextlib
 import errno
@@ -25,10 +25,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 def plain_errors(
     log_folder: Path | None = None, may_explain: Callable[[], bool] = lambda: True
 ) -> Iterator[None]:
-    """Turns what a user can mend into one message and exit status 2; the program's own mistakes
-    stay.
+    """Turns what a user can fix into one message and exit status 2; bugs of the program pass.
 
-    may_explain: where several processes stop for one reason, whether this is the one to tell it.
+    may_explain: where several processes stop for one reason, whether this is the one to print it.
     The traceback goes to `error.log` in `log_folder` if that exists; POCKETLM_TRACEBACK=1 shows it
     instead.
     """
@@ -112,5 +111,5 @@ def _disk_message(error: Exception, folder: Path | None) -> str:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    left = f"the disk is full: {free / 1e6:,.1f} MB are free at {place}"
-    return f"{left}; make room, then run the same command again to go on"
+    problem = f"the disk is full: {free / 1e6:,.1f} MB are free at {place}"
+    return f"{problem}; make room, then run the same command again to go on"

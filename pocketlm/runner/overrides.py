@@ -99,7 +99,7 @@ def _replaced(value: Any, annotation: Any, path: list[str], text: str, where: st
 def _item_type(annotation: Any, item: Any) -> Any:
     """What a dict or a row holds, by annotation, or by the item that is there."""
     for option in _options(annotation):
-        arguments = [each for each in get_args(option) if each is not Ellipsis]
+        arguments = [item for item in get_args(option) if item is not Ellipsis]
         if arguments and get_origin(option) is not Literal:
             return arguments[-1]
     return type(item)
@@ -121,7 +121,7 @@ def _parsed(text: str, annotation: Any, where: str) -> Any:
             return _as(text, option, where)
         except (ValueError, TypeError):
             continue
-    kinds = " or ".join(_shown(option) for option in _options(annotation))
+    kinds = " or ".join(_type_in_words(option) for option in _options(annotation))
     raise ValueError(f"{where}: {text!r} is not {kinds}")
 
 
@@ -145,7 +145,7 @@ def _as(text: str, kind: Any, where: str) -> Any:
         return origin(_parsed(word, arguments[0] if arguments else str, where) for word in words)
     if origin in (dict, Mapping):
         return dict(json.loads(text))
-    raise ValueError(f"{text!r} is not {_shown(kind)}")
+    raise ValueError(f"{text!r} is not {_type_in_words(kind)}")
 
 
 def _whole(number: float) -> int:
@@ -155,7 +155,7 @@ def _whole(number: float) -> int:
     return int(number)
 
 
-def _shown(kind: Any) -> str:
+def _type_in_words(kind: Any) -> str:
     """A type in words a reader of the message knows."""
     if get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))

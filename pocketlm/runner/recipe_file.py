@@ -21,7 +21,7 @@ def load_recipe(path: Path) -> Callable[..., Any]:
     if not path.is_file():
         beside = sorted(path.parent.glob("*.py"))
         names = [
-            str(found) for found in beside if "\ndef recipe(" in found.read_text(encoding="utf-8")
+            str(file) for file in beside if "\ndef recipe(" in file.read_text(encoding="utf-8")
         ]
         raise FileNotFoundError(
             f"{path}: no such recipe{'; there are ' + ', '.join(names) if names else ''}"
@@ -54,8 +54,8 @@ def parse_flags(
     `--help` among the words prints the recipe's docstring and flags and raises typer.Exit; so does
     a word that fits nothing, with exit status 2.
     """
-    found: dict[str, Any] = {}
-    command = _command(recipe, found)
+    parsed: dict[str, Any] = {}
+    command = _command(recipe, parsed)
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
     app.command(help=_escaped(inspect.getdoc(recipe) or f"The recipe {path}."), epilog=help_end)(
         command
@@ -65,18 +65,18 @@ def parse_flags(
     except SystemExit as leaving:
         if leaving.code:
             raise typer.Exit(int(leaving.code)) from None
-    if "done" not in found:
+    if "done" not in parsed:
         raise typer.Exit(0)  # --help was asked for, and shown
-    return found["arguments"]
+    return parsed["arguments"]
 
 
-def _command(recipe: Callable[..., Any], found: dict[str, Any]) -> Callable[..., None]:
+def _command(recipe: Callable[..., Any], parsed: dict[str, Any]) -> Callable[..., None]:
     """A function with the recipe's arguments (all but `run`) that puts what it is called with in
-    `found`.
+    `parsed`.
     """
 
     def command(**arguments: Any) -> None:
-        found.update(done=True, arguments=arguments)
+        parsed.update(done=True, arguments=arguments)
 
     hints = get_type_hints(recipe)
     parameters = []

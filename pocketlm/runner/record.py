@@ -1,7 +1,8 @@
-"""What a stage was called with, as plain data: so that two calls can be compared, and told apart in
-words.
+"""The record of a stage call, `stage.json`: what it was called with, as plain data that can be
+compared.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,9 +17,10 @@ from typing import Any
 
 from pocketlm.model.file_tree import files_below
 from pocketlm.model.files import read_json
+from pocketlm.runner.differences import differences, fingerprints
 
 RECORD = "stage.json"
-MISSING = "missing"  # the fingerprint, in a dry pass, of an input that is not there
+MISSING = "missing"  # the fingerprint, in a dry run, of an input that is not there
 HASHED_BYTES = 4 << 30  # of one input; what lies beyond counts by name and size alone
 NOT_OUTPUTS = {"resume", "tensorboard"}  # folders a user may delete from a finished stage
 
@@ -54,17 +56,26 @@ class Call:
         """
         if missing := self.missing():
             return f"needs {', '.join(missing)}"
-        found = read_record(self.folder)
-        if found is None:
+        record = read_record(self.folder)
+        if record is None:
             return "to do"
-        if differences(found, self.record) or damage(self.folder, found):
+        if self.differences(record) or damage(self.folder, record):
             return "changed"
-        return "done" if found["status"] == "finished" else "unfinished"
+        return "done" if record["status"] == "finished" else "unfinished"
 
     def missing(self) -> list[str]:
-        """The inputs that are not there: only a dry pass lets a call with any come this far."""
-        entries = [each for value in self.record["inputs"].values() for each in _entries(value)]
-        return [each["path"] for each in entries if each["fingerprint"] == MISSING]
+        """The inputs that are not there: only a dry run lets a call with any come this far."""
+        entries = [entry for value in self.record["inputs"].values() for entry in _entries(value)]
+        return [entry["path"] for entry in entries if entry["fingerprint"] == MISSING]
+
+    def differences(self, record: dict[str, Any]) -> list[str]:
+        """One line `field: old -> new` for every field on which a folder's record and this call
+        disagree; none for the same call.
+
+        A field that the record lacks, and that has its default here, is one that a later version
+        added: a default computes what was computed before.
+        """
+        return differences(record, self.record, set(default_fields(self.config)))
 
 
 def make_record(
@@ -84,25 +95,25 @@ def make_record(
     is written down but not compared: data may move. FileNotFoundError names an input that is not
     there; with missing_ok it is written down as missing.
     """
-    told: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     for name, value in inputs.items():
         where = f"stage {config.name}: input {name}"
         if isinstance(value, list):
-            told[name] = [_input(where, path, run_dir, digests, missing_ok) for path in value]
+            described[name] = [_input(where, path, run_dir, digests, missing_ok) for path in value]
         else:
-            told[name] = (
+            described[name] = (
                 None if value is None else _input(where, value, run_dir, digests, missing_ok)
             )
     record = {
         "stage": getattr(stage_fn, "__name__", str(stage_fn)),
         "config": as_json(config),
-        "inputs": told,
+        "inputs": described,
     }
     record = json.loads(json.dumps(record))  # tuples become lists, as they will be read back
     compared = {
         "stage": record["stage"],
         "config": record["config"],
-        "inputs": _compared(record["inputs"]),
+        "inputs": fingerprints(record["inputs"]),
     }
     digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
     return {**record, "digest": digest[:16]}
@@ -150,17 +161,8 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line `field: old -> new` for every field on which two records disagree; none for the same
-    call.
-    """
-    before = {"stage": old["stage"], "config": old["config"], "inputs": _compared(old["inputs"])}
-    after = {"stage": new["stage"], "config": new["config"], "inputs": _compared(new["inputs"])}
-    return [_explained(difference, old, new) for difference in _compare("", before, after)]
-
-
 def damage(folder: Path, record: dict[str, Any]) -> list[str]:
-    """What a finished stage wrote that is no longer there in its size: one line each."""
+    """Files of a finished stage that are gone or have another size: one line each."""
     lines = []
     for name, size in record.get("files", {}).items():
         path = folder / name
@@ -187,8 +189,11 @@ def as_json(value: Any, where: str = "config") -> Any:
     text.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        told = {f.name: as_json(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
-        return told if where == "config" else {"class": type(value).__name__, **told}
+        values = {
+            field.name: as_json(getattr(value, field.name), f"{where}.{field.name}")
+            for field in fields(value)
+        }
+        return values if where == "config" else {"class": type(value).__name__, **values}
     if isinstance(value, Mapping):
         return {str(key): as_json(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -207,6 +212,25 @@ def as_json(value: Any, where: str = "config") -> Any:
         f"{where} is a {type(value).__name__}; a config holds numbers, text, paths, dicts and "
         "dataclasses"
     )
+
+
+def default_fields(value: Any, where: str = "config") -> Iterator[str]:
+    """The dotted places below a config where a dataclass's field has its default."""
+    if isinstance(value, Mapping):
+        parts = [(f"{where}.{key}", item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"{where}.{i}", item) for i, item in enumerate(value)]
+    elif is_dataclass(value) and not isinstance(value, type):
+        parts = [(f"{where}.{field.name}", getattr(value, field.name)) for field in fields(value)]
+        for field, (place, item) in zip(fields(value), parts, strict=True):
+            made = field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            if default is not dataclasses.MISSING and as_json(default) == as_json(item):
+                yield place
+    else:
+        return
+    for place, item in parts:
+        yield from default_fields(item, place)
 
 
 # ---- inputs ----
@@ -229,11 +253,11 @@ def as_paths(value: Any, where: str) -> Path | list[Path] | None:
 def _input(
     where: str, path: Path, run_dir: Path, digests: Mapping[Path, str], missing_ok: bool = False
 ) -> dict[str, str]:
-    """Where an input lies and a fingerprint of what it is."""
-    shown = str(path)
+    """The path of an input, relative inside the run, and a fingerprint of its contents."""
+    name = str(path)
     path = path.absolute()
     if path.is_relative_to(run_dir.absolute()):
-        shown = str(path.relative_to(run_dir.absolute()))
+        name = str(path.relative_to(run_dir.absolute()))
     for folder in (path, *path.parents):
         digest = digests.get(folder)
         if digest is None and (folder / RECORD).is_file() and (record := read_record(folder)):
@@ -244,13 +268,13 @@ def _input(
             digest = record["digest"]
         if digest is not None:
             inside = "" if folder == path else f"/{path.relative_to(folder)}"
-            return {"path": shown, "fingerprint": f"stage {digest}{inside}"}
+            return {"path": name, "fingerprint": f"stage {digest}{inside}"}
     if not path.exists():
         if missing_ok:
-            return {"path": shown, "fingerprint": MISSING}
-        raise FileNotFoundError(f"{where}: {shown} does not exist; check the path")
+            return {"path": name, "fingerprint": MISSING}
+        raise FileNotFoundError(f"{where}: {name} does not exist; check the path")
     return {
-        "path": shown,
+        "path": name,
         "fingerprint": f"{'folder' if path.is_dir() else 'file'} {content_hash(path)}",
     }
 
@@ -264,15 +288,16 @@ def content_hash(path: Path) -> str:
     """A hash of a file, or of a folder's files and names: contents up to `HASHED_BYTES`, sizes
     beyond.
     """
-    whole = hashlib.sha256()
-    left = HASHED_BYTES
+    digest = hashlib.sha256()
+    budget = HASHED_BYTES
     for file in _files(path):
         stat = file.stat()
-        told = _file_hash(str(file), stat.st_size, stat.st_mtime_ns, min(left, stat.st_size))
-        line = f"{file.relative_to(path)}\0{stat.st_size}\0{told}\n"
-        whole.update(line.encode("utf-8", "surrogateescape"))  # names are bytes
-        left -= min(left, stat.st_size)
-    return whole.hexdigest()[:16]
+        num_bytes = min(budget, stat.st_size)
+        content = _file_hash(str(file), stat.st_size, stat.st_mtime_ns, num_bytes)
+        line = f"{file.relative_to(path)}\0{stat.st_size}\0{content}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))  # names are bytes
+        budget -= num_bytes
+    return digest.hexdigest()[:16]
 
 
 def _files(path: Path) -> list[Path]:
@@ -291,60 +316,3 @@ def _file_hash(path: str, size: int, modified_ns: int, num_bytes: int) -> str:
             whole.update(block)
             num_bytes -= len(block)
     return whole.hexdigest()
-
-
-# ---- differences ----
-
-
-def _compared(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs without their places: the fingerprints alone."""
-    return {
-        name: [each["fingerprint"] for each in value]
-        if isinstance(value, list)
-        else value and value["fingerprint"]
-        for name, value in inputs.items()
-    }
-
-
-def _compare(where: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The leaves of two JSON values that differ: (dotted place, old, new)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            place = f"{where}.{key}" if where else key
-            if key not in old or key not in new:
-                yield place, old.get(key, "(not there)"), new.get(key, "(not there)")
-            else:
-                yield from _compare(place, old[key], new[key])
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from _compare(f"{where}.{i}", before, after)
-    elif old != new or type(old) is not type(new):
-        yield where, old, new
-
-
-def _explained(difference: tuple[str, Any, Any], old: dict[str, Any], new: dict[str, Any]) -> str:
-    """A difference as a line to read; an input is shown with its place."""
-    where, before, after = difference
-    first, _, rest = where.partition(".")
-    if first != "inputs":
-        return f"{where.removeprefix('config.')}: {_short(before)} -> {_short(after)}"
-    return f"input {rest}: {_place(old, rest, before)} -> {_place(new, rest, after)}"
-
-
-def _place(record: dict[str, Any], where: str, fingerprint: Any) -> str:
-    """An input as `path (fingerprint)`."""
-    name, _, position = where.partition(".")
-    found = record["inputs"].get(name)
-    if position and isinstance(found, list):
-        found = found[int(position)]
-    if isinstance(found, list):
-        return ", ".join(f"{each['path']} ({each['fingerprint']})" for each in found) or "(none)"
-    return f"{found['path']} ({found['fingerprint']})" if found else _short(fingerprint)
-
-
-def _short(value: Any, limit: int = 160) -> str:
-    """A JSON value on one line, cut where it would fill the screen."""
-    if value == "(not there)":
-        return value
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

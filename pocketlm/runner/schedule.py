@@ -1,8 +1,9 @@
-"""Turns: which ranks run a stage, and which stages run at the same time.
+"""The schedule of a recipe on several ranks: which ranks run a stage, and which stages run at the
+same time.
 
-A stage that trains runs on all ranks, any other on the first. Stages that need nothing of each
-other may run side by side: each gets an even share of the ranks, and where there are more stages
-than ranks, the rest come in the next turn.
+A stage whose config says `on_all_ranks` runs on all of them, any other on the first. Stages that
+need nothing of each other may run side by side: each gets an even share of the ranks, and where
+there are more stages than ranks, the rest come in the next turn.
 """
 
 import time
@@ -16,24 +17,23 @@ from pocketlm.runner.overrides import Settings, apply_settings
 from pocketlm.runner.record import as_paths
 
 
-class Company(Protocol):
-    """What the ranks of a run are to each other: train/distributed/ranks.py's Board. A run of one
-    process has none.
-    """
+class Coordinator(Protocol):
+    """How the ranks of a run agree: train/distributed/ranks.py's LaunchStore."""
 
     world_size: int
 
-    def tell(self, word: str) -> None: ...
-    def hear(self) -> str: ...
-    def share(self, word: str) -> list[str]: ...
-    def apart(self, groups: list[range]) -> AbstractContextManager[int | None]: ...
+    def broadcast(self, message: str) -> None: ...
+    def receive(self) -> str: ...
+    def gather(self, message: str) -> list[str]: ...
+    def alone(self) -> AbstractContextManager[None]: ...
+    def subgroups(self, groups: list[range]) -> AbstractContextManager[int | None]: ...
 
 
-def runs_on_all_ranks(stage_fn: Callable[..., Path]) -> bool:
-    """Whether every rank calls the stage (train/distributed/fsdp.py marks those that train); else
-    the first does, for all.
+def runs_on_all_ranks(config: Any) -> bool:
+    """Whether every rank calls the stage of this config, which then has `on_all_ranks: ClassVar =
+    True`; else the first rank does, and the others wait.
     """
-    return getattr(stage_fn, "on_all_ranks", False)
+    return getattr(config, "on_all_ranks", False)
 
 
 def at_once(num_stages: int, world_size: int) -> int:
@@ -42,7 +42,7 @@ def at_once(num_stages: int, world_size: int) -> int:
 
 
 def num_ranks(config: Any, num_stages: int, world_size: int) -> int:
-    """How many of the ranks a stage has that is one of so many side by side; all of them where it
+    """How many of the ranks run a stage that is one of so many side by side; all of them where it
     is the only one.
 
     Of its even share it takes as many as its rows divide into, and the others wait: that is worth
@@ -76,52 +76,63 @@ def turns(configs: Sequence[Any], world_size: int) -> list[dict[int, range]]:
 
 
 def take_turn(
-    jobs: Sequence[tuple[Callable[[], object], range]], company: Company | None
+    jobs: Sequence[tuple[Callable[[], object], range]], coordinator: Coordinator | None
 ) -> list[float]:
     """Calls each function on its ranks, all at the same time. How many seconds each took, once all
     are done.
     """
     start = time.monotonic()
     groups = [ranks for _, ranks in jobs]
-    if company is None or groups == [range(company.world_size)]:
+    if coordinator is None or groups == [range(coordinator.world_size)]:
         jobs[0][0]()
         return [time.monotonic() - start]
-    with company.apart(groups) as own:
-        if own is not None:
-            jobs[own][0]()
-        seconds = company.share(f"{time.monotonic() - start}")
+    with coordinator.subgroups(groups) as number:
+        if number is not None:
+            jobs[number][0]()
+        seconds = coordinator.gather(f"{time.monotonic() - start}")
     return [float(seconds[ranks.start]) for ranks in groups]
 
 
-class Follower:
+class WorkerRun:
     """What other ranks than the first call a recipe with: they join it in the stages that run on
-    several.
+    several ranks.
 
-    It writes nothing and checks nothing: the first rank's Run does, and what stops that one stops
-    all.
+    It writes nothing and checks nothing: the first rank's Run does, and an error there ends all
+    ranks.
     """
 
-    def __init__(self, run_dir: Path, settings: Settings, company: Company) -> None:
-        self.run_dir, self.settings, self.company = run_dir, settings, company
+    def __init__(self, run_dir: Path, settings: Settings, coordinator: Coordinator) -> None:
+        self.run_dir, self.settings, self.coordinator = run_dir, settings, coordinator
 
     def __call__(self, stage_fn: Callable[..., Path], config: Any, **inputs: Any) -> Path:
         """The stage's folder. A stage that the first rank runs alone may not have finished yet."""
-        return self.side_by_side(stage_fn, [config], **inputs)[0]
+        config, folder, inputs = self._resolved(config, inputs)
+        if runs_on_all_ranks(config) and self.coordinator.receive():
+            stage_fn(config, folder, **inputs)
+        return folder
 
     def side_by_side(
         self, stage_fn: Callable[..., Path], configs: Sequence[Any], **inputs: Any
     ) -> list[Path]:
         """The stages' folders."""
-        configs = [apply_settings(config, self.settings.get(config.name, {})) for config in configs]
-        inputs = {name: as_paths(value, name) for name, value in inputs.items()}
-        folders = [self.run_dir / config.name for config in configs]
-        for turn in turns(configs, self.company.world_size) if runs_on_all_ranks(stage_fn) else ():
-            told = self.company.hear().split()
+        calls = [self._resolved(config, inputs) for config in configs]
+        folders = [folder for _, folder, _ in calls]
+        if not configs or not runs_on_all_ranks(configs[0]):
+            return folders
+        for turn in turns([config for config, _, _ in calls], self.coordinator.world_size):
+            started = self.coordinator.receive().split()
             jobs = [
-                (partial(stage_fn, configs[number], folders[number], **inputs), ranks)
+                (partial(stage_fn, config, folder, **paths), ranks)
                 for number, ranks in turn.items()
-                if configs[number].name in told
+                for config, folder, paths in [calls[number]]
+                if config.name in started
             ]
             if jobs:
-                take_turn(jobs, self.company)
+                take_turn(jobs, self.coordinator)
         return folders
+
+    def _resolved(self, config: Any, inputs: dict[str, Any]) -> tuple[Any, Path, dict[str, Any]]:
+        """(the config with its settings, the stage's folder, the inputs as paths)."""
+        config = apply_settings(config, self.settings.get(config.name, {}))
+        paths = {name: as_paths(value, name) for name, value in inputs.items()}
+        return config, self.run_dir / config.name, paths

@@ -5,7 +5,7 @@ trains.
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketlm.data.conversations import conversation_rows, told
+from pocketlm.data.conversations import conversation_rows, report_tally
 from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
 
 
@@ -33,5 +33,5 @@ def check_chats(config: ChatsConfig, out: Path, *, corpus: Path, model: Path) ->
     tokenizer = Tokenizer.load(model)
     teach_chat_template(tokenizer)
     _, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
-    told(tally, tokenizer, out, config.name)
+    report_tally(tally, tokenizer, out, config.name)
     return out

@@ -1,20 +1,19 @@
-"""Supervised fine-tuning on conversations: loss on the assistant's tokens, packed rows, no
-attention across conversations.
+"""Supervised fine-tuning on conversations: loss on the assistant's tokens, packed rows, and an
+attention mask between conversations.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from pocketlm.data.batches import Layout, make_batches
-from pocketlm.data.conversations import conversation_rows, told
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
+from pocketlm.data.conversations import conversation_rows, report_tally
+from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.tokenizer import teach_chat_template
+from pocketlm.stages.training import check_seq_len, train_stage
 from pocketlm.train.checkpoint import SaveConfig
-from pocketlm.train.distill.teacher import is_cached, live_shape, open_teacher
-from pocketlm.train.distributed.fsdp import on_all_ranks
+from pocketlm.train.distill.teacher import live_shape
 from pocketlm.train.distributed.ranks import ranks
-from pocketlm.train.loop import train
-from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
+from pocketlm.train.losses import Distillation
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 
@@ -28,6 +27,7 @@ class FinetuneConfig:
     a row; R1's script gives each a row of its own, so a step is as many samples.
     """
 
+    on_all_ranks: ClassVar[bool] = True
     name: str
     optim: OptimConfig
     seq_len: int
@@ -44,50 +44,32 @@ class FinetuneConfig:
         return f"{self.optim.num_steps:,} steps x {rows} x {self.seq_len:,}, {self.optim.summary()}"
 
 
-@on_all_ranks
 def finetune(
     config: FinetuneConfig, out: Path, *, corpus: Path, model: Path, teacher: Path | None = None
 ) -> Path:
     """A chat checkpoint in `out`. A base model's tokenizer gets a chat template here; one it
     already has is kept.
 
-    With `teacher`, a checkpoint or a cache that teach wrote, the answers are learnt from its
-    distributions.
+    With `teacher`, a checkpoint or a cache that teach wrote, the loss is the divergence from its
+    distributions over the assistant's tokens.
     """
     check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=True)
-    own = ranks()
     student, tokenizer = load_checkpoint(model)
     teach_chat_template(tokenizer)
-    if config.seq_len > student.config.max_position_embeddings:
-        raise ValueError(
-            f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
-            f"{student.config.max_position_embeddings}; lower it or run extend_context first"
-        )
+    check_seq_len(config, student)
     rows, tally = conversation_rows(
         corpus, config.sources, tokenizer, config.seq_len, packed=config.packed
     )
-    if own.first:
-        told(tally, tokenizer, out, config.name)
-    layout = Layout(
-        seq_len=config.seq_len,
-        rows_per_step=config.rows_per_step,
-        micro_batch_size=config.micro_batch_size,
-        seed=config.seed,
-        rank=own.rank,
-        world_size=own.world_size,
+    if ranks().first:
+        report_tally(tally, tokenizer, out, config.name)
+    return train_stage(
+        config,
+        config.optim,
+        out,
+        student,
+        tokenizer,
+        {"conversations": rows},
+        {"conversations": 1.0},
+        separate_documents=True,
+        teacher=teacher,
     )
-    sources, shares = {"conversations": rows}, {"conversations": 1.0}
-    batches = make_batches(
-        sources, shares, layout, separate_documents=True, name_documents=is_cached(teacher)
-    )
-    loss_fn = next_token_loss
-    if teacher is not None:
-        loss_fn = distillation_loss(
-            open_teacher(teacher, tokenizer, sources, config.optim), config.distillation
-        )
-    student = train(
-        student, batches, loss_fn, config.optim, out, label=config.name, save=config.save
-    )
-    if own.first:
-        save_checkpoint(out, student, tokenizer)
-    return out

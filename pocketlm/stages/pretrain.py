@@ -4,19 +4,17 @@ teacher, annealing.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from pocketlm.data.batches import Layout, make_batches
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
-from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
+from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.stages.training import check_seq_len, train_stage
 from pocketlm.train.checkpoint import SaveConfig
-from pocketlm.train.distill.teacher import is_cached, live_shape, open_teacher
-from pocketlm.train.distributed.fsdp import on_all_ranks
-from pocketlm.train.distributed.ranks import ranks
-from pocketlm.train.loop import train
-from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
+from pocketlm.train.distill.teacher import live_shape
+from pocketlm.train.losses import Distillation
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 
@@ -28,9 +26,11 @@ class PretrainConfig:
     model: the shape of a new network; None to go on from the input `model`. shares: of each source;
     None to take those of the input `selection` or `mix`. separate_documents: tokens see only their
     own document; R1's loader lets documents of a row see each other. distillation: with a teacher,
-    how the model learns from it.
+    how the model learns from it. milestones: how many checkpoints to keep, evenly spaced, the last
+    that of the end, as Hugging Face folders milestones/step-N (R1's influence needs ten).
     """
 
+    on_all_ranks: ClassVar[bool] = True
     name: str
     optim: OptimConfig
     seq_len: int
@@ -42,6 +42,14 @@ class PretrainConfig:
     separate_documents: bool = False
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=50)
+    milestones: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.milestones <= self.optim.num_steps:
+            raise ValueError(
+                f"{self.name}.milestones {self.milestones} must be from 0, none, to num_steps "
+                f"{self.optim.num_steps}"
+            )
 
     def summary(self) -> str:
         steps, rows = self.optim.num_steps, self.rows_per_step
@@ -50,18 +58,15 @@ class PretrainConfig:
             if self.model
             else ""
         )
-        told = (
+        tokens = (
             f"{shape}{steps * rows * self.seq_len:,} tokens: {steps:,} steps x {rows:,} rows x "
             f"{self.seq_len:,}, "
         )
-        return (
-            told
-            + self.optim.summary()
-            + (f"; {shares_summary(self.shares)}" if self.shares else "")
-        )
+        shares = f"; {shares_summary(self.shares)}" if self.shares else ""
+        kept = f"; {self.milestones} milestones" if self.milestones else ""
+        return tokens + self.optim.summary() + shares + kept
 
 
-@on_all_ranks
 def pretrain(
     config: PretrainConfig,
     out: Path,
@@ -80,42 +85,23 @@ def pretrain(
     """
     if shape := config.model or (shape_of(model) if model else None):
         check_memory(config, shape, teacher=live_shape(teacher), masked=config.separate_documents)
-    own = ranks()
     student, tokenizer = start(config.model, model, corpus, config.seed)
-    if config.seq_len > student.config.max_position_embeddings:
-        raise ValueError(
-            f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
-            f"{student.config.max_position_embeddings}; lower it or run extend_context first"
-        )
+    check_seq_len(config, student)
     text = selection or corpus
     shares = chosen_shares(config.shares, text, config.name, mix, selection)
     sources = text_rows(text, shares, config.seq_len, tokenizer.eos_id)
-    layout = Layout(
-        seq_len=config.seq_len,
-        rows_per_step=config.rows_per_step,
-        micro_batch_size=config.micro_batch_size,
-        seed=config.seed,
-        rank=own.rank,
-        world_size=own.world_size,
-    )
-    batches = make_batches(
+    return train_stage(
+        config,
+        config.optim,
+        out,
+        student,
+        tokenizer,
         sources,
         shares,
-        layout,
         separate_documents=config.separate_documents,
-        name_documents=is_cached(teacher),
+        teacher=teacher,
+        milestones=config.milestones,
     )
-    loss_fn = next_token_loss
-    if teacher is not None:
-        loss_fn = distillation_loss(
-            open_teacher(teacher, tokenizer, sources, config.optim), config.distillation
-        )
-    student = train(
-        student, batches, loss_fn, config.optim, out, label=config.name, save=config.save
-    )
-    if own.first:
-        save_checkpoint(out, student, tokenizer)
-    return out
 
 
 def start(
@@ -131,9 +117,9 @@ def start(
             "from it"
         )
     if model is not None:
-        student, own = load_checkpoint(model)
-        check_same_tokens(own, tokenizer, model, corpus)
-        return student, own
+        student, its_tokenizer = load_checkpoint(model)
+        check_same_tokens(its_tokenizer, tokenizer, model, corpus)
+        return student, its_tokenizer
     assert shape is not None
     if shape.vocab_size < tokenizer.vocab_size:
         raise ValueError(
@@ -144,9 +130,9 @@ def start(
 
 
 def check_same_tokens(
-    own: Tokenizer, corpus_tokenizer: Tokenizer, model: Path, corpus: Path
+    tokenizer: Tokenizer, corpus_tokenizer: Tokenizer, model: Path, corpus: Path
 ) -> None:
-    if own.backend.get_vocab() != corpus_tokenizer.backend.get_vocab():
+    if tokenizer.backend.get_vocab() != corpus_tokenizer.backend.get_vocab():
         raise ValueError(
             f"the tokenizer of {model} is not the one {corpus} was encoded with; curate with "
             f"tokenizer={model}"

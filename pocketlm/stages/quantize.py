@@ -1,38 +1,39 @@
-"""Quantize to four bits: training on the grid with the full-precision model as teacher, or plain
-rounding.
+"""Quantize to four bits: quantization-aware training (QAT) with the full-precision model as the
+teacher, or rounding (PTQ).
 """
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
-from pocketlm.data.batches import Layout, Rows, make_batches
-from pocketlm.data.conversations import conversation_rows, told
+from pocketlm.data.batches import Rows
+from pocketlm.data.conversations import conversation_rows, report_tally
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
-from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
+from pocketlm.model.checkpoint import load_checkpoint, quantization_of, shape_of
 from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.quant import fake_quantize_weight, prepare, scheme
 from pocketlm.model.tokenizer import Tokenizer
+from pocketlm.stages.training import check_seq_len, save_first, train_stage
 from pocketlm.train.checkpoint import SaveConfig
-from pocketlm.train.distill.teacher import is_cached, live_shape, open_teacher
-from pocketlm.train.distributed.fsdp import on_all_ranks
+from pocketlm.train.distill.teacher import live_shape
 from pocketlm.train.distributed.ranks import ranks
-from pocketlm.train.loop import train
-from pocketlm.train.losses import Distillation, distillation_loss
+from pocketlm.train.losses import Distillation
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """scheme: a row of model/quant.py. optim None: round what is there (PTQ), train nothing.
+    """scheme: a row of model/quant.py. optim None: round the weights (PTQ), train nothing.
 
     distillation: how the model learns from its full-precision self. sources: whose conversations to
     train on; empty means all. shares: train on text in these shares instead, as a base model must
     (Pro quantizes its base).
     """
 
+    on_all_ranks: ClassVar[bool] = True
     name: str
     scheme: str
     optim: OptimConfig | None
@@ -59,7 +60,6 @@ class QuantizeConfig:
         return f"{self.scheme}, QAT of {tokens}, {self.optim.summary()}"
 
 
-@on_all_ranks
 def quantize(
     config: QuantizeConfig,
     out: Path,
@@ -68,68 +68,51 @@ def quantize(
     corpus: Path | None = None,
     teacher: Path | None = None,
 ) -> Path:
-    """A checkpoint in `out` whose latent weights were trained for `scheme`, straight-through:
-    ranges learned, or min-max.
+    """A checkpoint in `out` whose latent weights were trained for config.scheme by a
+    straight-through estimator, with learned or min-max ranges.
 
     Self-distillation (Pro, phase 4): forward KL from the frozen full-precision model on the
     corpus's conversations, or on its text; `teacher`, another checkpoint or a cache that teach
     wrote, takes its place. ValueError where the weights were rounded to another 4-bit grid before.
     """
-    own, own_scheme = ranks(), scheme(config.scheme)
     if quantization_of(model):
         raise ValueError(
             f"{model} is quantized already ({quantization_of(model)}); start from its "
             "full-precision parent"
         )
-    taught_by = live_shape(teacher or model)
+    teacher_shape = live_shape(teacher or model)
     check_memory(
-        config, shape_of(model), teacher=taught_by, masked=config.shares is None, on_grid=True
+        config, shape_of(model), teacher=teacher_shape, masked=config.shares is None, on_grid=True
     )
     student, tokenizer = load_checkpoint(model)
+    grid = scheme(config.scheme)
     refuse_rounding_again(
-        student,
-        partial(fake_quantize_weight, scheme=own_scheme),
-        f"{config.name} ({config.scheme})",
+        student, partial(fake_quantize_weight, scheme=grid), f"{config.name} ({config.scheme})"
     )
-    prepare(student, own_scheme)
-    if config.optim is not None:
-        if corpus is None:
-            raise ValueError(f"{config.name}: training on the grid needs a corpus as input")
-        if config.seq_len > student.config.max_position_embeddings:
-            raise ValueError(
-                f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
-                f"{student.config.max_position_embeddings}"
-            )
-        sources, shares = training_rows(config, corpus, tokenizer, out)
-        layout = Layout(
-            seq_len=config.seq_len,
-            rows_per_step=config.rows_per_step,
-            micro_batch_size=config.micro_batch_size,
-            seed=config.seed,
-            rank=own.rank,
-            world_size=own.world_size,
-        )
-        batches = make_batches(
-            sources,
-            shares,
-            layout,
-            separate_documents=config.shares is None,
-            name_documents=is_cached(teacher),
-        )
-        reader = open_teacher(teacher or model, tokenizer, sources, config.optim)
-        loss_fn = distillation_loss(reader, config.distillation)
-        student = train(
-            student, batches, loss_fn, config.optim, out, label=config.name, save=config.save
-        )
-    if own.first:
-        save_checkpoint(out, student, tokenizer)
-    return out
+    prepare(student, grid)
+    if config.optim is None:
+        return save_first(out, student, tokenizer)
+    if corpus is None:
+        raise ValueError(f"{config.name}: quantization-aware training needs a corpus as input")
+    check_seq_len(config, student)
+    sources, shares = training_rows(config, corpus, tokenizer, out)
+    return train_stage(
+        config,
+        config.optim,
+        out,
+        student,
+        tokenizer,
+        sources,
+        shares,
+        separate_documents=config.shares is None,
+        teacher=teacher or model,
+    )
 
 
 def training_rows(
     config: QuantizeConfig, corpus: Path, tokenizer: Tokenizer, out: Path
 ) -> tuple[dict[str, Rows], Shares]:
-    """(rows by source, their shares): of text where the config shares it out, else of all
+    """(rows by source, their shares): of text where the config has shares, else of all
     conversations together.
     """
     if config.shares is not None:
@@ -137,5 +120,5 @@ def training_rows(
         return dict(text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)), shares
     rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
     if ranks().first:
-        told(tally, tokenizer, out, config.name)
+        report_tally(tally, tokenizer, out, config.name)
     return {"conversations": rows}, {"conversations": 1.0}

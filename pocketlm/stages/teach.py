@@ -1,4 +1,4 @@
-"""Teach: a teacher reads a corpus once, and what it says is kept on disk for any number of students
+"""Teach: run a teacher over a corpus once, and cache its distributions for any number of students
 and runs.
 """
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pocketlm.data.batches import Rows
-from pocketlm.data.conversations import conversation_rows, told
+from pocketlm.data.conversations import conversation_rows, report_tally
 from pocketlm.data.corpus_folder import text_rows
 from pocketlm.data.shards import list_sources
 from pocketlm.model.batch import document_key
@@ -24,12 +24,11 @@ from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
 from pocketlm.model.transformer import Transformer, set_compute_dtype
 from pocketlm.train.distill.cache import DONE, CacheWriter, model_digest, tokenizer_digest
 from pocketlm.train.distill.codec import size_in_bytes
-from pocketlm.train.distill.encode import encode_documents, find_shares
+from pocketlm.train.distill.encode import encode_documents, estimate_tail_prior
 from pocketlm.train.distributed.ranks import device
 from pocketlm.train.optim import dtype_of
 
-# Read first, from documents evenly spread: for the shares of words without entry, and for the
-# estimate
+# Read first, from documents evenly spaced: for the tail prior, and for the estimate
 SAMPLE_TOKENS = 2**14
 
 
@@ -38,7 +37,7 @@ class TeachConfig:
     """window: tokens the teacher reads at once; longer documents in overlapping windows. sources:
     empty means all.
 
-    conversations: the corpus's conversations as finetune and quantize write them (one longer than
+    conversations: the corpus's conversations as finetune and quantize render them (one longer than
     window is left out), not its text. min_gain: nats; a word is stored for a token where that
     lowers the KL error by as much, so a smaller one costs disk and is nearer to the whole
     distribution (docs/benchmarks.md has figures). batch_tokens: read together. shard_tokens:
@@ -117,21 +116,21 @@ def training_documents(
     if config.conversations:
         teach_chat_template(tokenizer)
         rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.window)
-        told(tally, tokenizer, out, config.name)
+        report_tally(tally, tokenizer, out, config.name)
         sources = {"conversations": rows}
     else:
-        own = Tokenizer.load(corpus / "tokenizer")
-        if own.backend.get_vocab() != tokenizer.backend.get_vocab():
+        corpus_tokenizer = Tokenizer.load(corpus / "tokenizer")
+        if corpus_tokenizer.backend.get_vocab() != tokenizer.backend.get_vocab():
             raise ValueError(
-                f"{corpus} is encoded in {own.vocab_size} tokens, the teacher has "
+                f"{corpus} is encoded in {corpus_tokenizer.vocab_size} tokens, the teacher has "
                 f"{tokenizer.vocab_size} others; a "
                 "teacher reads a corpus that was curated with its tokenizer"
             )
         text = selection or corpus
         wanted = dict.fromkeys(config.sources or list_sources(text), 1.0)
         sources = dict(text_rows(text, wanted, config.window, tokenizer.eos_id))
-    found = (ids for rows in sources.values() for ids in _documents(rows))
-    return {document_key(ids): ids for ids in found}
+    documents = (ids for rows in sources.values() for ids in _documents(rows))
+    return {document_key(ids): ids for ids in documents}
 
 
 def _documents(rows: Rows) -> Iterator[np.ndarray]:
@@ -146,24 +145,22 @@ def write_cache(
     teacher: str,
 ) -> None:
     """Everything not yet in the cache, a shard after another, and then teacher.json."""
-    left = {key: ids for key, ids in documents.items() if key not in cache.done}
+    missing = {key: ids for key, ids in documents.items() if key not in cache.done}
     reading = {"window": config.window, "batch_tokens": config.batch_tokens}
     sample = spread_sample(list(documents.values()))
-    known = cache.shares()
-    shares = (
-        find_shares(network, sample, **reading)
-        if known is None
-        else torch.from_numpy(known).to(device())
-    )
+    known = cache.tail_prior()
     if known is None:
-        cache.write_shares(shares.cpu().numpy())
-    tokens = sum(map(len, left.values()))
-    tell_estimate(config, cache, network, sample, tokens, shares)
+        prior = estimate_tail_prior(network, sample, **reading)
+        cache.write_tail_prior(prior.cpu().numpy())
+    else:
+        prior = torch.from_numpy(known).to(device())
+    tokens = sum(map(len, missing.values()))
+    print_estimate(config, cache, network, sample, tokens, prior)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(f"  {config.name}", total=tokens)
-        for shard in _shards(left, config.shard_tokens):
+        for shard in _shards(missing, config.shard_tokens):
             coded = encode_documents(
-                network, list(shard.values()), shares, **reading, min_gain=config.min_gain
+                network, list(shard.values()), prior, **reading, min_gain=config.min_gain
             )
             cache.write_shard(dict(zip(shard, coded, strict=True)))
             progress.advance(task, sum(map(len, shard.values())))
@@ -171,50 +168,49 @@ def write_cache(
 
 
 def spread_sample(documents: list[np.ndarray]) -> list[np.ndarray]:
-    """The beginnings of documents evenly spread, about SAMPLE_TOKENS tokens."""
-    each = SAMPLE_TOKENS // 16
-    step = max(1, len(documents) * each // SAMPLE_TOKENS)
+    """The beginnings of documents evenly spaced, about SAMPLE_TOKENS tokens."""
+    most = SAMPLE_TOKENS // 16
+    step = max(1, len(documents) * most // SAMPLE_TOKENS)
     chosen, tokens = [], 0
     for ids in documents[::step]:
-        chosen.append(np.asarray(ids[:each]))
+        chosen.append(np.asarray(ids[:most]))
         tokens += len(chosen[-1])
         if tokens >= SAMPLE_TOKENS:
             break
     return chosen
 
 
-def tell_estimate(
+def print_estimate(
     config: TeachConfig,
     cache: CacheWriter,
     network: Transformer,
     sample: list[np.ndarray],
     tokens: int,
-    shares: torch.Tensor,
+    prior: torch.Tensor,
 ) -> None:
-    """Show what the `tokens` that are left will take, from a part of the sample. ValueError: the
-    disk is too small.
+    """Prints what the remaining `tokens` will take, from a part of the sample. ValueError: the disk
+    is too small.
     """
     started = time.perf_counter()
     few = sample[: max(1, len(sample) // 4)]
     reading = {"window": config.window, "batch_tokens": config.batch_tokens}
-    coded = encode_documents(network, few, shares, **reading, min_gain=config.min_gain)
+    coded = encode_documents(network, few, prior, **reading, min_gain=config.min_gain)
     seconds = time.perf_counter() - started
-    read, error = sum(len(own) for own, _ in coded), sum(kl for _, kl in coded)
-    stored = sum(size_in_bytes(len(own), len(own.ids), cache.bits) for own, _ in coded)
+    read, error = sum(len(part) for part, _ in coded), sum(kl for _, kl in coded)
+    stored = sum(size_in_bytes(len(part), len(part.ids), cache.bits) for part, _ in coded)
     needed, room = int(tokens * stored / read), shutil.disk_usage(cache.folder).free
-    told = (
+    estimate = (
         f"{tokens:,} tokens at {stored / read:.1f} bytes (KL error {error / read:.3g} nats): about "
         f"{needed / 1e6:,.1f} MB "
         f"and {tokens * seconds / read / 60:,.1f} minutes"
     )
     Console(stderr=True, highlight=False).print(
-        f"  {config.name}: {told}", style="dim", soft_wrap=True
+        f"  {config.name}: {estimate}", style="dim", soft_wrap=True
     )
     if needed > room:
         raise ValueError(
-            f"{config.name}: {told}, but {cache.folder} has room for {room / 1e6:,.1f} MB; raise "
-            "min_gain, name fewer "
-            "sources, or choose another --out"
+            f"{config.name}: {estimate}, but {cache.folder} has room for {room / 1e6:,.1f} MB; "
+            "raise min_gain, name fewer sources, or choose another --out"
         )
 
 

@@ -1,8 +1,8 @@
-"""Guards of the loop: a loss or gradient that is not finite never reaches the weights, and a spike
-of the loss is told.
+"""Training health: a loss or gradient that is not finite never reaches the weights, and a spike of
+the loss is logged.
 
-What the guards know of earlier steps they read from metrics.jsonl, so a resumed training judges as
-an unbroken one does.
+Earlier losses are read from metrics.jsonl, so that a resumed training judges as an unbroken one
+does.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pocketlm.model.batch import Batch
-from pocketlm.train.distributed.ranks import Ranks, ranks
+from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.optim import OnNonfinite
 
 # OLMo-core's SkipStepOptimizer: the losses compared with, and how far off them is a spike
@@ -24,39 +24,38 @@ WINDOW, SIGMAS = 128, 6.0
 LEAST_LOSSES = WINDOW // 2  # as there: fewer say too little of how far losses spread
 # steps in a row: beyond, the training has diverged, and skipping would hide it (our choice)
 MOST_SKIPPED = 10
-SHOWN_ROWS = 32
+LISTED_ROWS = 32
 
 
-def may_update(
+def check_finite(
     step: int,
     loss: float,
     grad_norm: float,
     micro_batches: Sequence[Batch],
     losses: Sequence[float],
     on_nonfinite: OnNonfinite,
-    own: Ranks,
 ) -> bool:
-    """Whether the step's gradient may move the weights. False: skip it, which is told on stderr
-    with the batch's rows.
+    """Whether the step's gradient may update the weights. False: skip it, which is printed on
+    stderr with the batch's rows.
 
-    loss and grad_norm are those of all ranks together, so all ranks answer alike; losses are this
+    loss and grad_norm are those of all ranks together, so all ranks decide alike; losses are this
     rank's, of each micro-batch. FloatingPointError instead of False where on_nonfinite is "stop".
     """
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return True
-    told = (
+    problem = (
         f"step {step}: loss {loss}, gradient norm {grad_norm}; the weights are untouched. "
-        f"{_blamed(micro_batches, losses, own)}"
+        f"{_culprits(micro_batches, losses)}"
     )
     if on_nonfinite == "stop":
         raise FloatingPointError(
-            f"{told}\nLower lr, take such rows out of the corpus, or set optim.on_nonfinite=skip"
+            f"{problem}\nLower lr, take such rows out of the corpus, or set optim.on_nonfinite=skip"
         )
-    _tell(f"{told}; the step is skipped")
+    _print(f"{problem}; the step is skipped")
     return False
 
 
-def _blamed(micro_batches: Sequence[Batch], losses: Sequence[float], own: Ranks) -> str:
+def _culprits(micro_batches: Sequence[Batch], losses: Sequence[float]) -> str:
     """The rows of all ranks' micro-batches whose loss is not finite, in words; of all, where only
     the gradient is not.
     """
@@ -65,20 +64,19 @@ def _blamed(micro_batches: Sequence[Batch], losses: Sequence[float], own: Ranks)
         [row for batch in bad for row in batch.rows],
         [row for batch in micro_batches for row in batch.rows],
     ]
-    gathered = [parts]
-    if own.world_size > 1:
-        gathered = [parts] * own.world_size
+    gathered = [parts] * ranks().world_size
+    if len(gathered) > 1:
         dist.all_gather_object(gathered, parts)
     rows = [row for part in gathered for row in part[0]]
     which = "Rows with such a loss" if rows else "Rows of the batch"
     rows = rows or [row for part in gathered for row in part[1]]
-    shown = ", ".join(f"{source} {number}" for source, number in rows[:SHOWN_ROWS])
-    more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
-    return f"{which} (source, number): {shown}{more}"
+    names = ", ".join(f"{source} {number}" for source, number in rows[:LISTED_ROWS])
+    more = f" and {len(rows) - LISTED_ROWS} more" if len(rows) > LISTED_ROWS else ""
+    return f"{which} (source, number): {names}{more}"
 
 
-class Watch:
-    """Follows the losses of one training: tells spikes, counts skipped steps, and stops when too
+class LossMonitor:
+    """Follows the losses of one training: logs spikes, counts skipped steps, and stops when too
     many come in a row.
     """
 
@@ -89,9 +87,9 @@ class Watch:
         for row in rows:
             self._count(row["loss"], "skipped" in row)
 
-    def see(self, step: int, loss: float, grad_norm: float) -> dict[str, Any]:
-        """What the step's line in metrics.jsonl says besides its figures: how many were skipped, a
-        spike in sigmas, or nothing.
+    def record(self, step: int, loss: float, grad_norm: float) -> dict[str, Any]:
+        """Notes for the step's line in metrics.jsonl: how many steps were skipped, a spike in
+        sigmas, or nothing.
 
         FloatingPointError after MOST_SKIPPED skipped steps in a row.
         """
@@ -107,7 +105,7 @@ class Watch:
             return {"skipped": self.skipped}
         if sigmas <= SIGMAS:
             return {}
-        _tell(
+        _print(
             f"step {step}: loss {loss:.4f} is {sigmas:.1f} sigma above the last "
             f"{len(self.losses) - 1} losses"
         )
@@ -131,7 +129,7 @@ def sigmas_above(loss: float, before: Sequence[float]) -> float:
 
 
 def token_digest(micro_batches: Sequence[Batch]) -> int:
-    """A number that tells which rows, tokens and labels, a step reads; neither their order nor
+    """A number for the rows, tokens and labels, that a step reads; neither their order nor
     micro-batches change it.
 
     A sum over rows of 40 bits each, so that the digests of ranks add up, exactly in float64, to
@@ -146,7 +144,7 @@ def token_digest(micro_batches: Sequence[Batch]) -> int:
     return total
 
 
-def _tell(text: str) -> None:
-    """One line on the terminal of the first rank."""
+def _print(text: str) -> None:
+    """One line on stderr, by the first rank."""
     if ranks().first:
         print(text, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@ differ in its arguments.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,23 +11,24 @@ import torch
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.checkpoint import SaveConfig, StateWriter, load_state, threads_of
+from pocketlm.train.checkpoint import SaveConfig, StateWriter
 from pocketlm.train.distributed.fsdp import (
-    add_up,
     clip_gradients,
+    empty_copy,
     gather_for_muon,
-    gathered,
-    hollow,
-    placed,
-    spread,
+    gather_model,
+    shard_model,
     sum_over_ranks,
+    to_device,
 )
-from pocketlm.train.distributed.ranks import ALONE, Ranks, ranks
-from pocketlm.train.health import Watch, may_update, token_digest
+from pocketlm.train.distributed.ranks import all_reduce_sum, ranks
+from pocketlm.train.health import LossMonitor, check_finite, token_digest
 from pocketlm.train.losses import LossFn
-from pocketlm.train.metrics import Metrics, Silence, read_metrics
+from pocketlm.train.metrics import Metrics, NoMetrics, read_metrics
+from pocketlm.train.milestones import Milestones
 from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, set_computing
-from pocketlm.train.prefetch import made_ahead
+from pocketlm.train.prefetch import prefetched
+from pocketlm.train.resume import load_state, threads_of
 from pocketlm.train.signals import stop_requests
 
 # pure: the same step gives the same rows, so the data position is the step
@@ -42,6 +44,8 @@ def train(
     *,
     label: str,
     save: SaveConfig,
+    prefetch: bool = True,
+    milestones: Milestones | None = None,
 ) -> Transformer:
     """The model after config.num_steps steps. Stopped at any moment and called again, it ends with
     the same bits.
@@ -49,23 +53,28 @@ def train(
     So it does on the same processor, with as many processes; the number of threads is that with
     which it began. State goes to out/resume each `save.every_steps` steps, at the end, and on
     Ctrl-C or SIGTERM. A loss or gradient that is not finite never touches the weights. Called by
-    several ranks, each with batches of its own, they train one model; the first alone is handed it
-    whole, and tells how it goes. Asked to stop on any, all leave after the same step.
+    several ranks, each with batches of its own, they train one model; the first alone gets it
+    whole, and logs. A request to stop on any rank ends all after the same step.
+
+    prefetch: the next step's batches are made in a thread while a step runs. False: they are made
+    when the step before has updated the weights, as batches that the model itself wrote need.
+    milestones: checkpoints to keep on the way, in out/milestones.
     """
-    own, whole = ranks(), hollow(model)
-    model = spread(model, config.shard_over)
+    whole = empty_copy(model)
+    model = shard_model(model, config.shard_over)
     optimizers = make_optimizers(model, config)
     first_step = load_state(model, optimizers, out)
     model.train()
     label += f" ({set_computing(model, config)})"
-    watch = Watch(read_metrics(out, first_step))
-    metrics = Metrics(out, label, config.num_steps, first_step) if own.first else Silence()
+    monitor = LossMonitor(read_metrics(out, first_step))
+    metrics = Metrics(out, label, config.num_steps, first_step) if ranks().first else NoMetrics()
+    last_step = config.num_steps - 1
     try:
         with (
             on_threads(threads_of(out, label)),
             stop_requests() as stop,
             StateWriter(out, save) as states,
-            made_ahead(batches, config.num_steps - 1) as batches,
+            prefetched(batches, last_step) if prefetch else nullcontext(batches) as batches,
         ):
             for step in range(first_step, config.num_steps):
                 lr, micro_batches = lr_at(config, step), batches(step)
@@ -77,22 +86,23 @@ def train(
                     lr,
                     config.grad_clip,
                     step,
-                    own,
                     config.on_nonfinite,
                 )
                 states.check()
-                done, told = step + 1, watch.see(step, loss, grad_norm)
-                asked_to_stop, digest = add_up(own, stop.is_set(), token_digest(micro_batches))
-                metrics.log(step, loss, lr, grad_norm, tokens, int(digest), told)
-                if done % save.every_steps == 0 or done == config.num_steps or asked_to_stop:
+                done, notes = step + 1, monitor.record(step, loss, grad_norm)
+                stopping, digest = all_reduce_sum(stop.is_set(), token_digest(micro_batches))
+                metrics.log(step, loss, lr, grad_norm, tokens, int(digest), notes)
+                if milestones and milestones.is_due(done, config.num_steps):
+                    milestones.save(out, done, model, whole)
+                if done % save.every_steps == 0 or done == config.num_steps or stopping:
                     metrics.flush()
                     states.write(model, optimizers, done)
-                if asked_to_stop:
+                if stopping:
                     raise KeyboardInterrupt
     finally:
         metrics.close()
         set_computing(model, None)
-    return gathered(model, whole)
+    return gather_model(model, whole)
 
 
 def train_step(
@@ -103,27 +113,27 @@ def train_step(
     lr: float,
     grad_clip: float,
     step: int,
-    own: Ranks = ALONE,
     on_nonfinite: OnNonfinite = "stop",
 ) -> tuple[float, float, int]:
-    """(mean loss, gradient norm, tokens) of one update, of all ranks: their micro-batches add up to
-    one batch's gradient.
+    """(mean loss, gradient norm, tokens) of one update, of all ranks: the gradients of their
+    micro-batches accumulate to that of one batch.
     """
     sizes = [(batch.num_labels, batch.input_ids.numel()) for batch in micro_batches]
-    num_labels, tokens = add_up(own, *(sum(size) for size in zip(*sizes, strict=True)))
+    num_labels, tokens = all_reduce_sum(*(sum(size) for size in zip(*sizes, strict=True)))
     if num_labels == 0:
         raise ValueError(
             f"step {step}: no label counts in the whole batch; every token is masked or padding"
         )
-    losses, where = [], next(model.parameters()).device
+    where, parts = next(model.parameters()).device, []
     for number, batch in enumerate(micro_batches, start=1):
         sum_over_ranks(model, number == len(micro_batches))
-        loss = loss_fn(model, placed(batch, where)) / num_labels
+        loss = loss_fn(model, to_device(batch, where)) / num_labels
         loss.backward()
-        losses.append(loss.item())
-    (total,) = add_up(own, sum(losses))
+        parts.append(loss.detach())
+    losses = torch.stack(parts).tolist()  # one wait for the device a step, not one a micro-batch
+    (total,) = all_reduce_sum(sum(losses))
     grad_norm = clip_gradients(model, grad_clip)
-    update = may_update(step, total, grad_norm, micro_batches, losses, on_nonfinite, own)
+    update = check_finite(step, total, grad_norm, micro_batches, losses, on_nonfinite)
     gather_for_muon(optimizers)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -1,7 +1,7 @@
 """Losses: each maps (model, batch) to the float32 SUM over labels that count; the loop divides
 once, by the global count.
 
-None holds the logits of a whole batch: see vocabulary.py.
+None holds the logits of a whole batch: see vocab_loss.py.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class Distillation:
 
 
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
-    """Cross-entropy with the labels, in nats. Logits are worked out for the labels that count
+    """Cross-entropy with the labels, in nats. Logits are computed for the labels that count
     alone.
     """
     counted = batch.labels != IGNORE_INDEX

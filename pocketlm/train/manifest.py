@@ -1,4 +1,6 @@
-"""The manifest of a saved state: what was written where, and whether it is still so."""
+"""The manifest of a saved state, state.json: which files were written, and whether they are
+undamaged.
+"""
 
 import hashlib
 import json
@@ -6,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.model.files import read_json
-from pocketlm.train.distributed.ranks import least, ranks
+from pocketlm.train.distributed.ranks import all_reduce_min, ranks
 
 MANIFEST = "state.json"
 
@@ -26,27 +28,27 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def damage(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """What is wrong with a file of a state, in words, or None. Each rank reads its share of the
-    files; all hear of it.
+    """What is wrong with a file of a state, or None. Each rank reads its share of the files; all
+    get the same answer.
     """
     names = sorted(manifest["files"])
     bad = len(names)
     for number in range(ranks().rank, len(names), ranks().world_size):
-        file, told = folder / names[number], manifest["files"][names[number]]
+        file, entry = folder / names[number], manifest["files"][names[number]]
         if (
             not file.is_file()
-            or file.stat().st_size != told["bytes"]
-            or digest_of(file) != told["sha256"]
+            or file.stat().st_size != entry["bytes"]
+            or digest_of(file) != entry["sha256"]
         ):
             bad = min(bad, number)
-    bad = least(bad)
+    bad = all_reduce_min(bad)
     if bad == len(names):
         return None
-    file, told = folder / names[bad], manifest["files"][names[bad]]
+    file, entry = folder / names[bad], manifest["files"][names[bad]]
     if not file.is_file():
         return f"{file} is missing"
-    if (size := file.stat().st_size) != told["bytes"]:
-        return f"{file} has {size:,} bytes, not the {told['bytes']:,} that were written"
+    if (size := file.stat().st_size) != entry["bytes"]:
+        return f"{file} has {size:,} bytes, not the {entry['bytes']:,} that were written"
     return f"{file} is not what was written: its SHA-256 differs"
 
 

@@ -1,6 +1,4 @@
-"""What a training stage tells while it runs: a live line, metrics.jsonl, and TensorBoard files
-beside it.
-"""
+"""Training metrics: a progress bar, metrics.jsonl, and TensorBoard files beside it."""
 
 import json
 import math
@@ -14,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch.utils.tensorboard import SummaryWriter
 
 from pocketlm.model.files import write_text
-from pocketlm.train.distributed.ranks import has_the_screen
+from pocketlm.train.distributed.ranks import shows_progress
 
 METRICS = "metrics.jsonl"
 
@@ -28,7 +26,7 @@ class Metrics:
         kept = read_metrics(out, first_step)
         self.file = write_text(out / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self.lines = open(self.file, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
+        self.tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(bar_width=30),
@@ -39,7 +37,7 @@ class Metrics:
         )
         console = Console(stderr=True)
         self.progress = Progress(
-            *columns, console=console, refresh_per_second=4, disable=not has_the_screen()
+            *columns, console=console, refresh_per_second=4, disable=not shows_progress()
         )
         self.task = self.progress.add_task(label, total=num_steps, completed=first_step, figures="")
         self.progress.start()
@@ -53,10 +51,10 @@ class Metrics:
         grad_norm: float,
         tokens: int,
         token_digest: int,
-        told: dict[str, Any],
+        notes: dict[str, Any],
     ) -> None:
         """One finished step: mean loss in nats a label, learning rate, gradient norm, tokens read
-        and which; what Watch told.
+        and which; the notes of LossMonitor.
 
         A figure that is not finite is written as null: JSON has no other word for it.
         """
@@ -72,12 +70,12 @@ class Metrics:
             "token_digest": f"{token_digest:x}",
             "tokens_per_second": round(speed, 1),
             "seconds": round(seconds, 4),
-            **told,
+            **notes,
         }
         self.lines.write(json.dumps(row) + "\n")
         for name in ("loss", "lr", "grad_norm", "tokens_per_second"):
             if row[name] is not None:
-                self.board.add_scalar(name, row[name], step)
+                self.tensorboard.add_scalar(name, row[name], step)
         self.progress.update(
             self.task, completed=step + 1, figures=f"loss {loss:.3f}  {speed:,.0f} tokens/s"
         )
@@ -90,11 +88,11 @@ class Metrics:
     def close(self) -> None:
         self.progress.stop()
         self.lines.close()
-        self.board.close()
+        self.tensorboard.close()
 
 
-class Silence:
-    """What other ranks than the first have for metrics."""
+class NoMetrics:
+    """The metrics of other ranks than the first: none."""
 
     def log(self, *figures: Any) -> None: ...
     def flush(self) -> None: ...

@@ -40,7 +40,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: None = None) -> None:
         """Moves every parameter that has a gradient."""
         for group in self.param_groups:
-            for parameter in (each for each in group["params"] if each.grad is not None):
+            for parameter in (p for p in group["params"] if p.grad is not None):
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter.grad)

@@ -1,4 +1,4 @@
-"""The next step's batches, made while this step runs."""
+"""Prefetch the next step's batches in a thread while this step runs."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,21 +9,21 @@ Made = TypeVar("Made")
 
 
 @contextmanager
-def made_ahead(batches: Callable[[int], Made], last_step: int) -> Iterator[Callable[[int], Made]]:
+def prefetched(batches: Callable[[int], Made], last_step: int) -> Iterator[Callable[[int], Made]]:
     """`batches`, which after each call makes those of the next step in a thread, up to last_step.
 
-    Batches are pure, so what is made ahead is what would be made. An error there comes up in the
-    call that asks for that step. At the end the thread finishes what it has begun, and nothing of
-    it is left.
+    Batches are a pure function of the step, so what is prefetched is what would be made later. An
+    error there is raised in the call that asks for that step. At the end the thread finishes what
+    it has begun, and nothing of it is left.
     """
     with ThreadPoolExecutor(1, "batches") as thread:
         begun: dict[int, Future[Made]] = {}
 
-        def ahead(step: int) -> Made:
-            own = begun.pop(step, None) or thread.submit(batches, step)
-            made = own.result()
+        def fetch(step: int) -> Made:
+            future = begun.pop(step, None) or thread.submit(batches, step)
+            made = future.result()
             if step < last_step:
                 begun[step + 1] = thread.submit(batches, step + 1)
             return made
 
-        yield ahead
+        yield fetch

@@ -1,4 +1,4 @@
-"""Ctrl-C and a polite kill, heard between two steps."""
+"""SIGINT and SIGTERM, handled between two steps."""
 
 import signal
 import threading
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the loop leaves between two steps and not
-    inside one.
+    """An event that Ctrl-C and SIGTERM set, so that the loop ends between two steps and not inside
+    one.
     """
-    asked = threading.Event()
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield requested
         return
     names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda *_: asked.set()) for name in names}
+    before = {name: signal.signal(name, lambda *_: requested.set()) for name in names}
     try:
-        yield asked
+        yield requested
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

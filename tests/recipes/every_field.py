@@ -20,10 +20,10 @@ from pocketlm.stages.chats import ChatsConfig
 from pocketlm.stages.curate import CurateConfig
 from pocketlm.stages.evaluate import EvaluateConfig
 from pocketlm.stages.export import ExportConfig
+from pocketlm.stages.extend_context import ExtendConfig
 from pocketlm.stages.finetune import FinetuneConfig
 from pocketlm.stages.formats import FormatsConfig
 from pocketlm.stages.importing import ImportConfig
-from pocketlm.stages.longcontext import ExtendConfig
 from pocketlm.stages.merge import MergeConfig
 from pocketlm.stages.mix import MixConfig
 from pocketlm.stages.pretrain import PretrainConfig
@@ -294,6 +294,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "shares": {"texts": 1.0},
         "separate_documents": True,
         "distillation": Distillation(label_share=0.5),
+        "milestones": 2,
     },
     SelectConfig: {
         "name": "other",

@@ -31,17 +31,17 @@ from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 from pocketlm.report.goals import Goal
-from pocketlm.runner.run import Plan
+from pocketlm.runner.dry_run import DryRun
 from pocketlm.serve.chat import ChatConfig, chat
 from pocketlm.stages.bench import BenchConfig, bench
 from pocketlm.stages.chats import ChatsConfig, check_chats
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
+from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.formats import FormatsConfig, check_formats
 from pocketlm.stages.importing import ImportConfig, import_model
-from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.mix import MixConfig, find_mix
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
@@ -557,5 +557,5 @@ def test_every_field_changes_what_is_left(config: type, name: str, left_by: Seen
 @pytest.mark.parametrize("config", STAGES)
 def test_the_name_of_a_config_is_its_folder(config: type, tmp_path: Path) -> None:
     for name in (BASES[config].name, FIELDS[config]["name"]):
-        plan = Plan(tmp_path, missing_ok=True)
-        assert plan(STAGES[config], replace(BASES[config], name=name)) == tmp_path / name
+        dry = DryRun(tmp_path, missing_ok=True)
+        assert dry(STAGES[config], replace(BASES[config], name=name)) == tmp_path / name

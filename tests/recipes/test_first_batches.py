@@ -16,9 +16,9 @@ from pocketlm.data.batches import (
 )
 from pocketlm.data.mixture import check_shares
 from pocketlm.data.shards import read_shard, write_shard
+from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe
 from pocketlm.runner.record import Call
-from pocketlm.runner.run import plan
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZES = {
@@ -35,7 +35,7 @@ def trainings(
 ) -> list[Call]:
     monkeypatch.chdir(tmp_path)  # where no tokenizer and no teacher lies
     recipe, flags = request.param
-    calls = plan(load_recipe(RECIPES / recipe), tmp_path / "run", missing_ok=True, **flags).calls
+    calls = dry_run(load_recipe(RECIPES / recipe), tmp_path / "run", missing_ok=True, **flags).calls
     return [
         call
         for call in calls

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pocketlm.model.checkpoint import load_checkpoint
+
 TINY = Path(__file__).with_name("tiny.py")
 STAGES = ("corpus", "base", "select", "mid", "merged", "chat", "int4")
 Hook = tuple[str, str, int]  # what to do, at which function ("module:name"), at its n-th call
@@ -22,7 +24,7 @@ KILLS: dict[str, Hook] = {
     "while documents are read": ("kill", "pocketlm.corpus.clean:document_json", 300),
     "while the second source is encoded": ("kill", "pocketlm.stages.curate:write_shard", 5),
     "when a folder gets its name": ("kill", "os:rename", 3),
-    "between two stages": ("kill", "pocketlm.runner.run:Run._finish", 2),
+    "between two stages": ("kill", "pocketlm.runner.run:Run._print_outcome", 2),
     "in a training step": ("kill", "pocketlm.train.loop:train_step", 4),
     "in the first save of a state": (
         "halve",
@@ -36,10 +38,16 @@ KILLS: dict[str, Hook] = {
     ),
     "when a state is to get its name": ("kill", "pocketlm.train.checkpoint:publish", 3),
     "when an older state is taken away": ("kill", "pocketlm.train.checkpoint:drop_old", 2),
-    "in the save of a checkpoint": ("halve", "pocketlm.model.checkpoint:save_file", 2),
+    "in the save of a milestone": ("halve", "pocketlm.model.checkpoint:save_file", 2),
+    "in the save of a checkpoint": ("halve", "pocketlm.model.checkpoint:save_file", 4),
+    "between a milestone and the state of its step": (
+        "kill",
+        "pocketlm.train.checkpoint:StateWriter.write",
+        2,
+    ),
     "when the last state is written and the checkpoint is not": (
         "kill",
-        "pocketlm.stages.finetune:save_checkpoint",
+        "pocketlm.stages.training:save_checkpoint",
         1,
     ),
     "while samples are scored": ("kill", "pocketlm.stages.select:score", 3),
@@ -180,6 +188,22 @@ def assert_alike(out: Path, unbroken: Path) -> None:
     expected, found = left_by(unbroken), left_by(out)
     assert sorted(found) == sorted(expected)
     assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def test_milestones_are_whole_checkpoints_and_counted_in_the_record(
+    unbroken: tuple[Path, float],
+) -> None:
+    base = unbroken[0] / "base"
+    names = ["step-00000002", "step-00000004"]
+    assert sorted(folder.name for folder in (base / "milestones").iterdir()) == names
+    counted = json.loads((base / "stage.json").read_text())["files"]
+    for name in names:
+        weights = base / "milestones" / name / "model.safetensors"
+        assert counted[f"milestones/{name}/model.safetensors"] == weights.stat().st_size
+        load_checkpoint(weights.parent)
+    first, last = (base / "milestones" / name / "model.safetensors" for name in names)
+    assert first.read_bytes() != last.read_bytes()
+    assert last.read_bytes() == (base / "model.safetensors").read_bytes()
 
 
 def test_two_unbroken_runs_are_alike(

@@ -9,15 +9,15 @@ from typer.testing import CliRunner
 from pocketlm.cli import app
 from pocketlm.estimate.estimate import actual_seconds, estimate
 from pocketlm.estimate.stages import Stage, plan_stages
+from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe
-from pocketlm.runner.run import plan
 
 TINY = Path(__file__).with_name("tiny.py")
 
 
 @pytest.fixture(scope="module")
 def stages(finished: Path, documents: Path) -> dict[str, Stage]:
-    dry = plan(load_recipe(TINY), finished, folder=documents)
+    dry = dry_run(load_recipe(TINY), finished, folder=documents)
     return {stage.call.name: stage for stage in plan_stages(dry.calls)}
 
 
@@ -91,7 +91,7 @@ def test_actual_time_stands_beside_the_plan_of_finished_stages(
 
 
 def test_a_changed_stage_has_no_actual_time(finished: Path, documents: Path) -> None:
-    changed = plan(load_recipe(TINY), finished, {"chat": {"seed": "9"}}, folder=documents)
+    changed = dry_run(load_recipe(TINY), finished, {"chat": {"seed": "9"}}, folder=documents)
     found = {stage.call.name: actual_seconds(stage) for stage in plan_stages(changed.calls)}
     assert found["chat"] is None and found["merged"] is not None
 

@@ -2,18 +2,21 @@
 needs no data.
 """
 
+import io
 import itertools
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from pocketlm.data.batches import ConversationRows
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.runner.dry_run import DryRun, dry_run
 from pocketlm.runner.recipe_file import load_recipe
-from pocketlm.runner.run import Plan, key_figures, plan
+from pocketlm.runner.tables import key_figures, stages_table
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 R1 = load_recipe(RECIPES / "r1.py")
@@ -67,16 +70,16 @@ def test_pro_has_the_published_global_layers_and_ls_a_cache_slot_for_each_applic
 
 
 @pytest.fixture
-def dry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def dry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DryRun:
     monkeypatch.chdir(tmp_path)  # where no tokenizer and no teacher lies
     recipe, flags = request.param
-    return plan(recipe, tmp_path / "run", missing_ok=True, **flags)
+    return dry_run(recipe, tmp_path / "run", missing_ok=True, **flags)
 
 
 @pytest.mark.parametrize(
     "dry", [(R1, {"size": "950m"}), (PRO, {})], indirect=True, ids=["r1", "pro"]
 )
-def test_a_dry_pass_without_data_prints_every_stage_and_what_it_needs(dry: Plan) -> None:
+def test_a_dry_pass_without_data_prints_every_stage_and_what_it_needs(dry: DryRun) -> None:
     states = {call.name: call.state() for call in dry.calls}
     assert set(states.values()) >= {"to do"} and states["phase1"].startswith(
         ("to do", "needs teacher")
@@ -86,7 +89,28 @@ def test_a_dry_pass_without_data_prints_every_stage_and_what_it_needs(dry: Plan)
 
 
 @pytest.mark.parametrize("dry", [(R1, {"size": "950m"})], indirect=True, ids=["r1"])
-def test_r1_prints_the_figures_of_its_tables(dry: Plan) -> None:
+def test_a_dry_run_in_80_columns_has_a_line_a_stage_and_whole_words(
+    dry: DryRun, tmp_path: Path
+) -> None:
+    text = stages_table(dry, 80)
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    console.print(text)
+    title, heading, *lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert title.endswith(f"{len(dry.calls)} stages") and heading.split()[0] == "stage"
+    for call, line in zip(dry.calls, lines, strict=False):
+        _, name, function, *rest = line.split()
+        assert (name, function) == (call.name, call.record["stage"]) and len(line) <= 80
+        state = "needs input" if call.missing() else "to do"
+        *words, last = rest[len(state.split()) :]
+        figures = key_figures(call.config).split()
+        assert " ".join(rest).startswith(state) and words == figures[: len(words)]
+        assert last in ("…", figures[-1]) and len(words) > 1
+    assert lines[len(dry.calls)] == f"{dry.calls[0].name} needs Llama-3.2-1B"
+    assert len(lines) < len(dry.calls) + 10
+
+
+@pytest.mark.parametrize("dry", [(R1, {"size": "950m"})], indirect=True, ids=["r1"])
+def test_r1_prints_the_figures_of_its_tables(dry: DryRun) -> None:
     told = {call.name: key_figures(call.config) for call in dry.calls}
     assert (
         "500,000 steps x 2,048 rows x 2,048" in told["phase1"]
@@ -102,7 +126,7 @@ def test_r1_prints_the_figures_of_its_tables(dry: Plan) -> None:
 
 @pytest.mark.parametrize("dry", [(PRO, {})], indirect=True, ids=["pro"])
 def test_pro_trains_the_four_bits_of_both_columns_of_its_table_from_one_base(
-    dry: Plan, tmp_path: Path
+    dry: DryRun, tmp_path: Path
 ) -> None:
     quantized = {
         call.config.scheme: call for call in dry.calls if call.record["stage"] == "quantize"
@@ -113,7 +137,7 @@ def test_pro_trains_the_four_bits_of_both_columns_of_its_table_from_one_base(
 
 
 @pytest.mark.parametrize("dry", [(R1, {}), (PRO, {})], indirect=True, ids=["r1", "pro"])
-def test_shares_name_sources_of_their_corpus_and_sum_to_one(dry: Plan) -> None:
+def test_shares_name_sources_of_their_corpus_and_sum_to_one(dry: DryRun) -> None:
     sources: dict[object, set[str]] = {}
     for call in dry.calls:
         if call.record["stage"] == "curate":
@@ -126,7 +150,7 @@ def test_shares_name_sources_of_their_corpus_and_sum_to_one(dry: Plan) -> None:
 
 def test_an_unknown_size_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="140m, 360m, 950m"):
-        plan(R1, tmp_path, size="1b")
+        dry_run(R1, tmp_path, size="1b")
 
 
 def test_without_the_tokenizer_a_real_run_stops_at_once_and_names_it(
@@ -134,7 +158,7 @@ def test_without_the_tokenizer_a_real_run_stops_at_once_and_names_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"Llama-3\.2-1B does not exist"):
-        plan(R1, tmp_path / "run")
+        dry_run(R1, tmp_path / "run")
 
 
 def test_unpacked_each_conversation_has_a_row_of_its_own() -> None:

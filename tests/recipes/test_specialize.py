@@ -12,8 +12,9 @@ import transformers
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of
 from pocketlm.model.quant import SCALE, SCHEMES, prepare
 from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe
-from pocketlm.runner.run import Run, plan
+from pocketlm.runner.run import Run
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "specialize.py"
 # an almost untrained model is unsure of every token, so its files agree less than a real one's
@@ -57,7 +58,7 @@ def chats(tmp_path: Path) -> Path:
 def specialized(base: Path, out: Path, **flags) -> Path:
     recipe = load_recipe(RECIPE)
     flags = {"base": base, **TINY, **flags}
-    with Run(out, plan=plan(recipe, out, UNSURE, **flags)) as run:
+    with Run(out, plan=dry_run(recipe, out, UNSURE, **flags)) as run:
         return recipe(run, **flags)
 
 
@@ -99,18 +100,20 @@ def test_the_accelerator_scheme_is_trained_and_leaves_without_a_pte(
     first = prepare(start, SCHEMES["int4_channel"]).state_dict()
     assert scales and all(not scale.equal(first[name]) for name, scale in scales.items())
     with pytest.raises(ValueError, match=r"--scheme int4_channel has no \.pte.*--formats gguf,hf"):
-        plan(load_recipe(RECIPE), tmp_path, base=base, chats=chats, scheme="int4_channel")
+        dry_run(load_recipe(RECIPE), tmp_path, base=base, chats=chats, scheme="int4_channel")
     with pytest.raises(
         ValueError, match="unknown quantization scheme 'int3'; known: int4_group32, "
     ):
-        plan(load_recipe(RECIPE), tmp_path, base=base, chats=chats, scheme="int3", formats="gguf")
+        dry_run(
+            load_recipe(RECIPE), tmp_path, base=base, chats=chats, scheme="int3", formats="gguf"
+        )
 
 
 def test_with_neither_chats_nor_text_the_recipe_says_what_to_give(
     base: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"--chats FILE\.jsonl.*--text"):
-        plan(load_recipe(RECIPE), tmp_path, base=base)
+        dry_run(load_recipe(RECIPE), tmp_path, base=base)
 
 
 @pytest.mark.parametrize(

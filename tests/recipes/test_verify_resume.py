@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
-from pocketlm.resume_proof.kills import PLACES, compare
+from pocketlm.resume_proof.comparison import compare
+from pocketlm.resume_proof.kills import PLACES
 
 TINY = Path(__file__).with_name("tiny.py")
 FORGETFUL = '''
@@ -149,9 +150,9 @@ def left(out: Path, **changes: object) -> Path:
     ("changes", "told", "first"),
     [
         ({}, (True, True, True), None),
-        ({"token_digest": "x"}, (False, True, True), "token ids part at step 1"),
-        ({"loss": 2.0000001}, (True, False, True), "losses part at step 1"),
-        ({"grad_norm": 2.0}, (True, False, True), "losses part at step 1"),
+        ({"token_digest": "x"}, (False, True, True), "token ids differ from step 1 on"),
+        ({"loss": 2.0000001}, (True, False, True), "losses differ from step 1 on"),
+        ({"grad_norm": 2.0}, (True, False, True), "losses differ from step 1 on"),
         ({"weight": 1.0000001}, (True, True, False), "model.safetensors differs"),
     ],
 )
@@ -173,5 +174,6 @@ def test_a_stage_that_was_not_finished_or_lost_steps_is_not_alike(tmp_path: Path
     os.remove(other / "base" / "model.safetensors")
     (found,) = compare(one, other, ["base"])
     assert (
-        found.first == "token ids part at step 2; losses part at step 2; model.safetensors differs"
+        found.first == "token ids differ from step 2 on; losses differ from step 2 on; "
+        "model.safetensors differs"
     )

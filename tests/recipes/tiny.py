@@ -14,8 +14,8 @@ from pocketlm.report.goals import Goal
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
+from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.finetune import FinetuneConfig, finetune
-from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.mix import MixConfig, find_mix
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
@@ -167,7 +167,11 @@ def interrupted(run, corpus: Path) -> Path:
     """From nothing to four bits, by way of a selection and a merge."""
     uniform = dict.fromkeys(("problems", "notes", "recall", "texts"), 0.25)
     shape = replace(SHAPE, max_position_embeddings=CHAT.seq_len)
-    base = run(pretrain, replace(PHASE, name="base", model=shape, shares=uniform), corpus=corpus)
+    base = run(
+        pretrain,
+        replace(PHASE, name="base", model=shape, shares=uniform, milestones=2),
+        corpus=corpus,
+    )
     chosen = run(select, SELECT, corpus=corpus, model=base)
     mid = run(
         pretrain,

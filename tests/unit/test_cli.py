@@ -133,7 +133,7 @@ def test_a_dry_run_shows_the_state_of_each_stage(toy: Path) -> None:
     status, shown = pocketlm(
         "run", "toy.py", "notes.txt", "--dry-run", "--set", "second.num_steps=20"
     )
-    first, second = (line for line in shown.splitlines() if "│ write" in line)
+    first, second = (line for line in shown.splitlines() if "  write  " in line)
     assert status == 0 and "done" in first and "to do" in second and "num_steps=20" in second
     assert not (toy / "runs" / "toy" / "second").exists()
     _, shown = pocketlm("run", "toy.py", "notes.txt", "--dry-run", "--num-steps", "9")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pocketlm.cli import app
 from pocketlm.corpus.documents import document_json, row_document
-from pocketlm.data.conversations import encode_conversations, learnable, told
+from pocketlm.data.conversations import encode_conversations, learnable, report_tally
 from pocketlm.model.conversation import conversation_of
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 
@@ -160,7 +160,7 @@ def test_a_template_without_an_end_is_warned_of_and_written_down(
     )
     file = write(tmp_path / "chats.jsonl", {"messages": [ASK, SAY]}, {"messages": [ASK, SAY]})
     _, tally = learnable([file], endless, 60)
-    told(tally, endless, tmp_path, "chat")
+    report_tally(tally, endless, tmp_path, "chat")
     shown = capsys.readouterr().err
     assert "2 of 2 examples have an answer that ends in no token that ends answers" in " ".join(
         shown.split()

@@ -15,8 +15,9 @@ from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.quant import SCHEMES, Scheme
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling
+from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe
-from pocketlm.runner.run import Run, plan
+from pocketlm.runner.run import Run
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.formats import FormatsConfig, check_formats
 from tests.unit.tokenizer_kinds import SHAPE, byte_level, sentencepiece, tiny, unigram
@@ -157,7 +158,7 @@ def test_a_recipe_that_cannot_end_in_its_formats_trains_nothing(
     recipe, out = load_recipe(RECIPE), tmp_path / "out"
     flags = {"base": base, "chats": chats, "formats": formats, "context": 64}
     with (
-        Run(out, plan=plan(recipe, out, **flags)) as run,
+        Run(out, plan=dry_run(recipe, out, **flags)) as run,
         pytest.raises(ValueError, match="its model is Unigram"),
     ):
         recipe(run, **flags)

@@ -20,7 +20,7 @@ from pocketlm.data.shards import Shard
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train.checkpoint import SaveConfig
-from pocketlm.train.health import MOST_SKIPPED, WINDOW, Watch, sigmas_above, token_digest
+from pocketlm.train.health import MOST_SKIPPED, WINDOW, LossMonitor, sigmas_above, token_digest
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig
@@ -165,17 +165,17 @@ def test_a_training_that_skips_resumes_with_the_same_bits(stop: int, tmp_path: P
 
 
 def test_too_many_skipped_steps_in_a_row_stop() -> None:
-    watch = Watch([])
+    watch = LossMonitor([])
     for step in range(MOST_SKIPPED - 1):
-        assert watch.see(step, math.nan, 1.0) == {"skipped": step + 1}
-    assert watch.see(20, 2.0, 1.0) == {}  # one good step, and the count in a row begins anew
+        assert watch.record(step, math.nan, 1.0) == {"skipped": step + 1}
+    assert watch.record(20, 2.0, 1.0) == {}  # one good step, and the count in a row begins anew
     for step in range(MOST_SKIPPED - 1):
-        watch.see(step, 1.0, math.inf)
+        watch.record(step, 1.0, math.inf)
     with pytest.raises(
         FloatingPointError,
         match=f"step 30: no loss and gradient was finite in {MOST_SKIPPED} steps",
     ):
-        watch.see(30, math.nan, math.nan)
+        watch.record(30, math.nan, math.nan)
 
 
 def olmo_core(losses: list[float]) -> list[bool]:
@@ -202,8 +202,8 @@ def some_losses() -> list[float]:
 
 
 def test_spikes_are_those_of_olmo_core(capsys) -> None:
-    losses, watch = some_losses(), Watch([])
-    told = [watch.see(step, loss, 1.0) for step, loss in enumerate(losses)]
+    losses, watch = some_losses(), LossMonitor([])
+    told = [watch.record(step, loss, 1.0) for step, loss in enumerate(losses)]
     expected = olmo_core(losses)
     assert ["spike" in each for each in told] == expected and 2 <= sum(expected) < 6
     assert capsys.readouterr().err.count("sigma above the last") == sum(expected)
@@ -211,14 +211,15 @@ def test_spikes_are_those_of_olmo_core(capsys) -> None:
 
 @pytest.mark.parametrize("start", [1, 65, 101, 231, 399])
 def test_a_watch_made_from_the_lines_before_sees_what_an_unbroken_one_sees(start: int) -> None:
-    losses, whole = some_losses(), Watch([])
+    losses, whole = some_losses(), LossMonitor([])
     losses[99] = losses[250] = math.nan
     rows = [
-        {"loss": None if math.isnan(x) else x} | whole.see(n, x, 1.0) for n, x in enumerate(losses)
+        {"loss": None if math.isnan(x) else x} | whole.record(n, x, 1.0)
+        for n, x in enumerate(losses)
     ]
-    later = Watch(json.loads(json.dumps(rows[:start])))
+    later = LossMonitor(json.loads(json.dumps(rows[:start])))
     for n in range(start, len(losses)):
-        assert {"loss": rows[n]["loss"]} | later.see(n, losses[n], 1.0) == rows[n]
+        assert {"loss": rows[n]["loss"]} | later.record(n, losses[n], 1.0) == rows[n]
 
 
 def test_equal_losses_are_no_spikes() -> None:

@@ -30,8 +30,8 @@ from pocketlm.model.quant import (
 )
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.importing import ImportConfig, import_model
-from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, make_optimizers

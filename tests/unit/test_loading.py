@@ -7,7 +7,7 @@ from time import sleep
 
 import pytest
 
-from pocketlm.train.prefetch import made_ahead
+from pocketlm.train.prefetch import prefetched
 
 
 def threads() -> list[str]:
@@ -16,7 +16,7 @@ def threads() -> list[str]:
 
 def test_every_step_is_made_once_and_given_in_its_turn():
     asked: list[int] = []
-    with made_ahead(lambda step: asked.append(step) or step * step, last_step=9) as made:
+    with prefetched(lambda step: asked.append(step) or step * step, last_step=9) as made:
         assert [made(step) for step in range(4, 10)] == [step * step for step in range(4, 10)]
     assert asked == list(range(4, 10)) and not threads()
 
@@ -29,7 +29,7 @@ def test_the_next_step_is_made_while_this_one_runs():
             begun.set()
         return step
 
-    with made_ahead(batches, last_step=5) as made:
+    with prefetched(batches, last_step=5) as made:
         made(0)
         assert begun.wait(timeout=10)  # and nobody has asked for step 1
 
@@ -40,7 +40,7 @@ def test_an_error_comes_up_where_its_step_is_asked_for():
             raise ValueError("row 7 is damaged")
         return step
 
-    with made_ahead(batches, last_step=5) as made:
+    with prefetched(batches, last_step=5) as made:
         assert [made(0), made(1)] == [0, 1]
         with pytest.raises(ValueError, match="row 7 is damaged"):
             made(2)
@@ -48,7 +48,7 @@ def test_an_error_comes_up_where_its_step_is_asked_for():
 
 
 def test_a_step_out_of_turn_is_made_for_itself():
-    with made_ahead(lambda step: step, last_step=9) as made:
+    with prefetched(lambda step: step, last_step=9) as made:
         assert [made(0), made(5), made(3), made(4)] == [0, 5, 3, 4]
 
 
@@ -60,7 +60,7 @@ def test_leaving_early_waits_for_what_was_begun_and_leaves_no_thread():
         finished.append(step)
         return step
 
-    with pytest.raises(KeyboardInterrupt), made_ahead(batches, last_step=9) as made:
+    with pytest.raises(KeyboardInterrupt), prefetched(batches, last_step=9) as made:
         made(0)
         raise KeyboardInterrupt
     assert finished == [0, 1] and not threads()

@@ -27,7 +27,7 @@ from pocketlm.runner.schedule import take_turn
 from pocketlm.train import checkpoint as state
 from pocketlm.train.checkpoint import SaveConfig, saved_states
 from pocketlm.train.distill.teacher import live_teacher
-from pocketlm.train.distributed.fsdp import mesh_shape, spread
+from pocketlm.train.distributed.fsdp import mesh_shape, shard_model
 from pocketlm.train.distributed.ranks import joined, ranks
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
@@ -177,7 +177,7 @@ def train_apart(folder: Path) -> None:
     """Two trainings at the same time, each on two of four ranks, then one on all four, then the two
     again.
     """
-    with joined() as board:
+    with joined() as launch:
 
         def alone(name: str) -> None:
             case, out = CASES[APART], folder / name
@@ -195,7 +195,7 @@ def train_apart(folder: Path) -> None:
                 save_file(model.state_dict(), out / "weights.safetensors")
 
         take_turn(
-            [(partial(alone, "left"), range(2)), (partial(alone, "right"), range(2, 4))], board
+            [(partial(alone, "left"), range(2)), (partial(alone, "right"), range(2, 4))], launch
         )
         alone("all")
         take_turn(
@@ -203,7 +203,7 @@ def train_apart(folder: Path) -> None:
                 (partial(alone, "left again"), range(2)),
                 (partial(alone, "right again"), range(2, 4)),
             ],
-            board,
+            launch,
         )
 
 
@@ -227,10 +227,10 @@ def test_ranks_that_part_train_what_as_many_train_by_themselves(outcomes, tmp_pa
 
 def left_alone_at_the_door() -> None:
     """Rank 1 is gone when both connect to each other."""
-    with joined() as board:
-        if board.own.rank == 1:
+    with joined() as launch:
+        if launch.ranks.rank == 1:
             dist.init_process_group = lambda *how, **details: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore
-        with board.apart([range(2)]):
+        with launch.subgroups([range(2)]):
             raise AssertionError("one rank alone is no group of two")
 
 
@@ -257,7 +257,7 @@ def held_by_a_rank(shard_over: ShardOver) -> tuple[int, int, bool]:
     optim = replace(OPTIM, num_steps=2, shard_over=shard_over)
     student, teacher = Transformer(SHAPE), Transformer(UNTIED, seed=7)
     loss_fn = distillation_loss(live_teacher(teacher, optim))
-    spread(student, shard_over)
+    shard_model(student, shard_over)
     for batch in batches_of(Case())(0):
         loss_fn(student, batch).backward()
     own = [own_part(module) for module in (student, teacher.model.layers)]
@@ -391,7 +391,7 @@ def killed_in_the_last_save(out: Path) -> None:
     any more.
     """
     if ranks().rank == 1:
-        state.write_own = lambda partial, pieces: os.kill(os.getpid(), signal.SIGKILL)
+        state.write_rank_file = lambda partial, pieces: os.kill(os.getpid(), signal.SIGKILL)
     train(
         Transformer(SHAPE),
         batches_of(Case()),

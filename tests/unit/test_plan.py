@@ -28,8 +28,8 @@ from pocketlm.model.files import write_json
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe
-from pocketlm.runner.run import plan
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.train.checkpoint import SaveConfig
@@ -55,7 +55,7 @@ def stages_of(name: str, tmp_path: Path, **flags) -> dict[str, Stage]:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.py")
     return {
         stage.call.name: stage
-        for stage in plan_stages(plan(recipe, tmp_path / "run", missing_ok=True, **flags).calls)
+        for stage in plan_stages(dry_run(recipe, tmp_path / "run", missing_ok=True, **flags).calls)
     }
 
 
@@ -154,7 +154,7 @@ def test_a_teacher_kept_on_disk_is_planned_and_costs_its_students_nothing(tmp_pa
         run(pretrain, train, corpus=corpus, teacher=taught)
         run(pretrain, replace(train, name="live"), corpus=corpus, teacher=teacher)
 
-    taught, student, live = plan_stages(plan(recipe, tmp_path / "run", missing_ok=True).calls)
+    taught, student, live = plan_stages(dry_run(recipe, tmp_path / "run", missing_ok=True).calls)
     assert taught.tokens == 6_400 and taught.disk == pytest.approx(
         6_400 * CACHED_BYTES[0.01], rel=1e-3
     )
@@ -295,7 +295,7 @@ def test_stages_side_by_side_share_the_devices_and_count_as_long_as_the_longest(
     def recipe(run: Any) -> None:
         run.side_by_side(pretrain, [train, longer, replace(train, name="c")], corpus=tmp_path)
 
-    dry = plan(recipe, tmp_path / "run", missing_ok=True)
+    dry = dry_run(recipe, tmp_path / "run", missing_ok=True)
     found = [estimated(stage, count) for stage in plan_stages(dry.calls)]
     assert [each.devices for each in found] == [devices] * 3 and [
         each.overlaps for each in found

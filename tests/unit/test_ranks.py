@@ -16,8 +16,8 @@ RECIPE = '''
 import os, time
 from dataclasses import dataclass
 from pathlib import Path
-from pocketlm.train.distributed.fsdp import add_up, on_all_ranks
-from pocketlm.train.distributed.ranks import ranks
+from typing import ClassVar
+from pocketlm.train.distributed.ranks import ALONE, all_reduce_sum, ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -28,6 +28,10 @@ class Config:
     failing: str = ""  # ranks that do
     seconds: float = 0.0
     awaits: str = ""  # a stage that must have begun before this one ends
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Config):
+    on_all_ranks: ClassVar[bool] = True
 
 def leave_trace(config, out, **inputs):
     time.sleep(config.seconds)
@@ -42,21 +46,21 @@ def leave_trace(config, out, **inputs):
         time.sleep(0.01)
     return out
 
-@on_all_ranks
 def train(config, out, **inputs):
-    assert add_up(ranks(), 1.0) == [ranks().world_size]
+    assert all_reduce_sum(1.0) == [ranks().world_size]
     (out / f"world-{ranks().world_size}").touch()
     return leave_trace(config, out, **inputs)
 
 def prepare(config, out, **inputs):
+    assert ranks() is ALONE and all_reduce_sum(1.0) == [1.0]
     return leave_trace(config, out, **inputs)
 
 def recipe(run):
     """Four stages."""
     text = run(prepare, Config(name="text", seconds=0.3))
-    base = run(train, Config(name="base"), text=text)
+    base = run(train, Training(name="base"), text=text)
     chosen = run(prepare, Config(name="chosen", seconds=0.3), base=base)
-    return run(train, Config(name="chat"), base=base, chosen=chosen)
+    return run(train, Training(name="chat"), base=base, chosen=chosen)
 '''
 
 
@@ -65,9 +69,9 @@ BRANCHES = (
     + '''
 def recipe(run):
     """Three stages side by side, between two on all ranks."""
-    base = run(train, Config(name="base"))
-    branches = run.side_by_side(train, [Config(name=name) for name in "abc"], base=base)
-    return run(train, Config(name="merged"), **dict(zip("abc", branches)))
+    base = run(train, Training(name="base"))
+    branches = run.side_by_side(train, [Training(name=name) for name in "abc"], base=base)
+    return run(train, Training(name="merged"), **dict(zip("abc", branches)))
 '''
 )
 
@@ -243,6 +247,6 @@ def test_a_rank_that_waits_or_works_alone_can_be_asked_to_stop(asked: int, tmp_p
 
 def test_alone_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with joined() as board:
-        assert ranks() is ALONE and board.may_explain() and board.may_explain()
-        board.tell("go")  # to nobody
+    with joined() as launch:
+        assert ranks() is ALONE and launch.may_explain() and launch.may_explain()
+        launch.broadcast("go")  # to nobody

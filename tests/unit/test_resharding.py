@@ -14,15 +14,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.train.checkpoint import (
-    SaveConfig,
-    StateWriter,
-    load_state,
-    named_tensors,
-    newest_whole,
-)
-from pocketlm.train.distributed.fsdp import gather_for_muon, spread
+from pocketlm.train.checkpoint import SaveConfig, StateWriter, named_tensors
+from pocketlm.train.distributed.fsdp import gather_for_muon, shard_model
 from pocketlm.train.optim import OptimConfig, make_optimizers
+from pocketlm.train.resume import load_state, newest_whole
 
 CONFIG = ModelConfig(
     vocab_size=301,  # odd, so that ranks hold parts of different sizes
@@ -68,7 +63,7 @@ def as_rank(rank: int, ranks: int, node: int, action: str, folder: Path) -> None
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
     for name in WRITERS:
         if action == "read" or WRITERS[name] == (ranks, node):
-            model = spread(Transformer(CONFIG), "node")
+            model = shard_model(Transformer(CONFIG), "node")
             optimizers = make_optimizers(model, OPTIM)
             if action == "write":
                 write(model, optimizers, folder / name, rank)

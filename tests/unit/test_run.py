@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from pocketlm.model.arithmetic import arithmetic, on_threads
+from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.overrides import apply_settings, parse_settings
-from pocketlm.runner.run import Run, key_figures, plan
+from pocketlm.runner.run import Run
+from pocketlm.runner.tables import key_figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
 
 def test_stages_side_by_side_run_one_after_another_in_one_process(tmp_path: Path) -> None:
     configs = [Write(name="one"), Write(name="two")]
-    dry = plan(lambda run: run.side_by_side(write, configs), tmp_path)
+    dry = dry_run(lambda run: run.side_by_side(write, configs), tmp_path)
     assert [call.side_by_side for call in dry.calls] == [("one", "two")] * 2
     with Run(tmp_path, plan=dry) as run:
         assert run.side_by_side(write, configs) == [tmp_path / "one", tmp_path / "two"]
@@ -143,6 +145,37 @@ def test_every_change_of_a_config_stops_the_run_and_is_shown(
     assert CALLS == ["a"] and record_of(tmp_path / "a")["config"]["text"] == "hello"
 
 
+def test_a_field_that_a_later_version_added_is_no_change_where_it_has_its_default(
+    tmp_path: Path,
+) -> None:
+    def recipe(run) -> None:
+        first = run(write, Write(name="first"))
+        run(copy, Copy(name="second"), sources=[first])
+
+    with Run(tmp_path) as run:
+        recipe(run)
+    record = record_of(tmp_path / "first")
+    for config, field in (
+        (record["config"], "betas"),
+        (record["config"]["schedule"], "warmup_steps"),
+    ):
+        del config[field]
+    record["digest"] = "of-the-older"  # the version without these fields made another
+    (tmp_path / "first" / "stage.json").write_text(json.dumps(record))
+    later = record_of(tmp_path / "second")
+    later["inputs"]["sources"][0]["fingerprint"] = "stage of-the-older"
+    (tmp_path / "second" / "stage.json").write_text(json.dumps(later))
+    assert [call.state() for call in dry_run(recipe, tmp_path).calls] == ["done", "done"]
+    with Run(tmp_path) as run:
+        recipe(run)
+    assert CALLS == ["first", "second"]
+    with (
+        Run(tmp_path) as run,
+        pytest.raises(ValueError, match=r"betas: \(not there\) -> \[0\.9, 0"),
+    ):
+        run(write, Write(name="first", betas=(0.9, 0.99)))
+
+
 def test_another_stage_function_under_the_same_name_is_a_change(tmp_path: Path) -> None:
     with Run(tmp_path) as run:
         run(write, Write(name="a"))
@@ -157,9 +190,9 @@ def two_stages(run, text: str = "hello") -> None:
 
 
 def test_a_change_above_reaches_the_stages_below(tmp_path: Path) -> None:
-    with Run(tmp_path, plan=plan(two_stages, tmp_path)) as run:
+    with Run(tmp_path, plan=dry_run(two_stages, tmp_path)) as run:
         two_stages(run)
-    dry = plan(two_stages, tmp_path, text="other")
+    dry = dry_run(two_stages, tmp_path, text="other")
     assert [call.state() for call in dry.calls] == ["changed", "done", "changed"]
     with pytest.raises(ValueError, match="stage first") as error:
         Run(tmp_path, plan=dry)
@@ -190,7 +223,7 @@ def test_a_folder_of_the_user_counts_by_names_and_contents(tmp_path: Path) -> No
     (folder / "deep" / "a.txt").write_text("one")
 
     def fingerprint() -> str:
-        dry = plan(lambda run: run(write, Write(name="a"), documents=folder), tmp_path / "run")
+        dry = dry_run(lambda run: run(write, Write(name="a"), documents=folder), tmp_path / "run")
         return dry.calls[0].digest
 
     before = fingerprint()
@@ -265,7 +298,7 @@ def test_two_stages_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_one_stage_alone_needs_finished_inputs(tmp_path: Path) -> None:
     def run_only(stage: str) -> None:
-        with Run(tmp_path, plan=plan(two_stages, tmp_path), only=stage) as run:
+        with Run(tmp_path, plan=dry_run(two_stages, tmp_path), only=stage) as run:
             two_stages(run)
 
     with pytest.raises(ValueError, match="stage both needs first, which is to do"):
@@ -277,8 +310,8 @@ def test_one_stage_alone_needs_finished_inputs(tmp_path: Path) -> None:
         run_only("bith")
 
 
-def test_a_plan_runs_and_writes_nothing(tmp_path: Path) -> None:
-    dry = plan(two_stages, tmp_path / "run")
+def test_a_dry_run_runs_and_writes_nothing(tmp_path: Path) -> None:
+    dry = dry_run(two_stages, tmp_path / "run")
     assert [(call.name, call.state()) for call in dry.calls] == [
         ("first", "to do"),
         ("second", "to do"),
@@ -331,7 +364,7 @@ def test_a_setting_that_fits_nothing_is_refused(setting: str, message: str) -> N
 
 def test_a_setting_for_an_unknown_stage_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no stage 'frist'; did you mean 'first'"):
-        plan(two_stages, tmp_path, parse_settings(["frist.text=a"]))
+        dry_run(two_stages, tmp_path, parse_settings(["frist.text=a"]))
 
 
 def test_key_figures_are_the_configs_own_summary_or_its_first_plain_fields() -> None:

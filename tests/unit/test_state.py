@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.weights import open_safetensors
 from pocketlm.train import checkpoint as state
-from pocketlm.train.checkpoint import SaveConfig, StateWriter, load_state, saved_states
+from pocketlm.train.checkpoint import SaveConfig, StateWriter, saved_states
 from pocketlm.train.distributed import sharded_tensors as pieces
 from pocketlm.train.optim import OptimConfig, make_optimizers
+from pocketlm.train.resume import load_state
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -317,7 +319,7 @@ def test_pieces_that_leave_a_gap_are_not_taken_for_a_tensor(tmp_path: Path) -> N
     }
     save_file({"w": torch.ones(3, 2)}, tmp_path / "a")
     with (
-        state.open_safetensors(tmp_path / "a") as opened,
+        open_safetensors(tmp_path / "a") as opened,
         pytest.raises(ValueError, match="hold 6 of its 8 values"),
     ):
         pieces.fill(torch.zeros(4, 2), "w", saved, {"a": opened})

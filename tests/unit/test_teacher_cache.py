@@ -27,8 +27,8 @@ from pocketlm.train.distill.codec import (
     encode,
     from_bytes,
     id_bits,
-    tail_shares,
-    tails_of,
+    tail_mass,
+    tail_prior,
     to_bytes,
 )
 from pocketlm.train.distill.encode import read_windows, windows
@@ -144,7 +144,7 @@ def test_any_tokens_of_a_document_come_back_from_its_bytes(vocab_size):
 
 def test_the_error_told_is_the_divergence_of_what_is_decoded():
     logits = drawn_logits(20, VOCAB, 1)
-    shares = tail_shares(tails_of(drawn_logits(50, VOCAB, 2)))
+    shares = tail_prior(tail_mass(drawn_logits(50, VOCAB, 2)))
     coded, told = encode(logits, shares, 1e-3)
     q, back = (
         logits.double().log_softmax(-1),
@@ -246,7 +246,7 @@ def test_a_long_document_is_taught_from_windows_wherever_a_row_cuts_it(folder):
     coded = cache.read(document_key(ids), 64, 112)  # of the second window, which begins at 48
     assert coded is not None
     logits = network(torch.from_numpy(ids[48:112].astype(int))[None])[0, 16:].log_softmax(-1)
-    back = decode(coded, cache.shares).block(slice(0, VOCAB)).log_softmax(-1)
+    back = decode(coded, cache.tail_prior).block(slice(0, VOCAB)).log_softmax(-1)
     assert (logits.exp() * (logits - back)).sum(-1).max() <= 0.02
 
 
@@ -371,7 +371,7 @@ def test_a_cache_of_another_tokenizer_is_refused(folder):
 
 
 def test_a_cache_that_reads_less_far_than_the_student_is_refused(folder):
-    with pytest.raises(ValueError, match="reads 64 tokens, not the 96 asked for"):
+    with pytest.raises(ValueError, match="reads 64 tokens, not the 96 required"):
         open_teacher(folder / "cache", Tokenizer.load(folder / "teacher"), {}, OPTIM, reads=96)
 
 

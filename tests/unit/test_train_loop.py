@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import Attention, ModelConfig, Transformer
-from pocketlm.train.checkpoint import SaveConfig, load_state, saved_states
+from pocketlm.train.checkpoint import SaveConfig, saved_states
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.manifest import manifest_digest
@@ -31,6 +32,7 @@ from pocketlm.train.optim import (
     pays,
     set_computing,
 )
+from pocketlm.train.resume import load_state
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -326,6 +328,41 @@ def test_blocks_are_compiled_for_long_trainings_alone_and_where_there_is_a_compi
     )
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert not pays(model, replace(OPTIM, num_steps=steps))
+
+
+def test_without_prefetch_batches_are_made_after_the_step_before_has_updated_the_weights(tmp_path):
+    model = Transformer(CONFIG)
+    losses: list[Tensor] = []
+    seen: list[tuple[int, int, float]] = []  # step, losses computed before, norm of the weights
+
+    def drawn(step: int) -> list[Batch]:
+        norm = model.model.embed_tokens.weight.detach().norm().item()
+        seen.append((step, len(losses), norm))
+        return batches(step)
+
+    def loss_fn(model: Transformer, batch: Batch) -> Tensor:
+        losses.append(next_token_loss(model, batch))
+        return losses[-1]
+
+    run(tmp_path, drawn, model=model, loss_fn=loss_fn, prefetch=False)
+    assert [(step, before) for step, before, _ in seen] == [(n, 2 * n) for n in range(6)]
+    assert len({norm for _, _, norm in seen}) == 6  # every step moved the weights first
+    assert same_bits(model, run(tmp_path / "prefetched"))
+
+
+def test_with_prefetch_the_next_batches_are_made_while_a_step_runs(tmp_path):
+    made = threading.Event()
+
+    def drawn(step: int) -> list[Batch]:
+        if step == 1:
+            made.set()
+        return batches(step)
+
+    def loss_fn(model: Transformer, batch: Batch) -> Tensor:
+        assert made.wait(timeout=10)  # of step 0 here, so step 1's are ahead
+        return next_token_loss(model, batch)
+
+    run(tmp_path, drawn, loss_fn=loss_fn)
 
 
 def test_a_finished_training_called_again_does_nothing(optim, unbroken, tmp_path):

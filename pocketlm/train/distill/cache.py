@@ -1,9 +1,9 @@
-"""A teacher on disk: its distributions for whole documents, found by what a document says and not
-by where it stands.
+"""A teacher cache on disk: its distributions for whole documents, looked up by a document's content
+and not by its place.
 
     begun.json       what the entries depend on: the teacher's digest, tokenizer, vocabulary,
     window, min_gain
-    shares.npy       float32 [V], log shares of words without entry (sparse.py)
+    shares.npy       float32 [V], the tail prior (codec.py), in logs
     00000.bin        documents, encoded, end to end; 00000.index.npy beside it until all is done
     index.npy        for each document: its key, shard, place, tokens, entries, checksum, KL error;
     sorted by key
@@ -39,7 +39,7 @@ from pocketlm.train.distill.codec import (
 )
 from pocketlm.train.vocab_loss import SparseScores
 
-DONE, BEGUN, INDEX, SHARES = "teacher.json", "begun.json", "index.npy", "shares.npy"
+DONE, BEGUN, INDEX, PRIOR = "teacher.json", "begun.json", "index.npy", "shares.npy"
 FORMAT = 1
 ENTRY = np.dtype(
     [
@@ -67,7 +67,7 @@ def model_digest(model: Transformer) -> str:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """16 hex digits of which text each id stands for."""
+    """16 hex digits of a vocabulary: the text of each id."""
     return hashlib.sha256(repr(sorted(tokenizer.backend.get_vocab().items())).encode()).hexdigest()[
         :16
     ]
@@ -77,8 +77,8 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 class CacheWriter:
-    """The owner of an unfinished cache. Shards already whole are kept; `done` holds the keys of
-    their documents.
+    """The owner of an unfinished cache. Whole shards are kept; `done` holds the keys of their
+    documents.
     """
 
     def __init__(self, folder: Path, made_of: dict[str, Any]) -> None:
@@ -95,13 +95,13 @@ class CacheWriter:
         ]
         self.done = {entry["key"].tobytes() for shard in self.index for entry in shard}
 
-    def shares(self) -> np.ndarray | None:
-        """Those of the teacher as they were worked out before, if they were."""
-        file = self.folder / SHARES
+    def tail_prior(self) -> np.ndarray | None:
+        """The tail prior as it was estimated when the cache was begun, or None."""
+        file = self.folder / PRIOR
         return np.load(file, allow_pickle=False) if file.is_file() else None
 
-    def write_shares(self, shares: np.ndarray) -> None:
-        _write_array(self.folder / SHARES, shares)
+    def write_tail_prior(self, prior: np.ndarray) -> None:
+        _write_array(self.folder / PRIOR, prior)
 
     def write_shard(self, documents: dict[bytes, tuple[Encoded, float]]) -> None:
         """The next shard: these documents, and the KL error of each. It counts from when its index
@@ -115,8 +115,8 @@ class CacheWriter:
             for entry, (key, (coded, kl)) in zip(index, documents.items(), strict=True):
                 raw = to_bytes(coded, self.bits)
                 file.write(raw)
-                found = np.frombuffer(key, "<u8")
-                facts = (found, start, number, len(coded), len(coded.ids), zlib.crc32(raw), kl)
+                halves = np.frombuffer(key, "<u8")
+                facts = (halves, start, number, len(coded), len(coded.ids), zlib.crc32(raw), kl)
                 for name, value in zip(ENTRY.names or (), facts, strict=True):
                     entry[name] = value
                 start += len(raw)
@@ -127,13 +127,13 @@ class CacheWriter:
         self.index.append(index)
         self.done.update(documents)
 
-    def finish(self, told: dict[str, Any]) -> None:
+    def finish(self, facts: dict[str, Any]) -> None:
         """One index of all shards, and teacher.json, with which the cache is whole."""
         index = np.concatenate(self.index)
         index = index[np.lexsort((index["key"][:, 1], index["key"][:, 0]))]
         _write_array(self.folder / INDEX, index)
         shards = [f"{number:05}.bin" for number in range(len(self.index))]
-        files = {name: _file_facts(self.folder / name) for name in (BEGUN, SHARES, INDEX, *shards)}
+        files = {name: _file_facts(self.folder / name) for name in (BEGUN, PRIOR, INDEX, *shards)}
         stored = sum(files[name]["bytes"] for name in shards)
         tokens = int(index["tokens"].sum())
         error = float(index["kl"].sum(dtype=np.float64)) / tokens
@@ -143,7 +143,7 @@ class CacheWriter:
             "bytes_per_token": stored / tokens,
             "kl": error,
         }
-        write_json(self.folder / DONE, {"format": FORMAT, **told, **sums, "files": files})
+        write_json(self.folder / DONE, {"format": FORMAT, **facts, **sums, "files": files})
         for file in self.folder.glob("[0-9]*.index.npy"):
             file.unlink()
 
@@ -188,8 +188,8 @@ class Cache:
 
     folder: Path
     made_of: dict[str, Any]
-    told: dict[str, Any]
-    shares: torch.Tensor  # [V]
+    facts: dict[str, Any]  # teacher.json
+    tail_prior: torch.Tensor  # [V]
     index: np.ndarray
     shards: Sequence[np.ndarray]
     checked: set[bytes] = field(default_factory=set)
@@ -235,31 +235,31 @@ def open_cache(folder: Path) -> Cache:
         raise FileNotFoundError(
             f"{folder} holds no {DONE}: it is no teacher cache, or one not yet finished; run teach"
         )
-    told = read_json(folder / DONE)
-    if told.get("format") != FORMAT:
+    facts = read_json(folder / DONE)
+    if facts.get("format") != FORMAT:
         raise ValueError(
-            f"{folder / DONE}: format {told.get('format')!r} is unknown; this version reads "
+            f"{folder / DONE}: format {facts.get('format')!r} is unknown; this version reads "
             f"{FORMAT}"
         )
-    for name, facts in told["files"].items():
+    for name, entry in facts["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
-        if size != facts["bytes"]:
+        if size != entry["bytes"]:
             raise ValueError(
-                f"{path} has {size or 'no'} bytes, not {facts['bytes']}; restore it, or teach again"
+                f"{path} has {size or 'no'} bytes, not {entry['bytes']}; restore it, or teach again"
             )
-        if path.suffix != ".bin" and _file_facts(path) != facts:
+        if path.suffix != ".bin" and _file_facts(path) != entry:
             raise ValueError(
                 f"{path} is damaged: its sha256 is another; restore it, or teach again"
             )
-    shares = torch.from_numpy(np.load(folder / SHARES, allow_pickle=False))
+    prior = torch.from_numpy(np.load(folder / PRIOR, allow_pickle=False))
     index = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
     shards = [
         np.memmap(folder / name, np.uint8, "r")
-        for name in sorted(told["files"])
+        for name in sorted(facts["files"])
         if name.endswith(".bin")
     ]
-    return Cache(folder, read_json(folder / BEGUN), told, shares, index, shards)
+    return Cache(folder, read_json(folder / BEGUN), facts, prior, index, shards)
 
 
 def cached_scores(cache: Cache, batch: Batch) -> SparseScores:
@@ -268,8 +268,8 @@ def cached_scores(cache: Cache, batch: Batch) -> SparseScores:
     """
     assert batch.spans is not None
     where, T = batch.input_ids.device, batch.input_ids.shape[1]
-    shares = cache.shares.to(where)
-    # padding, which is in no span, is never looked at
+    prior = cache.tail_prior.to(where)
+    # padding, which is in no span, has no label
     levels = torch.zeros(batch.input_ids.numel(), 1, device=where)
     parts = []
     for span in batch.spans:
@@ -280,12 +280,12 @@ def cached_scores(cache: Cache, batch: Batch) -> SparseScores:
                 missing(cache, f"tokens {span.start}-{span.stop - 1} of row {number} of {source}")
             )
         first = span.row * T + span.start
-        sparse = decode(coded, shares)
+        sparse = decode(coded, prior)
         levels[first : first + len(coded)] = sparse.levels
         parts.append((sparse.owners + first, sparse.ids, sparse.values))
-    owners, ids, values = (torch.cat(each) for each in zip(*parts, strict=True))
+    owners, ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
     order = ids.argsort(stable=True)
-    return SparseScores(owners[order], ids[order], values[order], levels, shares)
+    return SparseScores(owners[order], ids[order], values[order], levels, prior)
 
 
 def missing(cache: Cache, what: str) -> str:

@@ -1,4 +1,4 @@
-"""What a teacher says of whole documents, read once each and encoded, to be written to a cache.
+"""Run a teacher over whole documents once, and encode its distributions for the cache.
 
 A document is read by itself from its beginning. One longer than the window is read in windows that
 overlap by a quarter (our choice): each token but the first window's has at least that much before
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.distill.codec import Encoded, encode, joined, tail_shares, tails_of
+from pocketlm.train.distill.codec import Encoded, concatenate, encode, tail_mass, tail_prior
 
-LOGITS_AT_ONCE = 2**21  # worked on together: 8 MiB in float32, which stay in the processor's cache
+LOGITS_AT_ONCE = 2**21  # 8 MiB in float32, which stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ def read_windows(
     """(document, number of the first token, logits [n, V]) of each token of all documents, once, in
     any order.
 
-    Windows of like lengths are read together, at most batch_tokens tokens; what is past a window's
-    end no token of it sees.
+    Windows of similar lengths are one batch, of at most batch_tokens tokens; the causal mask hides
+    the padding past a window's end.
     """
     all_windows = [
-        each for number, ids in enumerate(documents) for each in windows(number, len(ids), window)
+        part for number, ids in enumerate(documents) for part in windows(number, len(ids), window)
     ]
-    all_windows.sort(key=lambda each: each.stop - each.start)
+    all_windows.sort(key=lambda part: part.stop - part.start)
     where = next(model.parameters()).device
     at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     while all_windows:
@@ -60,49 +60,49 @@ def read_windows(
         size = max(1, batch_tokens // longest)
         chosen, all_windows = all_windows[-size:], all_windows[:-size]
         ids = torch.zeros(len(chosen), longest, dtype=torch.long)
-        for row, each in zip(ids, chosen, strict=True):
-            row[: each.stop - each.start] = torch.from_numpy(
-                documents[each.document][each.start : each.stop].astype(int)
+        for row, part in zip(ids, chosen, strict=True):
+            row[: part.stop - part.start] = torch.from_numpy(
+                documents[part.document][part.start : part.stop].astype(int)
             )
         with torch.no_grad():
             hidden = model.hidden(ids.to(where), None)  # [B, T, D]
-            for states, each in zip(hidden, chosen, strict=True):
-                for first in range(each.first, each.stop, at_once):
-                    stop = min(first + at_once, each.stop)
-                    yield (
-                        each.document,
-                        first,
-                        model.head(states[first - each.start : stop - each.start]),
-                    )
+            for states, part in zip(hidden, chosen, strict=True):
+                for first in range(part.first, part.stop, at_once):
+                    stop = min(first + at_once, part.stop)
+                    logits = model.head(states[first - part.start : stop - part.start])
+                    yield part.document, first, logits
 
 
-def find_shares(
+def estimate_tail_prior(
     model: Transformer, documents: Sequence[np.ndarray], window: int, batch_tokens: int
 ) -> Tensor:
-    """Log shares [V] that the teacher gives words without entry, over these documents."""
-    tails = torch.zeros(model.config.vocab_size, device=next(model.parameters()).device)
+    """The teacher's tail prior [V], in logs, from these documents."""
+    mass = torch.zeros(model.config.vocab_size, device=next(model.parameters()).device)
     for _, _, logits in read_windows(model, documents, window, batch_tokens):
-        tails += tails_of(logits)
-    return tail_shares(tails)
+        mass += tail_mass(logits)
+    return tail_prior(mass)
 
 
 def encode_documents(
     model: Transformer,
     documents: Sequence[np.ndarray],
-    shares: Tensor,
+    prior: Tensor,
     *,
     window: int,
     batch_tokens: int,
     min_gain: float,
 ) -> list[tuple[Encoded, float]]:
-    """Of each document the teacher's distributions, and the sum over its tokens of the KL error in
-    nats.
+    """For each document the teacher's encoded distributions, and the sum over its tokens of the KL
+    error in nats.
     """
     parts: list[list[tuple[int, Encoded]]] = [[] for _ in documents]
     errors = [0.0] * len(documents)
     for document, first, logits in read_windows(model, documents, window, batch_tokens):
-        coded, kl = encode(logits, shares, min_gain)
+        coded, kl = encode(logits, prior, min_gain)
         parts[document].append((first, coded))
         errors[document] += float(kl.sum())
-    whole = [joined([coded for _, coded in sorted(own, key=lambda part: part[0])]) for own in parts]
+    whole = [
+        concatenate([coded for _, coded in sorted(pieces, key=lambda piece: piece[0])])
+        for pieces in parts
+    ]
     return list(zip(whole, errors, strict=True))

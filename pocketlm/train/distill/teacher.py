@@ -1,13 +1,14 @@
-"""A teacher is a function from a batch to scores of all words. It is frozen, has no optimizer and
-is never checkpointed.
+"""A teacher: a function from a batch to scores of the whole vocabulary. It is frozen, has no
+optimizer and is never checkpointed.
 
 Live, it reads the student's very batch. From disk (`teach` made it), it has read each document by
 itself from its beginning: the same where documents of a row do not see each other, the papers'
-loader being otherwise (our choice: what a document's distributions are must not depend on what it
-was packed with). The loss cannot tell the two apart.
+loader being otherwise (our choice: a document's distributions must not depend on what it was packed
+with). The loss is the same function for both.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,18 +28,18 @@ from pocketlm.train.distill.cache import (
     open_cache,
     tokenizer_digest,
 )
-from pocketlm.train.distributed.fsdp import spread
+from pocketlm.train.distributed.fsdp import shard_model
 from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.optim import OptimConfig, product_dtype
 from pocketlm.train.vocab_loss import TeacherScores, scores
 
 Teacher = Callable[[Batch], TeacherScores]
-# of each source, evenly spread, are looked for in a cache before training starts
+# of each source, evenly spaced, looked up in a cache before training starts
 CHECKED_DOCUMENTS = 1000
 
 
 class Documents(Protocol):
-    """What can be asked, before training, for the documents that its rows are made of."""
+    """Rows that name, before training, the documents that they are made of."""
 
     def documents(self) -> int: ...
     def key(self, document: int) -> bytes: ...
@@ -70,33 +71,34 @@ def open_teacher(
     ValueError before training starts: other tokens than the student's, less than `reads` tokens at
     once, or a cache without the documents of `sources`.
     """
-    cached = is_cached(teacher)
-    if cached:
+    read: Teacher
+    if is_cached(teacher):
         cache = open_cache(teacher)
         check_cache(cache, tokenizer, sources)
-        window = cache.made_of["window"]
-        facts = (
-            f"from disk, {cache.told['bytes_per_token']:.1f} bytes a token, KL error "
-            f"{cache.told['kl']:.3g}"
+        window, read = cache.made_of["window"], partial(cached_scores, cache)
+        description = (
+            f"from disk, {cache.facts['bytes_per_token']:.1f} bytes a token, KL error "
+            f"{cache.facts['kl']:.3g}"
         )
     else:
-        network, own = load_checkpoint(teacher)
-        check_teacher(tokenizer, own)
-        window, facts = network.config.max_position_embeddings, "live"
+        network, its_tokenizer = load_checkpoint(teacher)
+        check_teacher(tokenizer, its_tokenizer)
+        window, description = network.config.max_position_embeddings, "live"
+        read = live_teacher(network, optim)
     if reads is not None and window < reads:
-        raise ValueError(f"the teacher {teacher} reads {window} tokens, not the {reads} asked for")
+        raise ValueError(f"the teacher {teacher} reads {window} tokens, not the {reads} required")
     if ranks().first:
         Console(stderr=True, highlight=False).print(
-            f"  teacher {teacher} ({facts})", style="dim", soft_wrap=True
+            f"  teacher {teacher} ({description})", style="dim", soft_wrap=True
         )
-    return (lambda batch: cached_scores(cache, batch)) if cached else live_teacher(network, optim)
+    return read
 
 
 def live_teacher(model: Transformer, optim: OptimConfig) -> Teacher:
     """Scores [B x T, V] by running `model`, without gradients, on the student's very batch, in the
     student's compute dtype.
     """
-    model = spread(model.eval().requires_grad_(False), optim.shard_over)
+    model = shard_model(model.eval().requires_grad_(False), optim.shard_over)
     set_compute_dtype(model, product_dtype(optim, next(model.parameters()).device))
 
     def teach(batch: Batch) -> TeacherScores:
@@ -113,7 +115,7 @@ def check_teacher(student: Tokenizer, teacher: Tokenizer) -> None:
     """Stop before training when the two vocabularies differ: a divergence needs one meaning for
     each id.
 
-    Embeddings padded to different sizes do not matter (vocabulary.py).
+    Embeddings padded to different sizes do not matter (vocab_loss.py).
     """
     differences = vocabulary_differences(teacher, student)
     if differences:
@@ -136,11 +138,11 @@ def check_cache(cache: Cache, student: Tokenizer, sources: Mapping[str, Document
             f"student ({student.vocab_size}); full-vocabulary distillation needs the same tokenizer"
         )
     for name, documents in sources.items():
-        for number in _spread(documents.documents(), CHECKED_DOCUMENTS):
+        for number in _evenly_spaced(documents.documents(), CHECKED_DOCUMENTS):
             if cache.find(documents.key(number)) is None:
                 raise ValueError(missing(cache, f"document {number} of {name}"))
 
 
-def _spread(count: int, most: int) -> Iterable[int]:
+def _evenly_spaced(count: int, most: int) -> Iterable[int]:
     """At most about `most` numbers below count, evenly apart."""
     return range(0, count, max(1, count // most))

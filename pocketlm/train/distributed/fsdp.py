@@ -1,20 +1,17 @@
-"""Several ranks train one model: each on rows of its own, with a part of the weights, gradients and
-optimizer states.
+"""Data-parallel training with sharded weights (FSDP2): each rank has rows of its own, and a shard
+of the weights, gradients and optimizer states. A single process is not wrapped.
 
-FSDP2 (`fully_shard`) gathers the weights of a block when it is its turn, and sums gradients over
-the ranks. Alone, none of this happens: no process group, no DTensor.
+`fully_shard` gathers the weights of a block when it runs, and sums gradients over the ranks.
 
 Weights are gathered, and gradients summed, in float32 (our choice). Gathering in bfloat16 would
-halve that traffic, but norms, embeddings and the four-bit grid are worked out from float32 weights,
+halve that traffic, but norms, embeddings and the four-bit grid are computed from float32 weights,
 and all ranks together are to compute what one alone computes.
 """
 
 import copy
 import os
-from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,28 +23,11 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.distributed.ranks import Ranks, device, ranks
+from pocketlm.train.distributed.ranks import device, ranks
 from pocketlm.train.optim import ShardOver
 
 
-def on_all_ranks(stage: Callable[..., Any]) -> Callable[..., Any]:
-    """The same stage, marked: every rank calls it. A stage without the mark is the first rank's,
-    while the others wait.
-    """
-    stage.on_all_ranks = True  # type: ignore[attr-defined]
-    return stage
-
-
-def add_up(own: Ranks, *values: float) -> list[float]:
-    """Each value summed over all ranks, in float64: integers up to 2^53 exactly."""
-    if own.world_size == 1:
-        return list(values)
-    sums = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(sums)
-    return sums.tolist()
-
-
-def placed(batch: Batch, where: torch.device) -> Batch:
+def to_device(batch: Batch, where: torch.device) -> Batch:
     """The batch on the model's device."""
     tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return replace(
@@ -59,8 +39,8 @@ def placed(batch: Batch, where: torch.device) -> Batch:
 
 
 def mesh_shape(shard_over: ShardOver, world_size: int, local_world_size: int) -> tuple[int, ...]:
-    """(ranks that share the weights,), or (nodes, ranks of a node), where each node holds all
-    weights.
+    """The device mesh: (ranks that share the weights,), or (nodes, ranks of a node), where each
+    node holds all weights.
 
     In the second, gathering stays inside a node, and between nodes gradients alone travel.
     ValueError: unequal nodes.
@@ -81,9 +61,9 @@ def make_mesh(shape: tuple[int, ...], together: dist.ProcessGroup) -> DeviceMesh
     return init_device_mesh(device().type, shape, mesh_dim_names=("nodes", "shards")[-len(shape) :])
 
 
-def spread(model: Transformer, shard_over: ShardOver) -> Transformer:
-    """The same model, where this rank computes, its weights shared out over the ranks. Alone it
-    stays whole.
+def shard_model(model: Transformer, shard_over: ShardOver) -> Transformer:
+    """The same model on this rank's device, its weights sharded over the ranks; a single process
+    holds it whole.
 
     A block's weights are gathered when it runs and dropped after. Those outside of the blocks
     (table, norm, head) stay from `hidden` to the end of the backward pass, so that a loss uses the
@@ -106,8 +86,8 @@ def spread(model: Transformer, shard_over: ShardOver) -> Transformer:
     return model
 
 
-def hollow(model: Transformer) -> Transformer:
-    """A copy without weights, for `gathered` to fill."""
+def empty_copy(model: Transformer) -> Transformer:
+    """A copy without weights (on the meta device), for `gather_model` to fill."""
     empty = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
         for p in model.parameters()
@@ -115,17 +95,25 @@ def hollow(model: Transformer) -> Transformer:
     return copy.deepcopy(model, empty)
 
 
-def gathered(model: Transformer, whole: Transformer) -> Transformer:
-    """The whole model in the first rank's memory: `whole`, filled. On the others it stays hollow;
-    alone it is `model`.
+def gather_model(model: Transformer, whole: Transformer) -> Transformer:
+    """The whole model in the first rank's memory: `whole`, filled. On the others it stays empty;
+    a single process gets `model` itself.
     """
-    own = ranks()
-    if own.world_size == 1:
-        return model.cpu()
+    return model.cpu() if ranks().world_size == 1 else _filled(model, whole)
+
+
+def gather_copy(model: Transformer, empty: Transformer) -> Transformer:
+    """The whole model in the first rank's memory, as it is now: a copy of `empty`, filled. On the
+    others it stays empty; a single process gets `model` itself.
+    """
+    return model if ranks().world_size == 1 else _filled(model, copy.deepcopy(empty))
+
+
+def _filled(model: Transformer, whole: Transformer) -> Transformer:
     state = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-    if own.first:
+    if ranks().first:
         whole.load_state_dict(state, assign=True)
     return whole
 
@@ -134,8 +122,8 @@ def gathered(model: Transformer, whole: Transformer) -> Transformer:
 
 
 def sum_over_ranks(model: Transformer, wanted: bool) -> None:
-    """Whether the next backward pass sums gradients over the ranks; until one does, each adds up
-    its own, whole.
+    """Whether the next backward pass sums gradients over the ranks; until one does, each rank
+    accumulates its own, whole.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
@@ -151,18 +139,18 @@ def gather_for_muon(optimizers: list[torch.optim.Optimizer]) -> None:
     """Muon gets whole gradients: it orthogonalises matrices, in bfloat16, and parts would be summed
     in another order.
 
-    Each rank then works out the same whole update and keeps its rows of it. Muon's momentum is
+    Each rank then computes the same whole update and keeps its rows of it. Muon's momentum is
     whole on each too: 4 bytes for each weight in the blocks.
     """
-    for optimizer in (each for each in optimizers if isinstance(each, torch.optim.Muon)):
+    for optimizer in (one for one in optimizers if isinstance(one, torch.optim.Muon)):
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            parameter.grad = _everywhere(parameter.grad)
+            parameter.grad = _replicated(parameter.grad)
             # comes back in parts from a saved state
             for key, value in optimizer.state.get(parameter, {}).items():
-                optimizer.state[parameter][key] = _everywhere(value)
+                optimizer.state[parameter][key] = _replicated(value)
 
 
-def _everywhere(tensor: Tensor | None) -> Tensor | None:
+def _replicated(tensor: Tensor | None) -> Tensor | None:
     """The tensor, whole on every rank."""
     if not isinstance(tensor, DTensor):
         return tensor

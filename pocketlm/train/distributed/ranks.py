@@ -1,9 +1,9 @@
-"""Ranks: the processes of one run. torchrun starts them (RANK and WORLD_SIZE in the environment);
-they join one group.
+"""Ranks: the processes of one run, started by torchrun (RANK and WORLD_SIZE in the environment), in
+one process group.
 
-NCCL speaks between GPUs, gloo between processors. The first rank decides and writes; a board, which
-torchrun's own store keeps, tells the others what it decided, so that they may wait for days without
-a collective that times out.
+Collectives go over NCCL between GPUs and over gloo between CPUs. The first rank decides and writes;
+it broadcasts what it decided through a key-value store, torchrun's own, so that the other ranks may
+wait for days without a collective that times out.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[att
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 # for a rank that hangs, or loads for long; one that dies is noticed in seconds
-PATIENCE = timedelta(minutes=10)
-# for ranks that are all there to find each other: torch hears no signal in it
-FORMING = timedelta(seconds=20)
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# for ranks that are all there to connect: torch handles no signal meanwhile
+CONNECT_TIMEOUT = timedelta(seconds=20)
 POLL_SECONDS = 0.1
-FAREWELL_SECONDS = 5.0
+SHUTDOWN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,170 +39,197 @@ class Ranks:
 
 
 ALONE = Ranks()
+# set by LaunchStore.alone; of the process, as its group is: threads that write states read it too
+_works_alone = False
 
 
 def ranks() -> Ranks:
-    """This process among those that train together; ALONE where no group was joined."""
-    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+    """This process among those that train together; ALONE without a process group, and while it
+    does what the others wait for (`LaunchStore.alone`).
+    """
+    if _works_alone or not dist.is_initialized():
+        return ALONE
+    return Ranks(dist.get_rank(), dist.get_world_size())
 
 
 def device() -> torch.device:
-    """Where this rank computes: a GPU of its own where there is one, else the processor."""
+    """Where this rank computes: a GPU of its own where there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
 
 
-def has_the_screen() -> bool:
-    """Whether this is the run's first rank: where stages run side by side, theirs alone shows a
-    live line.
+def shows_progress() -> bool:
+    """Whether this is the run's first rank: of stages that run side by side, the first rank's alone
+    shows a progress bar.
     """
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def meet() -> None:
+def barrier() -> None:
     """Returns when every rank is here; where one is gone, gloo raises at once."""
-    least(0)
+    all_reduce_min(0)
 
 
-def least(number: int) -> int:
-    """The least of the ranks' numbers."""
-    if not dist.is_initialized():
+def all_reduce_min(number: int) -> int:
+    """The least of the ranks' numbers, on every rank."""
+    if ranks().world_size == 1:
         return number
-    found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MIN)
-    return int(found)
+    least = torch.tensor(number)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
 
 
-class Board:
-    """What a run's ranks tell each other. Alone there is nobody to tell, and every error is one's
-    own to explain.
+def all_reduce_sum(*values: float) -> list[float]:
+    """Each value summed over all ranks, in float64: integers up to 2^53 exactly."""
+    if ranks().world_size == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+class LaunchStore:
+    """Messages between the ranks of a run, through the store of their launcher. A run of one
+    process has no store, and sends nothing.
     """
 
-    def __init__(self, own: Ranks = ALONE, store: Store | None = None) -> None:
-        """own: this rank among all of the run, whatever group it is in."""
-        self.own, self.world_size = own, own.world_size
-        self.launch, self.store = store, PrefixStore("board", store) if store else None
-        self.words = self.meetings = self.formed = 0
+    def __init__(self, launch_ranks: Ranks = ALONE, store: Store | None = None) -> None:
+        """launch_ranks: this rank among all of the run, whatever process group it is in."""
+        self.ranks, self.world_size = launch_ranks, launch_ranks.world_size
+        self.launcher, self.store = store, PrefixStore("run", store) if store else None
+        # how many there were of each so far: ranks count alike, so a number names a message
+        self.broadcasts = self.gathers = self.groups = 0
 
-    def tell(self, word: str) -> None:
-        """The first rank's next word to the others."""
+    def broadcast(self, message: str) -> None:
+        """The first rank's next message to the others."""
         if self.store is not None:
-            self.words += 1
-            self.store.set(f"word {self.words}", word)
+            self.broadcasts += 1
+            self.store.set(f"broadcast {self.broadcasts}", message)
 
-    def hear(self) -> str:
-        """The first rank's next word, waited for as long as it takes. SystemExit where it left
-        instead.
+    def receive(self) -> str:
+        """The first rank's next message, waited for as long as it takes. SystemExit where that rank
+        shut down instead.
         """
         assert self.store is not None
-        self.words += 1
-        while not self.store.check([f"word {self.words}"]):
-            if self.store.check(["left"]):
-                raise SystemExit(int(self.store.get("left")))
+        self.broadcasts += 1
+        key = f"broadcast {self.broadcasts}"
+        while not self.store.check([key]):
+            if self.store.check(["exit status"]):
+                raise SystemExit(int(self.store.get("exit status")))
             time.sleep(POLL_SECONDS)
-        return self.store.get(f"word {self.words}").decode()
+        return self.store.get(key).decode()
 
-    def share(self, word: str) -> list[str]:
-        """Every rank's word, waited for as long as it takes. ConnectionError where one left
-        instead.
+    def gather(self, message: str) -> list[str]:
+        """Every rank's message, on every rank, waited for as long as it takes. ConnectionError
+        where one shut down instead.
         """
         assert self.store is not None
-        self.meetings += 1
-        places = [f"meeting {self.meetings} {rank}" for rank in range(self.world_size)]
-        self.store.set(places[self.own.rank], word)
-        gone = 0
-        while not self.store.check(places):
-            if gone:
+        self.gathers += 1
+        keys = [f"gather {self.gathers} {rank}" for rank in range(self.world_size)]
+        self.store.set(keys[self.ranks.rank], message)
+        num_gone = 0
+        while not self.store.check(keys):
+            if num_gone:
                 raise ConnectionError(
                     "another rank ended before its stage was done; start the same command again"
                 )
             time.sleep(POLL_SECONDS)
-            # asked before the places: one that left in good order was here first
-            gone = self.store.add("gone", 0)
-        return [self.store.get(place).decode() for place in places]
+            # read before the keys: a rank that shut down in good order has set its key before
+            num_gone = self.store.add("gone", 0)
+        return [self.store.get(key).decode() for key in keys]
 
     @contextlib.contextmanager
-    def apart(self, groups: list[range]) -> Iterator[int | None]:
-        """While the block lasts, each of these ranges of ranks is a group of its own, which is all
-        that `ranks()` tells of.
+    def alone(self) -> Iterator[None]:
+        """While the block lasts, `ranks()` is ALONE: what this rank does, the others wait for."""
+        global _works_alone
+        _works_alone = True
+        try:
+            yield
+        finally:
+            _works_alone = False
 
-        Comes with the number of this rank's; None where it is in none.
-        """
-        own = next((number for number, group in enumerate(groups) if self.own.rank in group), None)
-        self.form(None if own is None else groups[own])
-        yield own
-        self.form(range(self.world_size))
+    @contextlib.contextmanager
+    def subgroups(self, groups: list[range]) -> Iterator[int | None]:
+        """While the block lasts, each of these ranges of ranks is a process group, and all that
+        `ranks()` knows.
 
-    def form(self, group: range | None) -> None:
-        """This rank's process group, of these ranks of the run; None: it is alone. All ranks of the
-        run call it together.
+        Comes with the number of this rank's group; None where it is in none.
         """
-        self.formed += 1
-        # none is still in an exchange of the last group, and to connect need not be waited for long
-        self.share("here")
+        number = next((n for n, group in enumerate(groups) if self.ranks.rank in group), None)
+        self.init_group(None if number is None else groups[number])
+        yield number
+        self.init_group(range(self.world_size))
+
+    def init_group(self, group: range | None) -> None:
+        """Makes these ranks of the run this rank's process group; None: it has none. All ranks of
+        the run call it together.
+        """
+        self.groups += 1
+        # no rank is still in a collective of the last group, and to connect takes no long wait
+        self.gather("here")
         if dist.is_initialized():
             dist.destroy_process_group()
         if group is not None:
-            assert self.launch is not None
+            assert self.launcher is not None
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=PrefixStore(f"group {self.formed} {group.start}", self.launch),
-                rank=group.index(self.own.rank),
+                store=PrefixStore(f"group {self.groups} {group.start}", self.launcher),
+                rank=group.index(self.ranks.rank),
                 world_size=len(group),
-                timeout=FORMING,
+                timeout=CONNECT_TIMEOUT,
             )
-            _set_pg_timeout(PATIENCE)
-        # gloo's ranks connect one by one: one that went on and left would fail the others
-        self.share("connected")
+            _set_pg_timeout(COLLECTIVE_TIMEOUT)
+        # gloo's ranks connect one by one: one that went on and exited would fail the others
+        self.gather("connected")
 
-    def leave(self, status: int) -> None:
-        """The first rank's last word, and a moment for the others to hear it: the store may go with
-        this process.
+    def shutdown(self, status: int) -> None:
+        """Broadcasts the first rank's exit status, and waits a moment for the others to read it:
+        the store may end with this process.
         """
         with contextlib.suppress(dist.DistError):
             assert self.store is not None
-            gone = self.store.add("gone", 1)
-            if self.own.first:
-                self.store.set("left", str(status))
-                deadline = time.monotonic() + FAREWELL_SECONDS
-                while gone < self.world_size and time.monotonic() < deadline:
+            num_gone = self.store.add("gone", 1)
+            if self.ranks.first:
+                self.store.set("exit status", str(status))
+                deadline = time.monotonic() + SHUTDOWN_SECONDS
+                while num_gone < self.world_size and time.monotonic() < deadline:
                     time.sleep(POLL_SECONDS)
-                    gone = self.store.add("gone", 0)
+                    num_gone = self.store.add("gone", 0)
 
     def may_explain(self) -> bool:
-        """Whether this rank is the first to ask: where all stop for one reason, one tells it."""
-        # the store went down with its rank, so all explain themselves
+        """Whether this rank is the first to ask: where all stop for one reason, one prints it."""
+        # the store went down with its rank, so every rank prints its error
         with contextlib.suppress(dist.DistError):
             return self.store is None or self.store.add("explained", 1) == 1
         return True
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Board]:
-    """The board of this run's ranks, whose process group is joined for as long as the block lasts;
-    alone, none is.
+def joined() -> Iterator[LaunchStore]:
+    """The launch store of this run's ranks, which are one process group for as long as the block
+    lasts; a run of one process has no group.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield Board()
+        yield LaunchStore()
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    store, rank, world_size = next(rendezvous("env://", timeout=PATIENCE))
-    board, status = Board(Ranks(rank, world_size), store), 1
-    board.form(range(world_size))
+    store, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    launch, status = LaunchStore(Ranks(rank, world_size), store), 1
+    launch.init_group(range(world_size))
     try:
-        yield board
+        yield launch
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         raise
     except BaseException as error:
-        status = getattr(error, "exit_code", 1)  # typer's word for it
+        status = getattr(error, "exit_code", 1)  # typer's name for it
         raise
     finally:
-        board.leave(status)
-        if status == 0:  # else others may not come to leave the group in order
+        launch.shutdown(status)
+        if status == 0:  # else others may not come to destroy the group in order
             dist.destroy_process_group()
 
 
@@ -216,11 +243,10 @@ def lost_rank_as_error() -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        own = ranks()
+        place = ranks()
         raise ConnectionError(
-            f"rank {own.rank} of {own.world_size} lost the others: one of them ended, or did not "
-            "answer for "
-            f"{PATIENCE.seconds // 60} minutes. Start the same command again: it goes on from the "
-            "last saved state"
+            f"rank {place.rank} of {place.world_size} lost the others: one of them ended, or did "
+            f"not answer for {COLLECTIVE_TIMEOUT.seconds // 60} minutes. Start the same command "
+            "again: it goes on from the last saved state"
             f"\n({str(error).splitlines()[0][:200]})"
         ) from error

@@ -1,5 +1,5 @@
-"""Tensors in pieces: what each rank holds of one, copied out, and read back by any other number of
-ranks.
+"""Sharded tensors on disk: each rank writes its piece of one, and any other number of ranks reads
+it (resharding).
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Piece:
     offsets: tuple[int, ...]
 
 
-def own_piece(tensor: Tensor) -> Piece | None:
+def local_piece(tensor: Tensor) -> Piece | None:
     """What this rank writes of a tensor: its shard, if it is the first that holds it; the whole of
     a plain one, on rank 0.
     """
@@ -56,7 +56,7 @@ def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
 
 
 def write_pieces(file: Path, pieces: dict[str, Piece]) -> Saved:
-    """What the manifest says of the pieces that now lie in a safetensors file."""
+    """Writes the pieces to a safetensors file; what the manifest says of them."""
     save_file({name: piece.local for name, piece in pieces.items()}, file)
     return {
         name: {
@@ -83,16 +83,16 @@ def fill(tensor: Tensor, name: str, saved: Saved, opened: dict[str, Any]) -> Non
     local, offsets, _ = local_part(tensor)
     filled = 0
     for piece in saved[name]["pieces"]:
-        own = [(a, a + n) for a, n in zip(offsets, local.shape, strict=True)]
-        its = [(a, a + n) for a, n in zip(piece["offsets"], piece["sizes"], strict=True)]
-        both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, its, strict=True)]
+        target = [(a, a + n) for a, n in zip(offsets, local.shape, strict=True)]
+        source = [(a, a + n) for a, n in zip(piece["offsets"], piece["sizes"], strict=True)]
+        both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(target, source, strict=True)]
         if any(start >= end for start, end in both):
             continue
-        there = tuple(slice(s - a, e - a) for (s, e), (a, _) in zip(both, its, strict=True))
-        here = tuple(slice(s - a, e - a) for (s, e), (a, _) in zip(both, own, strict=True))
+        read = tuple(slice(s - a, e - a) for (s, e), (a, _) in zip(both, source, strict=True))
+        written = tuple(slice(s - a, e - a) for (s, e), (a, _) in zip(both, target, strict=True))
         content = opened[piece["file"]]
-        part = content.get_slice(name)[there] if there else content.get_tensor(name)
-        local[here].copy_(part)
+        part = content.get_slice(name)[read] if read else content.get_tensor(name)
+        local[written].copy_(part)
         filled += part.numel()
     if filled != local.numel():
         raise ValueError(
@@ -101,15 +101,15 @@ def fill(tensor: Tensor, name: str, saved: Saved, opened: dict[str, Any]) -> Non
 
 
 def filled_like(
-    parameter: Tensor, name: str, saved: Saved, opened: dict[str, Any], *, on_each: bool
+    parameter: Tensor, name: str, saved: Saved, opened: dict[str, Any], *, replicated: bool
 ) -> Tensor:
-    """An optimizer's tensor: sharded as the parameter where it has its shape, or with on_each whole
-    on each rank; else plain.
+    """An optimizer's tensor: where it has the parameter's shape sharded as that, or replicated on
+    every rank; else plain.
     """
     shape, dtype = saved[name]["shape"], getattr(torch, saved[name]["dtype"])
     if shape == list(parameter.shape):
         value = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-        if on_each and isinstance(value, DTensor):
+        if replicated and isinstance(value, DTensor):
             value = value.redistribute(placements=[Replicate()] * value.device_mesh.ndim)
     else:
         value = torch.empty(shape, dtype=dtype, device=parameter.device)

@@ -1,0 +1,106 @@
+"""What all stages that train share: a batch plan, batches, a loss with or without a teacher, the
+loop, and a checkpoint at the end.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from pocketlm.data.batches import Layout, Rows, make_batches
+from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.tokenizer import Tokenizer
+from pocketlm.model.transformer import Transformer
+from pocketlm.train.checkpoint import SaveConfig
+from pocketlm.train.distill.teacher import is_cached, open_teacher
+from pocketlm.train.distributed.ranks import ranks
+from pocketlm.train.loop import train
+from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
+from pocketlm.train.milestones import Milestones
+from pocketlm.train.optim import OptimConfig
+
+
+class TrainingConfig(Protocol):
+    """The fields that every config of a stage that trains has."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def rows_per_step(self) -> int: ...
+    @property
+    def micro_batch_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def distillation(self) -> Distillation: ...
+    @property
+    def save(self) -> SaveConfig: ...
+
+
+def train_stage(
+    config: TrainingConfig,
+    optim: OptimConfig,
+    out: Path,
+    student: Transformer,
+    tokenizer: Tokenizer,
+    sources: Mapping[str, Rows],
+    shares: Mapping[str, float],
+    *,
+    separate_documents: bool,
+    teacher: Path | None = None,
+    teacher_window: int | None = None,
+    milestones: int = 0,
+) -> Path:
+    """`out`, with a checkpoint of `student` after optim.num_steps steps on rows of `sources`, drawn
+    in these shares.
+
+    Loss: cross-entropy with the labels, or with `teacher` as config.distillation says.
+    teacher_window: tokens that it must read at once. milestones: how many checkpoints to keep.
+    """
+    plan = Layout(
+        seq_len=config.seq_len,
+        rows_per_step=config.rows_per_step,
+        micro_batch_size=config.micro_batch_size,
+        seed=config.seed,
+        rank=ranks().rank,
+        world_size=ranks().world_size,
+    )
+    batches = make_batches(
+        sources,
+        shares,
+        plan,
+        separate_documents=separate_documents,
+        name_documents=is_cached(teacher),
+    )
+    loss_fn = next_token_loss
+    if teacher is not None:
+        scores = open_teacher(teacher, tokenizer, sources, optim, reads=teacher_window)
+        loss_fn = distillation_loss(scores, config.distillation)
+    student = train(
+        student,
+        batches,
+        loss_fn,
+        optim,
+        out,
+        label=config.name,
+        save=config.save,
+        milestones=Milestones(milestones, tokenizer) if milestones else None,
+    )
+    return save_first(out, student, tokenizer)
+
+
+def save_first(out: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
+    """`out`, with the checkpoint, which the first rank writes."""
+    if ranks().first:
+        save_checkpoint(out, model, tokenizer)
+    return out
+
+
+def check_seq_len(config: TrainingConfig, model: Transformer) -> None:
+    """Nothing, or a ValueError where a row is longer than the model's window."""
+    if config.seq_len > model.config.max_position_embeddings:
+        raise ValueError(
+            f"{config.name}.seq_len {config.seq_len} exceeds max_position_embeddings "
+            f"{model.config.max_position_embeddings}; lower it or run extend_context first"
+        )
