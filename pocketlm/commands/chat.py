@@ -58,7 +58,7 @@ def chat(
     with plain_errors():
         from rich.console import Console
 
-        from pocketlm.model.sampling import Sampling
+        from pocketlm.inference.sampling import Sampling
         from pocketlm.serve.chat import ChatConfig
         from pocketlm.serve.chat import chat as converse
 
@@ -74,7 +74,7 @@ def chat(
             sampling=sampling, max_new_tokens=max_tokens, system=system, stop=tuple(stop or ())
         )
         check_model(model)
-        from pocketlm.export.runtimes import open_model
+        from pocketlm.inference.open import open_model
 
         with contextlib.closing(open_model(model)) as speaker:
             converse(speaker, config, Console())

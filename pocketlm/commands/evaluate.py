@@ -42,7 +42,7 @@ def evaluate_models(
         from rich.console import Console
 
         from pocketlm.commands.tables import evaluation_table
-        from pocketlm.export.runtimes import labels_of
+        from pocketlm.inference.open import labels_of
         from pocketlm.model.files import read_json
         from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 

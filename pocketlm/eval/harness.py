@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from pocketlm.eval.suites import Suite
-from pocketlm.model.stop_strings import before_stop
+from pocketlm.inference.stop_strings import before_stop
 from pocketlm.model.tokenizer import Tokenizer
 
 ANSWER_MARK = "####"

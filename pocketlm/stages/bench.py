@@ -4,7 +4,7 @@ would allow.
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +12,7 @@ from typing import Any
 
 from pocketlm.eval.hardware import available_cores, memory_bytes, peak_memory_bytes, read_bandwidth
 from pocketlm.eval.latency import measure_speed
-from pocketlm.export.runtimes import labels_of, opened, prepare_runtime, size_of
+from pocketlm.inference.open import labels_of, opened, prepare_runtime, size_of
 from pocketlm.model.files import write_json
 from pocketlm.model.json_shape import read_object
 
@@ -158,8 +158,11 @@ def measure(
                 config.repeats,
                 tell=lambda what, context=context: tell(f"{context} tokens, {what}"),
             )
-            sizes = {"kv_bytes": model.kv_bytes(context), "step_bytes": model.step_bytes(context)}
-            rows[str(context)] = {**speed, **sizes, "peak_memory_bytes": peak_memory_bytes()}
+            rows[str(context)] = {
+                **speed,
+                **asdict(model.memory(context)),
+                "peak_memory_bytes": peak_memory_bytes(),
+            }
         longest, peak = model.max_length, peak_memory_bytes()
     tell("memory bandwidth")
     bandwidth = read_bandwidth()

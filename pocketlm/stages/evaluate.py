@@ -18,9 +18,9 @@ from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites import Suite, load_suite
-from pocketlm.export.runtimes import label_of, opened, size_of
+from pocketlm.inference.open import label_of, opened, size_of
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.files import write_json, write_text
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.json_shape import read_object
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it

@@ -11,7 +11,7 @@ from typing import Any
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
-from pocketlm.model.sampling import Sampling
+from pocketlm.inference.sampling import Sampling
 from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
 from pocketlm.serve.chat import ChatConfig

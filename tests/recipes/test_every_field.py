@@ -24,10 +24,10 @@ from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
 from pocketlm.eval.agreement import Agreement
+from pocketlm.inference.sampling import Sampling
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model import transformer
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import LanguageModel
-from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 from pocketlm.report.goals import Goal
@@ -382,7 +382,7 @@ def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.Mo
             return check(file, *rest, **options)
         return Agreement(top_token=1.0, kl=0.0, greedy=1.0, tokens=1)
 
-    patch.setattr("pocketlm.export.executorch.write_pte", write)
+    patch.setattr("pocketlm.export.pte.write_pte", write)
     patch.setattr(export_stage, "check_file", check_gguf)
     try:
         return files_of(export(config, out, model=folder / "model"))

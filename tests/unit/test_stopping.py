@@ -7,11 +7,12 @@ from random import Random
 
 import pytest
 
-from pocketlm.export.executorch import PteModel, write_pte
 from pocketlm.export.gguf import write_gguf
-from pocketlm.export.llamacpp import GgufModel
-from pocketlm.model.generate import LanguageModel
-from pocketlm.model.stop_strings import Ending, before_stop, ids_to_stop, text_pieces
+from pocketlm.export.pte import write_pte
+from pocketlm.inference.executorch import PteModel
+from pocketlm.inference.llamacpp import GgufModel
+from pocketlm.inference.stop_strings import StopMatcher, before_stop, ids_to_stop, text_pieces
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -125,14 +126,14 @@ def test_nothing_after_a_stop_string_is_asked_for(tokenizer):
 
 
 def test_only_what_may_begin_a_stop_string_waits(tokenizer):
-    ending = Ending(tokenizer, ("abc", "bd"))
+    ending = StopMatcher(tokenizer, ("abc", "bd"))
     shown = [ending.add(i) for i in (tokenizer.encode(c)[0] for c in "xabaabd")]
     assert shown == ["x", "", "", "ab", "a", "", "a"] and ending.stopped
 
 
 def test_an_empty_stop_string_is_refused(tokenizer):
     with pytest.raises(ValueError, match="a stop string is empty"):
-        Ending(tokenizer, ("a", ""))
+        StopMatcher(tokenizer, ("a", ""))
 
 
 @pytest.mark.parametrize("runtime", ["checkpoint", "gguf", "pte"])

@@ -5,14 +5,14 @@ ExecuTorch.
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pocketlm.model.generate import LanguageModel
+from pocketlm.inference.runtime import Runtime
+from pocketlm.inference.torch_runtime import LanguageModel
 
 
-def open_model(path: Path, *, exact: bool = False, threads: int | None = None) -> Any:
+def open_model(path: Path, *, exact: bool = False, threads: int | None = None) -> Runtime:
     """The model at `path`, ready for `logits` and `generate`: a checkpoint folder, a .gguf or a
     .pte, by its name.
 
@@ -27,11 +27,11 @@ def open_model(path: Path, *, exact: bool = False, threads: int | None = None) -
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}; give a checkpoint folder, a .gguf or a .pte")
     if path.suffix == ".gguf":
-        from pocketlm.export.llamacpp import GgufModel
+        from pocketlm.inference.llamacpp import GgufModel
 
         return GgufModel(path, cache_type="f32" if exact else "f16", threads=threads)
     if path.suffix == ".pte":
-        from pocketlm.export.executorch import PteModel
+        from pocketlm.inference.executorch import PteModel
 
         return PteModel(path, threads=threads)
     raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf or .pte file")
@@ -40,11 +40,11 @@ def open_model(path: Path, *, exact: bool = False, threads: int | None = None) -
 def prepare_runtime(path: Path) -> None:
     """Nothing, but what opens a model of this kind is imported now."""
     if path.suffix == ".gguf":
-        from pocketlm.export.libllama import library
+        from pocketlm.inference.libllama import library
 
         library()
     if path.suffix == ".pte":
-        from pocketlm.export.executorch import load_kernels
+        from pocketlm.inference.executorch import load_kernels
 
         load_kernels()
 
@@ -53,7 +53,7 @@ def size_of(path: Path) -> int:
     """Bytes of an exported file, or of a folder's weights."""
     if not path.is_file():
         return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    from pocketlm.export.gguf_header import part_files
+    from pocketlm.inference.gguf_file import part_files
 
     return sum(file.stat().st_size for file in part_files(path))
 
@@ -74,7 +74,7 @@ def labels_of(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 @contextmanager
-def opened(path: Path, *, exact: bool = False, threads: int | None = None) -> Iterator[Any]:
+def opened(path: Path, *, exact: bool = False, threads: int | None = None) -> Iterator[Runtime]:
     """The model at `path`, closed at the end."""
     with closing(open_model(path, exact=exact, threads=threads)) as model:
         yield model

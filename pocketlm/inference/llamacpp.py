@@ -1,5 +1,4 @@
-"""A .gguf file that answers `logits` and `generate` in llama.cpp, as a checkpoint does in
-`model/generate`.
+"""A .gguf file that answers in llama.cpp, on the CPU.
 
 Shapes: T tokens, V vocabulary
 """
@@ -13,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pocketlm.export.gguf_header import head_width, read_header, weight_bytes, windows_of
-from pocketlm.export.gguf_tokenizer import tokenizer_of
-from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel, padded
-from pocketlm.model.sampling import GREEDY, Sampling, sample
-from pocketlm.model.stop_strings import Ending
+from pocketlm.inference.gguf_header import head_width, read_header, weight_bytes, windows_of
+from pocketlm.inference.gguf_tokenizer import tokenizer_of
+from pocketlm.inference.libllama import CACHE_TYPES, Context, LoadedModel, padded
+from pocketlm.inference.runtime import Memory
+from pocketlm.inference.sampling import GREEDY, Sampling, sample
+from pocketlm.inference.stop_strings import StopMatcher
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
 LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once
@@ -103,23 +103,21 @@ class GgufModel:
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
-    def kv_bytes(self, length: int) -> int:
-        """Bytes that llama.cpp takes for keys and values of one text of this length.
+    def memory(self, length: int) -> Memory:
+        """Bytes that llama.cpp allocates and that a token reads.
 
         A local layer has cells for its window and one batch (`llama_kv_cache_iswa`).
         """
         cells = padded(length)
-        locals_ = (padded(window + self.batch) for window in self._windows if window is not None)
-        return self._cell_bytes * (
-            cells * self._windows.count(None) + sum(min(cells, own) for own in locals_)
+        windows = [window for window in self._windows if window is not None]
+        allocated = cells * self._windows.count(None) + sum(
+            min(cells, padded(window + self.batch)) for window in windows
         )
-
-    def step_bytes(self, length: int) -> int:
-        """Bytes that one more token must read after so many: every weight once, the keys and values
-        it sees.
-        """
-        seen = sum(length if window is None else min(length, window) for window in self._windows)
-        return self._weight_bytes + self._cell_bytes * seen
+        seen = length * self._windows.count(None) + sum(min(length, window) for window in windows)
+        return Memory(
+            kv_bytes=self._cell_bytes * allocated,
+            step_bytes=self._weight_bytes + self._cell_bytes * seen,
+        )
 
     def close(self) -> None:
         """Free the weights and caches; the model is of no use afterwards."""
@@ -144,7 +142,9 @@ class GgufModel:
         context = self._borrow(min(len(prompts), SLOTS), longest)
         generators = sampling.generators(len(prompts))
         texts = [list(prompt) for prompt in prompts]  # and what was made
-        endings = [Ending(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
+        endings = (
+            [StopMatcher(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
+        )
         lengths = [len(p) for p in prompts]
         waiting = [row for row in reversed(range(len(prompts))) if lengths[row] < self.max_length]
         running: dict[int, tuple[int, int]] = {}  # slot -> (row, its newest id)
