@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.inference.runtime import Memory
+from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
 from pocketlm.inference.sampling import GREEDY, Sampling, sample
 from pocketlm.inference.stop_strings import ids_to_stop
 from pocketlm.model.tokenizer import Tokenizer
@@ -62,6 +62,13 @@ class PteModel:
         with self._lock:
             self._owner = None
             return torch.cat(list(self._read(ids, 0))).numpy()
+
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """Log-probability [T - 1] of each id but the first, one call of the program at a time."""
+        self._check(ids)
+        with self._lock:
+            self._owner = None
+            return log_probs_from(self._read(ids, 0), ids)
 
     def generate(
         self,
@@ -149,17 +156,13 @@ class PteModel:
             yield self._method.execute((tokens, torch.tensor([start + first])))[0][0]
 
     def _check(self, ids: Sequence[int]) -> None:
-        if not ids:
-            raise ValueError("an empty prompt: at least one token is needed to start from")
-        if len(ids) > self.max_length:
-            raise ValueError(
-                f"{len(ids)} tokens exceed the {self.max_length} this .pte file was exported for; "
-                "shorten the text or export with a longer context_length"
-            )
-        if min(ids) < 0 or max(ids) >= self.vocab_size:
-            raise ValueError(
-                f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {self.vocab_size}"
-            )
+        check_ids(
+            ids,
+            vocab_size=self.vocab_size,
+            max_length=self.max_length,
+            limit=f"the {self.max_length} this .pte file was exported for",
+            advice="export with a longer context_length",
+        )
 
 
 def tokenizer_folder(path: Path) -> Path:

@@ -24,7 +24,13 @@ class KVCache:
     """
 
     def __init__(
-        self, config: ModelConfig, batch: int, capacity: int, *, int8: bool = False
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        *,
+        int8: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         windows = [config.window(i // config.layer_repeats) for i in range(config.applications)]
         # slots of the local layers
@@ -34,11 +40,9 @@ class KVCache:
             for ring in self.rings
         ]
         store = Int8Slots if int8 else FloatSlots
-        self.keys, self.values = (
-            [store(shape) for shape in shapes],
-            [store(shape) for shape in shapes],
-        )
-        self.positions = torch.full((batch, capacity), PAD_POSITION)
+        self.keys = [store(shape, device) for shape in shapes]
+        self.values = [store(shape, device) for shape in shapes]
+        self.positions = torch.full((batch, capacity), PAD_POSITION, device=device)
         self.start = self.end = 0
 
     @property
@@ -76,7 +80,7 @@ class KVCache:
         if self.end - self.start == 1:
             slots.write(slice(self.start % ring, self.start % ring + 1), new)
             return slots.read(ring)
-        newest = torch.arange(max(self.start, self.end - ring), self.end)
+        newest = self._range(max(self.start, self.end - ring), self.end)
         # the first query's window, and on
         seen = torch.cat([slots.read(min(self.start, ring)), slots.rounded(new)], 2)
         slots.write(newest % ring, new[:, :, -len(newest) :])
@@ -101,8 +105,11 @@ class KVCache:
         """For each filled slot of a ring the newest of the first `end` tokens that lies there:
         token t is in slot t mod ring.
         """
-        slot = torch.arange(min(end, ring))
+        slot = self._range(0, min(end, ring))
         return end - 1 - (end - 1 - slot) % ring
+
+    def _range(self, start: int, end: int) -> Tensor:
+        return torch.arange(start, end, device=self.positions.device)
 
     def take(self, part: "KVCache", first_row: int, end: int) -> None:
         """Copy all tokens of a cache of fewer rows, so that its last token is number `end` - 1
@@ -112,7 +119,7 @@ class KVCache:
         self.end, shift = end, end - part.end
         self.positions[rows, shift:end] = part.positions
         for layer, (ring, part_ring) in enumerate(zip(self.rings, part.rings, strict=True)):
-            tokens = torch.arange(max(0, part.end - (ring or part.end)), part.end)
+            tokens = self._range(max(0, part.end - (ring or part.end)), part.end)
             held = tokens % part_ring if part_ring else tokens
             places = (tokens + shift) % ring if ring else tokens + shift
             self.keys[layer].take(rows, places, part.keys[layer], held)
@@ -128,8 +135,8 @@ class KVCache:
 class FloatSlots:
     """A layer's keys or values [B, K, S, E] in float32."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.content = torch.zeros(shape)
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str) -> None:
+        self.content = torch.zeros(shape, dtype=torch.float32, device=device)
 
     def write(self, places: Tensor | slice, new: Tensor) -> None:
         """Put new [B, K, T, E] into T slots."""
@@ -154,9 +161,9 @@ class FloatSlots:
 class Int8Slots(FloatSlots):
     """The same as int8, with a scale and a zero point for each token, over all its heads."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.content = torch.zeros(shape, dtype=torch.int8)
-        self.scale = torch.ones(shape[0], 1, shape[2], 1)
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str) -> None:
+        self.content = torch.zeros(shape, dtype=torch.int8, device=device)
+        self.scale = torch.ones(shape[0], 1, shape[2], 1, dtype=torch.float32, device=device)
         self.zero = torch.zeros_like(self.scale)
 
     def write(self, places: Tensor | slice, new: Tensor) -> None:

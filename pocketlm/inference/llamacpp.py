@@ -15,7 +15,7 @@ import torch
 from pocketlm.inference.gguf_header import head_width, read_header, weight_bytes, windows_of
 from pocketlm.inference.gguf_tokenizer import tokenizer_of
 from pocketlm.inference.libllama import CACHE_TYPES, Context, LoadedModel, padded
-from pocketlm.inference.runtime import Memory
+from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
 from pocketlm.inference.sampling import GREEDY, Sampling, sample
 from pocketlm.inference.stop_strings import StopMatcher
 
@@ -69,6 +69,16 @@ class GgufModel:
         finally:
             self._return(context)
         return np.concatenate(chunks)
+
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """Log-probability [T - 1] of each id but the first, one batch of llama.cpp at a time."""
+        self._check(ids)
+        context = self._borrow(1, len(ids))
+        try:
+            chunks = self._prefill(context, 0, ids, every=True)
+            return log_probs_from(map(torch.from_numpy, chunks), ids)
+        finally:
+            self._return(context)
 
     def generate(
         self,
@@ -196,17 +206,13 @@ class GgufModel:
                 yield logits.copy()
 
     def _check(self, ids: Sequence[int]) -> None:
-        if not ids:
-            raise ValueError("an empty prompt: at least one token is needed to start from")
-        if len(ids) > self.max_length:
-            raise ValueError(
-                f"{len(ids)} tokens exceed the context of {self.max_length}; shorten the text or "
-                "ask for more"
-            )
-        if min(ids) < 0 or max(ids) >= self.vocab_size:
-            raise ValueError(
-                f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {self.vocab_size}"
-            )
+        check_ids(
+            ids,
+            vocab_size=self.vocab_size,
+            max_length=self.max_length,
+            limit=f"the context of {self.max_length}",
+            advice="open the file with a longer context_length",
+        )
 
     def _borrow(self, slots: int, length: int) -> Context:
         """A context with so much room: an idle one, or a new one in the place of one that is too

@@ -3,11 +3,13 @@
 Shapes: T tokens, V vocabulary
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pocketlm.inference.sampling import GREEDY, Sampling
 from pocketlm.model.tokenizer import Tokenizer
@@ -43,6 +45,14 @@ class Runtime(Protocol):
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits [T, V], float32, of the token after each of `ids` [T]."""
+        ...
+
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """Natural log-probability [T - 1], float32, of each of `ids` [T] but the first, given those
+        before it.
+
+        Where the runtime allows it, no more logits are held than those of a chunk of tokens.
+        """
         ...
 
     def generate(
@@ -82,3 +92,43 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Free weights and caches; every later call is a ValueError or undefined."""
         ...
+
+
+def check_ids(
+    ids: Sequence[int], *, vocab_size: int, max_length: int, limit: str, advice: str
+) -> None:
+    """Raise a ValueError for no ids, ids outside the vocabulary, or more than max_length of them.
+
+    limit: what max_length is, as in "exceed the context of 1024". advice: what else to do than to
+    shorten the text.
+    """
+    if not ids:
+        raise ValueError("an empty prompt: at least one token is needed to start from")
+    if len(ids) > max_length:
+        raise ValueError(f"{len(ids)} tokens exceed {limit}; shorten the text or {advice}")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        raise ValueError(
+            f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {vocab_size}"
+        )
+
+
+def log_probs_from(chunks: Iterable[Tensor], ids: Sequence[int]) -> np.ndarray:
+    """`Runtime.log_probs` from the logits [n, V] of one chunk of `ids` after the other.
+
+    A chunk is dropped before the next one is asked for. The sum over the vocabulary is float32.
+    """
+    pieces, start = [np.zeros(0, np.float32)], 1
+    for chunk in chunks:
+        pieces.append(_scores(chunk, ids[start : start + len(chunk)]))
+        start += len(chunk)
+        del chunk
+    return np.concatenate(pieces)
+
+
+def _scores(logits: Tensor, targets: Sequence[int]) -> np.ndarray:
+    """Log-probability of each of the targets by the row at its place; nothing comes after the last
+    id, so that of the last chunk a row may be left over.
+    """
+    logits = logits[: len(targets)].float()
+    index = torch.tensor(targets, dtype=torch.long, device=logits.device)[:, None]
+    return (logits.gather(-1, index)[:, 0] - logits.logsumexp(-1)).cpu().numpy()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pocketlm.inference.kv_cache import PAD_POSITION, KVCache
-from pocketlm.inference.runtime import Memory
+from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
 from pocketlm.inference.sampling import GREEDY, Sampling, sample
 from pocketlm.inference.stop_strings import StopMatcher
 from pocketlm.model.checkpoint import load_checkpoint
@@ -19,13 +19,14 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
 PREFILL_TOKENS = 512  # of one pass over prompts: more do not stay near the processor
+LOGITS_BYTES = 2**26  # of logits that `log_probs` holds at once
 
 
 class LanguageModel:
-    """A loaded checkpoint that answers the two questions every runtime here answers: `logits` and
-    `generate`.
+    """A checkpoint's network as a Runtime, on whatever device its weights are.
 
-    int8_cache: keys and values in a quarter of the bytes, rounded (see KVCache).
+    int8_cache: keys and values in a quarter of the bytes, rounded (see KVCache). Threads: every
+    call has a cache of its own, and calls run side by side.
     """
 
     def __init__(
@@ -38,11 +39,24 @@ class LanguageModel:
     def open(cls, folder: Path) -> "LanguageModel":
         return cls(*load_checkpoint(folder))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; ids, positions, caches and the choice of tokens follow them."""
+        return self.model.model.embed_tokens.weight.device
+
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits [T, V], float32, of the token after each of `ids`."""
-        self._check(len(ids))
-        return self.model(torch.tensor([list(ids)]))[0].numpy()
+        self._check(ids)
+        return self.model(self._ids([ids]))[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """Log-probability [T - 1] of each id but the first; one pass, its logits in chunks."""
+        self._check(ids)
+        hidden = self.model.hidden(self._ids([ids]), None)[0]  # [T, D]
+        chunk_tokens = max(1, LOGITS_BYTES // (4 * self.model.config.vocab_size))
+        return log_probs_from((self.model.head(part) for part in hidden.split(chunk_tokens)), ids)
 
     def generate(
         self,
@@ -79,8 +93,7 @@ class LanguageModel:
 
     def memory(self, length: int) -> Memory:
         """Bytes of the KV cache, and of what a token reads: not a table that is no head."""
-        with torch.device("meta"):
-            cache = KVCache(self.model.config, 1, length, int8=self.int8_cache)
+        cache = KVCache(self.model.config, 1, length, int8=self.int8_cache, device="meta")
         tied = self.model.lm_head is None
         unread = 0 if tied else self.model.model.embed_tokens.weight.nbytes
         weights = sum(weight.nbytes for weight in self.model.parameters()) - unread
@@ -89,12 +102,17 @@ class LanguageModel:
     def close(self) -> None:
         """Nothing to free; the exported files' runtimes hold processes and buffers."""
 
-    def _check(self, length: int) -> None:
-        if length > self.max_length:
-            raise ValueError(
-                f"{length} tokens exceed max_position_embeddings {self.max_length}; shorten the "
-                "text or extend the context first"
-            )
+    def _check(self, ids: Sequence[int]) -> None:
+        check_ids(
+            ids,
+            vocab_size=self.model.config.vocab_size,
+            max_length=self.max_length,
+            limit=f"max_position_embeddings {self.max_length}",
+            advice="extend the context first",
+        )
+
+    def _ids(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor([list(row) for row in rows], device=self.device)
 
     # not a `with` inside: that would stay on in the caller's code between two ids
     @torch.inference_mode()
@@ -107,45 +125,49 @@ class LanguageModel:
         stop_strings: Sequence[str] = (),
     ) -> Iterator[tuple[int, int]]:
         """(row, new id) pairs. Finished rows leave the batch."""
+        for prompt in prompts:
+            self._check(prompt)
         if not prompts:
             return
-        longest = max(len(p) for p in prompts)
-        self._check(longest)
         # each row's own, whoever is beside it
         room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]
-        generators = sampling.generators(len(prompts))
+        if max(room) < 1:
+            return
+        generators = sampling.generators(len(prompts), self.device)
         texts = [list(prompt) for prompt in prompts]  # and what was made
-        endings = (
-            [StopMatcher(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
-        )
-        cache = KVCache(self.model.config, len(prompts), longest + max(room), int8=self.int8_cache)
-        hidden = self._prefill(prompts, cache) if max(room) else torch.empty(0)
-        positions = torch.tensor([[len(prompt) - 1] for prompt in prompts])
-        rows = torch.arange(len(prompts))
+        matchers = [StopMatcher(self.tokenizer, stop_strings) for _ in prompts]
+        cache = self._cache(len(prompts), max(map(len, prompts)) + max(room))
+        hidden = self._prefill(prompts, cache)
+        positions = self._ids([[len(prompt) - 1] for prompt in prompts])
+        rows = list(range(len(prompts)))
         for made in range(max(room)):
-            left = rows.tolist()
             tokens = sample(
                 self.model.head(hidden),
                 sampling,
-                [generators[r] for r in left],
-                [texts[r] for r in left],
+                [generators[r] for r in rows],
+                [texts[r] for r in rows],
             )
             going_on = []
-            for i, (row, token) in enumerate(zip(left, tokens.tolist(), strict=True)):
+            for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
                 if token in stop_ids or made >= room[row]:
                     continue
                 texts[row].append(token)
                 yield row, token
-                if made + 1 < room[row] and not (endings and endings[row].reached(token)):
+                stopped = bool(stop_strings) and matchers[row].reached(token)
+                if made + 1 < room[row] and not stopped:
                     going_on.append(i)
             if not going_on:
                 return
             if len(going_on) < len(rows):
-                keep = torch.tensor(going_on)
-                rows, tokens, positions = rows[keep], tokens[keep], positions[keep]
+                rows = [rows[i] for i in going_on]
+                keep = torch.tensor(going_on, device=self.device)
+                tokens, positions = tokens[keep], positions[keep]
                 cache.keep_rows(keep)
             positions = positions + 1
             hidden = self.model.hidden(tokens[:, None], positions, cache)[:, -1]
+
+    def _cache(self, batch: int, capacity: int) -> KVCache:
+        return KVCache(self.model.config, batch, capacity, int8=self.int8_cache, device=self.device)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
         """Hidden states [B, D] of the prompts' last tokens, which then are the newest of the cache.
@@ -161,11 +183,11 @@ class LanguageModel:
                 and (end + 1 - first) * max(map(len, prompts[first : end + 1])) <= PREFILL_TOKENS
             ):
                 end += 1
-            ids, positions = left_padded(prompts[first:end])
-            # else positions are 0, 1, ...: attention needs no written-out mask
-            padded = bool((positions < 0).any())
+            ids, positions = left_padded(prompts[first:end], self.device)
+            # without padding positions are 0, 1, ...: attention needs no written-out mask
+            padded = len(set(map(len, prompts[first:end]))) > 1
             whole = len(ids) == len(prompts)
-            part = cache if whole else KVCache(self.model.config, *ids.shape, int8=self.int8_cache)
+            part = cache if whole else self._cache(*ids.shape)
             hidden.append(
                 self.model.hidden(ids, positions if padded else None, part, last=True)[:, -1]
             )
@@ -175,16 +197,16 @@ class LanguageModel:
         return torch.cat(hidden)
 
 
-def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """(ids, positions), both [B, T], of prompts padded on the left; padding has position -1 and id
     0.
     """
     longest = max(len(p) for p in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    positions = torch.full_like(ids, PAD_POSITION)
-    for row, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError("an empty prompt: generation needs at least one token to start from")
-        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-        positions[row, longest - len(prompt) :] = torch.arange(len(prompt))
-    return ids, positions
+    gaps = [longest - len(p) for p in prompts]
+    ids = [[0] * gap + list(p) for gap, p in zip(gaps, prompts, strict=True)]
+    positions = [
+        [PAD_POSITION] * gap + list(range(len(p))) for gap, p in zip(gaps, prompts, strict=True)
+    ]
+    return torch.tensor(ids, device=device), torch.tensor(positions, device=device)

@@ -27,9 +27,9 @@ class Uniform:
     def __init__(self, tokenizer, max_length=64):
         self.tokenizer, self.max_length = tokenizer, max_length
 
-    def logits(self, ids):
+    def log_probs(self, ids):
         assert len(ids) <= self.max_length
-        return np.full((len(ids), self.tokenizer.vocab_size), 3.0, dtype=np.float32)
+        return np.full(len(ids) - 1, -np.log(self.tokenizer.vocab_size), dtype=np.float32)
 
 
 class Remembering(Uniform):

@@ -173,9 +173,7 @@ def test_a_pte_of_another_model_is_removed_and_what_computes_otherwise_is_told_a
     with monkeypatch.context() as patch:
         write = pte.write_pte
         patch.setattr(
-            pte,
-            "write_pte",
-            lambda network, *rest, **options: write(other, *rest, **options),
+            pte, "write_pte", lambda network, *rest, **options: write(other, *rest, **options)
         )
         with pytest.raises(
             ValueError,
