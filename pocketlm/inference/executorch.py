@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketlm.inference.decode import decode
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
-from pocketlm.inference.sampling import GREEDY, Sampling, sample
-from pocketlm.inference.stop_strings import ids_to_stop
+from pocketlm.inference.sampling import GREEDY, Sampling
 from pocketlm.model.tokenizer import Tokenizer
 
 # root offset, "ET12", "eh00", bytes of: this header, the program, all before the segments, the
@@ -87,11 +87,10 @@ class PteModel:
         for prompt in prompts:
             self._check(prompt)
         drawn = [replace(sampling, seed=sampling.seed + row) for row in range(len(prompts))]
-        answers = [
-            self._decode(prompt, max_new_tokens, stop_ids, own)
-            for prompt, own in zip(prompts, drawn, strict=True)
+        return [
+            list(self._decode(prompt, max_new_tokens, stop_ids, row_sampling, stop_strings))
+            for prompt, row_sampling in zip(prompts, drawn, strict=True)
         ]
-        return [list(ids_to_stop(answer, self.tokenizer, stop_strings)) for answer in answers]
 
     def stream(
         self,
@@ -127,23 +126,41 @@ class PteModel:
         self._method = None
 
     def _decode(
-        self, prompt: Sequence[int], max_new_tokens: int, stop_ids: set[int], sampling: Sampling
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: set[int],
+        sampling: Sampling,
+        stop_strings: Sequence[str] = (),
     ) -> Iterator[int]:
+        """New ids, one run of the program each."""
         ids = list(prompt)
         owner = object()
-        generators = sampling.generators(1)
-        for _ in range(min(max_new_tokens, self.max_length - len(ids))):
+
+        def last_logits() -> Tensor:
             with self._lock:
                 start = len(ids) - 1 if self._owner is owner else 0
                 self._owner = None  # nobody's, should the run be interrupted
                 for rows in self._read(ids[start:], start):
                     last = rows[-1:]
                 self._owner = owner
-            token = int(sample(last, sampling, generators, [ids]))
-            if token in stop_ids:
-                return
-            yield token
-            ids.append(token)
+            return last
+
+        def step(tokens: Tensor, keep: Tensor | None) -> Tensor:
+            ids.append(int(tokens))
+            return last_logits()
+
+        pairs = decode(
+            [prompt],
+            last_logits,
+            step,
+            room=[min(max_new_tokens, self.max_length - len(ids))],
+            tokenizer=self.tokenizer,
+            stop_ids=stop_ids,
+            stop_strings=stop_strings,
+            sampling=sampling,
+        )
+        return (token for _, token in pairs)
 
     def _read(self, ids: Sequence[int], start: int) -> Iterator[Tensor]:
         """Run the program on ids at positions `start` and up; the logits of each call, [up to

@@ -1,7 +1,8 @@
-"""Any model, opened for its answers: a checkpoint in our network, a .gguf in llama.cpp, a .pte in
-ExecuTorch.
+"""Any model, opened for its answers: a folder in our own network or in transformers, a .gguf in
+llama.cpp, a .pte in ExecuTorch.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,19 +11,35 @@ import torch
 
 from pocketlm.inference.runtime import Runtime
 from pocketlm.inference.torch_runtime import LanguageModel
+from pocketlm.model.checkpoint import raw_config
+from pocketlm.model.layouts import layout_of
+
+OWN, TRANSFORMERS = "pocketlm", "transformers"
+RUNTIMES = (OWN, TRANSFORMERS)  # what computes a folder; an exported file has one of its own
 
 
-def open_model(path: Path, *, exact: bool = False, threads: int | None = None) -> Runtime:
-    """The model at `path`, ready for `logits` and `generate`: a checkpoint folder, a .gguf or a
-    .pte, by its name.
+def open_model(
+    path: Path, *, runtime: str | None = None, exact: bool = False, threads: int | None = None
+) -> Runtime:
+    """The model at `path`: a Hugging Face folder, a .gguf or a .pte, by its name.
 
-    exact: float32 wherever the runtime has a choice; llama.cpp's own KV cache holds float16.
-    threads: the runtime's own choice by default. Torch's and ExecuTorch's are the whole process's.
+    runtime: what computes a folder, of RUNTIMES. None takes our own network where it knows the
+    model_type and else transformers, which one line on stderr then says. exact: float32 wherever
+    the runtime has a choice; llama.cpp's own KV cache holds float16. threads: the runtime's own
+    choice by default. Torch's and ExecuTorch's are the whole process's.
     """
     path = Path(path)
+    refuse_runtime(path, runtime)
     if threads:
         torch.set_num_threads(threads)  # for the choice of a token too, whatever runs the network
     if path.is_dir():
+        reason = None if runtime else refusal(path)
+        if reason:
+            print(f"{reason}; it is opened in transformers", file=sys.stderr)
+        if runtime == TRANSFORMERS or reason:
+            from pocketlm.inference.transformers_runtime import TransformersModel
+
+            return TransformersModel(path)
         return LanguageModel.open(path)
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}; give a checkpoint folder, a .gguf or a .pte")
@@ -37,8 +54,30 @@ def open_model(path: Path, *, exact: bool = False, threads: int | None = None) -
     raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf or .pte file")
 
 
-def prepare_runtime(path: Path) -> None:
+def refuse_runtime(path: Path, runtime: str | None) -> None:
+    """Nothing, or a ValueError where there is no such runtime, or none to choose for this model."""
+    if runtime is not None and runtime not in RUNTIMES:
+        raise ValueError(f"runtime {runtime!r} is unknown; known: {', '.join(RUNTIMES)}")
+    if runtime is not None and path.is_file():
+        raise ValueError(
+            f"{path}: a file runs in its own runtime, so there is no {runtime} to choose; leave "
+            "the runtime out, or give a checkpoint folder"
+        )
+
+
+def refusal(folder: Path) -> str | None:
+    """Why our own network does not hold the family of a folder, or None where it does."""
+    try:
+        layout_of(raw_config(folder))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def prepare_runtime(path: Path, runtime: str | None = None) -> None:
     """Nothing, but what opens a model of this kind is imported now."""
+    if path.is_dir() and (runtime == TRANSFORMERS or (runtime is None and refusal(path))):
+        from transformers import AutoModelForCausalLM  # noqa: F401
     if path.suffix == ".gguf":
         from pocketlm.inference.libllama import library
 
@@ -74,7 +113,9 @@ def labels_of(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 @contextmanager
-def opened(path: Path, *, exact: bool = False, threads: int | None = None) -> Iterator[Runtime]:
-    """The model at `path`, closed at the end."""
-    with closing(open_model(path, exact=exact, threads=threads)) as model:
+def opened(
+    path: Path, *, runtime: str | None = None, exact: bool = False, threads: int | None = None
+) -> Iterator[Runtime]:
+    """The model at `path`, closed at the end; arguments as open_model's."""
+    with closing(open_model(path, runtime=runtime, exact=exact, threads=threads)) as model:
         yield model

@@ -42,17 +42,6 @@ def text_pieces(
         yield piece
 
 
-def ids_to_stop(
-    ids: Iterable[int], tokenizer: Tokenizer, stop_strings: Sequence[str]
-) -> Iterator[int]:
-    """The ids up to the one that completes a stop string, that one too."""
-    ending = StopMatcher(tokenizer, stop_strings)
-    for token in ids:
-        yield token
-        if stop_strings and ending.reached(token):
-            return
-
-
 class StopMatcher:
     """The text of one answer as its ids come, and whether a stop string is in it.
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketlm.inference.decode import decode
 from pocketlm.inference.kv_cache import PAD_POSITION, KVCache
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
-from pocketlm.inference.sampling import GREEDY, Sampling, sample
-from pocketlm.inference.stop_strings import StopMatcher
+from pocketlm.inference.sampling import GREEDY, Sampling
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
@@ -114,8 +114,6 @@ class LanguageModel:
     def _ids(self, rows: Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor([list(row) for row in rows], device=self.device)
 
-    # not a `with` inside: that would stay on in the caller's code between two ids
-    @torch.inference_mode()
     def _decode(
         self,
         prompts: Sequence[Sequence[int]],
@@ -124,47 +122,32 @@ class LanguageModel:
         sampling: Sampling,
         stop_strings: Sequence[str] = (),
     ) -> Iterator[tuple[int, int]]:
-        """(row, new id) pairs. Finished rows leave the batch."""
+        """(row, new id) pairs."""
         for prompt in prompts:
             self._check(prompt)
-        if not prompts:
-            return
-        # each row's own, whoever is beside it
         room = [min(max_new_tokens, self.max_length - len(p)) for p in prompts]
-        if max(room) < 1:
-            return
-        generators = sampling.generators(len(prompts), self.device)
-        texts = [list(prompt) for prompt in prompts]  # and what was made
-        matchers = [StopMatcher(self.tokenizer, stop_strings) for _ in prompts]
-        cache = self._cache(len(prompts), max(map(len, prompts)) + max(room))
-        hidden = self._prefill(prompts, cache)
+        longest = max(map(len, prompts), default=0)
+        cache = self._cache(len(prompts), longest + max(room, default=0))
         positions = self._ids([[len(prompt) - 1] for prompt in prompts])
-        rows = list(range(len(prompts)))
-        for made in range(max(room)):
-            tokens = sample(
-                self.model.head(hidden),
-                sampling,
-                [generators[r] for r in rows],
-                [texts[r] for r in rows],
-            )
-            going_on = []
-            for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-                if token in stop_ids or made >= room[row]:
-                    continue
-                texts[row].append(token)
-                yield row, token
-                stopped = bool(stop_strings) and matchers[row].reached(token)
-                if made + 1 < room[row] and not stopped:
-                    going_on.append(i)
-            if not going_on:
-                return
-            if len(going_on) < len(rows):
-                rows = [rows[i] for i in going_on]
-                keep = torch.tensor(going_on, device=self.device)
-                tokens, positions = tokens[keep], positions[keep]
+
+        def step(tokens: Tensor, keep: Tensor | None) -> Tensor:
+            nonlocal positions
+            if keep is not None:
+                positions = positions[keep]
                 cache.keep_rows(keep)
             positions = positions + 1
-            hidden = self.model.hidden(tokens[:, None], positions, cache)[:, -1]
+            return self.model.head(self.model.hidden(tokens[:, None], positions, cache)[:, -1])
+
+        return decode(
+            prompts,
+            lambda: self.model.head(self._prefill(prompts, cache)),
+            step,
+            room=room,
+            tokenizer=self.tokenizer,
+            stop_ids=stop_ids,
+            stop_strings=stop_strings,
+            sampling=sampling,
+        )
 
     def _cache(self, batch: int, capacity: int) -> KVCache:
         return KVCache(self.model.config, batch, capacity, int8=self.int8_cache, device=self.device)
