@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pocketlm.commands.arguments import MODEL_HELP, check_model
+from pocketlm.commands.arguments import MODEL_HELP, RUNTIME_HELP, check_model
 from pocketlm.runner.errors import plain_errors
 
 
@@ -40,6 +40,9 @@ def chat(
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="End answers before this text; may be repeated."),
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
     ] = None,
 ) -> None:
     """Talk to a model in the terminal.
@@ -76,5 +79,5 @@ def chat(
         check_model(model)
         from pocketlm.inference.open import open_model
 
-        with contextlib.closing(open_model(model)) as speaker:
+        with contextlib.closing(open_model(model, runtime=runtime)) as speaker:
             converse(speaker, config, Console())

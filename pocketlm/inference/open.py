@@ -19,39 +19,53 @@ RUNTIMES = (OWN, TRANSFORMERS)  # what computes a folder; an exported file has o
 
 
 def open_model(
-    path: Path, *, runtime: str | None = None, exact: bool = False, threads: int | None = None
+    path: Path,
+    *,
+    runtime: str | None = None,
+    exact: bool = False,
+    threads: int | None = None,
+    context_length: int | None = None,
 ) -> Runtime:
     """The model at `path`: a Hugging Face folder, a .gguf or a .pte, by its name.
 
     runtime: what computes a folder, of RUNTIMES. None takes our own network where it knows the
     model_type and else transformers, which one line on stderr then says. exact: float32 wherever
     the runtime has a choice; llama.cpp's own KV cache holds float16. threads: the runtime's own
-    choice by default. Torch's and ExecuTorch's are the whole process's.
+    choice by default. Torch's and ExecuTorch's are the whole process's. context_length: at least so
+    many tokens are read, also more than the model was trained for; a .pte keeps what it was
+    exported with.
     """
     path = Path(path)
     refuse_runtime(path, runtime)
     if threads:
         torch.set_num_threads(threads)  # for the choice of a token too, whatever runs the network
     if path.is_dir():
-        reason = None if runtime else refusal(path)
-        if reason:
-            print(f"{reason}; it is opened in transformers", file=sys.stderr)
-        if runtime == TRANSFORMERS or reason:
-            from pocketlm.inference.transformers_runtime import TransformersModel
-
-            return TransformersModel(path)
-        return LanguageModel.open(path)
-    if not path.is_file():
+        model = _open_folder(path, runtime)
+    elif not path.is_file():
         raise FileNotFoundError(f"no model at {path}; give a checkpoint folder, a .gguf or a .pte")
-    if path.suffix == ".gguf":
+    elif path.suffix == ".gguf":
         from pocketlm.inference.llamacpp import GgufModel
 
-        return GgufModel(path, cache_type="f32" if exact else "f16", threads=threads)
-    if path.suffix == ".pte":
+        model = GgufModel(path, cache_type="f32" if exact else "f16", threads=threads)
+    elif path.suffix == ".pte":
         from pocketlm.inference.executorch import PteModel
 
         return PteModel(path, threads=threads)
-    raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf or .pte file")
+    else:
+        raise ValueError(f"{path} is neither a checkpoint folder nor a .gguf or .pte file")
+    model.max_length = max(model.max_length, context_length or 0)
+    return model
+
+
+def _open_folder(folder: Path, runtime: str | None) -> Runtime:
+    reason = None if runtime else refusal(folder)
+    if reason:
+        print(f"{reason}; it is opened in transformers", file=sys.stderr)
+    if runtime == TRANSFORMERS or reason:
+        from pocketlm.inference.transformers_runtime import TransformersModel
+
+        return TransformersModel(folder)
+    return LanguageModel.open(folder)
 
 
 def refuse_runtime(path: Path, runtime: str | None) -> None:
@@ -114,8 +128,16 @@ def labels_of(paths: Sequence[Path]) -> tuple[str, ...]:
 
 @contextmanager
 def opened(
-    path: Path, *, runtime: str | None = None, exact: bool = False, threads: int | None = None
+    path: Path,
+    *,
+    runtime: str | None = None,
+    exact: bool = False,
+    threads: int | None = None,
+    context_length: int | None = None,
 ) -> Iterator[Runtime]:
     """The model at `path`, closed at the end; arguments as open_model's."""
-    with closing(open_model(path, runtime=runtime, exact=exact, threads=threads)) as model:
+    model = open_model(
+        path, runtime=runtime, exact=exact, threads=threads, context_length=context_length
+    )
+    with closing(model):
         yield model

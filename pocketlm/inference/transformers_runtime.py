@@ -44,7 +44,7 @@ class TransformersModel:
         raw_config(folder)
         weight_files(folder)
         self.tokenizer = Tokenizer.load(folder)
-        self._model = load_network(folder)
+        self._model: Any = load_network(folder)
         self.vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
         greatest = max([*self.tokenizer.stop_ids, self.tokenizer.vocab_size - 1])
         if greatest >= self.vocab_size:
@@ -249,7 +249,7 @@ def load_network(folder: Path) -> Any:
 
     try:
         with quiet():
-            network, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=torch.float32,
                 local_files_only=True,
@@ -262,6 +262,7 @@ def load_network(folder: Path) -> Any:
     except Exception as error:  # the library raises whatever its parsers meet
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder}: transformers cannot open it: {reason}") from None
+    network, report = loaded
     for kind in ("missing_keys", "mismatched_keys"):
         if names := sorted(map(str, report.get(kind) or ())):
             raise ValueError(

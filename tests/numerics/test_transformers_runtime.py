@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from pocketlm.cli import app
 from pocketlm.inference import transformers_runtime
 from pocketlm.inference.open import open_model, opened
 from pocketlm.inference.runtime import Runtime
@@ -258,3 +260,32 @@ def test_streams_in_turns_do_not_disturb_each_other(model) -> None:
     streams = [model.stream(prompt, max_new_tokens=8, stop_ids=set()) for prompt in PROMPTS[:2]]
     pairs = list(islice(zip(*streams, strict=True), 8))
     assert [list(column) for column in zip(*pairs, strict=True)] == alone
+
+
+def test_the_commands_take_the_runtime_that_they_are_given(
+    tokenizer, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ours", "neox"):
+        (tmp_path / name).mkdir()
+    save_checkpoint(tmp_path / "ours", Transformer(OURS), tokenizer)
+    save_family("gpt_neox", tokenizer, tmp_path / "neox")
+
+    def chat(*words: str) -> str:
+        result = CliRunner().invoke(app, ["chat", *words, "--max-tokens", "3"], input="the fox\n")
+        assert result.exit_code == 0, result.output
+        assert "3 tokens" in result.output
+        return result.stderr
+
+    assert "is opened in transformers" in chat("neox")
+    assert not chat("neox", "--runtime", "transformers")
+    assert not chat("ours") and not chat("ours", "--runtime", "transformers")
+    refused = CliRunner().invoke(app, ["chat", "neox", "--runtime", "pocketlm"])
+    assert refused.exit_code == 2 and "model_type 'gpt_neox'" in refused.output
+    bench = ["bench", "ours", "neox", "--contexts", "20", "--new-tokens", "2", "--repeats", "1"]
+    result = CliRunner().invoke(app, [*bench, "--runtime", "transformers", "--json", "speed.json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "speed.json").read_text())["models"]
+    assert rows["neox"]["contexts"]["20"]["kv_bytes"] == 3 * 2 * 20 * 32 * 4
+    assert rows["ours"]["contexts"]["20"]["decode_tokens_per_second"] > 0
+    assert CliRunner().invoke(app, ["bench", "ours", "--runtime", "jax"]).exit_code == 2

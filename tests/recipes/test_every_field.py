@@ -335,7 +335,7 @@ def after_evaluate(
         return generate(self, prompts, **options)
 
     def speed(model: Any, *tokens: int, repeats: int) -> dict[str, float]:
-        seen.append(tokens)
+        seen.append((*tokens, type(model)))
         return {"decode_tokens_per_second": 1.0}
 
     patch.setattr(stage, "find_needles", watched_find)
@@ -352,13 +352,13 @@ def after_bench(config: BenchConfig, folder: Path, out: Path, patch: pytest.Monk
     stage = importlib.import_module("pocketlm.stages.bench")
     seen: list[Any] = []
 
-    def speed(model: Any, *tokens: int, tell: Any) -> dict[str, float]:
-        seen.append((*tokens, torch.get_num_threads()))
+    def speed(model: Any, *tokens: int, report: Any) -> dict[str, float]:
+        seen.append((*tokens, torch.get_num_threads(), type(model)))
         return {"decode_tokens_per_second": 1.0}
 
     patch.setattr(stage, "measure_speed", speed)
     patch.setattr(stage, "read_bandwidth", lambda: 1e9)
-    patch.setattr(stage, "in_own_process", lambda tell, *rest: stage.measure(*rest, tell))
+    patch.setattr(stage, "in_own_process", lambda report, *rest: stage.measure(*rest, report))
     try:
         bench(config, out, models=[folder / "model"])
     finally:
