@@ -19,8 +19,9 @@ from statistics import median
 import torch
 
 from pocketlm.eval.latency import measure_speed
+from pocketlm.inference.kv_cache import KVCache
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import KVCache, LanguageModel
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import Transformer

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketlm.eval.agreement import agreement
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.files import read_json
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import real_passages

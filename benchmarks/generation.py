@@ -22,8 +22,8 @@ from statistics import median
 import torch
 import transformers
 
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import Transformer

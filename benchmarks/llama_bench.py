@@ -38,8 +38,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pocketlm.eval.latency import measure_speed
-from pocketlm.export import libllama
-from pocketlm.export.llamacpp import GgufModel
+from pocketlm.inference import libllama
+from pocketlm.inference.llamacpp import GgufModel
 
 PHASES = ("prefill", "decode")
 

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from generation import in_turns
 
 from pocketlm.corpus.python_docs import read_language_reference
-from pocketlm.export.executorch import write_pte
 from pocketlm.export.gguf import write_gguf
-from pocketlm.export.runtimes import opened
+from pocketlm.export.pte import write_pte
+from pocketlm.inference.kv_cache import KVCache
+from pocketlm.inference.open import opened
 from pocketlm.model.attention import sliding_attention
-from pocketlm.model.generate import KVCache
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import train_tokenizer

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketlm.corpus.python_docs import read_language_reference
-from pocketlm.export.executorch import write_pte
 from pocketlm.export.gguf import write_gguf
+from pocketlm.export.pte import write_pte
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import CPU, prepare

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint
-from pocketlm.model.generate import LanguageModel
 from pocketlm.stages.export import ExportConfig, export, real_passages
 from pocketlm.stages.importing import ImportConfig, import_model
 

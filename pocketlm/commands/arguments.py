@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODEL_HELP = "A checkpoint folder, .gguf or .pte."
+RUNTIME_HELP = (
+    "What computes a folder: pocketlm or transformers; pocketlm's own where it knows the model."
+)
 
 
 @contextlib.contextmanager

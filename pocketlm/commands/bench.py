@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pocketlm.commands.arguments import MODEL_HELP, check_model
+from pocketlm.commands.arguments import MODEL_HELP, RUNTIME_HELP, check_model
 from pocketlm.runner.errors import plain_errors
 
 
@@ -29,6 +29,9 @@ def bench_models(
     threads: Annotated[
         int | None, typer.Option(help="Of every runtime alike.", show_default="the physical cores")
     ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option(
@@ -48,6 +51,9 @@ def bench_models(
 
     pocketlm bench runs/pocket/chat runs/pocket/files/model.gguf
       [dim]a checkpoint beside the file that ships[/dim]
+
+    pocketlm bench runs/pocket/chat --runtime transformers
+      [dim]a folder as stock transformers computes it[/dim]
 
     pocketlm bench model.gguf --contexts 128,4096 --threads 1 --json speed.json
       [dim]two lengths on one core; the figures in a file too[/dim]
@@ -77,6 +83,7 @@ def bench_models(
             new_tokens=new_tokens,
             repeats=repeats,
             threads=threads,
+            runtime=runtime,
         )
         with tempfile.TemporaryDirectory() as folder:
             report = read_json(bench(config, Path(folder), models=models) / "bench.json")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pocketlm.commands.arguments import MODEL_HELP, check_model
+from pocketlm.commands.arguments import MODEL_HELP, RUNTIME_HELP, check_model
 from pocketlm.runner.errors import plain_errors
 
 
@@ -41,6 +41,9 @@ def chat(
         list[str] | None,
         typer.Option(metavar="TEXT", help="End answers before this text; may be repeated."),
     ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
+    ] = None,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -58,7 +61,7 @@ def chat(
     with plain_errors():
         from rich.console import Console
 
-        from pocketlm.model.sampling import Sampling
+        from pocketlm.inference.sampling import Sampling
         from pocketlm.serve.chat import ChatConfig
         from pocketlm.serve.chat import chat as converse
 
@@ -74,7 +77,7 @@ def chat(
             sampling=sampling, max_new_tokens=max_tokens, system=system, stop=tuple(stop or ())
         )
         check_model(model)
-        from pocketlm.export.runtimes import open_model
+        from pocketlm.inference.open import open_model
 
-        with contextlib.closing(open_model(model)) as speaker:
+        with contextlib.closing(open_model(model, runtime=runtime)) as speaker:
             converse(speaker, config, Console())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pocketlm.commands.arguments import MODEL_HELP, check_model, new_folder
+from pocketlm.commands.arguments import MODEL_HELP, RUNTIME_HELP, check_model, new_folder
 from pocketlm.runner.errors import plain_errors
 
 SUITE_HELP = "A suite by name, or a .jsonl file of your own: a prompt and an answer a line."
@@ -21,6 +21,9 @@ def evaluate_models(
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep evaluation.json and the transcripts there."),
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
     ] = None,
 ) -> None:
     """Measure models on a suite of problems, beside what the best constant answer would score.
@@ -42,7 +45,7 @@ def evaluate_models(
         from rich.console import Console
 
         from pocketlm.commands.tables import evaluation_table
-        from pocketlm.export.runtimes import labels_of
+        from pocketlm.inference.open import labels_of
         from pocketlm.model.files import read_json
         from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 
@@ -51,7 +54,9 @@ def evaluate_models(
                 stack.enter_context(new_folder(out) if out else tempfile.TemporaryDirectory())
             )
             evaluate(
-                EvaluateConfig(name="evaluation", suite=suite, labels=labels_of(models)),
+                EvaluateConfig(
+                    name="evaluation", suite=suite, labels=labels_of(models), runtime=runtime
+                ),
                 folder,
                 models=models,
             )

@@ -101,8 +101,8 @@ def chats(
 def _opened(base: Path) -> "tuple[Tokenizer, int]":
     """(tokenizer, the most tokens the model reads) of a folder or .gguf, its weights unread."""
     if base.suffix == ".gguf":
-        from pocketlm.export.gguf_header import read_header
-        from pocketlm.export.gguf_tokenizer import tokenizer_of
+        from pocketlm.inference.gguf_header import read_header
+        from pocketlm.inference.gguf_tokenizer import tokenizer_of
 
         header = read_header(base)
         return tokenizer_of(header), header["{arch}.context_length"]

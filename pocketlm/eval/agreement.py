@@ -1,14 +1,15 @@
-"""Does an exported file say what the model says? Top tokens, KL and greedy answers of the two, on
-the same tokens.
+"""Agreement of an exported file with its model: top tokens, KL and greedy answers on the same
+tokens.
 
 Shapes: T tokens, V vocabulary
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from pocketlm.inference.runtime import Runtime
 
 GREEDY_TOKENS = 64
 END = -1  # where an answer ends
@@ -45,8 +46,8 @@ class Passage:
             )
 
 
-def agreement(model: Any, other: Any, passages: Sequence[Passage]) -> Agreement:
-    """How `other` agrees with `model`, both with `logits` and `generate`.
+def agreement(model: Runtime, other: Runtime, passages: Sequence[Passage]) -> Agreement:
+    """How `other` agrees with `model`.
 
     Logits are compared where the ids after a passage's prompt are predicted; then both go on
     greedily from the prompt to the end of the answer, or for GREEDY_TOKENS tokens.
@@ -55,9 +56,9 @@ def agreement(model: Any, other: Any, passages: Sequence[Passage]) -> Agreement:
     kl = greedy = 0.0
     for passage in passages:
         predicting = slice(passage.prompt - 1, len(passage.ids) - 1)
-        expected, found = (m.logits(passage.ids)[predicting] for m in (model, other))
-        same += int((expected.argmax(-1) == found.argmax(-1)).sum())
-        kl += float(_kl(expected, found).sum())
+        expected, actual = (m.logits(passage.ids)[predicting] for m in (model, other))
+        same += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+        kl += float(_kl(expected, actual).sum())
         total += len(expected)
         greedy += _common_share(model, other, passage.ids[: passage.prompt])
     return Agreement(
@@ -65,9 +66,9 @@ def agreement(model: Any, other: Any, passages: Sequence[Passage]) -> Agreement:
     )
 
 
-def _kl(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL(softmax(expected) || softmax(found)) of each row, nats; the sum in float64."""
-    p, q = (_log_softmax(logits.astype(np.float64)) for logits in (expected, found))
+def _kl(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """KL(softmax(expected) || softmax(actual)) of each row, nats; the sum in float64."""
+    p, q = (_log_softmax(logits.astype(np.float64)) for logits in (expected, actual))
     return (np.exp(p) * (p - q)).sum(-1)
 
 
@@ -76,14 +77,14 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def _common_share(model: Any, other: Any, prompt: list[int]) -> float:
+def _common_share(model: Runtime, other: Runtime, prompt: list[int]) -> float:
     room = min(model.max_length, other.max_length) - len(prompt)
     stop_ids = model.tokenizer.stop_ids
-    ours, theirs = (
+    answer, other_answer = (
         [*m.generate([prompt], max_new_tokens=min(GREEDY_TOKENS, room), stop_ids=stop_ids)[0], END]
         for m in (model, other)
     )
     common = next(
-        i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b or a == END
+        i for i, (a, b) in enumerate(zip(answer, other_answer, strict=False)) if a != b or a == END
     )
-    return 1.0 if ours == theirs else common / len(ours)
+    return 1.0 if answer == other_answer else common / len(answer)

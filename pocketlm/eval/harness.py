@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from pocketlm.eval.suites import Suite
-from pocketlm.model.stop_strings import before_stop
+from pocketlm.inference.runtime import Runtime
+from pocketlm.inference.stop_strings import before_stop
 from pocketlm.model.tokenizer import Tokenizer
 
 ANSWER_MARK = "####"
@@ -19,24 +20,6 @@ ANSWER_LABEL = "answer:"  # what a plain-text prompt ends in, so models write it
 RUN_ONS = ("\nQuestion:", "\nAnswer:", "\n\n\n")
 # never evaluated in an answer: 9^9^9 would not finish, and there is no timeout
 UNBOUNDED = ("^", "**", "!")
-
-
-class Model(Protocol):
-    """What the harness asks of a model: model/generate.py and the exported files' runtimes all have
-    it.
-    """
-
-    tokenizer: Tokenizer
-    max_length: int
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        stop_strings: Sequence[str],
-    ) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +46,7 @@ class Result:
 
 
 def solve(
-    model: Model,
+    model: Runtime,
     suite: Suite,
     *,
     max_new_tokens: int,

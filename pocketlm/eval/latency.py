@@ -1,27 +1,25 @@
 """Speed of a model as a user meets it: the wait for the first token, and the pace after it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
-from typing import Any
+
+from pocketlm.inference.runtime import Runtime
 
 
 def measure_speed(
-    model: Any,
+    model: Runtime,
     prompt_tokens: int,
     new_tokens: int,
     repeats: int,
     *,
-    tell: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Medians over `repeats` runs, after one that is not counted, of greedy decoding for one user.
 
     time_to_first_token_seconds: from the call to the first new token, so prefill and one sample.
     prefill_tokens_per_second: prompt_tokens over that time. decode_tokens_per_second: new_tokens -
-    1 over the rest. `model` has `tokenizer`, `max_length` and `stream(prompt, max_new_tokens=...,
-    stop_ids=...)`. tell: hears which run begins.
+    1 over the rest. report: is called with the number of each run as it begins.
     """
     if min(prompt_tokens, repeats) < 1 or new_tokens < 2:
         raise ValueError("measure_speed needs at least 1 prompt token, 2 new tokens and 1 repeat")
@@ -34,8 +32,8 @@ def measure_speed(
     prompt = [*model.tokenizer.document_start, *(text * prompt_tokens)][:prompt_tokens]
     firsts, paces = [], []
     for run in range(repeats + 1):
-        if tell is not None:
-            tell(f"run {run + 1} of {repeats + 1}")
+        if report is not None:
+            report(f"run {run + 1} of {repeats + 1}")
         started = perf_counter()
         times = [
             perf_counter() for _ in model.stream(prompt, max_new_tokens=new_tokens, stop_ids=set())

@@ -1,27 +1,22 @@
 """Bits per byte: how well a model predicts text, comparable between tokenizers."""
 
-# T tokens, V vocabulary
-
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from pocketlm.inference.runtime import Runtime
 
 LN2 = float(np.log(2.0))
 
 
-def bits_per_byte(model: Any, documents: Sequence[str], window: int) -> float:
+def bits_per_byte(model: Runtime, documents: Sequence[str], window: int) -> float:
     """Negative log2 likelihood of the documents over their UTF-8 bytes.
 
     Each document is encoded with the tokenizer's document start in front and predicted by itself; a
     tokenizer without one leaves the first token unpredicted, whose bytes then do not count. One
     longer than `window` tokens is cut into pieces that overlap by half a window: every token is
-    predicted once and, past the first window, from at least window // 2 tokens before it. `model`
-    has `tokenizer`, `max_length` and `logits(ids) -> float32 [T, V]`, or `log_probs(ids) -> float32
-    [T - 1]`, the natural log of each next token's probability, which is preferred. ValueError: no
-    text, or a window the model does not have.
+    predicted once and, past the first window, from at least window // 2 tokens before it.
+    ValueError: no text, or a window the model does not have.
     """
     if not 2 <= window <= model.max_length:
         raise ValueError(
@@ -40,9 +35,7 @@ def bits_per_byte(model: Any, documents: Sequence[str], window: int) -> float:
         while scored < len(ids):
             start = max(0, scored - (window // 2 if scored > 1 else 1))
             piece = ids[start : start + window]
-            nats -= float(
-                next_token_log_probs(model, piece)[scored - start - 1 :].sum(dtype=np.float64)
-            )
+            nats -= float(model.log_probs(piece)[scored - start - 1 :].sum(dtype=np.float64))
             scored = start + len(piece)
     if not total_bytes:
         raise ValueError(
@@ -50,13 +43,3 @@ def bits_per_byte(model: Any, documents: Sequence[str], window: int) -> float:
             "before it"
         )
     return nats / LN2 / total_bytes
-
-
-def next_token_log_probs(model: Any, ids: Sequence[int]) -> np.ndarray:
-    """Natural log of each next token's probability [T - 1], float32."""
-    if hasattr(model, "log_probs"):
-        return np.asarray(model.log_probs(ids), dtype=np.float32)
-    logits = np.asarray(model.logits(ids), dtype=np.float32)[:-1]  # [T - 1, V]
-    highest = logits.max(-1, keepdims=True)
-    normalizer = np.log(np.exp(logits - highest).sum(-1)) + highest[:, 0]
-    return logits[np.arange(len(ids) - 1), np.asarray(ids[1:])] - normalizer

@@ -1,13 +1,11 @@
 """Needle in a haystack: one note in a long text, and a question about it at the end."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from random import Random
-from typing import Any
 
 from pocketlm.eval.harness import prompt_ids
+from pocketlm.inference.runtime import Runtime
 from pocketlm.model.tokenizer import Tokenizer
 
 TOGETHER = 10  # long prompts answered in one batch
@@ -27,7 +25,7 @@ def needle_trials(
 
     The notes lie at depths spread evenly from the start of the text to its end. The prompt and its
     answer together take at most `context_tokens` tokens. `notes` gives dicts with note, question,
-    answer (corpus/notes.draw_notes, held out); the filler is cut between sentences. ValueError: a
+    answer (corpus/recall_notes.py, held out); the filler is cut between sentences. ValueError: a
     context too short for a note and its question, or no filler.
     """
     sentences = [
@@ -41,13 +39,13 @@ def needle_trials(
     chosen = list(islice(notes, trials))
     if len(chosen) < trials:
         raise ValueError(f"{len(chosen)} notes for {trials} trials: each trial hides another one")
-    rng, found = Random(seed), []
+    rng, prompts = Random(seed), []
     for trial, note in enumerate(chosen):
         depth = trial / (trials - 1) if trials > 1 else 0.5
-        found.append(
+        prompts.append(
             _trial(tokenizer, context_tokens, depth, rng.randrange(len(sentences)), sentences, note)
         )
-    return found
+    return prompts
 
 
 def _trial(
@@ -78,12 +76,12 @@ def _trial(
     return prompt(fits), note["answer"]
 
 
-def find_needles(model: Any, trials: Sequence[tuple[list[int], str]]) -> dict[str, int]:
+def find_needles(model: Runtime, trials: Sequence[tuple[list[int], str]]) -> dict[str, int]:
     """{"found", "of", "cut"}: in how many trials the model's greedy answer holds the note's value.
 
     cut: in how many it does not and was still going on after ANSWER_TOKENS.
     """
-    found, cut, stop_ids = 0, 0, model.tokenizer.stop_ids
+    hits, cut, stop_ids = 0, 0, model.tokenizer.stop_ids
     for first in range(0, len(trials), TOGETHER):
         chosen = trials[first : first + TOGETHER]
         new = model.generate(
@@ -91,6 +89,6 @@ def find_needles(model: Any, trials: Sequence[tuple[list[int], str]]) -> dict[st
         )
         for ids, (_, answer) in zip(new, chosen, strict=True):
             right = answer in model.tokenizer.decode(ids)
-            found += right
+            hits += right
             cut += not right and len(ids) >= ANSWER_TOKENS
-    return {"found": found, "of": len(trials), "cut": cut}
+    return {"found": hits, "of": len(trials), "cut": cut}

@@ -18,14 +18,22 @@ from typing import Any
 import gguf
 import tokenizers
 
-from pocketlm.export.gguf_endings import ends_by_text
-from pocketlm.export.gguf_splits import WAYS, Split, ways_of
+from pocketlm.inference.gguf_splits import WAYS, Split, ways_of
+from pocketlm.inference.gguf_stop_tokens import ends_by_text
+from pocketlm.inference.gguf_tokens import (
+    BYTE,
+    BYTE_LEVEL,
+    BYTES,
+    CONTROL,
+    NORMAL,
+    SENTENCEPIECE,
+    SPACE,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)
 from pocketlm.model.tokenizer import Tokenizer
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
-SPACE = "▁"  # what SentencePiece writes for a space
-BYTES = [f"<0x{value:02X}>" for value in range(256)]
-BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # llama.cpp's names of the kinds
 UNMERGED = -1e9  # the score of a word that no merge makes: the last that llama.cpp would merge
 
 

@@ -210,7 +210,7 @@ class Int8Cache(FloatCache):
     """The same in int8, with one asymmetric range for each token AND head: so ExecuTorch's operator
     reads them.
 
-    `Int8Slots` of model/generate.py has one range for all heads of a token: this one is never
+    `Int8Slots` of inference/kv_cache.py has one range for all heads of a token: this one is never
     coarser. The operator multiplies integers, so queries are rounded in the same way. It is for
     phones: ExecuTorch 1.5 has vector code for it on 64-bit ARM only. Decoding took 3 times and
     prefill 8 times as long as with floats on an x86 core, in a network of little but attention.

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import tokenizers
 
-from pocketlm.export.gguf_splits import WAYS
 from pocketlm.export.gguf_vocab import (
     AFTER_SPECIAL,
     COMPOSED,
@@ -26,7 +25,8 @@ from pocketlm.export.gguf_vocab import (
     Vocabulary,
     vocabulary_of,
 )
-from pocketlm.export.libllama import LoadedModel
+from pocketlm.inference.gguf_splits import WAYS
+from pocketlm.inference.libllama import LoadedModel
 from pocketlm.model.tokenizer import Tokenizer
 
 HARD_TEXTS = (
@@ -96,7 +96,7 @@ def refuse_other_folder(path: Path, tokenizer: Tokenizer, vocab_size: int) -> No
     """Nothing, or a ValueError where the tokenizer beside a .pte, which its runner reads, is not
     this one.
     """
-    from pocketlm.export.executorch import tokenizer_folder
+    from pocketlm.inference.executorch import tokenizer_folder
 
     beside = Tokenizer.load(tokenizer_folder(path))
     texts = list(hard_texts(tokenizer))

@@ -65,9 +65,9 @@ def refuse_unwritable(
             with vocabulary_file(tokenizer, config.vocab_size) as file:
                 notes[name] = refuse_other_text(file, tokenizer, config.vocab_size)
         elif name == "pte":
-            from pocketlm.export import executorch
+            from pocketlm.export import pte
 
-            executorch.refuse_unwritable(config, scheme, length)
+            pte.refuse_unwritable(config, scheme, length)
         elif name == "hf":
             _refuse_layout(config, wanted.layout)
         else:

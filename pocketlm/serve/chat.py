@@ -7,8 +7,8 @@ from typing import Protocol
 
 from rich.console import Console
 
-from pocketlm.model.sampling import GREEDY, Sampling
-from pocketlm.model.stop_strings import before_stop, text_pieces
+from pocketlm.inference.sampling import GREEDY, Sampling
+from pocketlm.inference.stop_strings import before_stop, text_pieces
 from pocketlm.model.tokenizer import Message, Tokenizer
 
 HELP = """\

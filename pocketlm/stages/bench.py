@@ -4,7 +4,7 @@ would allow.
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +12,7 @@ from typing import Any
 
 from pocketlm.eval.hardware import available_cores, memory_bytes, peak_memory_bytes, read_bandwidth
 from pocketlm.eval.latency import measure_speed
-from pocketlm.export.runtimes import labels_of, opened, prepare_runtime, size_of
+from pocketlm.inference.open import RUNTIMES, labels_of, opened, prepare_runtime, size_of
 from pocketlm.model.files import write_json
 from pocketlm.model.json_shape import read_object
 
@@ -24,7 +24,8 @@ class BenchConfig:
     """What to measure. contexts: full lengths in tokens, the last `new_tokens` of them made by the
     model; empty takes 128, 1,024, 2,048, 4,096 and 8,192, as far as each model goes. repeats: runs
     of which the median counts, after one that does not. threads: of every runtime alike; None takes
-    the physical cores.
+    the physical cores. runtime: what computes the folders among the models, of open.py's RUNTIMES;
+    None takes our own network where it knows the model_type, else transformers.
     """
 
     name: str
@@ -32,8 +33,11 @@ class BenchConfig:
     new_tokens: int = 32
     repeats: int = 3
     threads: int | None = None
+    runtime: str | None = None
 
     def __post_init__(self) -> None:
+        if self.runtime is not None and self.runtime not in RUNTIMES:
+            raise ValueError(f"runtime {self.runtime!r} is unknown; known: {', '.join(RUNTIMES)}")
         if self.new_tokens < 2 or self.repeats < 1:
             raise ValueError(
                 f"new_tokens {self.new_tokens} and repeats {self.repeats}: at least 2 tokens and 1 "
@@ -49,8 +53,13 @@ class BenchConfig:
                     "give longer contexts, or fewer new tokens"
                 )
 
+    def runtime_of(self, path: Path) -> str | None:
+        """The choice for this model: a file has a runtime of its own."""
+        return self.runtime if path.is_dir() else None
+
     def summary(self) -> str:
-        return f"contexts {'/'.join(map(str, self.contexts or CONTEXTS))}"
+        where = f", folders in {self.runtime}" if self.runtime else ""
+        return f"contexts {'/'.join(map(str, self.contexts or CONTEXTS))}{where}"
 
 
 def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
@@ -65,10 +74,10 @@ def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
     models = [Path(path) for path in models]
     if config.contexts:
         for path in models:
-            with opened(path) as model:
+            with opened(path, runtime=config.runtime_of(path)) as model:
                 chosen_contexts(config, path, model.max_length)
     threads = config.threads or available_cores()
-    found: dict[str, Any] = {}
+    figures_by_label: dict[str, Any] = {}
     columns = (TextColumn("  {task.description:<60}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("")
@@ -82,14 +91,19 @@ def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
                     threads,
                 )
                 write_json(done, figures)
-            found[label] = read_object(done)
-    bandwidth = max(figures["bandwidth_bytes_per_second"] for figures in found.values())
-    for row in (row for figures in found.values() for row in figures["contexts"].values()):
-        row["share_of_limit"] = share_of_limit(row, bandwidth)
-    settings = {"new_tokens": config.new_tokens, "repeats": config.repeats, "threads": threads}
-    write_json(
-        out / "bench.json", {**settings, "bandwidth_bytes_per_second": bandwidth, "models": found}
-    )
+            figures_by_label[label] = read_object(done)
+    bandwidth = max(figures["bandwidth_bytes_per_second"] for figures in figures_by_label.values())
+    for figures in figures_by_label.values():
+        for row in figures["contexts"].values():
+            row["share_of_limit"] = share_of_limit(row, bandwidth)
+    record = {
+        "new_tokens": config.new_tokens,
+        "repeats": config.repeats,
+        "threads": threads,
+        "bandwidth_bytes_per_second": bandwidth,
+        "models": figures_by_label,
+    }
+    write_json(out / "bench.json", record)
     return out
 
 
@@ -125,7 +139,7 @@ def chosen_contexts(
 
 
 def measure(
-    config: BenchConfig, path: Path, threads: int, tell: Callable[[str], None]
+    config: BenchConfig, path: Path, threads: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """The figures of one model, in a process that does nothing else.
 
@@ -135,11 +149,12 @@ def measure(
     before the file: Python, torch and the runtime. step_bytes: what one token at the end of the
     context must read: every weight once, and the keys and values it sees.
     """
-    prepare_runtime(path)
+    runtime = config.runtime_of(path)
+    prepare_runtime(path, runtime)
     before = memory_bytes()
-    tell("opening")
+    report("opening")
     started = perf_counter()
-    with opened(path, threads=threads) as model:
+    with opened(path, runtime=runtime, threads=threads) as model:
         next(
             iter(
                 model.stream(
@@ -156,12 +171,15 @@ def measure(
                 context - config.new_tokens,
                 config.new_tokens,
                 config.repeats,
-                tell=lambda what, context=context: tell(f"{context} tokens, {what}"),
+                report=lambda what, context=context: report(f"{context} tokens, {what}"),
             )
-            sizes = {"kv_bytes": model.kv_bytes(context), "step_bytes": model.step_bytes(context)}
-            rows[str(context)] = {**speed, **sizes, "peak_memory_bytes": peak_memory_bytes()}
+            rows[str(context)] = {
+                **speed,
+                **asdict(model.memory(context)),
+                "peak_memory_bytes": peak_memory_bytes(),
+            }
         longest, peak = model.max_length, peak_memory_bytes()
-    tell("memory bandwidth")
+    report("memory bandwidth")
     bandwidth = read_bandwidth()
     return {
         "path": path.name,
@@ -177,7 +195,7 @@ def measure(
 
 
 def in_own_process(
-    tell: Callable[[str], None], config: BenchConfig, path: Path, threads: int
+    report: Callable[[str], None], config: BenchConfig, path: Path, threads: int
 ) -> dict[str, Any]:
     """What `measure` returns or raises, from a new process: its peak of memory is this model's
     alone.
@@ -194,7 +212,7 @@ def in_own_process(
                 raise content
             if kind == "figures":
                 return content
-            tell(content)
+            report(content)
     except EOFError:
         process.join()
         raise ValueError(
@@ -211,7 +229,7 @@ def _answer(pipe: Any, config: BenchConfig, path: Path, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         pipe.send(
-            ("figures", measure(config, path, threads, lambda what: pipe.send(("tell", what))))
+            ("figures", measure(config, path, threads, lambda what: pipe.send(("progress", what))))
         )
     except Exception as error:
         pipe.send(("error", error))

@@ -18,9 +18,10 @@ from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites import Suite, load_suite
-from pocketlm.export.runtimes import label_of, opened, size_of
+from pocketlm.inference.open import label_of, opened, size_of
+from pocketlm.inference.runtime import Runtime
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.files import write_json, write_text
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.json_shape import read_object
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it
@@ -46,6 +47,7 @@ class EvaluateConfig:
     needle_trials: int = 50
     haystack: tuple[str, ...] = ()
     speed_tokens: int = 32
+    runtime: str | None = None  # what computes the folders among the models (inference/open.py)
 
     def reads(self) -> list[Path]:
         """The user's own suite file, when it is one: when it changes, so does the stage."""
@@ -95,7 +97,7 @@ def evaluate(
         for label, path in zip(labels, models, strict=True):
             done = out / f".{label}.json"
             if not done.is_file():
-                with opened(path) as model:
+                with opened(path, runtime=config.runtime if path.is_dir() else None) as model:
                     figures, result = measure(
                         config,
                         model,
@@ -115,7 +117,7 @@ def evaluate(
 
 
 def measure(
-    config: EvaluateConfig, model: Any, suite: Suite, corpus: Path | None, tell: Any
+    config: EvaluateConfig, model: Runtime, suite: Suite, corpus: Path | None, tell: Any
 ) -> tuple[dict[str, Any], Result]:
     """(the figures of one opened model, its answers)."""
     tell("problems")

@@ -21,12 +21,12 @@ from pocketlm.export.gguf import rounded_q8_0, write_gguf
 from pocketlm.export.llamacpp_template import unlike_prompts
 from pocketlm.export.packed_folders import CONTAINERS, write_repacked
 from pocketlm.export.plain import as_stored, on_grid, unrolled
-from pocketlm.export.runtimes import opened
 from pocketlm.export.text_agreement import refuse_other_folder, refuse_other_text
 from pocketlm.export.writable import Wanted, refuse_unwritable
+from pocketlm.inference.open import opened
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.files import write_folder, write_json
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.quant import CPU, fake_quantize_weight, scheme_of
 from pocketlm.model.quant import scheme as scheme_named
@@ -172,7 +172,7 @@ def export_pte(
     passages: list[Passage],
     context_length: int,
 ) -> tuple[Path, Agreement]:
-    from pocketlm.export.executorch import write_pte
+    from pocketlm.export.pte import write_pte
 
     file = out / "model.pte"
     write_pte(network, tokenizer, file, context_length=context_length, int8_cache=config.int8_cache)
@@ -356,7 +356,7 @@ def discard(file: Path) -> None:
 def most_different_tensor(file: Path, network: Transformer) -> str:
     """The tensor of a .gguf or .pte whose values are farthest from the network's, in words."""
     if file.suffix == ".pte":
-        from pocketlm.export.pte_read import absent_tensors
+        from pocketlm.export.read_back_pte import absent_tensors
 
         gaps = absent_tensors(file, network)
     else:
@@ -372,7 +372,7 @@ def most_different_tensor(file: Path, network: Transformer) -> str:
 
 def gguf_gaps(file: Path, network: Transformer) -> dict[str, float]:
     """The distance of each tensor of a .gguf from the network's, as a share of it."""
-    from pocketlm.export.gguf_read import stored_tensors
+    from pocketlm.export.import_gguf import stored_tensors
 
     expected = unrolled(on_grid(network)).state_dict()
     stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}

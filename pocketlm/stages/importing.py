@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketlm.export.gguf_header import read_header
-from pocketlm.export.gguf_read import read_gguf
-from pocketlm.export.gguf_tokenizer import left_out
+from pocketlm.export.import_gguf import read_gguf
+from pocketlm.inference.gguf_header import read_header
+from pocketlm.inference.gguf_tokenizer import left_out
 from pocketlm.model.adapters import read_adapter
 from pocketlm.model.checkpoint import load_adapted, load_checkpoint, raw_config, save_checkpoint
 from pocketlm.model.config_fields import unused_fields

@@ -15,8 +15,8 @@ from pocketlm.data.corpus_folder import held_out_texts, open_shards, source_doma
 from pocketlm.data.mixture import Shares, cap_repetition, proportional_shares, uniform_shares
 from pocketlm.data.utility import mean_gradient, shares_from_utility, utilities
 from pocketlm.eval.perplexity import bits_per_byte
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.files import write_json
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.json_shape import read_object
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pocketlm.inference.kv_cache import KVCache, int8_levels
+from pocketlm.inference.torch_runtime import LanguageModel, left_padded
 from pocketlm.model import attention
 from pocketlm.model.attention import (
     Mask,
@@ -19,7 +21,6 @@ from pocketlm.model.attention import (
     first_keys,
     sliding_attention,
 )
-from pocketlm.model.generate import KVCache, LanguageModel, int8_levels, left_padded
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 

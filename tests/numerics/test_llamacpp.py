@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from pocketlm.export import libllama
 from pocketlm.export.gguf import write_gguf
-from pocketlm.export.llamacpp import SLOTS, GgufModel
-from pocketlm.model.generate import LanguageModel
+from pocketlm.inference import libllama
+from pocketlm.inference.llamacpp import SLOTS, GgufModel
+from pocketlm.inference.sampling import Sampling
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 

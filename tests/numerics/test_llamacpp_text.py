@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from pocketlm.export import gguf_endings
 from pocketlm.export.gguf import write_gguf
-from pocketlm.export.gguf_header import read_header
-from pocketlm.export.gguf_splits import WAYS
-from pocketlm.export.gguf_tokenizer import tokenizer_of
 from pocketlm.export.gguf_vocab import (
     AFTER_SPECIAL,
     COMPOSED,
@@ -23,7 +19,6 @@ from pocketlm.export.gguf_vocab import (
     vocabulary_file,
     vocabulary_of,
 )
-from pocketlm.export.libllama import LoadedModel
 from pocketlm.export.llamacpp_template import unlike_prompts
 from pocketlm.export.text_agreement import (
     comparable,
@@ -32,6 +27,11 @@ from pocketlm.export.text_agreement import (
     refuse_other_text,
     unlike_ends,
 )
+from pocketlm.inference import gguf_stop_tokens
+from pocketlm.inference.gguf_header import read_header
+from pocketlm.inference.gguf_splits import WAYS
+from pocketlm.inference.gguf_tokenizer import tokenizer_of
+from pocketlm.inference.libllama import LoadedModel
 from pocketlm.model.tokenizer import CHATML, Tokenizer
 from tests.unit.tokenizer_kinds import LLAMA2, NAMES, byte_level, sentencepiece, tiny, with_gap
 
@@ -202,9 +202,9 @@ def test_the_texts_that_end_an_answer_are_those_of_llama_cpp(tmp_path: Path) -> 
         "</think>",
         "<|eom|>",
     )
-    fillers = [word for words in gguf_endings.FILLERS.values() for word in words]
+    fillers = [word for words in gguf_stop_tokens.FILLERS.values() for word in words]
     base = byte_level()
-    for word in (*sorted(gguf_endings.ENDS), *fillers, *looks):
+    for word in (*sorted(gguf_stop_tokens.ENDS), *fillers, *looks):
         backend = tokenizers.Tokenizer.from_str(base.backend.to_str())
         backend.add_special_tokens([word])
         tokenizer = Tokenizer(
@@ -213,7 +213,7 @@ def test_the_texts_that_end_an_answer_are_those_of_llama_cpp(tmp_path: Path) -> 
         with vocabulary_file(tokenizer, tokenizer.vocab_size) as path:
             file = LoadedModel(path, vocab_only=True)
             tokens = vocabulary_of(tokenizer, tokenizer.vocab_size).tokens
-            by_text = gguf_endings.ends_by_text(tokens)
+            by_text = gguf_stop_tokens.ends_by_text(tokens)
             assert file.end_ids() == by_text | tokenizer.stop_ids, word
             assert (backend.token_to_id(word) in by_text) == (word not in looks)
             file.close()
@@ -235,7 +235,7 @@ def test_words_that_together_end_nothing_are_known_too(words: tuple[str, ...]) -
     with vocabulary_file(tokenizer, tokenizer.vocab_size) as path:
         file = LoadedModel(path, vocab_only=True)
         tokens = vocabulary_of(tokenizer, tokenizer.vocab_size).tokens
-        assert file.end_ids() == gguf_endings.ends_by_text(tokens) | tokenizer.stop_ids
+        assert file.end_ids() == gguf_stop_tokens.ends_by_text(tokens) | tokenizer.stop_ids
         file.close()
 
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from pocketlm.export import packed_folders as repack
 from pocketlm.export.packed_folders import write_repacked
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCALE, SCHEMES, OnGrid, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 

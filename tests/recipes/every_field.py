@@ -11,7 +11,7 @@ from typing import Any
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
-from pocketlm.model.sampling import Sampling
+from pocketlm.inference.sampling import Sampling
 from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
 from pocketlm.serve.chat import ChatConfig
@@ -373,11 +373,19 @@ FIELDS: dict[type, dict[str, Any]] = {
         "scheme": "int4_group32",
     },
     ChatsConfig: {"name": "other", "seq_len": 80, "sources": ("notes-asked",)},
-    BenchConfig: {"name": "speed", "contexts": (24,), "new_tokens": 4, "repeats": 2, "threads": 2},
+    BenchConfig: {
+        "name": "speed",
+        "contexts": (24,),
+        "new_tokens": 4,
+        "repeats": 2,
+        "threads": 2,
+        "runtime": "transformers",
+    },
     EvaluateConfig: {
         "name": "other",
         "suite": f"{FOLDER}/other.jsonl",
         "labels": ("mine",),
+        "runtime": "transformers",
         "max_new_tokens": 5,
         "batch_size": 2,
         "bits_tokens": 90,

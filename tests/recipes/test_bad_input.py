@@ -318,7 +318,7 @@ def pte(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
     import tiny
 
-    from pocketlm.export.executorch import write_pte
+    from pocketlm.export.pte import write_pte
 
     tokenizer = train_tokenizer(["a few words"], 262)
     shape = replace(

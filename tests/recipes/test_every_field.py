@@ -24,10 +24,10 @@ from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
 from pocketlm.eval.agreement import Agreement
+from pocketlm.inference.sampling import Sampling
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model import transformer
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import LanguageModel
-from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 from pocketlm.report.goals import Goal
@@ -335,7 +335,7 @@ def after_evaluate(
         return generate(self, prompts, **options)
 
     def speed(model: Any, *tokens: int, repeats: int) -> dict[str, float]:
-        seen.append(tokens)
+        seen.append((*tokens, type(model)))
         return {"decode_tokens_per_second": 1.0}
 
     patch.setattr(stage, "find_needles", watched_find)
@@ -352,13 +352,13 @@ def after_bench(config: BenchConfig, folder: Path, out: Path, patch: pytest.Monk
     stage = importlib.import_module("pocketlm.stages.bench")
     seen: list[Any] = []
 
-    def speed(model: Any, *tokens: int, tell: Any) -> dict[str, float]:
-        seen.append((*tokens, torch.get_num_threads()))
+    def speed(model: Any, *tokens: int, report: Any) -> dict[str, float]:
+        seen.append((*tokens, torch.get_num_threads(), type(model)))
         return {"decode_tokens_per_second": 1.0}
 
     patch.setattr(stage, "measure_speed", speed)
     patch.setattr(stage, "read_bandwidth", lambda: 1e9)
-    patch.setattr(stage, "in_own_process", lambda tell, *rest: stage.measure(*rest, tell))
+    patch.setattr(stage, "in_own_process", lambda report, *rest: stage.measure(*rest, report))
     try:
         bench(config, out, models=[folder / "model"])
     finally:
@@ -382,7 +382,7 @@ def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.Mo
             return check(file, *rest, **options)
         return Agreement(top_token=1.0, kl=0.0, greedy=1.0, tokens=1)
 
-    patch.setattr("pocketlm.export.executorch.write_pte", write)
+    patch.setattr("pocketlm.export.pte.write_pte", write)
     patch.setattr(export_stage, "check_file", check_gguf)
     try:
         return files_of(export(config, out, model=folder / "model"))

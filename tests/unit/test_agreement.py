@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pocketlm.eval.agreement import Passage, agreement
+from tests.unit.silent_runtime import SilentRuntime
 
 
-class Fixed:
+class Fixed(SilentRuntime):
     """A model of fixed logits and a fixed answer."""
 
     class Tokens:

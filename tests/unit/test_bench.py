@@ -28,9 +28,9 @@ from pocketlm.commands.tables import bench_table
 from pocketlm.eval import hardware as machine
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.pte_network import PteNetwork
-from pocketlm.export.runtimes import opened
+from pocketlm.inference.open import opened
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
@@ -38,9 +38,10 @@ from pocketlm.stages.bench import BenchConfig, bench, chosen_contexts, measure
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
-from pocketlm.export import libllama
-from pocketlm.export.executorch import PteModel, write_pte
-from pocketlm.export.llamacpp import GgufModel
+from pocketlm.export.pte import write_pte
+from pocketlm.inference import libllama
+from pocketlm.inference.executorch import PteModel
+from pocketlm.inference.llamacpp import GgufModel
 
 WINDOW, KV_NUMBERS = 16, 2 * 2 * 32  # keys and values, two heads of 32
 SHAPE = ModelConfig(
@@ -95,9 +96,9 @@ def test_a_checkpoints_cache_holds_all_tokens_of_global_layers_and_a_window_of_l
     tokenizer: Tokenizer, length: int
 ) -> None:
     model = LanguageModel(Transformer(SHAPE), tokenizer)
-    assert model.kv_bytes(length) == 4 * kv_numbers(length, WINDOW)
+    assert model.memory(length).kv_bytes == 4 * kv_numbers(length, WINDOW)
     rounded = LanguageModel(Transformer(SHAPE), tokenizer, int8_cache=True)
-    assert rounded.kv_bytes(length) == kv_numbers(length, WINDOW)
+    assert rounded.memory(length).kv_bytes == kv_numbers(length, WINDOW)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -108,7 +109,9 @@ def test_a_step_reads_every_weight_but_not_a_table_of_its_own(
     read = sum(
         p.numel() for name, p in network.named_parameters() if tied or "embed_tokens" not in name
     )
-    assert LanguageModel(network, tokenizer).step_bytes(40) == 4 * (read + kv_numbers(40, WINDOW))
+    assert LanguageModel(network, tokenizer).memory(40).step_bytes == 4 * (
+        read + kv_numbers(40, WINDOW)
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,8 @@ def test_the_cache_of_a_gguf_is_what_llama_cpp_says_it_allocates(
         if (found := re.search(r"llama_kv_cache: size = +([\d.]+) MiB", line))
     ]
     assert len(told) == (2 if shape.layer_types else 1)  # global and local layers have a cache each
-    assert model.kv_bytes(length) / 2**20 == pytest.approx(sum(told), abs=0.011)
+    kv_bytes = model.memory(length).kv_bytes
+    assert kv_bytes is not None and kv_bytes / 2**20 == pytest.approx(sum(told), abs=0.011)
 
 
 @pytest.mark.parametrize(
@@ -156,23 +160,23 @@ def test_a_step_of_a_gguf_reads_its_tensors_but_not_a_table_of_its_own(
     read = sum(sizes.values()) - (sizes["token_embd.weight"] if shape.layer_types else 0)
     window = WINDOW if shape.layer_types else 10**6
     with opened(file) as model:
-        assert model.step_bytes(200) == read + 2 * kv_numbers(200, window)
-        assert model.step_bytes(10) == read + 2 * kv_numbers(10, window)
+        assert model.memory(200).step_bytes == read + 2 * kv_numbers(200, window)
+        assert model.memory(10).step_bytes == read + 2 * kv_numbers(10, window)
 
 
 def test_a_pte_tells_the_room_of_its_cache_and_what_a_step_reads(models: Path) -> None:
     model = PteModel(models / "model.pte", threads=1)
     ring = WINDOW + model.chunk - 1  # of a call, no token may overwrite what the first one sees
-    assert model.kv_bytes(10) == model.kv_bytes(128) == 4 * kv_numbers(128, ring)
+    assert model.memory(10).kv_bytes == model.memory(128).kv_bytes == 4 * kv_numbers(128, ring)
     linear = sum(
         p.numel() for name, p in Transformer(SHAPE).named_parameters() if "norm" not in name
     )
     for length in (10, 128):
         cache = KV_NUMBERS * (length + min(128, ring))
-        assert model.step_bytes(length) == 4 * (linear + cache)
+        assert model.memory(length).step_bytes == 4 * (linear + cache)
     # an older file
     model._facts = {name: value for name, value in model._facts.items() if "bytes" not in name}
-    assert model.kv_bytes(10) is None and model.step_bytes(10) is None
+    assert model.memory(10).kv_bytes is None and model.memory(10).step_bytes is None
 
 
 def test_four_bit_layers_of_a_pte_count_four_and_a_half_bits_a_weight() -> None:
@@ -229,8 +233,8 @@ def test_each_kind_of_model_is_measured_at_each_context(
         for context, row in found["contexts"].items():
             wait, pace = row["time_to_first_token_seconds"], row["decode_tokens_per_second"]
             assert row["prefill_tokens_per_second"] == pytest.approx((int(context) - 4) / wait)
-            assert row["kv_bytes"] == model.kv_bytes(int(context))
-            assert row["step_bytes"] == model.step_bytes(int(context))
+            assert row["kv_bytes"] == model.memory(int(context)).kv_bytes
+            assert row["step_bytes"] == model.memory(int(context)).step_bytes
             assert stage.share_of_limit(row, 1e9) == pytest.approx(pace * row["step_bytes"] / 1e9)
     size = found["bytes"]
     assert (
@@ -249,7 +253,7 @@ def test_the_threads_are_every_runtimes(models: Path) -> None:
             with opened(models / kind, threads=threads) as model:
                 assert torch.get_num_threads() == threads
                 if kind == "model.gguf":
-                    assert model.threads == threads
+                    assert isinstance(model, GgufModel) and model.threads == threads
                 if kind == "model.pte":
                     assert _threadpool_get_thread_count() == threads
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pocketlm.model.sampling import Sampling
+from pocketlm.inference.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Message, Tokenizer, train_tokenizer
 from pocketlm.serve.chat import ChatConfig, chat, without_oldest_exchange
 

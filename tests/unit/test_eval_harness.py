@@ -13,6 +13,7 @@ from pocketlm.eval.harness import (
 )
 from pocketlm.eval.suites import Suite
 from pocketlm.model.tokenizer import CHATML, train_tokenizer
+from tests.unit.silent_runtime import SilentRuntime
 
 PROBLEMS = tuple(
     {"id": f"{family}-{n}", "family": family, "prompt": f"{family} {n}?", "answer": str(n % 3)}
@@ -29,7 +30,7 @@ def tokenizer():
     )
 
 
-class Scripted:
+class Scripted(SilentRuntime):
     """A model that completes each prompt with what `reply` makes of the problem asked."""
 
     def __init__(self, tokenizer, reply, max_length=200):

@@ -11,6 +11,7 @@ from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import ANSWER_TOKENS, find_needles, needle_trials
 from pocketlm.model.tokenizer import CHATML, train_tokenizer
+from tests.unit.silent_runtime import SilentRuntime
 
 TEXT = "the cat sat on the mat. the dog sat on the cat. "
 NOTES = list(islice(draw_notes(1, held_out=True), 20))
@@ -21,15 +22,15 @@ def tokenizer():
     return train_tokenizer([TEXT, *FILLER, *(f"{n['note']} {n['question']}" for n in NOTES)], 320)
 
 
-class Uniform:
+class Uniform(SilentRuntime):
     """Every token is equally likely, whatever came before."""
 
     def __init__(self, tokenizer, max_length=64):
         self.tokenizer, self.max_length = tokenizer, max_length
 
-    def logits(self, ids):
+    def log_probs(self, ids):
         assert len(ids) <= self.max_length
-        return np.full((len(ids), self.tokenizer.vocab_size), 3.0, dtype=np.float32)
+        return np.full(len(ids) - 1, -np.log(self.tokenizer.vocab_size), dtype=np.float32)
 
 
 class Remembering(Uniform):
@@ -90,7 +91,7 @@ def test_bits_per_byte_refuses_no_text_and_windows_the_model_does_not_have(token
             bits_per_byte(Uniform(tokenizer), [TEXT], window)
 
 
-class Reader:
+class Reader(SilentRuntime):
     """Finds the note in its prompt, when `sees` says it may, and answers with its value."""
 
     def __init__(self, tokenizer, sees=lambda text, place: True):
@@ -162,7 +163,7 @@ def test_too_little_context_filler_or_notes_is_refused(tokenizer):
         needle_trials(tokenizer, 200, 3, 0, FILLER, NOTES[:2])
 
 
-class Clock:
+class Clock(SilentRuntime):
     """Streams a token every 10 ms after 40 ms of prefill."""
 
     max_length = 64

@@ -15,15 +15,16 @@ from torch import nn
 
 from pocketlm.export import pte_network
 from pocketlm.export.pte_network import PteNetwork
-from pocketlm.model.generate import LanguageModel
+from pocketlm.inference.sampling import Sampling
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare, quantize_weight
-from pocketlm.model.sampling import Sampling
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
-from pocketlm.export.executorch import PteModel, load_kernels, write_pte
-from pocketlm.export.pte_read import absent_tensors
+from pocketlm.export.pte import write_pte
+from pocketlm.export.read_back_pte import absent_tensors
+from pocketlm.inference.executorch import PteModel, load_kernels
 
 VOCABULARY = 264
 CONTEXT = 96  # four times the ring of a local layer, twelve windows

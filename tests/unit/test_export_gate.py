@@ -11,8 +11,8 @@ import torch
 
 from pocketlm.corpus.sources import Source
 from pocketlm.export import gguf as gguf_file
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCALE, SCHEMES, Scheme, prepare, scheme
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -165,17 +165,15 @@ def test_a_pte_of_another_model_is_removed_and_what_computes_otherwise_is_told_a
     tokenizer, tmp_path, monkeypatch
 ) -> None:
     pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
-    from pocketlm.export import executorch, pte_network
+    from pocketlm.export import pte, pte_network
 
     model = checkpoint(tmp_path / "m", tokenizer, num_hidden_layers=1)
     (tmp_path / "out").mkdir()
     other = Transformer(replace(SHAPE, num_hidden_layers=1), seed=9)
     with monkeypatch.context() as patch:
-        write = executorch.write_pte
+        write = pte.write_pte
         patch.setattr(
-            executorch,
-            "write_pte",
-            lambda network, *rest, **options: write(other, *rest, **options),
+            pte, "write_pte", lambda network, *rest, **options: write(other, *rest, **options)
         )
         with pytest.raises(
             ValueError,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pocketlm.export.libllama import library
 from pocketlm.export.writable import Wanted, refuse_unwritable
+from pocketlm.inference.libllama import library
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.quant import SCHEMES, Scheme
 from pocketlm.model.tokenizer import Tokenizer

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
+from pocketlm.inference.sampling import Sampling, penalised, race, restricted, sample
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import LanguageModel
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.sampling import Sampling, penalised, race, restricted, sample
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
@@ -282,7 +282,7 @@ def test_an_int8_cache_answers_nearly_as_the_float_one_and_alike_in_any_company(
     assert sum(same) / len(same) > 0.3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "pocketlm.model.generate.Int8Slots.read",
+            "pocketlm.inference.kv_cache.Int8Slots.read",
             lambda self, count: self.content[:, :, :count].float(),
         )
         # the rounded ones are read

@@ -11,9 +11,9 @@ import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from pocketlm.export.gguf import architecture, write_gguf
-from pocketlm.export.gguf_header import read_header
-from pocketlm.export.gguf_splits import IGNORES_MERGES, SPLITS
-from pocketlm.export.gguf_tokenizer import tokenizer_of
+from pocketlm.inference.gguf_header import read_header
+from pocketlm.inference.gguf_splits import IGNORES_MERGES, SPLITS
+from pocketlm.inference.gguf_tokenizer import tokenizer_of
 from pocketlm.model.quant import SCALE, SCHEMES, dequantize_weight, prepare, quantize_weight
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer

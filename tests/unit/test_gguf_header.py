@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from pocketlm.export.gguf import write_gguf
-from pocketlm.export.gguf_header import part_files, read_header, weight_bytes
-from pocketlm.export.gguf_read import config_of, read_gguf
-from pocketlm.export.gguf_tokenizer import left_out, tokenizer_of
-from pocketlm.export.runtimes import size_of
+from pocketlm.export.import_gguf import config_of, read_gguf
+from pocketlm.inference.gguf_file import part_files
+from pocketlm.inference.gguf_header import read_header, weight_bytes
+from pocketlm.inference.gguf_tokenizer import left_out, tokenizer_of
+from pocketlm.inference.open import size_of
 from pocketlm.model.transformer import ModelConfig, Transformer
 from tests.unit.tokenizer_kinds import SHAPE, byte_level, sentencepiece, tiny
 
@@ -85,7 +86,7 @@ def test_all_parts_of_a_split_model_are_read_whichever_is_given(
 
 def test_llama_cpp_answers_from_a_split_model_too(whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
-    from pocketlm.export.llamacpp import GgufModel
+    from pocketlm.inference.llamacpp import GgufModel
 
     rewritten(whole, {}, tmp_path / "m.gguf", parts_of=11)
     ids = list(range(3, 30))

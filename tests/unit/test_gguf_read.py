@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pocketlm.export.gguf import write_gguf
-from pocketlm.export.gguf_read import read_gguf, stored_tensors
+from pocketlm.export.import_gguf import read_gguf, stored_tensors
 from pocketlm.model.quant import SCHEMES, FakeQuantEmbedding, FakeQuantLinear, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer

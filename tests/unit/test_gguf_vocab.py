@@ -10,7 +10,8 @@ import pytest
 import tokenizers
 
 from pocketlm.export.gguf import write_gguf
-from pocketlm.export.gguf_vocab import (
+from pocketlm.export.gguf_vocab import Vocabulary, vocabulary_of
+from pocketlm.inference.gguf_tokens import (
     BYTE,
     BYTES,
     CONTROL,
@@ -18,8 +19,6 @@ from pocketlm.export.gguf_vocab import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    Vocabulary,
-    vocabulary_of,
 )
 from pocketlm.model.tokenizer import Tokenizer
 from tests.unit.tokenizer_kinds import (

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from pocketlm.export import pte_network
 from pocketlm.export.pte_network import FloatCache, PteNetwork
+from pocketlm.inference.kv_cache import KVCache
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.generate import KVCache, LanguageModel
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 from pocketlm.stages.export import ExportConfig, export, real_passages
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
-from pocketlm.export.executorch import PteModel, load_kernels
+from pocketlm.inference.executorch import PteModel, load_kernels
 
 VOCABULARY = 264
 CONTEXT = 1024

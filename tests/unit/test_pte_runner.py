@@ -14,19 +14,14 @@ import torch
 from torch import nn
 
 from pocketlm.export import pte_network
-from pocketlm.model.generate import LanguageModel
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
-from pocketlm.export.executorch import (
-    PteModel,
-    load_kernels,
-    silent_stderr,
-    tokenizer_folder,
-    write_pte,
-)
+from pocketlm.export.pte import write_pte
+from pocketlm.inference.executorch import PteModel, load_kernels, silent_stderr, tokenizer_folder
 
 VOCABULARY = 300
 CONTEXT = 160

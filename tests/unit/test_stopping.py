@@ -7,11 +7,12 @@ from random import Random
 
 import pytest
 
-from pocketlm.export.executorch import PteModel, write_pte
 from pocketlm.export.gguf import write_gguf
-from pocketlm.export.llamacpp import GgufModel
-from pocketlm.model.generate import LanguageModel
-from pocketlm.model.stop_strings import Ending, before_stop, ids_to_stop, text_pieces
+from pocketlm.export.pte import write_pte
+from pocketlm.inference.executorch import PteModel
+from pocketlm.inference.llamacpp import GgufModel
+from pocketlm.inference.stop_strings import StopMatcher, before_stop, text_pieces
+from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -102,6 +103,13 @@ def test_pieces_of_text_are_the_whole_text_up_to_the_first_stop_string(tokenizer
     assert cut > 500 and characters > 50
 
 
+def ids_to_stop(ids: list[int], tokenizer: Tokenizer, stops: tuple[str, ...]) -> list[int]:
+    """The ids up to the one that completes a stop string, as a runtime's loop ends them."""
+    matcher = StopMatcher(tokenizer, stops)
+    end = next((n for n, token in enumerate(ids) if matcher.reached(token)), len(ids))
+    return ids[: end + 1]
+
+
 def test_ids_end_with_the_one_that_completes_a_stop_string(tokenizer):
     """At the first id with which the whole text so far holds a stop string, whole characters
     only.
@@ -114,7 +122,7 @@ def test_ids_end_with_the_one_that_completes_a_stop_string(tokenizer):
         if any("\ufffd" in stop for stop in stops):
             continue
         expected = ids[: reference[0] + 1] if reference else ids
-        assert list(ids_to_stop(ids, tokenizer, stops)) == expected
+        assert ids_to_stop(ids, tokenizer, stops) == expected
 
 
 def test_nothing_after_a_stop_string_is_asked_for(tokenizer):
@@ -125,14 +133,14 @@ def test_nothing_after_a_stop_string_is_asked_for(tokenizer):
 
 
 def test_only_what_may_begin_a_stop_string_waits(tokenizer):
-    ending = Ending(tokenizer, ("abc", "bd"))
+    ending = StopMatcher(tokenizer, ("abc", "bd"))
     shown = [ending.add(i) for i in (tokenizer.encode(c)[0] for c in "xabaabd")]
     assert shown == ["x", "", "", "ab", "a", "", "a"] and ending.stopped
 
 
 def test_an_empty_stop_string_is_refused(tokenizer):
     with pytest.raises(ValueError, match="a stop string is empty"):
-        Ending(tokenizer, ("a", ""))
+        StopMatcher(tokenizer, ("a", ""))
 
 
 @pytest.mark.parametrize("runtime", ["checkpoint", "gguf", "pte"])
@@ -158,7 +166,7 @@ def test_every_runtime_ends_its_answers_there(runtime, tokenizer, tmp_path: Path
             if "\ufffd" not in t[i : i + n]
         ]
         stops = tuple(random.sample(pieces, 2))
-        expected = [list(ids_to_stop(ids, tokenizer, stops)) for ids in free]
+        expected = [ids_to_stop(ids, tokenizer, stops) for ids in free]
         assert model.generate(PROMPTS, stop_strings=stops, **options) == expected
         texts = [
             "".join(text_pieces(model.stream(p, **options), tokenizer, stops)) for p in PROMPTS

@@ -6,8 +6,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
-from pocketlm.export.gguf_splits import WAYS
 from pocketlm.export.text_agreement import HARD_TEXTS
+from pocketlm.inference.gguf_splits import WAYS
 from pocketlm.model.tokenizer import CHATML, Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 

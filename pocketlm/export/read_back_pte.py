@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pocketlm.export.executorch import stored_buffers
+from pocketlm.export.pte import stored_buffers
 from pocketlm.model.quant import Scheme, quantize_weight, scheme_of
 from pocketlm.model.transformer import Transformer, rope_frequencies, rotate
 

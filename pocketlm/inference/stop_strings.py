@@ -32,7 +32,7 @@ def text_pieces(
     What may be the beginning of a stop string or half a character waits for the next id. The pieces
     together are `before_stop` of the whole text.
     """
-    ending = Ending(tokenizer, stop_strings)
+    ending = StopMatcher(tokenizer, stop_strings)
     for token in ids:
         if piece := ending.add(token):
             yield piece
@@ -42,18 +42,7 @@ def text_pieces(
         yield piece
 
 
-def ids_to_stop(
-    ids: Iterable[int], tokenizer: Tokenizer, stop_strings: Sequence[str]
-) -> Iterator[int]:
-    """The ids up to the one that completes a stop string, that one too."""
-    ending = Ending(tokenizer, stop_strings)
-    for token in ids:
-        yield token
-        if stop_strings and ending.reached(token):
-            return
-
-
-class Ending:
+class StopMatcher:
     """The text of one answer as its ids come, and whether a stop string is in it.
 
     stopped: a stop string is complete, so what comes after is no part of the answer.

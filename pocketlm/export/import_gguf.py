@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pocketlm.export.gguf import LAYER_TENSORS
-from pocketlm.export.gguf_header import GgufHeader, head_width, read_header, row_layout, windows_of
-from pocketlm.export.gguf_tokenizer import tokenizer_of
+from pocketlm.inference.gguf_file import GgufHeader
+from pocketlm.inference.gguf_header import head_width, read_header, row_layout, windows_of
+from pocketlm.inference.gguf_tokenizer import tokenizer_of
 from pocketlm.model.checkpoint import load_tensors
 from pocketlm.model.layouts import half_split
 from pocketlm.model.tokenizer import Tokenizer

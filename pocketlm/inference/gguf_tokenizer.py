@@ -7,10 +7,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
 
-from pocketlm.export.gguf_endings import ends_by_text, ends_of_file
-from pocketlm.export.gguf_header import GgufHeader
-from pocketlm.export.gguf_splits import WAYS
-from pocketlm.export.gguf_vocab import (
+from pocketlm.inference.gguf_file import GgufHeader
+from pocketlm.inference.gguf_splits import WAYS
+from pocketlm.inference.gguf_stop_tokens import ends_by_text, ends_of_file
+from pocketlm.inference.gguf_tokens import (
     BYTE_LEVEL,
     BYTES,
     CONTROL,

@@ -1,5 +1,4 @@
-"""A .gguf file that answers `logits` and `generate` in llama.cpp, as a checkpoint does in
-`model/generate`.
+"""A .gguf file that answers in llama.cpp, on the CPU.
 
 Shapes: T tokens, V vocabulary
 """
@@ -13,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pocketlm.export.gguf_header import head_width, read_header, weight_bytes, windows_of
-from pocketlm.export.gguf_tokenizer import tokenizer_of
-from pocketlm.export.libllama import CACHE_TYPES, Context, LoadedModel, padded
-from pocketlm.model.sampling import GREEDY, Sampling, sample
-from pocketlm.model.stop_strings import Ending
+from pocketlm.inference.gguf_header import head_width, read_header, weight_bytes, windows_of
+from pocketlm.inference.gguf_tokenizer import tokenizer_of
+from pocketlm.inference.libllama import CACHE_TYPES, Context, LoadedModel, padded
+from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
+from pocketlm.inference.sampling import GREEDY, Sampling, sample
+from pocketlm.inference.stop_strings import StopMatcher
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
 LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once
@@ -70,6 +70,16 @@ class GgufModel:
             self._return(context)
         return np.concatenate(chunks)
 
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """Log-probability [T - 1] of each id but the first, one batch of llama.cpp at a time."""
+        self._check(ids)
+        context = self._borrow(1, len(ids))
+        try:
+            chunks = self._prefill(context, 0, ids, every=True)
+            return log_probs_from(map(torch.from_numpy, chunks), ids)
+        finally:
+            self._return(context)
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -103,23 +113,21 @@ class GgufModel:
         for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
             yield token
 
-    def kv_bytes(self, length: int) -> int:
-        """Bytes that llama.cpp takes for keys and values of one text of this length.
+    def memory(self, length: int) -> Memory:
+        """Bytes that llama.cpp allocates and that a token reads.
 
         A local layer has cells for its window and one batch (`llama_kv_cache_iswa`).
         """
         cells = padded(length)
-        locals_ = (padded(window + self.batch) for window in self._windows if window is not None)
-        return self._cell_bytes * (
-            cells * self._windows.count(None) + sum(min(cells, own) for own in locals_)
+        windows = [window for window in self._windows if window is not None]
+        allocated = cells * self._windows.count(None) + sum(
+            min(cells, padded(window + self.batch)) for window in windows
         )
-
-    def step_bytes(self, length: int) -> int:
-        """Bytes that one more token must read after so many: every weight once, the keys and values
-        it sees.
-        """
-        seen = sum(length if window is None else min(length, window) for window in self._windows)
-        return self._weight_bytes + self._cell_bytes * seen
+        seen = length * self._windows.count(None) + sum(min(length, window) for window in windows)
+        return Memory(
+            kv_bytes=self._cell_bytes * allocated,
+            step_bytes=self._weight_bytes + self._cell_bytes * seen,
+        )
 
     def close(self) -> None:
         """Free the weights and caches; the model is of no use afterwards."""
@@ -144,7 +152,9 @@ class GgufModel:
         context = self._borrow(min(len(prompts), SLOTS), longest)
         generators = sampling.generators(len(prompts))
         texts = [list(prompt) for prompt in prompts]  # and what was made
-        endings = [Ending(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
+        endings = (
+            [StopMatcher(self.tokenizer, stop_strings) for _ in prompts] if stop_strings else []
+        )
         lengths = [len(p) for p in prompts]
         waiting = [row for row in reversed(range(len(prompts))) if lengths[row] < self.max_length]
         running: dict[int, tuple[int, int]] = {}  # slot -> (row, its newest id)
@@ -196,17 +206,13 @@ class GgufModel:
                 yield logits.copy()
 
     def _check(self, ids: Sequence[int]) -> None:
-        if not ids:
-            raise ValueError("an empty prompt: at least one token is needed to start from")
-        if len(ids) > self.max_length:
-            raise ValueError(
-                f"{len(ids)} tokens exceed the context of {self.max_length}; shorten the text or "
-                "ask for more"
-            )
-        if min(ids) < 0 or max(ids) >= self.vocab_size:
-            raise ValueError(
-                f"ids {min(ids)} to {max(ids)} are not all in the vocabulary of {self.vocab_size}"
-            )
+        check_ids(
+            ids,
+            vocab_size=self.vocab_size,
+            max_length=self.max_length,
+            limit=f"the context of {self.max_length}",
+            advice="open the file with a longer context_length",
+        )
 
     def _borrow(self, slots: int, length: int) -> Context:
         """A context with so much room: an idle one, or a new one in the place of one that is too

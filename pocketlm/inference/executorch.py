@@ -1,0 +1,282 @@
+"""A .pte file that answers in ExecuTorch's Python runtime; `export/pte.py` writes one.
+
+Shapes: T tokens, V vocabulary
+"""
+
+import logging
+import os
+import struct
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pocketlm.inference.decode import decode
+from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
+from pocketlm.inference.sampling import GREEDY, Sampling
+from pocketlm.model.tokenizer import Tokenizer
+
+# root offset, "ET12", "eh00", bytes of: this header, the program, all before the segments, the
+# segments
+HEADER = struct.Struct("<4x4s4sIQQQ")
+# constant methods PteModel asks for
+FACTS = {"get_max_context_len", "get_max_seq_len", "get_vocab_size"}
+SIZES = {"get_weight_bytes", "get_kv_bytes", "get_kv_bytes_per_token"}  # and would like to know
+
+
+class PteModel:
+    """A .pte file in ExecuTorch's Python runtime: one sequence at a time, the tokenizer from beside
+    it.
+
+    The cache is inside the program. Each answer starts again at position 0, where nothing of an
+    earlier one is seen; answers that are streamed in turns take the cache from each other and read
+    their text anew.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        """threads: of ExecuTorch's pool, which all programs of the process share; its own choice by
+        default.
+        """
+        path = Path(path)
+        check_file(path)
+        self.tokenizer = Tokenizer.load(tokenizer_folder(path))
+        load_kernels()
+        self._method, facts = _open(path, threads)
+        self._facts = facts
+        self.max_length = facts["get_max_context_len"]
+        self.chunk = facts["get_max_seq_len"]
+        self.vocab_size = facts["get_vocab_size"]
+        self._lock = threading.Lock()
+        self._owner: object = None  # the answer whose text the cache holds
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits [T, V], float32, of the token after each of `ids`."""
+        self._check(ids)
+        with self._lock:
+            self._owner = None
+            return torch.cat(list(self._read(ids, 0))).numpy()
+
+    def log_probs(self, ids: Sequence[int]) -> np.ndarray:
+        """Log-probability [T - 1] of each id but the first, one call of the program at a time."""
+        self._check(ids)
+        with self._lock:
+            self._owner = None
+            return log_probs_from(self._read(ids, 0), ids)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: set[int],
+        stop_strings: Sequence[str] = (),
+        sampling: Sampling = GREEDY,
+    ) -> list[list[int]]:
+        """New ids for each prompt, the stop id left out. One prompt at a time.
+
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its
+        text is before it.
+        """
+        for prompt in prompts:
+            self._check(prompt)
+        drawn = [replace(sampling, seed=sampling.seed + row) for row in range(len(prompts))]
+        return [
+            list(self._decode(prompt, max_new_tokens, stop_ids, row_sampling, stop_strings))
+            for prompt, row_sampling in zip(prompts, drawn, strict=True)
+        ]
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop_ids: set[int],
+        sampling: Sampling = GREEDY,
+    ) -> Iterator[int]:
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and
+        ends at stop strings.
+        """
+        self._check(prompt)
+        yield from self._decode(prompt, max_new_tokens, stop_ids, sampling)
+
+    def memory(self, length: int) -> Memory:
+        """Bytes as the file's constant methods give them.
+
+        The program has room for all its positions, however long the text; a token reads the global
+        layers' cache so far, and the local rings whole.
+        """
+        weights, cache, token = (
+            self._facts.get(name)
+            for name in ("get_weight_bytes", "get_kv_bytes", "get_kv_bytes_per_token")
+        )
+        if weights is None or cache is None or token is None:
+            return Memory(kv_bytes=cache, step_bytes=None)
+        unseen = token * (self.max_length - length)
+        return Memory(kv_bytes=cache, step_bytes=weights + cache - unseen)
+
+    def close(self) -> None:
+        """Free the program and its cache; the model is of no use afterwards."""
+        self._method = None
+
+    def _decode(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        stop_ids: set[int],
+        sampling: Sampling,
+        stop_strings: Sequence[str] = (),
+    ) -> Iterator[int]:
+        """New ids, one run of the program each."""
+        ids = list(prompt)
+        owner = object()
+
+        def last_logits() -> Tensor:
+            with self._lock:
+                start = len(ids) - 1 if self._owner is owner else 0
+                self._owner = None  # nobody's, should the run be interrupted
+                for rows in self._read(ids[start:], start):
+                    last = rows[-1:]
+                self._owner = owner
+            return last
+
+        def step(tokens: Tensor, keep: Tensor | None) -> Tensor:
+            ids.append(int(tokens))
+            return last_logits()
+
+        pairs = decode(
+            [prompt],
+            last_logits,
+            step,
+            room=[min(max_new_tokens, self.max_length - len(ids))],
+            tokenizer=self.tokenizer,
+            stop_ids=stop_ids,
+            stop_strings=stop_strings,
+            sampling=sampling,
+        )
+        return (token for _, token in pairs)
+
+    def _read(self, ids: Sequence[int], start: int) -> Iterator[Tensor]:
+        """Run the program on ids at positions `start` and up; the logits of each call, [up to
+        `chunk`, V].
+        """
+        if self._method is None:
+            raise ValueError("this PteModel was closed; open the file again")
+        for first in range(0, len(ids), self.chunk):
+            tokens = torch.tensor([ids[first : first + self.chunk]])
+            yield self._method.execute((tokens, torch.tensor([start + first])))[0][0]
+
+    def _check(self, ids: Sequence[int]) -> None:
+        check_ids(
+            ids,
+            vocab_size=self.vocab_size,
+            max_length=self.max_length,
+            limit=f"the {self.max_length} this .pte file was exported for",
+            advice="export with a longer context_length",
+        )
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """Where the tokenizer of a .pte file lies."""
+    return path.with_name(f"{path.stem}.tokenizer")
+
+
+def check_file(path: Path) -> None:
+    """Raise FileNotFoundError or a ValueError that names the file, if it is no whole ExecuTorch
+    program.
+
+    ExecuTorch checks the graph, but reads the weights behind it only when it runs; the header of a
+    program that has weights says how long the file should be.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no .pte file at {path}")
+    with open(path, "rb") as file:
+        head = file.read(HEADER.size)
+    if len(head) < HEADER.size or head[4:6] != b"ET":
+        raise ValueError(f"{path}: not an ExecuTorch program; write one with `pocketlm export`")
+    _, extension, _, program_bytes, segments_start, segments_bytes = HEADER.unpack(head)
+    size, whole = path.stat().st_size, max(program_bytes, segments_start + segments_bytes)
+    if extension == b"eh00" and size < whole:
+        raise ValueError(f"{path}: truncated, {size} of {whole} bytes; copy or export it again")
+
+
+def _open(path: Path, threads: int | None) -> tuple[Any, dict[str, int]]:
+    """(`forward`, the facts) of a program; what ExecuTorch refuses is a ValueError with the file's
+    name.
+    """
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+
+    try:
+        with quiet(), silent_stderr():
+            if threads:
+                # before a program that would hold on to the old one
+                _unsafe_reset_threadpool(threads)
+            program = Runtime.get().load_program(path)
+            methods: dict[str, Any] = {n: program.load_method(n) for n in program.method_names}
+            values = {name: methods[name].execute(()) for name in (FACTS | SIZES) & methods.keys()}
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: ExecuTorch cannot load it ({error}); export it again here"
+        ) from None
+    if (
+        not values.keys() >= FACTS
+        or "forward" not in methods
+        or methods["forward"].metadata.num_inputs() != 2
+    ):
+        raise ValueError(
+            f"{path}: no language model with its cache inside; write one with `pocketlm export`"
+        )
+    return methods["forward"], {name: int(value[0]) for name, value in values.items()}
+
+
+def load_kernels() -> None:
+    """Register ExecuTorch's attention and 4-bit embedding, needed to write a program and to run
+    one.
+    """
+    with quiet():
+        try:
+            import executorch.kernels.quantized  # noqa: F401
+            import torchao.quantization.quant_primitives  # noqa: F401
+            from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                f"a .pte file needs ExecuTorch: pip install 'pocketlm[executorch]' ({error})"
+            ) from None
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Nothing on file descriptor 2 meanwhile: there the C++ runtime tells how it counts the
+    processors.
+    """
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings from ExecuTorch and torchao: about their own deprecations and absent CUDA
+    kernels.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

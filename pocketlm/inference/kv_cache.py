@@ -1,0 +1,205 @@
+"""Keys and values of the tokens read so far, as float32 or int8, in rings for local layers.
+
+Shapes: B batch, T tokens, S cached slots, K kv heads, E head width
+"""
+
+import torch
+from torch import Tensor
+
+from pocketlm.model.transformer import ModelConfig
+
+PAD_POSITION = -1
+
+
+class KVCache:
+    """Keys and values of all layers for up to `capacity` tokens a row, and the position of each.
+
+    A global layer has a slot for each token. A local layer has a ring of `sliding_window` slots, in
+    which a token takes the place of the one that left the window: its memory does not grow with the
+    text.
+
+    int8: keys and values as int8 with one range for each token (Pro, table 3: dynamic, asymmetric),
+    a quarter of the bytes; attention then sees the rounded ones only, so that it does not matter in
+    which pieces a text came.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        *,
+        int8: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        windows = [config.window(i // config.layer_repeats) for i in range(config.applications)]
+        # slots of the local layers
+        self.rings = [w if w is not None and w < capacity else None for w in windows]
+        shapes = [
+            (batch, config.num_key_value_heads, ring or capacity, config.head_dim)
+            for ring in self.rings
+        ]
+        store = Int8Slots if int8 else FloatSlots
+        self.keys = [store(shape, device) for shape in shapes]
+        self.values = [store(shape, device) for shape in shapes]
+        self.positions = torch.full((batch, capacity), PAD_POSITION, device=device)
+        self.start = self.end = 0
+
+    @property
+    def empty(self) -> bool:
+        return self.end == 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values; an int8 cache has 16 bytes a token and layer more, for their
+        ranges.
+        """
+        return sum(
+            slots.content.numel() * slots.content.element_size()
+            for slots in (*self.keys, *self.values)
+        )
+
+    def begin(self, positions: Tensor) -> None:
+        """Make room for tokens at these positions [B, T]; each layer's `update` then fills it."""
+        self.start, self.end = self.end, self.end + positions.shape[1]
+        if self.end > self.positions.shape[1]:
+            raise ValueError(f"{self.end} tokens exceed the cache of {self.positions.shape[1]}")
+        self.positions[:, self.start : self.end] = positions
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v [B, K, T, E] of a layer; return what its queries may look at [B, K, S, E]."""
+        return self._update(self.keys[layer], k, self.rings[layer]), self._update(
+            self.values[layer], v, self.rings[layer]
+        )
+
+    def _update(self, slots: "FloatSlots", new: Tensor, ring: int | None) -> Tensor:
+        # nothing was overwritten yet: slots are in the text's order
+        if ring is None or self.end <= ring:
+            slots.write(slice(self.start, self.end), new)
+            return slots.read(self.end)
+        if self.end - self.start == 1:
+            slots.write(slice(self.start % ring, self.start % ring + 1), new)
+            return slots.read(ring)
+        newest = self._range(max(self.start, self.end - ring), self.end)
+        # the first query's window, and on
+        seen = torch.cat([slots.read(min(self.start, ring)), slots.rounded(new)], 2)
+        slots.write(newest % ring, new[:, :, -len(newest) :])
+        return seen
+
+    def key_positions(self, layer: int) -> Tensor:
+        """Positions [B, S] of the keys that `update` of this layer returned."""
+        ring = self.rings[layer]
+        if ring is None or self.end <= ring:
+            return self.positions[:, : self.end]
+        if self.end - self.start == 1:
+            return self.positions[:, self._held(ring, self.end)]
+        return torch.cat(
+            [
+                self.positions[:, self._held(ring, self.start)],
+                self.positions[:, self.start : self.end],
+            ],
+            1,
+        )
+
+    def _held(self, ring: int, end: int) -> Tensor:
+        """For each filled slot of a ring the newest of the first `end` tokens that lies there:
+        token t is in slot t mod ring.
+        """
+        slot = self._range(0, min(end, ring))
+        return end - 1 - (end - 1 - slot) % ring
+
+    def _range(self, start: int, end: int) -> Tensor:
+        return torch.arange(start, end, device=self.positions.device)
+
+    def take(self, part: "KVCache", first_row: int, end: int) -> None:
+        """Copy all tokens of a cache of fewer rows, so that its last token is number `end` - 1
+        here; before is padding.
+        """
+        rows = slice(first_row, first_row + len(part.positions))
+        self.end, shift = end, end - part.end
+        self.positions[rows, shift:end] = part.positions
+        for layer, (ring, part_ring) in enumerate(zip(self.rings, part.rings, strict=True)):
+            tokens = self._range(max(0, part.end - (ring or part.end)), part.end)
+            held = tokens % part_ring if part_ring else tokens
+            places = (tokens + shift) % ring if ring else tokens + shift
+            self.keys[layer].take(rows, places, part.keys[layer], held)
+            self.values[layer].take(rows, places, part.values[layer], held)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows of the batch but these: finished answers cost nothing."""
+        for slots in (*self.keys, *self.values):
+            slots.keep_rows(rows)
+        self.positions = self.positions[rows]
+
+
+class FloatSlots:
+    """A layer's keys or values [B, K, S, E] in float32."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str) -> None:
+        self.content = torch.zeros(shape, dtype=torch.float32, device=device)
+
+    def write(self, places: Tensor | slice, new: Tensor) -> None:
+        """Put new [B, K, T, E] into T slots."""
+        self.content[:, :, places] = new
+
+    def read(self, count: int) -> Tensor:
+        """The first `count` slots."""
+        return self.content[:, :, :count]
+
+    def rounded(self, new: Tensor) -> Tensor:
+        """What reading would give of these."""
+        return new
+
+    def take(self, rows: slice, places: Tensor, other: "FloatSlots", held: Tensor) -> None:
+        """Copy another's slots `held` into `places` of these rows."""
+        self.content[rows, :, places] = other.content[:, :, held]
+
+    def keep_rows(self, rows: Tensor) -> None:
+        self.content = self.content[rows]
+
+
+class Int8Slots(FloatSlots):
+    """The same as int8, with a scale and a zero point for each token, over all its heads."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str) -> None:
+        self.content = torch.zeros(shape, dtype=torch.int8, device=device)
+        self.scale = torch.ones(shape[0], 1, shape[2], 1, dtype=torch.float32, device=device)
+        self.zero = torch.zeros_like(self.scale)
+
+    def write(self, places: Tensor | slice, new: Tensor) -> None:
+        levels, scale, zero = int8_levels(new)
+        self.content[:, :, places], self.scale[:, :, places], self.zero[:, :, places] = (
+            levels,
+            scale,
+            zero,
+        )
+
+    def read(self, count: int) -> Tensor:
+        scale, zero = self.scale[:, :, :count], self.zero[:, :, :count]
+        return (self.content[:, :, :count].float() - zero) * scale
+
+    def rounded(self, new: Tensor) -> Tensor:
+        levels, scale, zero = int8_levels(new)
+        return (levels.float() - zero) * scale
+
+    def take(self, rows: slice, places: Tensor, other: FloatSlots, held: Tensor) -> None:
+        assert isinstance(other, Int8Slots)
+        super().take(rows, places, other, held)
+        self.scale[rows, :, places], self.zero[rows, :, places] = (
+            other.scale[:, :, held],
+            other.zero[:, :, held],
+        )
+
+    def keep_rows(self, rows: Tensor) -> None:
+        super().keep_rows(rows)
+        self.scale, self.zero = self.scale[rows], self.zero[rows]
+
+
+def int8_levels(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(int8 [B, K, T, E], scale and zero point [B, 1, T, 1]) of keys or values: one asymmetric
+    range for each token.
+    """
+    low, high = x.amin((1, 3), keepdim=True).clamp(max=0), x.amax((1, 3), keepdim=True).clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)
+    zero = (-128 - (low / scale).round()).clamp(-128, 127)
+    return ((x / scale).round() + zero).clamp(-128, 127).to(torch.int8), scale, zero

@@ -1,0 +1,108 @@
+"""Log-probabilities of given tokens: every runtime's against transformers', and in chunks."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+from pocketlm.inference import torch_runtime
+from pocketlm.inference.open import opened
+from pocketlm.inference.runtime import log_probs_from
+from pocketlm.inference.torch_runtime import LanguageModel
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.model.transformer import ModelConfig, Transformer
+
+TOLERANCE = 1e-4  # nats, of log-probabilities of 2 to 10; float32 everywhere. 1.4e-5 measured
+CONFIG = ModelConfig(
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    max_position_embeddings=600,
+    rope_theta=10000.0,
+    initializer_range=0.2,
+)
+IDS = torch.randint(3, 320, (600,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog"] * 4, 280)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder, Transformer(CONFIG), tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> np.ndarray:
+    """By transformers' own network, and torch's cross-entropy in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        logits = model(ids).logits[0, :-1].double()
+    values = -F.cross_entropy(logits, ids[0, 1:], reduction="none").numpy()
+    assert values.std() > 0.5  # flat ones would prove little
+    return values
+
+
+@pytest.fixture(scope="module", params=["checkpoint", "gguf", "pte"])
+def path(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    model, tokenizer = load_checkpoint(folder)
+    file = tmp_path_factory.mktemp("files") / f"model.{request.param}"
+    if request.param == "gguf":
+        pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
+        from pocketlm.export.gguf import write_gguf
+
+        return write_gguf(model, tokenizer, file, "f32")
+    if request.param == "pte":
+        pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
+        from pocketlm.export.pte import write_pte
+
+        return write_pte(model, tokenizer, file, context_length=600)
+    return folder
+
+
+def test_every_runtime_gives_the_log_probabilities_of_transformers(path, expected) -> None:
+    with opened(path, exact=True) as model:
+        for length in (2, 40, 600):  # 600: more than one chunk of each runtime
+            values = model.log_probs(IDS[:length])
+            assert values.dtype == np.float32 and values.shape == (length - 1,)
+            np.testing.assert_allclose(values, expected[: length - 1], atol=TOLERANCE)
+        assert model.log_probs(IDS[:1]).shape == (0,)
+        with pytest.raises(ValueError, match="empty prompt"):
+            model.log_probs([])
+        with pytest.raises(ValueError, match="not all in the vocabulary of 320"):
+            model.log_probs([3, 320])
+
+
+def test_chunks_change_nothing_and_are_dropped_one_by_one(folder, monkeypatch) -> None:
+    model = LanguageModel.open(folder)
+    whole = model.log_probs(IDS)
+    for tokens in (1, 7, 599, 600):
+        monkeypatch.setattr(torch_runtime, "LOGITS_BYTES", 4 * CONFIG.vocab_size * tokens)
+        np.testing.assert_allclose(model.log_probs(IDS), whole, atol=1e-5)
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def chunks() -> Iterator[torch.Tensor]:
+        logits = torch.from_numpy(model.logits(IDS[:40]))
+        for start in range(0, 40, 8):
+            gc.collect()
+            assert not any(chunk() is not None for chunk in alive)
+            alive.append(weakref.ref(chunk := logits[start : start + 8].clone()))
+            yield chunk
+            del chunk
+
+    np.testing.assert_allclose(log_probs_from(chunks(), IDS[:40]), whole[:39], atol=1e-5)
+    assert len(alive) == 5
