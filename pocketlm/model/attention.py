@@ -35,7 +35,7 @@ class Cache(Protocol):
     def key_positions(self, layer: int) -> Tensor: ...
 
 
-class Mask:
+class AttentionContext:
     """Who may look at whom, worked out once a forward pass and shared by all layers of the same
     window.
     """
@@ -50,6 +50,8 @@ class Mask:
     ) -> None:
         """plain: positions are 0..T-1 in one document. windows: those that layers will ask for."""
         self.positions, self.cache, self.doc_ids, self.plain = positions, cache, doc_ids, plain
+        if cache is not None:
+            cache.begin(positions)
         self.masks: dict[tuple[int | None, int], Tensor | None] = {}
         begins = None
         if cache is None and positions.is_cpu:
@@ -65,6 +67,8 @@ class Mask:
         """Attention output [B, H, T, E] of q [B, H, T, E], all tokens or the last one, on k, v [B,
         K, S, E].
         """
+        if self.cache is not None:
+            k, v = self.cache.update(layer, k, v)
         T, S = q.shape[2], k.shape[2]
         if T == S and self.first and goes_in_pieces(window, T, q.shape[3], self.plain):
             return attention_in_pieces(q, k, v, self.first[window])

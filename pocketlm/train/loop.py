@@ -9,7 +9,7 @@ import torch
 
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
-from pocketlm.model.transformer import Transformer
+from pocketlm.model.transformer import Transformer, computing
 from pocketlm.train.checkpoint import SaveConfig, StateWriter, load_state, threads_of
 from pocketlm.train.distributed.fsdp import (
     add_up,
@@ -25,7 +25,14 @@ from pocketlm.train.distributed.ranks import ALONE, Ranks, ranks
 from pocketlm.train.health import Watch, may_update, token_digest
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics, Silence, read_metrics
-from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, set_computing
+from pocketlm.train.optim import (
+    OnNonfinite,
+    OptimConfig,
+    compute_settings,
+    describe,
+    lr_at,
+    make_optimizers,
+)
 from pocketlm.train.prefetch import made_ahead
 from pocketlm.train.signals import stop_requests
 
@@ -57,11 +64,13 @@ def train(
     optimizers = make_optimizers(model, config)
     first_step = load_state(model, optimizers, out)
     model.train()
-    label += f" ({set_computing(model, config)})"
+    settings = compute_settings(model, config)
+    label += f" ({describe(settings)})"
     watch = Watch(read_metrics(out, first_step))
     metrics = Metrics(out, label, config.num_steps, first_step) if own.first else Silence()
     try:
         with (
+            computing(model, settings),
             on_threads(threads_of(out, label)),
             stop_requests() as stop,
             StateWriter(out, save) as states,
@@ -91,7 +100,6 @@ def train(
                     raise KeyboardInterrupt
     finally:
         metrics.close()
-        set_computing(model, None)
     return gathered(model, whole)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from pocketlm.model.quant import SCALE
-from pocketlm.model.transformer import Transformer, set_compiled, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.muon import Muon
 
 ShardOver = Literal["node", "all"]
@@ -157,18 +157,19 @@ def multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def set_computing(model: Transformer, config: OptimConfig | None) -> str:
-    """Lets the model compute as config says, and says so in words; None: as a model does that does
-    not train.
-    """
-    dtype = product_dtype(config, next(model.parameters()).device) if config else None
-    compiled = config is not None and (
-        config.compile == "yes" or (config.compile == "auto" and pays(model, config))
+def compute_settings(model: Transformer, config: OptimConfig) -> ComputeSettings:
+    """How a training of this model computes, on the device that it is on."""
+    return ComputeSettings(
+        dtype=product_dtype(config, next(model.parameters()).device),
+        checkpoint_every_n_blocks=config.recompute_every,
+        compile=config.compile == "yes" or (config.compile == "auto" and pays(model, config)),
     )
-    set_compute_dtype(model, dtype)
-    set_compiled(model, compiled)
-    model.recompute_every = config.recompute_every if config else 0
-    return ("bfloat16" if dtype else "float32") + (", compiled" if compiled else "")
+
+
+def describe(settings: ComputeSettings) -> str:
+    """The settings in words, for a progress line."""
+    dtype = "bfloat16" if settings.dtype else "float32"
+    return dtype + (", compiled" if settings.compile else "")
 
 
 def pays(model: Transformer, config: OptimConfig) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pocketlm.model import attention
 from pocketlm.model.attention import (
-    Mask,
+    AttentionContext,
     attention_in_pieces,
     document_begins,
     first_keys,
@@ -167,7 +167,7 @@ def test_training_attention_in_pieces_is_the_masked_one_forward_and_back(
         (torch.zeros(1, 64, dtype=torch.long), True),
     ):
         assert begins is not None
-        allowed = Mask(positions, None, None if plain else doc_ids, False, ()).allowed(
+        allowed = AttentionContext(positions, None, None if plain else doc_ids, False, ()).allowed(
             0, window, 64
         )
         if plain:

@@ -11,7 +11,7 @@ from pocketlm.model import attention
 from pocketlm.model.costs import flops_of, kept_bytes, num_parameters
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 
 GLOBAL_ONLY = ModelConfig(
     vocab_size=512,
@@ -109,15 +109,15 @@ def test_blocks_worked_out_twice_take_their_forward_pass_once_more() -> None:
     assert once.training(recomputed=1.0) - once.training() == once.products + once.attention
 
 
-def test_a_block_worked_out_twice_keeps_its_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Transformer, "recompute_every", 2)
+def test_a_block_that_is_recomputed_keeps_its_input_alone() -> None:
     deeper = replace(GLOBAL_ONLY, num_hidden_layers=4)
-    found = [saved_bytes(shape, False, None, None) for shape in (GLOBAL_ONLY, deeper)]
+    settings = ComputeSettings(checkpoint_every_n_blocks=2)
+    saved = [saved_bytes(shape, False, settings) for shape in (GLOBAL_ONLY, deeper)]
     expected = [
         kept_bytes(each, ROWS, SEQ_LEN, product_bytes=4, recompute_every=2)
         for each in (GLOBAL_ONLY, deeper)
     ]
-    assert found[1] - found[0] == expected[1] - expected[0]
+    assert saved[1] - saved[0] == expected[1] - expected[0]
 
 
 @pytest.mark.parametrize("scheme", [None, "int4_group32"])
@@ -145,17 +145,18 @@ def test_kept_bytes_are_those_that_autograd_saves(
         )
         for each in (shape, deeper)
     ]
-    found = [saved_bytes(each, masked, dtype, scheme) for each in (shape, deeper)]
-    assert found[1] - found[0] == expected[1] - expected[0]
+    settings = ComputeSettings(dtype=dtype)
+    saved = [saved_bytes(each, masked, settings, scheme) for each in (shape, deeper)]
+    assert saved[1] - saved[0] == expected[1] - expected[0]
 
 
 def saved_bytes(
-    shape: ModelConfig, masked: bool, dtype: torch.dtype | None, scheme: str | None
+    shape: ModelConfig, masked: bool, settings: ComputeSettings, scheme: str | None = None
 ) -> int:
     model = Transformer(shape)
     if scheme:
         prepare(model, SCHEMES[scheme])
-    set_compute_dtype(model, dtype)
+    model.compute = settings
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, Tensor] = {}  # holding them keeps their addresses from being used again
 
