@@ -32,8 +32,8 @@ from pocketlm.corpus.python_docs import read_language_reference
 from pocketlm.export.executorch import write_pte
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.runtimes import opened
-from pocketlm.model.attention import sliding_attention
 from pocketlm.model.generate import KVCache
+from pocketlm.model.kernels.sdpa import sliding_attention
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import train_tokenizer

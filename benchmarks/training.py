@@ -60,10 +60,10 @@ SHAPES = {
     ),
 }
 REFERENCES = ("plain", "plain-compiled", "trainer", "trainer-compiled", "litgpt")
-ATTENTION = tuple(  # operators: in pieces, and torch's own
+ATTENTION = tuple(  # operators: blockwise, and torch's own
     f"{name}{way}"
     for name in (
-        "pocketlm::attention_in_pieces",
+        "pocketlm::blockwise_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     )
     for way in ("", "_backward")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pocketlm.model.attention import AttentionContext, Cache
+from pocketlm.model.kernels.kernel import AttentionCase
 from pocketlm.model.kernels.linear import linear
 
 GLOBAL = "full_attention"  # Hugging Face's words for the two kinds of layer
@@ -126,6 +127,7 @@ class ComputeSettings:
 
     dtype: of the matrix products; None is the weights' own. Weights, norms, the residual stream and
     logits stay float32 (training in bfloat16).
+    attention: the kernel by name, or "auto" (kernels/choose.py).
     checkpoint_every_n_blocks: activation checkpointing: every n-th application of a block keeps its
     input alone and is recomputed in the backward pass; 1 all of them, 0 none. Gradients stay the
     same, bit for bit.
@@ -134,6 +136,7 @@ class ComputeSettings:
     """
 
     dtype: torch.dtype | None = None
+    attention: str = "auto"
     checkpoint_every_n_blocks: int = 0
     compile: bool = False
 
@@ -302,14 +305,21 @@ class Transformer(nn.Module):
         """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token,
         where `last`.
         """
+        B, T = input_ids.shape
         plain = positions is None and doc_ids is None and (cache is None or cache.empty)
         if positions is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(
-                input_ids.shape
-            )
+            positions = torch.arange(T, device=input_ids.device).expand(B, T)
         rope = rope_angles(positions.clamp(min=0), rope_frequencies(self.config, positions.device))
-        windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
-        context = AttentionContext(positions, cache, doc_ids, plain, windows)
+        product_dtype = self.compute.dtype or self.model.embed_tokens.weight.dtype
+        context = AttentionContext(
+            attention_case(self.config, B, T, positions.device, product_dtype),
+            positions,
+            cache,
+            doc_ids,
+            plain,
+            {self.config.window(layer) for layer in range(self.config.num_hidden_layers)},
+            self.compute.attention,
+        )
         run = compiled_block() if self.compute.compile else run_block
         every, dtype = self.compute.checkpoint_every_n_blocks, self.compute.dtype
         x = self.model.embed_tokens(input_ids, dtype)
@@ -332,6 +342,21 @@ class Transformer(nn.Module):
         if self.lm_head is not None:
             return self.lm_head(hidden, self.compute.dtype).float()
         return self.model.embed_tokens.head(hidden, self.compute.dtype).float()
+
+
+def attention_case(
+    config: ModelConfig, rows: int, num_tokens: int, device: torch.device, dtype: torch.dtype
+) -> AttentionCase:
+    """What a kernel for this network's global layers is chosen by."""
+    return AttentionCase(
+        device=device,
+        dtype=dtype,
+        rows=rows,
+        num_tokens=num_tokens,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+    )
 
 
 @contextmanager

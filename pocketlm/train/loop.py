@@ -65,7 +65,9 @@ def train(
     first_step = load_state(model, optimizers, out)
     model.train()
     settings = compute_settings(model, config)
-    label += f" ({describe(settings)})"
+    if first_step < config.num_steps:
+        batch = batches(first_step)[0]
+        label += f" ({describe(settings, model.config, batch, next(model.parameters()).device)})"
     watch = Watch(read_metrics(out, first_step))
     metrics = Metrics(out, label, config.num_steps, first_step) if own.first else Silence()
     try:

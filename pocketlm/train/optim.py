@@ -5,13 +5,15 @@ cosine decay.
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from pocketlm.model.batch import Batch
+from pocketlm.model.kernels.choose import ATTENTION, choose_kernel
 from pocketlm.model.quant import SCALE
-from pocketlm.model.transformer import ComputeSettings, Transformer
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer, attention_case
 from pocketlm.train.muon import Muon
 
 ShardOver = Literal["node", "all"]
@@ -52,6 +54,8 @@ class OptimConfig:
     )
     # on several nodes: each holds all weights, or all nodes together hold them once
     shard_over: ShardOver = "node"
+    # how attention is computed (model/kernels); auto: the fastest kernel that serves
+    attention: Literal["auto", "sdpa", "flex", "varlen", "blockwise"] = "auto"
     # each block by torch.compile; auto: where it pays
     compile: Literal["auto", "yes", "no"] = "auto"
     # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
@@ -86,6 +90,10 @@ class OptimConfig:
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(
                 f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16"
+            )
+        if self.attention not in ATTENTION:
+            raise ValueError(
+                f"attention {self.attention!r} is unknown; known: {', '.join(ATTENTION)}"
             )
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite {self.on_nonfinite!r} is unknown; known: stop, skip")
@@ -161,15 +169,28 @@ def compute_settings(model: Transformer, config: OptimConfig) -> ComputeSettings
     """How a training of this model computes, on the device that it is on."""
     return ComputeSettings(
         dtype=product_dtype(config, next(model.parameters()).device),
+        attention=config.attention,
         checkpoint_every_n_blocks=config.recompute_every,
         compile=config.compile == "yes" or (config.compile == "auto" and pays(model, config)),
     )
 
 
-def describe(settings: ComputeSettings) -> str:
-    """The settings in words, for a progress line."""
-    dtype = "bfloat16" if settings.dtype else "float32"
-    return dtype + (", compiled" if settings.compile else "")
+def describe(
+    settings: ComputeSettings, model: ModelConfig, batch: Batch, device: torch.device
+) -> str:
+    """How batches like this one are computed, for a progress line: dtype of products, whether
+    compiled, and the attention kernel of each kind of layer. ValueError where the kernel that the
+    config names cannot serve them.
+    """
+    dtype = settings.dtype or torch.float32
+    rows, num_tokens = batch.input_ids.shape
+    case = attention_case(model, rows, num_tokens, device, dtype)
+    windows = dict.fromkeys(model.window(layer) for layer in range(model.num_hidden_layers))
+    packed = batch.doc_ids is not None
+    cases = [replace(case, window=window, packed=packed) for window in windows]
+    kernels = dict.fromkeys(choose_kernel(settings.attention, case).kernel.name for case in cases)
+    words = [str(dtype).removeprefix("torch."), "+".join(kernels)]
+    return ", ".join(words + (["compiled"] if settings.compile else []))
 
 
 def pays(model: Transformer, config: OptimConfig) -> bool:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocketlm.model import attention
 from pocketlm.model.costs import flops_of, kept_bytes, num_parameters
+from pocketlm.model.kernels import blockwise
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
@@ -44,7 +44,7 @@ SHAPES = {
     "wide heads": replace(GLOBAL_ONLY, head_dim=64),
 }
 # what the operators run
-FORWARD, BACKWARD = attention.attention_in_pieces._init_fn, attention._backward._init_fn
+FORWARD, BACKWARD = blockwise.blockwise_attention._init_fn, blockwise._backward._init_fn
 ROWS, SEQ_LEN = 2, 300  # two whole pieces of a local layer, and a part
 
 
@@ -72,7 +72,7 @@ def test_parameters_are_the_published_ones(name: str, published: int) -> None:
     assert num_parameters(PRESETS[name]) == published
 
 
-class InPieces(torch.autograd.Function):
+class Blockwise(torch.autograd.Function):
     """The operator of attention as plain torch, so that its products are seen one by one."""
 
     @staticmethod
@@ -89,7 +89,7 @@ class InPieces(torch.autograd.Function):
 def test_flops_are_those_that_torch_counts_forward_and_back(
     shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "attention_in_pieces", InPieces.apply)
+    monkeypatch.setattr(blockwise, "blockwise_attention", Blockwise.apply)
     model = Transformer(shape)
     """As attention goes in pieces; a row of one document goes through torch's own, which is
     counted as all pairs.
@@ -117,6 +117,21 @@ def test_a_block_that_is_recomputed_keeps_its_input_alone() -> None:
         kept_bytes(each, ROWS, SEQ_LEN, product_bytes=4, recompute_every=2)
         for each in (GLOBAL_ONLY, deeper)
     ]
+    assert saved[1] - saved[0] == expected[1] - expected[0]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "blockwise"])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("name", ["global", "local", "wide heads"])
+def test_kept_bytes_are_those_of_the_kernel_that_is_named(
+    name: str, masked: bool, attention: str
+) -> None:
+    shape = SHAPES[name]
+    deeper = replace(shape, num_hidden_layers=4, layer_types=shape.layer_types * 2)
+    options = {"product_bytes": 2, "masked": masked, "attention": attention}
+    expected = [kept_bytes(each, ROWS, SEQ_LEN, **options) for each in (shape, deeper)]
+    settings = ComputeSettings(dtype=torch.bfloat16, attention=attention)
+    saved = [saved_bytes(each, masked, settings) for each in (shape, deeper)]
     assert saved[1] - saved[0] == expected[1] - expected[0]
 
 
