@@ -17,7 +17,7 @@ import torch
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.distill.teacher import Teacher, live_teacher
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
@@ -63,7 +63,7 @@ def measured(
     student: ModelConfig, teacher: ModelConfig, tokens: int, repeats: int
 ) -> dict[str, float]:
     model, reader = Transformer(student), live_teacher(Transformer(teacher, seed=1), OPTIM)
-    set_compute_dtype(model, product_dtype(OPTIM, torch.device("cpu")))
+    model.compute = ComputeSettings(dtype=product_dtype(OPTIM, torch.device("cpu")))
     optimizers = make_optimizers(model, OPTIM)
     ids = torch.randint(
         student.vocab_size, (1, tokens + 1), generator=torch.Generator().manual_seed(0)

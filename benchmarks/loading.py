@@ -24,7 +24,7 @@ from pocketlm.data.shards import write_shard
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
-from pocketlm.train.optim import OptimConfig, make_optimizers, set_computing
+from pocketlm.train.optim import OptimConfig, compute_settings, make_optimizers
 
 DOCUMENTS = 20_000
 
@@ -52,7 +52,7 @@ def main() -> None:
     )
     model = Transformer(shape).train()
     optimizers = make_optimizers(model, config)
-    set_computing(model, config)
+    model.compute = compute_settings(model, config)
     layout = Layout(
         seq_len=arguments.seq_len,
         rows_per_step=arguments.rows,

@@ -33,7 +33,7 @@ from pocketlm.export.gguf import write_gguf
 from pocketlm.export.pte import write_pte
 from pocketlm.inference.kv_cache import KVCache
 from pocketlm.inference.open import opened
-from pocketlm.model.attention import sliding_attention
+from pocketlm.model.kernels.sdpa import sliding_attention
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import train_tokenizer

@@ -41,7 +41,7 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.costs import flops_of
 from pocketlm.model.presets import R1_140M
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ModelConfig, Transformer, set_compiled, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 
 LR, CLIP, SEED = 1e-3, 1.0, 0
 DOCUMENT = 160  # tokens of one, in packed rows
@@ -60,10 +60,10 @@ SHAPES = {
     ),
 }
 REFERENCES = ("plain", "plain-compiled", "trainer", "trainer-compiled", "litgpt")
-ATTENTION = tuple(  # operators: in pieces, and torch's own
+ATTENTION = tuple(  # operators: blockwise, and torch's own
     f"{name}{way}"
     for name in (
-        "pocketlm::attention_in_pieces",
+        "pocketlm::blockwise_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     )
     for way in ("", "_backward")
@@ -266,9 +266,11 @@ def ours(shape: ModelConfig, name: str) -> Step:
         if how.split("+")[0] == own.name:
             prepare(model, own)
     optimizers = make_optimizers(model, config)
-    set_compute_dtype(model, torch.bfloat16)
-    set_compiled(model, "eager" not in how)
-    model.recompute_every = int("recompute" in how)
+    model.compute = ComputeSettings(
+        dtype=torch.bfloat16,
+        checkpoint_every_n_blocks=int("recompute" in how),
+        compile="eager" not in how,
+    )
 
     def step(rows: Tensor) -> float:
         batch = Batch(input_ids=rows[:, :-1], labels=rows[:, 1:])

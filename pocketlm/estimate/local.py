@@ -12,7 +12,7 @@ from pocketlm.estimate.work import Work
 from pocketlm.model.batch import Batch
 from pocketlm.model.costs import flops_of, num_parameters
 from pocketlm.model.quant import prepare, scheme
-from pocketlm.model.transformer import Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
@@ -52,7 +52,7 @@ def _tried(work: Work) -> float:
     loss_fn: LossFn = next_token_loss
     if work.teacher:
         loss_fn = distillation_loss(live_teacher(Transformer(work.teacher), work.optim))
-    set_compute_dtype(model, product_dtype(work.optim, torch.device("cpu")))
+    model.compute = ComputeSettings(dtype=product_dtype(work.optim, torch.device("cpu")))
     optimizers = make_optimizers(model, work.optim)
     batches = [_batch(work)] * work.micro_batches
     return _best(lambda: train_step(model, optimizers, batches, loss_fn, 1e-6, 1.0, 0))

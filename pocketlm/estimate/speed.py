@@ -41,7 +41,7 @@ def step_seconds(work: Work, device: Device, count: int, *, fused: bool, fit: Fi
         "rows": work.micro_batch_size,
         "seq_len": work.seq_len,
         "product_bytes": 2,
-        "cuda": True,
+        "device": "cuda",
     }
     bytes_passed = kept_bytes(work.model, **shape)
     if work.teacher is not None:  # a forward pass alone, of about three that forward and back are

@@ -11,10 +11,14 @@ Shapes: B rows, T tokens, N = B x T, D hidden, H query heads, K kv heads, E head
 feed-forward, V vocabulary
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pocketlm.model.attention import PIECE, goes_in_pieces
-from pocketlm.model.transformer import ModelConfig
+import torch
+
+from pocketlm.model.kernels.blockwise import QUERIES
+from pocketlm.model.kernels.choose import choose_kernel
+from pocketlm.model.kernels.kernel import AttentionCase, Kernel
+from pocketlm.model.transformer import ModelConfig, attention_case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ def attention_pairs(window: int | None, seq_len: int) -> int:
     """
     # keys before its first query that a piece sees
     before = seq_len if window is None else window - 1
-    pieces = [(first, min(PIECE, seq_len - first)) for first in range(0, seq_len, PIECE)]
+    pieces = [(first, min(QUERIES, seq_len - first)) for first in range(0, seq_len, QUERIES)]
     return sum(count * (count + min(first, before)) for first, count in pieces)
 
 
@@ -96,7 +100,8 @@ def kept_bytes(
     on_grid: bool = False,
     recompute_every: int = 0,
     masked: bool = False,
-    cuda: bool = False,
+    device: str = "cpu",
+    attention: str = "auto",
 ) -> int:
     """Bytes that the blocks of a forward pass leave for the backward pass: activations, and weights
     in another form.
@@ -105,31 +110,38 @@ def kept_bytes(
     on the way back.
 
     product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are
-    rounded while training. recompute_every: as Transformer has it. masked: documents of a row are
-    kept apart, which on CUDA takes a mask. What goes in pieces on the CPU keeps nothing of its own.
+    rounded while training. recompute_every: as ComputeSettings has it. masked: documents of a
+    row are kept apart. device, attention: where it runs and the kernel that the config names, which
+    is asked what it keeps; a device that it does not run on is taken to choose by itself.
     """
-    block = _block_bytes(config, rows, seq_len, product_bytes, on_grid, masked=masked and cuda)
-    # torch's own attention keeps the logs of its sums, and its result, which is the next product's
-    # input if not rounded
-    own = 4 * rows * seq_len * config.num_attention_heads
-    own += on_grid * product_bytes * rows * seq_len * config.num_attention_heads * config.head_dim
+    block = _block_bytes(config, rows, seq_len, product_bytes, on_grid)
+    # a result that a kernel keeps is the next product's input too, unless that is rounded
+    result = on_grid * product_bytes * rows * seq_len * config.num_attention_heads * config.head_dim
+    dtype = torch.float32 if product_bytes == 4 else torch.bfloat16
+    case = attention_case(config, rows, seq_len, torch.device(device), dtype)
     total = 0
     for number in range(config.applications):
         if recompute_every and number % recompute_every == 0:
             total += 4 * rows * seq_len * config.hidden_size
         else:
             window = config.window(number // config.layer_repeats)
-            in_pieces = not cuda and goes_in_pieces(
-                window, seq_len, config.head_dim, plain=not masked
-            )
-            total += block if in_pieces else block + own
+            own_case = replace(case, window=window, packed=masked)
+            kernel = _kernel(attention, own_case)
+            total += block + kernel.kept_bytes(own_case) + kernel.keeps_result * result
     return total
 
 
+def _kernel(attention: str, case: AttentionCase) -> Kernel:
+    try:
+        return choose_kernel(attention, case).kernel
+    except ValueError:
+        return choose_kernel("auto", case).kernel
+
+
 def _block_bytes(
-    config: ModelConfig, rows: int, seq_len: int, product_bytes: int, on_grid: bool, *, masked: bool
+    config: ModelConfig, rows: int, seq_len: int, product_bytes: int, on_grid: bool
 ) -> int:
-    """masked: with a mask of all pairs."""
+    """Without what its attention keeps beside queries, keys, values and their result."""
     D, F, H = config.hidden_size, config.intermediate_size, config.num_attention_heads
     q, kv = H * config.head_dim, config.num_key_value_heads * config.head_dim
     # each linear layer then has its own copy of its input, and of its weight
@@ -143,5 +155,4 @@ def _block_bytes(
     # queries, keys, values and their result; the feed-forward's
     per_token += product_bytes * (2 * (q + kv) + 4 * F)
     weights = block_matrices(config) * product_bytes if copied else 0
-    mask = rows * seq_len**2 * product_bytes if masked else 0
-    return rows * seq_len * per_token + weights + mask
+    return rows * seq_len * per_token + weights

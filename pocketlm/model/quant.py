@@ -248,11 +248,16 @@ class LearnedRange(nn.Module):
 class OnGrid(nn.Module):
     """What a prepared layer has beside its latent weight: its four-bit self."""
 
-    weight: nn.Parameter
+    weight: Tensor
     scheme: Scheme
-    compute_dtype: torch.dtype | None
     weight_fake_quantizer: LearnedRange  # only where the scheme learns ranges
     _grid: tuple[Any, Tensor] | None = None
+
+    def take(self, weight: Tensor, scheme: Scheme) -> None:
+        """Make the very weight of a plain layer this layer's own."""
+        self.weight, self.scheme = weight, scheme
+        if scheme.learned_ranges:
+            self.weight_fake_quantizer = LearnedRange(weight, scheme)
 
     def learned_scale(self) -> Tensor | None:
         return self.weight_fake_quantizer.scale if self.scheme.learned_ranges else None
@@ -261,14 +266,14 @@ class OnGrid(nn.Module):
         """(qweight int8 [O, I], scale bfloat16 [O, G]): what every container holds."""
         return quantize_weight(self.weight, self.scheme, self.learned_scale())
 
-    def grid_weight(self) -> Tensor:
-        """The weight on its grid, in the dtype of the products; without gradients once for each
-        version of weight and scale.
+    def grid_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight on its grid, in the dtype of the products or float32; without gradients once
+        for each version of weight and scale.
 
         A pass with gradients forgets the grid: torch's fused AdamW changes a weight and leaves its
         version as it was.
         """
-        scale, dtype = self.learned_scale(), self.compute_dtype or torch.float32
+        scale, dtype = self.learned_scale(), dtype or torch.float32
         if torch.is_grad_enabled():
             self._grid = None
             return fake_quantize_weight(self.weight, self.scheme, scale, dtype)
@@ -280,15 +285,21 @@ class OnGrid(nn.Module):
             self._grid = (version, fake_quantize_weight(self.weight, self.scheme, scale, dtype))
         return self._grid[1]
 
-    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def operands(self, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """(x [..., I], rounded where the scheme says so, and the grid [O, I]) whose product the
         layer is.
         """
-        return fake_quantize_tokens(x) if self.scheme.int8_activations else x, self.grid_weight()
+        x = fake_quantize_tokens(x) if self.scheme.int8_activations else x
+        return x, self.grid_weight(dtype)
 
 
 class FakeQuantLinear(OnGrid, Linear):
     """A linear layer that computes as its four-bit self; its stored weight stays the latent one."""
+
+    def __init__(self, layer: Linear, scheme: Scheme) -> None:
+        # on the meta device, so that no weight is drawn only to be replaced
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        self.take(layer.weight, scheme)
 
 
 class FakeQuantEmbedding(OnGrid, Embedding):
@@ -296,23 +307,28 @@ class FakeQuantEmbedding(OnGrid, Embedding):
     range.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def __init__(self, layer: Embedding, scheme: Scheme) -> None:
+        super().__init__(layer.num_embeddings, layer.embedding_dim, device="meta")
+        self.take(layer.weight, scheme)
+
+    def forward(self, input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """In training only the rows looked up are put on the grid: the table may have a hundred
         times as many.
         """
         if not torch.is_grad_enabled():
-            return F.embedding(input, self.grid_weight()).to(self.weight.dtype)
+            return F.embedding(input, self.grid_weight(dtype)).to(self.weight.dtype)
         self._grid = None  # as in grid_weight
-        learned, dtype = self.learned_scale(), self.compute_dtype or torch.float32
+        learned = self.learned_scale()
         ids = input.flatten()
         scale = None if learned is None else F.embedding(ids, learned)
-        rows = fake_quantize_weight(F.embedding(ids, self.weight), self.scheme, scale, dtype)
+        rows = F.embedding(ids, self.weight)
+        rows = fake_quantize_weight(rows, self.scheme, scale, dtype or torch.float32)
         return rows.view(*input.shape, -1).to(self.weight.dtype)
 
 
 def prepare(model: Transformer, scheme: Scheme) -> Transformer:
-    """The same model, computing in `scheme` from now on. Weights, their names and the state dict
-    stay as they are.
+    """The same model, computing in `scheme` from now on: its layers are replaced by others that
+    hold the same weights. Names and the state dict stay as they are.
 
     Learned ranges come in as parameters of their own, named as torchao names them:
     <layer>.weight_fake_quantizer.scale.
@@ -328,14 +344,13 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
                 f"{name}.weight has rows of {module.weight.shape[1]}, not a multiple of "
                 f"{scheme.group_size}"
             )
-    for module in layers.values():
-        if isinstance(module, Linear):
-            module.__class__ = FakeQuantLinear
-        else:
-            module.__class__ = FakeQuantEmbedding
-        module.scheme = scheme  # type: ignore[assignment]
-        if scheme.learned_ranges:
-            module.weight_fake_quantizer = LearnedRange(module.weight, scheme)
+    for name, layer in layers.items():
+        prepared = (
+            FakeQuantLinear(layer, scheme)
+            if isinstance(layer, Linear)
+            else FakeQuantEmbedding(layer, scheme)
+        )
+        model.set_submodule(name, prepared.train(layer.training))
     return model
 
 

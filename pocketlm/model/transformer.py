@@ -9,16 +9,21 @@ Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, 
 feed-forward, V vocabulary
 """
 
+import functools
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pocketlm.model.attention import Cache, Mask
+from pocketlm.model.attention import AttentionContext, Cache
+from pocketlm.model.kernels.kernel import AttentionCase
+from pocketlm.model.kernels.linear import linear
 
 GLOBAL = "full_attention"  # Hugging Face's words for the two kinds of layer
 LOCAL = "sliding_attention"
@@ -116,22 +121,53 @@ class ModelConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """How a pass is computed, apart from what it means: an attribute of the model, replaced whole.
+
+    dtype: of the matrix products; None is the weights' own. Weights, norms, the residual stream and
+    logits stay float32 (training in bfloat16).
+    attention: the kernel by name, or "auto" (kernels/choose.py).
+    checkpoint_every_n_blocks: activation checkpointing: every n-th application of a block keeps its
+    input alone and is recomputed in the backward pass; 1 all of them, 0 none. Gradients stay the
+    same, bit for bit.
+    compile: torch.compile makes one graph of a block, forward and backward, which all blocks of the
+    same window share.
+    """
+
+    dtype: torch.dtype | None = None
+    attention: str = "auto"
+    checkpoint_every_n_blocks: int = 0
+    compile: bool = False
+
+
 Rope = tuple[Tensor, Tensor]  # cos and sin [B, T, E]
 
 
 class Linear(nn.Linear):
-    """A float32 weight whose product is taken in `compute_dtype` where that is set (training in
-    bfloat16).
-    """
+    """y = x W^T, computed in a dtype that each call names."""
 
-    compute_dtype: torch.dtype | None = None
-
-    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def operands(self, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """(x [..., I], weight [O, I]) whose product the layer is."""
         return x, self.weight
 
-    def forward(self, input: Tensor) -> Tensor:
-        return product(*self.operands(input), self.compute_dtype)
+    def forward(self, input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return linear(*self.operands(input, dtype), dtype)
+
+
+class Embedding(nn.Embedding):
+    """The token table, which is the output head too when the two are tied."""
+
+    def operands(self, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """(x [..., D], table [V, D]) whose product the head is."""
+        return x, self.weight
+
+    def forward(self, input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows [..., D] of the table; a lookup has no product, so `dtype` is for subclasses."""
+        return super().forward(input)
+
+    def head(self, hidden: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return linear(*self.operands(hidden, dtype), dtype)
 
 
 class Attention(nn.Module):
@@ -152,25 +188,28 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
 
     def forward(
-        self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int
+        self,
+        x: Tensor,
+        num_queries: int,
+        rope: Rope,
+        context: AttentionContext,
+        layer: int,
+        dtype: torch.dtype | None,
     ) -> Tensor:
-        """Of the last `asking` tokens of x [B, T, D]; all T are looked at, and stored."""
-        B, T, _ = x.shape
-        q = self.q_proj(newest(x, asking)).view(B, asking, -1, self.head_dim)  # [B, asking, H, E]
-        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # [B, T, K, E]
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        """[B, Q, D] of the last Q = num_queries tokens of x [B, T, D]; keys and values are of all
+        T.
+        """
+        (B, T, _), Q = x.shape, num_queries
+        q = self.q_proj(last_tokens(x, Q), dtype).view(B, Q, -1, self.head_dim)  # [B, Q, H, E]
+        k = self.k_proj(x, dtype).view(B, T, -1, self.head_dim)  # [B, T, K, E]
+        v = self.v_proj(x, dtype).view(B, T, -1, self.head_dim)
         if self.use_qk_norm:
             q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
-        q, k = (
-            rotate(q, *(newest(angles, asking) for angles in rope)).to(v.dtype),
-            rotate(k, *rope).to(v.dtype),
-        )
-        # [B, H, asking, E], [B, K, T, E] twice
-        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-        if cache is not None:
-            k, v = cache.update(layer, k, v)
-        out = mask.attend(q, k, v, layer, self.window)
-        return self.o_proj(out.transpose(1, 2).reshape(B, asking, -1))
+        q = rotate(q, *(last_tokens(angles, Q) for angles in rope)).to(v.dtype)
+        k = rotate(k, *rope).to(v.dtype)
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H, Q, E], [B, K, T, E] twice
+        out = context.attend(q, k, v, layer, self.window)
+        return self.o_proj(out.transpose(1, 2).reshape(B, Q, -1), dtype)
 
     def _normalise(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
         return norm(x) if norm is not None else F.rms_norm(x, (self.head_dim,), None, self.eps)
@@ -183,8 +222,8 @@ class MLP(nn.Module):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x, dtype)) * self.up_proj(x, dtype), dtype)
 
 
 class Block(nn.Module):
@@ -196,61 +235,18 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, asking: int, rope: Rope, mask: Mask, cache: Cache | None, layer: int
+        self,
+        x: Tensor,
+        num_queries: int,
+        rope: Rope,
+        context: AttentionContext,
+        layer: int,
+        dtype: torch.dtype | None,
     ) -> Tensor:
-        x = newest(x, asking) + self.self_attn(
-            self.input_layernorm(x), asking, rope, mask, cache, layer
+        x = last_tokens(x, num_queries) + self.self_attn(
+            self.input_layernorm(x), num_queries, rope, context, layer, dtype
         )
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class Embedding(nn.Embedding):
-    """The token table, which is the output head too when the two are tied."""
-
-    compute_dtype: torch.dtype | None = None
-
-    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(x [..., D], table [V, D]) whose product the head is."""
-        return x, self.weight
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return product(*self.operands(hidden), self.compute_dtype)
-
-
-def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """x [..., I] times weight [O, I]; with a dtype both are cast to it first, and so is the result.
-
-    A decoding step's few rows go as a batch of four products, each with a quarter of the weight:
-    MKL's product of one row reads it at a third of the memory's pace (0.79 ms against 0.26, 2048 x
-    576 floats, torch 2.13, AMD EPYC).
-    """
-    if dtype is not None:
-        return F.linear(x.to(dtype), weight.to(dtype))
-    (outputs, inputs), rows = weight.shape, x.numel() // x.shape[-1]
-    few = (
-        rows <= (8 if outputs >= inputs else 1)
-        and weight.is_cpu
-        and torch.is_inference_mode_enabled()
-    )
-    # a small one stays in the processor's cache
-    if not few or outputs % 4 or weight.numel() < 2**18:
-        return F.linear(x, weight)
-    columns = x.reshape(rows, inputs).t().expand(4, inputs, rows)
-    return (
-        torch.bmm(weight.view(4, -1, inputs), columns)
-        .view(outputs, rows)
-        .t()
-        .reshape(*x.shape[:-1], outputs)
-    )
-
-
-def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let every matrix product of the model run in `dtype`. Weights, norms, the residual stream and
-    logits stay float32.
-    """
-    for module in model.modules():
-        if isinstance(module, Linear | Embedding):
-            module.compute_dtype = dtype
+        return x + self.mlp(self.post_attention_layernorm(x), dtype)
 
 
 class Decoder(nn.Module):
@@ -261,30 +257,15 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-def set_compiled(model: "Transformer", on: bool) -> None:
-    """Let torch.compile make one graph of a block, forward and back, which all blocks of the same
-    window share; or end it.
-    """
-    for block in model.model.layers:
-        block._compiled_call_impl = None
-        if on:
-            block.compile()
-
-
 class Transformer(nn.Module):
     """Logits for the next token at every position. Weights start at N(0, initializer_range), from
-    `seed` alone.
-
-    recompute_every: each so-manieth application of a block keeps its input alone for the way back,
-    and is worked out once more there (activation checkpointing): 1 all of them, 0 none. Gradients
-    stay the same, bit for bit.
+    `seed` alone. `compute` is how a pass is computed; `computing` sets it for a while.
     """
-
-    recompute_every = 0
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.compute = ComputeSettings()
         self.model = Decoder(config)
         self.lm_head = (
             None
@@ -324,36 +305,78 @@ class Transformer(nn.Module):
         """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token,
         where `last`.
         """
+        B, T = input_ids.shape
         plain = positions is None and doc_ids is None and (cache is None or cache.empty)
         if positions is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(
-                input_ids.shape
-            )
-        if cache is not None:
-            cache.begin(positions)
+            positions = torch.arange(T, device=input_ids.device).expand(B, T)
         rope = rope_angles(positions.clamp(min=0), rope_frequencies(self.config, positions.device))
-        windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
-        mask = Mask(positions, cache, doc_ids, plain, windows)
-        x = self.model.embed_tokens(input_ids)
+        product_dtype = self.compute.dtype or self.model.embed_tokens.weight.dtype
+        context = AttentionContext(
+            attention_case(self.config, B, T, positions.device, product_dtype),
+            positions,
+            cache,
+            doc_ids,
+            plain,
+            {self.config.window(layer) for layer in range(self.config.num_hidden_layers)},
+            self.compute.attention,
+        )
+        run = compiled_block() if self.compute.compile else run_block
+        every, dtype = self.compute.checkpoint_every_n_blocks, self.compute.dtype
+        x = self.model.embed_tokens(input_ids, dtype)
         for layer in range(self.config.applications):
-            asking = 1 if last and layer == self.config.applications - 1 else x.shape[1]
+            num_queries = 1 if last and layer == self.config.applications - 1 else x.shape[1]
             block = self.model.layers[layer // self.config.layer_repeats]
-            if (
-                self.recompute_every
-                and layer % self.recompute_every == 0
-                and torch.is_grad_enabled()
-            ):
-                # nothing is drawn in it
-                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            # one graph serves all blocks
-            x = block(x, asking, rope, mask, cache, layer if cache is not None else 0)
+            # the number of a layer is for the cache alone; one graph serves all blocks
+            arguments = (x, num_queries, rope, context, layer if cache is not None else 0, dtype)
+            if every and layer % every == 0 and torch.is_grad_enabled():
+                # a block draws no random numbers, so none have to be drawn again
+                x = checkpoint(
+                    run, block, *arguments, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = run(block, *arguments)
         return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32 from hidden states [..., D]."""
         if self.lm_head is not None:
-            return self.lm_head(hidden).float()
-        return self.model.embed_tokens.head(hidden).float()
+            return self.lm_head(hidden, self.compute.dtype).float()
+        return self.model.embed_tokens.head(hidden, self.compute.dtype).float()
+
+
+def attention_case(
+    config: ModelConfig, rows: int, num_tokens: int, device: torch.device, dtype: torch.dtype
+) -> AttentionCase:
+    """What a kernel for this network's global layers is chosen by."""
+    return AttentionCase(
+        device=device,
+        dtype=dtype,
+        rows=rows,
+        num_tokens=num_tokens,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+    )
+
+
+@contextmanager
+def computing(model: Transformer, settings: ComputeSettings) -> Iterator[None]:
+    """A block in which the model computes so; afterwards as before."""
+    before, model.compute = model.compute, settings
+    try:
+        yield
+    finally:
+        model.compute = before
+
+
+def run_block(block: nn.Module, *arguments: Any) -> Tensor:
+    """block(*arguments): a function, so that one compiled form of it serves every block."""
+    return block(*arguments)
+
+
+@functools.cache
+def compiled_block() -> Callable[..., Tensor]:
+    return torch.compile(run_block)
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
@@ -386,7 +409,7 @@ def rope_angles(positions: Tensor, frequencies: Tensor) -> Rope:
     return angle.cos(), angle.sin()
 
 
-def newest(x: Tensor, count: int) -> Tensor:
+def last_tokens(x: Tensor, count: int) -> Tensor:
     """The last `count` tokens of x [..., T, C]. All of them are x itself: a view would reorder the
     sums of its gradient.
     """

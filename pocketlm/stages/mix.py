@@ -19,7 +19,7 @@ from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.files import write_json
 from pocketlm.model.json_shape import read_object
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
@@ -145,7 +145,7 @@ def simulate(
         for domain in sorted(set(domains.values()))
     }
     model = Transformer(config.proxy, seed=config.seed)
-    set_compute_dtype(model, product_dtype(config.optim, torch.device("cpu")))
+    model.compute = ComputeSettings(dtype=product_dtype(config.optim, torch.device("cpu")))
     optimizers = make_optimizers(model, config.optim)
     found: dict[str, dict[str, float]] = {
         domain: dict.fromkeys(rows["train"], 0.0) for domain in probes
@@ -189,7 +189,7 @@ def compare(
     )
     batches = make_batches(rows["train"], mix, layout, separate_documents=False)
     model = Transformer(config.proxy, seed=config.seed)
-    set_compute_dtype(model, product_dtype(config.optim, torch.device("cpu")))
+    model.compute = ComputeSettings(dtype=product_dtype(config.optim, torch.device("cpu")))
     optimizers = make_optimizers(model, config.optim)
     for step in track(
         range(config.optim.num_steps), f"  {label} mix", console=Console(stderr=True)
@@ -199,7 +199,7 @@ def compare(
             model, optimizers, batches(step), next_token_loss, lr, config.optim.grad_clip, step
         )
     held_out = held_out_texts(corpus, tokenizer, "validation", config.validation_tokens)
-    set_compute_dtype(model, None)
+    model.compute = ComputeSettings()
     measured = LanguageModel(model, tokenizer)
     bits = {
         domain: bits_per_byte(measured, texts, config.seq_len) for domain, texts in held_out.items()

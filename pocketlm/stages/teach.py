@@ -21,7 +21,7 @@ from pocketlm.data.shards import list_sources
 from pocketlm.model.batch import document_key
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
-from pocketlm.model.transformer import Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.distill.cache import DONE, CacheWriter, model_digest, tokenizer_digest
 from pocketlm.train.distill.codec import size_in_bytes
 from pocketlm.train.distill.encode import encode_documents, estimate_tail_prior
@@ -102,7 +102,7 @@ def teach(
         "compute_dtype": config.compute_dtype,
     }
     network = network.eval().requires_grad_(False).to(device())
-    set_compute_dtype(network, dtype_of(config.compute_dtype, device()))
+    network.compute = ComputeSettings(dtype=dtype_of(config.compute_dtype, device()))
     (out / DONE).unlink(missing_ok=True)  # what is there is whole only if nothing is added
     write_cache(config, CacheWriter(out, made_of), network, documents, str(teacher))
     return out

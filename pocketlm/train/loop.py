@@ -10,7 +10,7 @@ import torch
 
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
-from pocketlm.model.transformer import Transformer
+from pocketlm.model.transformer import Transformer, computing
 from pocketlm.train.checkpoint import SaveConfig, StateWriter
 from pocketlm.train.distributed.fsdp import (
     clip_gradients,
@@ -26,7 +26,14 @@ from pocketlm.train.health import LossMonitor, check_finite, token_digest
 from pocketlm.train.losses import LossFn
 from pocketlm.train.metrics import Metrics, NoMetrics, read_metrics
 from pocketlm.train.milestones import Milestones
-from pocketlm.train.optim import OnNonfinite, OptimConfig, lr_at, make_optimizers, set_computing
+from pocketlm.train.optim import (
+    OnNonfinite,
+    OptimConfig,
+    compute_settings,
+    describe,
+    lr_at,
+    make_optimizers,
+)
 from pocketlm.train.prefetch import prefetched
 from pocketlm.train.resume import load_state, threads_of
 from pocketlm.train.signals import stop_requests
@@ -65,12 +72,16 @@ def train(
     optimizers = make_optimizers(model, config)
     first_step = load_state(model, optimizers, out)
     model.train()
-    label += f" ({set_computing(model, config)})"
+    settings = compute_settings(model, config)
+    if first_step < config.num_steps:
+        batch = batches(first_step)[0]
+        label += f" ({describe(settings, model.config, batch, next(model.parameters()).device)})"
     monitor = LossMonitor(read_metrics(out, first_step))
     metrics = Metrics(out, label, config.num_steps, first_step) if ranks().first else NoMetrics()
     last_step = config.num_steps - 1
     try:
         with (
+            computing(model, settings),
             on_threads(threads_of(out, label)),
             stop_requests() as stop,
             StateWriter(out, save) as states,
@@ -101,7 +112,6 @@ def train(
                     raise KeyboardInterrupt
     finally:
         metrics.close()
-        set_computing(model, None)
     return gather_model(model, whole)
 
 

@@ -127,14 +127,20 @@ def training_memory(
     if teacher:
         loss += 4 * N * teacher.hidden_size
     grid = head_parameters(model) * product_bytes if on_grid else 0  # the head's weight on its grid
-    body = {"product_bytes": product_bytes, "masked": masked, "cuda": device == "cuda"}
-    whole = kept_bytes(model, rows, seq_len, on_grid=on_grid, **body)
+    body = {"product_bytes": product_bytes, "masked": masked, "device": device}
+    whole = kept_bytes(model, rows, seq_len, on_grid=on_grid, attention=optim.attention, **body)
     return TrainingMemory(
         weights=weights,
         gradients=4 * parameters // (1 if accumulates else shards),
         states=states,
         kept=kept_bytes(
-            model, rows, seq_len, on_grid=on_grid, recompute_every=optim.recompute_every, **body
+            model,
+            rows,
+            seq_len,
+            on_grid=on_grid,
+            recompute_every=optim.recompute_every,
+            attention=optim.attention,
+            **body,
         )
         + grid,
         loss=loss,

@@ -5,13 +5,15 @@ cosine decay.
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from pocketlm.model.batch import Batch
+from pocketlm.model.kernels.choose import ATTENTION, choose_kernel
 from pocketlm.model.quant import SCALE
-from pocketlm.model.transformer import Transformer, set_compiled, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer, attention_case
 from pocketlm.train.muon import Muon
 
 ShardOver = Literal["node", "all"]
@@ -52,6 +54,8 @@ class OptimConfig:
     )
     # on several nodes: each holds all weights, or all nodes together hold them once
     shard_over: ShardOver = "node"
+    # how attention is computed (model/kernels); auto: the fastest kernel that serves
+    attention: Literal["auto", "sdpa", "flex", "varlen", "blockwise"] = "auto"
     # each block by torch.compile; auto: where it pays
     compile: Literal["auto", "yes", "no"] = "auto"
     # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
@@ -86,6 +90,10 @@ class OptimConfig:
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(
                 f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16"
+            )
+        if self.attention not in ATTENTION:
+            raise ValueError(
+                f"attention {self.attention!r} is unknown; known: {', '.join(ATTENTION)}"
             )
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite {self.on_nonfinite!r} is unknown; known: stop, skip")
@@ -157,18 +165,32 @@ def multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def set_computing(model: Transformer, config: OptimConfig | None) -> str:
-    """Lets the model compute as config says, and says so in words; None: as a model does that does
-    not train.
-    """
-    dtype = product_dtype(config, next(model.parameters()).device) if config else None
-    compiled = config is not None and (
-        config.compile == "yes" or (config.compile == "auto" and pays(model, config))
+def compute_settings(model: Transformer, config: OptimConfig) -> ComputeSettings:
+    """How a training of this model computes, on the device that it is on."""
+    return ComputeSettings(
+        dtype=product_dtype(config, next(model.parameters()).device),
+        attention=config.attention,
+        checkpoint_every_n_blocks=config.recompute_every,
+        compile=config.compile == "yes" or (config.compile == "auto" and pays(model, config)),
     )
-    set_compute_dtype(model, dtype)
-    set_compiled(model, compiled)
-    model.recompute_every = config.recompute_every if config else 0
-    return ("bfloat16" if dtype else "float32") + (", compiled" if compiled else "")
+
+
+def describe(
+    settings: ComputeSettings, model: ModelConfig, batch: Batch, device: torch.device
+) -> str:
+    """How batches like this one are computed, for a progress line: dtype of products, whether
+    compiled, and the attention kernel of each kind of layer. ValueError where the kernel that the
+    config names cannot serve them.
+    """
+    dtype = settings.dtype or torch.float32
+    rows, num_tokens = batch.input_ids.shape
+    case = attention_case(model, rows, num_tokens, device, dtype)
+    windows = dict.fromkeys(model.window(layer) for layer in range(model.num_hidden_layers))
+    packed = batch.doc_ids is not None
+    cases = [replace(case, window=window, packed=packed) for window in windows]
+    kernels = dict.fromkeys(choose_kernel(settings.attention, case).kernel.name for case in cases)
+    words = [str(dtype).removeprefix("torch."), "+".join(kernels)]
+    return ", ".join(words + (["compiled"] if settings.compile else []))
 
 
 def pays(model: Transformer, config: OptimConfig) -> bool:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.model.transformer import Transformer, product
+from pocketlm.model.kernels.linear import linear
+from pocketlm.model.transformer import Transformer
 
 # of a block's logits in float32: the passes over them stay in the processor's cache
 BLOCK_BYTES = 2**23
@@ -55,7 +56,7 @@ class Scores:
         return (
             self.x[:, words]
             if self.weight is None
-            else product(self.x, self.weight[words], self.dtype)
+            else linear(self.x, self.weight[words], self.dtype)
         )
 
 
@@ -107,7 +108,7 @@ TeacherScores = Scores | SparseScores
 def scores(model: Transformer, hidden: Tensor) -> Scores:
     """The scores of hidden states [N, D] at the model's head, on its grid if it has one."""
     layer = model.model.embed_tokens if model.lm_head is None else model.lm_head
-    return Scores(*layer.operands(hidden), layer.compute_dtype)
+    return Scores(*layer.operands(hidden, model.compute.dtype), model.compute.dtype)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,10 @@ from torch import Tensor
 from pocketlm.inference.kv_cache import KVCache, int8_levels
 from pocketlm.inference.torch_runtime import LanguageModel, left_padded
 from pocketlm.model import attention
-from pocketlm.model.attention import (
-    Mask,
-    attention_in_pieces,
-    document_begins,
-    first_keys,
-    sliding_attention,
-)
+from pocketlm.model.attention import document_starts
+from pocketlm.model.kernels import blockwise
+from pocketlm.model.kernels.blockwise import blockwise_attention
+from pocketlm.model.kernels.sdpa import sliding_attention
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
@@ -77,7 +74,7 @@ def model() -> Transformer:
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 8, 11, 16, 31, 32])
 @pytest.mark.parametrize("piece", [1, 5, 8, 40])
 def test_attention_in_pieces_is_full_attention_under_the_window_mask(piece, window):
-    attention = partial(sliding_attention, piece=piece)
+    attention = partial(sliding_attention, num_queries=piece)
     q, k, v = (
         drawn(2, 4, 32, 16, seed=1) * 2,
         drawn(2, 2, 32, 16, seed=2) * 2,
@@ -148,6 +145,13 @@ def packed(lengths: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor([[i for length in row for i in range(length)] for row in lengths]), doc_ids
 
 
+def pairs(positions: Tensor, doc_ids: Tensor, window: int | None) -> Tensor:
+    """[B, 1, T, T]: true where a query may see a key, by what the words say."""
+    gap = positions[:, :, None] - positions[:, None]
+    near = (gap >= 0) & (gap < (window or positions.shape[1]))
+    return (near & (doc_ids[:, :, None] == doc_ids[:, None]))[:, None]
+
+
 @pytest.mark.parametrize("window", [None, 1, 5, 40])
 @pytest.mark.parametrize("piece", [1, 7, 16, 100])
 # scores of a piece: rows alone, and all rows at a time
@@ -156,25 +160,22 @@ def test_training_attention_in_pieces_is_the_masked_one_forward_and_back(
     window, piece, together, monkeypatch
 ):
     """Documents of different lengths in each row, and none; values and gradients in float64."""
-    monkeypatch.setattr(attention, "PIECE", piece)
-    monkeypatch.setattr(attention, "SCORES", together)
+    monkeypatch.setattr(blockwise, "QUERIES", piece)
+    monkeypatch.setattr(blockwise, "SCORES", together)
     positions, doc_ids = packed(LENGTHS)
     q, k, v = inputs = [
         drawn(3, heads, 64, 8, seed=heads).double().requires_grad_() for heads in (4, 2, 2)
     ]
     upstream = drawn(3, 4, 64, 8, seed=9).double()
     for begins, plain in (
-        (document_begins(positions, doc_ids), False),
+        (document_starts(positions, doc_ids), False),
         (torch.zeros(1, 64, dtype=torch.long), True),
     ):
         assert begins is not None
-        allowed = Mask(positions, None, None if plain else doc_ids, False, ()).allowed(
-            0, window, 64
-        )
-        if plain:
-            allowed = within(64, window or 64)
-        assert allowed is not None
-        own = attention_in_pieces(q, k, v, first_keys(begins, window))
+        allowed = within(64, window or 64) if plain else pairs(positions, doc_ids, window)
+        place = torch.arange(64)
+        first = begins if window is None else torch.maximum(begins, place - (window - 1))
+        own = blockwise_attention(q, k, v, first)
         expected = masked_attention(q, k, v, allowed)
         assert (own - expected).abs().max() <= 1e-14
         gradients = (torch.autograd.grad((out * upstream).sum(), inputs) for out in (own, expected))
@@ -194,7 +195,7 @@ def test_pieces_in_bfloat16_are_as_near_the_exact_gradients_as_torchs_own_attent
         return [out, *torch.autograd.grad(out, inputs, upstream.to(out.dtype))]
 
     expected = results(masked_attention(q, k, v, within(300, 300)), exact)
-    own = results(attention_in_pieces(*narrow, torch.zeros(1, 300, dtype=torch.long)), narrow)
+    own = results(blockwise_attention(*narrow, torch.zeros(1, 300, dtype=torch.long)), narrow)
     q, k, v = narrow
     torchs = results(
         F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), narrow
@@ -206,16 +207,16 @@ def test_pieces_in_bfloat16_are_as_near_the_exact_gradients_as_torchs_own_attent
 
 def test_documents_in_runs_need_no_mask_of_all_pairs_and_others_get_one(model):
     positions, doc_ids = packed(LENGTHS)
-    begins = document_begins(positions, doc_ids)
+    begins = document_starts(positions, doc_ids)
     assert begins is not None and begins[0].unique().tolist() == [0, 13, 14, 40]
     again = doc_ids.clone()
     again[0, -3:] = 0  # the first document comes again
-    assert document_begins(positions, again) is None
-    assert document_begins(positions - 1, doc_ids) is None  # padding
-    assert document_begins(positions * 2, doc_ids) is None
+    assert document_starts(positions, again) is None
+    assert document_starts(positions - 1, doc_ids) is None  # padding
+    assert document_starts(positions * 2, doc_ids) is None
     ids = token_ids(3, 64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "document_begins", lambda *_: None)
+        patch.setattr(attention, "document_starts", lambda *_: None)
         masked = model(ids, positions, doc_ids=doc_ids)
     assert (model(ids, positions, doc_ids=doc_ids) - masked).abs().max() <= TOLERANCE
 
@@ -226,7 +227,7 @@ def test_a_window_in_pieces_has_the_gradients_of_the_masked_one():
     ]
     weight = drawn(1, 4, 16, 8, seed=9).double()
     own = torch.autograd.grad(
-        (sliding_attention(q, k, v, window=4, piece=5) * weight).sum(), inputs
+        (sliding_attention(q, k, v, window=4, num_queries=5) * weight).sum(), inputs
     )
     expected = torch.autograd.grad(
         (masked_attention(q, k, v, within(16, 4)) * weight).sum(), inputs

@@ -161,6 +161,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "optimizer": "muon",
         "compute_dtype": "bfloat16",
         "shard_over": "all",
+        "attention": "sdpa",
         "compile": "yes",
         "recompute_every": 1,
         "schedule": "cosine",

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocketlm.model import attention
 from pocketlm.model.costs import flops_of, kept_bytes, num_parameters
+from pocketlm.model.kernels import blockwise
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 
 GLOBAL_ONLY = ModelConfig(
     vocab_size=512,
@@ -44,7 +44,7 @@ SHAPES = {
     "wide heads": replace(GLOBAL_ONLY, head_dim=64),
 }
 # what the operators run
-FORWARD, BACKWARD = attention.attention_in_pieces._init_fn, attention._backward._init_fn
+FORWARD, BACKWARD = blockwise.blockwise_attention._init_fn, blockwise._backward._init_fn
 ROWS, SEQ_LEN = 2, 300  # two whole pieces of a local layer, and a part
 
 
@@ -72,7 +72,7 @@ def test_parameters_are_the_published_ones(name: str, published: int) -> None:
     assert num_parameters(PRESETS[name]) == published
 
 
-class InPieces(torch.autograd.Function):
+class Blockwise(torch.autograd.Function):
     """The operator of attention as plain torch, so that its products are seen one by one."""
 
     @staticmethod
@@ -89,7 +89,7 @@ class InPieces(torch.autograd.Function):
 def test_flops_are_those_that_torch_counts_forward_and_back(
     shape: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "attention_in_pieces", InPieces.apply)
+    monkeypatch.setattr(blockwise, "blockwise_attention", Blockwise.apply)
     model = Transformer(shape)
     """As attention goes in pieces; a row of one document goes through torch's own, which is
     counted as all pairs.
@@ -109,15 +109,30 @@ def test_blocks_worked_out_twice_take_their_forward_pass_once_more() -> None:
     assert once.training(recomputed=1.0) - once.training() == once.products + once.attention
 
 
-def test_a_block_worked_out_twice_keeps_its_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Transformer, "recompute_every", 2)
+def test_a_block_that_is_recomputed_keeps_its_input_alone() -> None:
     deeper = replace(GLOBAL_ONLY, num_hidden_layers=4)
-    found = [saved_bytes(shape, False, None, None) for shape in (GLOBAL_ONLY, deeper)]
+    settings = ComputeSettings(checkpoint_every_n_blocks=2)
+    saved = [saved_bytes(shape, False, settings) for shape in (GLOBAL_ONLY, deeper)]
     expected = [
         kept_bytes(each, ROWS, SEQ_LEN, product_bytes=4, recompute_every=2)
         for each in (GLOBAL_ONLY, deeper)
     ]
-    assert found[1] - found[0] == expected[1] - expected[0]
+    assert saved[1] - saved[0] == expected[1] - expected[0]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "blockwise"])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("name", ["global", "local", "wide heads"])
+def test_kept_bytes_are_those_of_the_kernel_that_is_named(
+    name: str, masked: bool, attention: str
+) -> None:
+    shape = SHAPES[name]
+    deeper = replace(shape, num_hidden_layers=4, layer_types=shape.layer_types * 2)
+    options = {"product_bytes": 2, "masked": masked, "attention": attention}
+    expected = [kept_bytes(each, ROWS, SEQ_LEN, **options) for each in (shape, deeper)]
+    settings = ComputeSettings(dtype=torch.bfloat16, attention=attention)
+    saved = [saved_bytes(each, masked, settings) for each in (shape, deeper)]
+    assert saved[1] - saved[0] == expected[1] - expected[0]
 
 
 @pytest.mark.parametrize("scheme", [None, "int4_group32"])
@@ -145,17 +160,18 @@ def test_kept_bytes_are_those_that_autograd_saves(
         )
         for each in (shape, deeper)
     ]
-    found = [saved_bytes(each, masked, dtype, scheme) for each in (shape, deeper)]
-    assert found[1] - found[0] == expected[1] - expected[0]
+    settings = ComputeSettings(dtype=dtype)
+    saved = [saved_bytes(each, masked, settings, scheme) for each in (shape, deeper)]
+    assert saved[1] - saved[0] == expected[1] - expected[0]
 
 
 def saved_bytes(
-    shape: ModelConfig, masked: bool, dtype: torch.dtype | None, scheme: str | None
+    shape: ModelConfig, masked: bool, settings: ComputeSettings, scheme: str | None = None
 ) -> int:
     model = Transformer(shape)
     if scheme:
         prepare(model, SCHEMES[scheme])
-    set_compute_dtype(model, dtype)
+    model.compute = settings
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, Tensor] = {}  # holding them keeps their addresses from being used again
 

@@ -71,7 +71,14 @@ def test_what_costs_memory_is_in_the_peak() -> None:
         < of(optim=replace(STEPS, recompute_every=2)).peak
         < plain
     )
-    assert of(masked=True, device="cuda").kept > of(device="cuda").kept
+
+
+def test_documents_kept_apart_on_a_gpu_take_a_mask_of_all_pairs_with_sdpa_alone() -> None:
+    whole = of(device="cuda").kept
+    assert of(device="cuda", masked=True).kept == whole
+    sdpa = replace(STEPS, attention="sdpa")
+    assert of(device="cuda", optim=sdpa).kept == whole
+    assert of(device="cuda", optim=sdpa, masked=True).kept > whole
 
 
 def test_a_large_teacher_is_counted_while_it_is_loaded() -> None:

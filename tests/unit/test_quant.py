@@ -19,7 +19,7 @@ from pocketlm.model.quant import (
     quantize_weight,
     scheme,
 )
-from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, make_optimizers
@@ -293,9 +293,10 @@ def test_products_of_a_prepared_model_run_in_bfloat16_where_training_asks_for_it
     """Else a step of training on the grid costs many times a plain one."""
     model = prepare(Transformer(CONFIG, seed=1), INT4)
     exact = model(IDS)
-    set_compute_dtype(model, torch.bfloat16)
+    model.compute = ComputeSettings(dtype=torch.bfloat16)
     layers = [module for module in model.modules() if isinstance(module, FakeQuantLinear)]
-    assert {layer(torch.ones(1, layer.in_features)).dtype for layer in layers} == {torch.bfloat16}
+    dtypes = {layer(torch.ones(1, layer.in_features), torch.bfloat16).dtype for layer in layers}
+    assert dtypes == {torch.bfloat16}
     rounded = model(IDS)
     assert (
         rounded.dtype == torch.float32
@@ -303,7 +304,7 @@ def test_products_of_a_prepared_model_run_in_bfloat16_where_training_asks_for_it
     )
     rounded.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
-    set_compute_dtype(model, None)
+    model.compute = ComputeSettings()
     with torch.no_grad():
         assert torch.equal(model(IDS), exact)
 

@@ -19,7 +19,13 @@ from torch import Tensor
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import Attention, ModelConfig, Transformer
+from pocketlm.model.transformer import (
+    Attention,
+    ComputeSettings,
+    ModelConfig,
+    Transformer,
+    computing,
+)
 from pocketlm.train.checkpoint import SaveConfig, saved_states
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
@@ -27,10 +33,10 @@ from pocketlm.train.manifest import manifest_digest
 from pocketlm.train.optim import (
     LONG_TRAINING,
     OptimConfig,
+    compute_settings,
     lr_at,
     make_optimizers,
     pays,
-    set_computing,
 )
 from pocketlm.train.resume import load_state
 
@@ -276,10 +282,9 @@ def gradients(model: Transformer, optim: OptimConfig) -> tuple[list[Tensor], int
             module.register_forward_hook(lambda *_: runs.append(1))
     place = torch.arange(16).expand(2, 16)
     batch = replace(batches(0)[0], positions=place % 11, doc_ids=place // 11)
-    set_computing(model, optim)
-    loss = next_token_loss(model, batch)
-    loss.backward()
-    set_computing(model, None)
+    with computing(model, compute_settings(model, optim)):
+        loss = next_token_loss(model, batch)
+        loss.backward()
     return [loss, *(p.grad for p in model.parameters() if p.grad is not None)], len(runs)
 
 
@@ -317,7 +322,7 @@ def test_a_compiled_training_resumes_with_the_same_weights_and_is_near_the_other
         run(folder / "plain", optim=replace(optim, compile="no"), model=student())
         losses = [[line["loss"] for line in logged(folder / kind)] for kind in ("whole", "plain")]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3 if name else 1e-5)
-        assert not any(block._compiled_call_impl for block in whole.model.layers)
+        assert whole.compute == ComputeSettings()  # as before
 
 
 def test_blocks_are_compiled_for_long_trainings_alone_and_where_there_is_a_compiler(monkeypatch):

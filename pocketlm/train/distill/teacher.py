@@ -19,7 +19,7 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.same_tokens import vocabulary_differences
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.distill.cache import (
     DONE,
     Cache,
@@ -99,7 +99,7 @@ def live_teacher(model: Transformer, optim: OptimConfig) -> Teacher:
     student's compute dtype.
     """
     model = shard_model(model.eval().requires_grad_(False), optim.shard_over)
-    set_compute_dtype(model, product_dtype(optim, next(model.parameters()).device))
+    model.compute = ComputeSettings(dtype=product_dtype(optim, next(model.parameters()).device))
 
     def teach(batch: Batch) -> TeacherScores:
         with torch.no_grad():
