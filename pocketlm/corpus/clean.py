@@ -19,7 +19,7 @@ from pocketlm.corpus.documents import (
 )
 from pocketlm.corpus.filters import Thresholds, make_filter
 from pocketlm.corpus.reading import Reading, unread_words
-from pocketlm.corpus.sources import Source, read_source
+from pocketlm.corpus.sources import LocalSource, Source, read_source
 
 EXAMPLES = 3  # kept of each filter
 EXAMPLE_CHARS = 200
@@ -177,7 +177,7 @@ def write_splits(
 
 
 def _check_not_empty(source: Source, report: Report) -> None:
-    where = f"source {source.name!r}" + (f" ({source.path})" if source.path else "")
+    where = f"{source.where} ({source.path})" if isinstance(source, LocalSource) else source.where
     if report.kept["documents"]:
         return
     if report.dropped:

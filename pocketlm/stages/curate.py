@@ -17,7 +17,7 @@ from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.reading import source_line
-from pocketlm.corpus.sources import Source, check_source
+from pocketlm.corpus.sources import LocalSource, Source, check_source
 from pocketlm.data.encoding import encode_documents
 from pocketlm.data.shards import read_shard, write_shard
 from pocketlm.eval.suites import load_suite
@@ -86,13 +86,13 @@ class CurateConfig:
             if self.vocab_size
             else f"the tokenizer of {self.tokenizer}"
         )
-        rows = [f"{source.name} ({source.dataset or source.kind})" for source in self.sources]
+        rows = [f"{source.name} ({source.contents})" for source in self.sources]
         return f"{len(rows)} sources, {tokenizer}: {', '.join(rows)}"
 
     def reads(self) -> list[Path]:
         """The user's own files this stage reads: when one changes, so does the stage."""
         named = (
-            [source.path for source in self.sources]
+            [source.path for source in self.sources if isinstance(source, LocalSource)]
             + [self.tokenizer]
             + [suite for suite in self.suites if suite.endswith(".jsonl") or Path(suite).is_file()]
         )
@@ -145,7 +145,9 @@ def _collect(
     in it.
     """
     folder = out / "documents" / source.name
-    bar = progress.add_task(f"read {source.name}", total=source.max_bytes or source.count, told="")
+    bar = progress.add_task(
+        f"read {source.name}", total=source.max_bytes or source.num_documents, told=""
+    )
     if folder.is_dir():
         for split in SPLITS:
             cleaner.remember(source, read_documents(out, source.name, split))
