@@ -55,9 +55,7 @@ class Source:
     near_dedup: bool | None = None
 
     def __new__(cls, **given: Any) -> "Source":
-        if cls is Source:
-            cls = _class_of(given)
-        return super().__new__(cls)
+        return object.__new__(_class_of(given) if cls is Source else cls)
 
     def __post_init__(self, kind: str) -> None:
         if not _NAME.fullmatch(self.name):

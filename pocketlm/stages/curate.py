@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from pocketlm.corpus.clean import EXAMPLES, Cleaner, Report, write_splits
 from pocketlm.corpus.decontaminate import EvaluationIndex
 from pocketlm.corpus.dedup import DuplicateIndex, MinHash
-from pocketlm.corpus.documents import SPLITS, read_documents
+from pocketlm.corpus.documents import SPLITS, SplitRule, read_documents
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.reading import source_line
@@ -79,6 +79,12 @@ class CurateConfig:
         for name in ("tokenizer_sample_bytes", "max_chars", "ngram"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def split_rule(self) -> SplitRule:
+        return SplitRule(
+            validation_share=self.validation_share, probe_share=self.probe_share, seed=self.seed
+        )
 
     def summary(self) -> str:
         tokenizer = (
@@ -156,8 +162,7 @@ def _collect(
     report = Report()
     with write_folder(folder) as partial:
         documents = cleaner.clean(source, report, _teller(progress, bar, source))
-        shares = {"validation_share": config.validation_share, "probe_share": config.probe_share}
-        kept = write_splits(documents, partial, **shares, seed=config.seed)
+        kept = write_splits(documents, partial, config.split_rule)
         told = {"files": report.reading.summary(), "read": report.read, "capped": report.capped}
         told |= {"dropped": report.dropped, "shortened": report.shortened, "kept": kept}
         told["examples"] = report.examples
