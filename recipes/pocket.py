@@ -8,7 +8,14 @@ does, and the function below for the order.
 
 from dataclasses import replace
 
-from pocketlm.corpus.sources import Source
+from pocketlm.corpus.sources import (
+    LanguageReferenceSource,
+    NoteSource,
+    ProblemSource,
+    RecallSource,
+    StdlibCodeSource,
+    StdlibDocstringsSource,
+)
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.report.goals import Goal
 from pocketlm.stages.bench import BenchConfig, bench
@@ -39,32 +46,12 @@ FAMILIES = (
 CORPUS = CurateConfig(
     name="corpus",
     sources=(
-        Source(
-            name="problems",
-            domain="maths",
-            kind="problems",
-            families=FAMILIES,
-            count=30_000,
-            seed=1,
-        ),
-        Source(
-            name="notes", domain="knowledge", kind="notes", count=5_000, seed=2, pairs_range=(1, 3)
-        ),
-        Source(
-            name="recall",
-            domain="knowledge",
-            kind="recall",
-            count=2_000,
-            seed=3,
-            pairs_range=(1, 3),
-        ),
-        Source(name="reference", domain="knowledge", kind="language_reference"),
-        Source(
-            name="docstrings", domain="knowledge", kind="stdlib_docstrings", max_bytes=1_000_000
-        ),
-        Source(
-            name="code", domain="code", kind="stdlib_code", max_bytes=2_000_000, split_code=True
-        ),
+        ProblemSource(name="problems", domain="maths", families=FAMILIES, count=30_000, seed=1),
+        NoteSource(name="notes", domain="knowledge", count=5_000, seed=2, pairs_range=(1, 3)),
+        RecallSource(name="recall", domain="knowledge", count=2_000, seed=3, pairs_range=(1, 3)),
+        LanguageReferenceSource(name="reference", domain="knowledge"),
+        StdlibDocstringsSource(name="docstrings", domain="knowledge", max_bytes=1_000_000),
+        StdlibCodeSource(name="code", domain="code", max_bytes=2_000_000, split_code=True),
     ),
     vocab_size=VOCAB_SIZE,
     suites=("pocket",),

@@ -10,7 +10,7 @@ any small budget. Scout itself is a mixture of experts, which this network does 
 from dataclasses import replace
 from pathlib import Path
 
-from pocketlm.corpus.sources import Source
+from pocketlm.corpus.sources import HubSource
 from pocketlm.model.presets import PRO
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.export import ExportConfig, export
@@ -28,10 +28,9 @@ WINDOW = PRO.max_position_embeddings
 
 # ---- data ----
 
-STARCODER = Source(
+STARCODER = HubSource(
     name="starcoder",
     domain="code",
-    kind="hub",
     dataset="bigcode/starcoderdata",
     split="train",
     text_field="content",
@@ -40,7 +39,7 @@ STARCODER = Source(
 )
 
 
-def hub(name: str, domain: str, dataset: str, **how) -> Source:
+def hub(name: str, domain: str, dataset: str, **how) -> HubSource:
     """A row of a Hugging Face dataset, unfiltered; its rows as they come unless `how` names the
     fields.
     """

@@ -10,7 +10,7 @@ splits and fields were written down without opening each on the hub.
 from dataclasses import replace
 from pathlib import Path
 
-from pocketlm.corpus.sources import Source
+from pocketlm.corpus.sources import HubSource, Source
 from pocketlm.model.presets import PRESETS
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.export import ExportConfig, export
@@ -28,13 +28,11 @@ SHAPES = {size: PRESETS[f"r1-{size}"] for size in ("140m", "360m", "950m")}
 # ---- data ----
 
 # Public sets as they are: filters or deduplication of the raw data are not found.
-CODE = Source(
-    name="starcoder", domain="code", kind="hub", dataset="bigcode/starcoderdata", split="train"
-)
+CODE = HubSource(name="starcoder", domain="code", dataset="bigcode/starcoderdata", split="train")
 AS_IT_IS = replace(CODE, filters=(), near_dedup=False)
 
 
-def hub(name: str, domain: str, dataset: str, **how) -> Source:
+def hub(name: str, domain: str, dataset: str, **how) -> HubSource:
     """A row of a Hugging Face dataset, unfiltered."""
     return replace(AS_IT_IS, name=name, domain=domain, dataset=dataset, **how)
 
@@ -57,8 +55,7 @@ COSMOPEDIA_ROWS = {  # its eight parts; together the 31,064,744 rows of R1, tabl
 }
 RED_PAJAMA = "togethercomputer/RedPajama-Data-1T"
 # Three sets come with loading scripts, which `datasets` no longer runs: this revision is the hub's
-# own parquet copy of them. It may be partial; kind="local" with a path reads the full files once
-# fetched.
+# own parquet copy of them. It may be partial; a LocalSource reads the full files once fetched.
 PARQUET = {"revision": "refs/convert/parquet", "text_field": "text"}
 PRETRAINING = (  # R1, table 3
     STARCODER,

@@ -15,7 +15,7 @@ full one does (Pro, phase 4), and the very grid it was trained on goes into the 
 from pathlib import Path
 from typing import Any
 
-from pocketlm.corpus.sources import Source
+from pocketlm.corpus.sources import LocalSource
 from pocketlm.stages.chats import ChatsConfig, check_chats
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
@@ -103,14 +103,7 @@ def recipe(
     # read once.
     given = {"text": text, "chats": chats}
     sources = tuple(
-        Source(
-            name=name,
-            domain="knowledge",
-            kind="local",
-            path=str(path),
-            filters=(),
-            near_dedup=False,
-        )
+        LocalSource(name=name, domain="knowledge", path=str(path), filters=(), near_dedup=False)
         for name, path in given.items()
         if path is not None
     )

@@ -2,24 +2,27 @@
 evaluations.
 """
 
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from pocketlm.corpus.decontaminate import EvaluationIndex
 from pocketlm.corpus.dedup import DuplicateIndex, content_hash
 from pocketlm.corpus.documents import (
     SPLITS,
     Document,
-    assign_splits,
+    LowestPlaces,
+    SplitRule,
     cut,
     document_json,
     read_documents_file,
 )
 from pocketlm.corpus.filters import Thresholds, make_filter
 from pocketlm.corpus.reading import Reading, unread_words
-from pocketlm.corpus.sources import Source, read_source
+from pocketlm.corpus.sources import LocalSource, Source, read_source
 
 EXAMPLES = 3  # kept of each filter
 EXAMPLE_CHARS = 200
@@ -142,42 +145,58 @@ class Cleaner:
 
 
 def write_splits(
-    documents: Iterator[Document],
-    folder: Path,
-    *,
-    validation_share: float,
-    probe_share: float,
-    seed: int,
+    documents: Iterator[Document], folder: Path, rule: SplitRule
 ) -> dict[str, dict[str, int]]:
     """{split: {"documents", "bytes"}} of what is now in <folder>/<split>.jsonl.
 
-    The split of the first document can depend on the last, so they wait in a file of their own.
+    Each document is written once, to its split; a split that got none is mended afterwards.
     """
-    origins: list[str] = []
-    waiting = folder / "waiting.jsonl"
-    with open(waiting, "w", encoding="utf-8", newline="\n") as file:
-        for document in documents:
-            origins.append(document.origin or content_hash(document.text))
-            file.write(document_json(document))
-    splits = assign_splits(
-        origins, validation_share=validation_share, probe_share=probe_share, seed=seed
-    )
+    lowest, train_places = LowestPlaces(), array("d")
     counts = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
     with ExitStack() as stack:
-        files = {}
-        for split in SPLITS:
-            file = open(folder / f"{split}.jsonl", "w", encoding="utf-8", newline="\n")  # noqa: SIM115
-            files[split] = stack.enter_context(file)
-        for split, document in zip(splits, read_documents_file(waiting), strict=True):
+        files = {
+            split: stack.enter_context(_lines_of(folder / f"{split}.jsonl", "w"))
+            for split in SPLITS
+        }
+        for document in documents:
+            place = rule.place(document)
+            split = rule.split(place)
+            lowest.add(split, place)
+            if split == "train":
+                train_places.append(place)
             files[split].write(document_json(document))
-            counts[split]["documents"] += 1
-            counts[split]["bytes"] += len(document.text.encode())
-    waiting.unlink()
+            _count(counts[split], document, 1)
+    if moves := rule.moved(lowest.places):
+        _move(folder, [moves.get(place, "train") for place in train_places], counts)
     return counts
 
 
+def _move(folder: Path, splits: list[str], counts: dict[str, dict[str, int]]) -> None:
+    """Put each document of train.jsonl in the file of its new split."""
+    whole = (folder / "train.jsonl").rename(folder / "whole.jsonl")
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context(_lines_of(folder / f"{split}.jsonl", "w"))
+            for split in {"train", *splits}
+        }
+        for split, document in zip(splits, read_documents_file(whole), strict=True):
+            files[split].write(document_json(document))
+            _count(counts["train"], document, -1)
+            _count(counts[split], document, 1)
+    whole.unlink()
+
+
+def _lines_of(path: Path, mode: str) -> IO[str]:
+    return open(path, mode, encoding="utf-8", newline="\n")
+
+
+def _count(counts: dict[str, int], document: Document, number: int) -> None:
+    counts["documents"] += number
+    counts["bytes"] += number * len(document.text.encode())
+
+
 def _check_not_empty(source: Source, report: Report) -> None:
-    where = f"source {source.name!r}" + (f" ({source.path})" if source.path else "")
+    where = f"{source.where} ({source.path})" if isinstance(source, LocalSource) else source.where
     if report.kept["documents"]:
         return
     if report.dropped:

@@ -194,30 +194,53 @@ def _cut_lines(text: str, max_chars: int) -> Iterator[str]:
     yield text[start:]
 
 
-def assign_splits(
-    origins: Sequence[str], *, validation_share: float, probe_share: float, seed: int
-) -> list[str]:
-    """The split of each document, from its origin's hash and the seed alone.
-
-    The same text lands in the same split wherever it comes from. A share above 0 that caught no
-    origin takes the one with the nearest hash, so a small source can be probed too (where it has at
-    least 3 origins).
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """Which split a document belongs to, from its origin's hash and the seed alone: the same text
+    lands in the same split wherever it comes from.
     """
-    # in [0, 1)
-    place = {origin: int(content_hash(origin, seed)[:13], 16) / 16**13 for origin in set(origins)}
-    chosen = {
-        origin: "validation"
-        if at < validation_share
-        else "probe"
-        if at < validation_share + probe_share
-        else "train"
-        for origin, at in place.items()
-    }
-    by_place = sorted(place, key=lambda origin: (place[origin], origin))
-    for split, share in (("validation", validation_share), ("probe", probe_share)):
-        if share > 0 and len(place) >= 3 and split not in chosen.values():
-            chosen[next(origin for origin in by_place if chosen[origin] == "train")] = split
-    return [chosen[origin] for origin in origins]
+
+    validation_share: float
+    probe_share: float
+    seed: int
+
+    def place(self, document: Document) -> float:
+        """Where in [0, 1) the document's origin falls."""
+        origin = document.origin or content_hash(document.text)
+        return int(content_hash(origin, self.seed)[:13], 16) / 16**13
+
+    def split(self, place: float) -> str:
+        if place < self.validation_share:
+            return "validation"
+        return "probe" if place < self.validation_share + self.probe_share else "train"
+
+    def moved(self, places: Mapping[str, Sequence[float]]) -> dict[float, str]:
+        """{place: split} of origins that must leave "train", where a split with a share got none.
+
+        A split above 0 that caught no origin takes the one with the nearest hash, so a small source
+        can be probed too (where it has at least 3 origins). places: for each split its lowest
+        places, all different; three of each are enough.
+        """
+        if sum(map(len, places.values())) < 3:
+            return {}
+        nearest = sorted(places["train"])
+        moves = {}
+        for split, share in (("validation", self.validation_share), ("probe", self.probe_share)):
+            if share > 0 and not places[split]:
+                moves[nearest.pop(0)] = split
+        return moves
+
+
+class LowestPlaces:
+    """The three lowest places of each split, of all that were added."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, list[float]] = {split: [] for split in SPLITS}
+
+    def add(self, split: str, place: float) -> None:
+        lowest = self.places[split]
+        if place not in lowest and (len(lowest) < 3 or place < lowest[-1]):
+            self.places[split] = sorted([*lowest, place])[:3]
 
 
 def document_json(document: Document) -> str:

@@ -1,10 +1,13 @@
-"""Sources: where text comes from. A source is one row; a new kind is one row in KINDS and its
-function.
+"""Sources: where text comes from, a dataclass a kind; a new kind is one more class and a row in
+KINDS.
+
+`Source(kind="local", ...)` makes the class of that kind, as pathlib.Path does, for rows that come
+as plain data.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, InitVar, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +25,17 @@ from pocketlm.corpus.recall_notes import generate_notes
 
 # the capabilities that MobileLLM-R1 probes (section 5.1.1)
 DOMAINS = ("code", "maths", "knowledge")
-ROW_FIELDS = ("text_field", "prompt_field", "response_field")
+DEFAULT_FILTERS = {
+    "code": ("length", "script", "boilerplate", "repeated_lines"),
+    "maths": ("length", "script", "boilerplate", "repetition"),
+    "knowledge": ("length", "script", "boilerplate", "repetition"),
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One row: a name (it becomes a folder), the capability it serves, a kind, and what that kind
-    reads.
-
-    kind        reads
-    stdlib_code, stdlib_docstrings, language_reference     nothing
-    problems    families, count, seed: worked problems, as conversations
-    notes       count, seed, pairs_range: facts to recall, as plain text
-    recall      the same: the facts and one question, as conversations
-    local       path, and how a row is read: a file or folder of .txt .text .md .rst .py (a document
-    each), .jsonl
-                .ndjson .json .parquet (a document a row), plain or compressed
-    hub         dataset, config, split, revision, and how a row is read: a Hugging Face dataset,
-    streamed
-
-    How a row is read: rows with "messages", or with "prompt" and "response", are conversations,
-    others are their "text". text_field names another field of text; prompt_field and
-    response_field, together, name the fields of a conversation's two turns, a dot going deeper
-    ("responses.0.response").
+    """What sources of all kinds have: a name (it becomes a folder) and the capability it serves.
 
     max_bytes caps the kept text (UTF-8): reading ends at the first document that does not fit.
     split_code makes every top-level definition of Python text its own document. filters: names in
@@ -56,169 +46,251 @@ class Source:
     repeating an evaluation.
     """
 
+    kind: InitVar[str] = ""
     name: str
     domain: str
-    kind: str
-    path: str | None = None
-    text_field: str | None = None
-    prompt_field: str | None = None
-    response_field: str | None = None
-    dataset: str | None = None
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    families: tuple[str, ...] | None = None
-    count: int | None = None
-    seed: int | None = None
-    pairs_range: tuple[int, int] | None = None
     max_bytes: int | None = None
     split_code: bool = False
     filters: tuple[str, ...] | None = None
     near_dedup: bool | None = None
 
-    def __post_init__(self) -> None:
-        where = f"source {self.name!r}"
+    def __new__(cls, **given: Any) -> "Source":
+        return object.__new__(_class_of(given) if cls is Source else cls)
+
+    def __post_init__(self, kind: str) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"{where}: a name is letters, digits, - and _ (it becomes a folder)")
-        if self.domain not in DOMAINS:
-            raise ValueError(f"{where}: domain {self.domain!r} is none of {', '.join(DOMAINS)}")
-        if self.kind not in KINDS:
-            raise ValueError(f"{where}: kind {self.kind!r} is none of {', '.join(KINDS)}")
-        kind = KINDS[self.kind]
-        given = {field.name for field in fields(self) if getattr(self, field.name) is not None}
-        for field in kind.needs:
-            if field not in given:
-                raise ValueError(f"{where}: kind {self.kind!r} needs the field {field}")
-        foreign = given & {field for other in KINDS.values() for field in other.needs + other.takes}
-        for field in sorted(foreign - set(kind.needs + kind.takes)):
             raise ValueError(
-                f"{where}: kind {self.kind!r} does not read the field {field}; leave it out"
+                f"{self.where}: a name is letters, digits, - and _ (it becomes a folder)"
             )
+        if KINDS.get(kind) is not type(self):
+            raise ValueError(
+                f"{self.where}: kind {kind!r} is not that of a {type(self).__name__}; leave it out"
+            )
+        if self.domain not in DOMAINS:
+            raise ValueError(
+                f"{self.where}: domain {self.domain!r} is none of {', '.join(DOMAINS)}"
+            )
+        for name in self.filters or ():
+            if name not in FILTERS:
+                raise ValueError(f"{self.where}: filter {name!r} is none of {', '.join(FILTERS)}")
+        self._check_at_least_one("max_bytes", self.max_bytes)
+
+    def _check_at_least_one(self, field: str, value: int | None) -> None:
+        if value is not None and value < 1:
+            raise ValueError(f"{self.where}: {field} is {value}; it must be at least 1")
+
+    @property
+    def where(self) -> str:
+        """The source, at the beginning of an error."""
+        return f"source {self.name!r}"
+
+    @property
+    def contents(self) -> str:
+        """What it reads, in a word."""
+        return next(name for name, kind in KINDS.items() if kind is type(self))
+
+    @property
+    def num_documents(self) -> int | None:
+        """How many documents will be read, where that is known before."""
+        return None
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        """The source's documents before any filter; `reading` counts the files of a local one."""
+        raise NotImplementedError
+
+    def filters_for(self, document: Document) -> tuple[str, ...]:
+        """The filters this document passes through, in order."""
+        if self.filters is not None:
+            return self.filters
+        return () if document.messages else DEFAULT_FILTERS[self.domain]
+
+    def near_dedup_for(self, document: Document) -> bool:
+        """Whether near duplicates of this document are searched."""
+        return not document.messages if self.near_dedup is None else self.near_dedup
+
+
+# ---- text that comes with every Python ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class StdlibCodeSource(Source):
+    """The standard library's modules, a document each."""
+
+    kind: InitVar[str] = "stdlib_code"
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        return read_stdlib_code()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StdlibDocstringsSource(Source):
+    """The docstrings of each of its modules."""
+
+    kind: InitVar[str] = "stdlib_docstrings"
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        return read_stdlib_docstrings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageReferenceSource(Source):
+    """The topics of Python's language reference."""
+
+    kind: InitVar[str] = "language_reference"
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        return read_language_reference()
+
+
+# ---- generated text ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSource(Source):
+    """`count` worked problems of these families, as conversations."""
+
+    kind: InitVar[str] = "problems"
+    families: tuple[str, ...]
+    count: int
+    seed: int = 0
+
+    def __post_init__(self, kind: str) -> None:
+        super().__post_init__(kind)
+        self._check_at_least_one("count", self.count)
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        for row in generate_problems(self.families, self.count, self.seed):
+            yield _exchange(row, family=row["family"], answer=row["answer"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoteSource(Source):
+    """`count` texts of facts to recall, pairs_range[0] to pairs_range[1] facts each."""
+
+    kind: InitVar[str] = "notes"
+    count: int
+    seed: int = 0
+    pairs_range: tuple[int, int]
+
+    def __post_init__(self, kind: str) -> None:
+        super().__post_init__(kind)
+        self._check_at_least_one("count", self.count)
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        for row in generate_notes(self.count, self.seed, self.pairs_range):
+            yield Document(id=row["id"], text=row["text"])
+
+    def filters_for(self, document: Document) -> tuple[str, ...]:
+        return self.filters or ()
+
+    def near_dedup_for(self, document: Document) -> bool:
+        return bool(self.near_dedup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallSource(NoteSource):
+    """The same facts and one question each, as conversations."""
+
+    kind: InitVar[str] = "recall"
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        for row in generate_notes(self.count, self.seed, self.pairs_range):
+            yield _exchange(row)
+
+
+def _exchange(row: Mapping[str, str], **fields: str) -> Document:
+    """A generated prompt and its response as a conversation."""
+    turns = [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["response"]},
+    ]
+    return conversation(row["id"], turns, **fields)
+
+
+# ---- rows and files ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource(Source):
+    """How a row is read: rows with "messages", or with "prompt" and "response", are conversations,
+    others are their "text".
+
+    text_field names another field of text; prompt_field and response_field, together, name the
+    fields of a conversation's two turns, a dot going deeper ("responses.0.response").
+    """
+
+    text_field: str | None = None
+    prompt_field: str | None = None
+    response_field: str | None = None
+
+    def __post_init__(self, kind: str) -> None:
+        super().__post_init__(kind)
         if (self.prompt_field is None) != (self.response_field is None) or (
             self.prompt_field and self.text_field
         ):
             raise ValueError(
-                f"{where}: give prompt_field and response_field together, or text_field alone, or "
-                "none"
+                f"{self.where}: give prompt_field and response_field together, or text_field "
+                "alone, or none"
             )
-        for name in self.filters or ():
-            if name not in FILTERS:
-                raise ValueError(f"{where}: filter {name!r} is none of {', '.join(FILTERS)}")
-        for field in ("max_bytes", "count"):
-            if field in given and getattr(self, field) < 1:
-                raise ValueError(
-                    f"{where}: {field} is {getattr(self, field)}; it must be at least 1"
-                )
 
     @property
     def pair(self) -> tuple[str, str] | None:
         """The fields of a prompt and its response, where the rows have names of their own for
         them.
         """
-        return (
-            (self.prompt_field, self.response_field)
-            if self.prompt_field and self.response_field
-            else None
-        )
-
-    def filters_for(self, document: Document) -> tuple[str, ...]:
-        """The filters this document passes through, in order."""
-        if self.filters is not None:
-            return self.filters
-        return () if document.messages or self.kind == "notes" else DEFAULT_FILTERS[self.domain]
-
-    def near_dedup_for(self, document: Document) -> bool:
-        """Whether near duplicates of this document are searched."""
-        if self.near_dedup is not None:
-            return self.near_dedup
-        return not document.messages and self.kind != "notes"
+        if self.prompt_field and self.response_field:
+            return self.prompt_field, self.response_field
+        return None
 
 
-DEFAULT_FILTERS = {
-    "code": ("length", "script", "boilerplate", "repeated_lines"),
-    "maths": ("length", "script", "boilerplate", "repetition"),
-    "knowledge": ("length", "script", "boilerplate", "repetition"),
-}
-
-
-def read_source(source: Source, reading: Reading | None = None) -> Iterator[Document]:
-    """The source's documents before any filter. Errors name the source, and the file and line, or
-    the row.
-
-    `reading` counts the files of a local source: read, or left out by reason.
+@dataclass(frozen=True, kw_only=True)
+class LocalSource(RowSource):
+    """A file, or the files of a folder: .txt .text .md .rst .py (a document each), .jsonl .ndjson
+    .json .parquet (a document a row), plain or compressed.
     """
-    try:
-        yield from KINDS[source.kind].read(source, reading or Reading())
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"source {source.name!r}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"source {source.name!r}: {error}") from None
+
+    kind: InitVar[str] = "local"
+    path: str
+
+    @property
+    def root(self) -> Path:
+        return Path(self.path).expanduser()
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        return read_local(self.root, self.text_field, self.pair, reading)
 
 
-def check_source(source: Source) -> None:
-    """FileNotFoundError for a local source that is not there: at once, before hours of work on the
-    others.
-    """
-    if source.kind == "local" and not _local_path(source).exists():
-        raise FileNotFoundError(f"source {source.name!r}: {source.path}: no such file or folder")
+@dataclass(frozen=True, kw_only=True)
+class HubSource(RowSource):
+    """A Hugging Face dataset, streamed."""
+
+    kind: InitVar[str] = "hub"
+    dataset: str
+    config: str | None = None
+    split: str
+    revision: str | None = None
+
+    @property
+    def contents(self) -> str:
+        return self.dataset
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        where = f"hub dataset {self.dataset!r}"
+        for number, row in enumerate(_hub_rows(where, self), start=1):
+            place = f"{where}, row {number}"
+            yield row_document(row, f"{self.split}:{number}", place, self.text_field, self.pair)
 
 
-def _local_path(source: Source) -> Path:
-    assert source.path is not None
-    return Path(source.path).expanduser()
-
-
-def _problems(source: Source, reading: Reading) -> Iterator[Document]:
-    assert source.families is not None and source.count is not None
-    for row in generate_problems(source.families, source.count, source.seed or 0):
-        turns = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["response"]},
-        ]
-        yield conversation(row["id"], turns, family=row["family"], answer=row["answer"])
-
-
-def _notes(source: Source, reading: Reading) -> Iterator[Document]:
-    assert source.count is not None and source.pairs_range is not None
-    for row in generate_notes(source.count, source.seed or 0, source.pairs_range):
-        yield Document(id=row["id"], text=row["text"])
-
-
-def _recall(source: Source, reading: Reading) -> Iterator[Document]:
-    assert source.count is not None and source.pairs_range is not None
-    for row in generate_notes(source.count, source.seed or 0, source.pairs_range):
-        turns = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["response"]},
-        ]
-        yield conversation(row["id"], turns)
-
-
-def _hub(source: Source, reading: Reading) -> Iterator[Document]:
+def _hub_rows(where: str, source: HubSource) -> Iterator[Mapping[str, Any]]:
     try:
         import datasets
     except ImportError:
         raise ValueError(
             "reading the Hugging Face hub needs the datasets package: pip install datasets"
         ) from None
-    where = f"hub dataset {source.dataset!r}"
-    rows = _hub_rows(where, datasets.load_dataset, source)
-    for number, row in enumerate(rows, start=1):
-        yield row_document(
-            row,
-            f"{source.split}:{number}",
-            f"{where}, row {number}",
-            source.text_field,
-            source.pair,
-        )
-
-
-def _hub_rows(
-    where: str, load_dataset: Callable[..., Any], source: Source
-) -> Iterator[Mapping[str, Any]]:
     number = 0
     try:
-        rows = load_dataset(
+        rows = datasets.load_dataset(
             source.dataset,
             source.config,
             split=source.split,
@@ -235,28 +307,54 @@ def _hub_rows(
         ) from error
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How a kind of source is read, the fields it needs, and those it takes."""
-
-    read: Callable[[Source, Reading], Iterator[Document]]
-    needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
+# ---- any of them ----
 
 
-KINDS = {
-    "stdlib_code": Kind(lambda source, reading: read_stdlib_code()),
-    "stdlib_docstrings": Kind(lambda source, reading: read_stdlib_docstrings()),
-    "language_reference": Kind(lambda source, reading: read_language_reference()),
-    "problems": Kind(_problems, needs=("families", "count"), takes=("seed",)),
-    "notes": Kind(_notes, needs=("count", "pairs_range"), takes=("seed",)),
-    "recall": Kind(_recall, needs=("count", "pairs_range"), takes=("seed",)),
-    "local": Kind(
-        lambda source, reading: read_local(
-            _local_path(source), source.text_field, source.pair, reading
-        ),
-        ("path",),
-        ROW_FIELDS,
-    ),
-    "hub": Kind(_hub, needs=("dataset", "split"), takes=("config", "revision", *ROW_FIELDS)),
+KINDS: dict[str, type[Source]] = {
+    "stdlib_code": StdlibCodeSource,
+    "stdlib_docstrings": StdlibDocstringsSource,
+    "language_reference": LanguageReferenceSource,
+    "problems": ProblemSource,
+    "notes": NoteSource,
+    "recall": RecallSource,
+    "local": LocalSource,
+    "hub": HubSource,
 }
+
+
+def _class_of(given: Mapping[str, Any]) -> type[Source]:
+    """The class of the kind that plain data name; ValueError for fields it needs or does not
+    read.
+    """
+    where, name = f"source {given.get('name')!r}", given.get("kind")
+    if name not in KINDS:
+        raise ValueError(f"{where}: kind {name!r} is none of {', '.join(KINDS)}")
+    read = {field.name: field for field in fields(KINDS[name])}
+    for field in read.values():
+        if field.default is MISSING and given.get(field.name) is None:
+            raise ValueError(f"{where}: kind {name!r} needs the field {field.name}")
+    for field in sorted(given.keys() - read - {"kind"}):
+        raise ValueError(f"{where}: kind {name!r} does not read the field {field}; leave it out")
+    return KINDS[name]
+
+
+def read_source(source: Source, reading: Reading | None = None) -> Iterator[Document]:
+    """The source's documents before any filter. Errors name the source, and the file and line, or
+    the row.
+
+    `reading` counts the files of a local source: read, or left out by reason.
+    """
+    try:
+        yield from source.documents(reading or Reading())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{source.where}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{source.where}: {error}") from None
+
+
+def check_source(source: Source) -> None:
+    """FileNotFoundError for a local source that is not there: at once, before hours of work on the
+    others.
+    """
+    if isinstance(source, LocalSource) and not source.root.exists():
+        raise FileNotFoundError(f"{source.where}: {source.path}: no such file or folder")

@@ -45,10 +45,19 @@ def _leaves(where: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
             else:
                 yield from _leaves(place, old[key], new[key])
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        if (before := _classes(old)) != (after := _classes(new)):
+            # one line: their fields would say the same once more
+            yield where, ", ".join(sorted(set(before))), ", ".join(sorted(set(after)))
+            return
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
             yield from _leaves(f"{where}.{i}", before, after)
     elif old != new or type(old) is not type(new):
         yield where, old, new
+
+
+def _classes(items: list[Any]) -> list[str]:
+    """The classes of a list's dataclasses, in order."""
+    return [item["class"] for item in items if isinstance(item, dict) and "class" in item]
 
 
 def _line(where: str, before: Any, after: Any, old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -13,11 +13,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from pocketlm.corpus.clean import EXAMPLES, Cleaner, Report, write_splits
 from pocketlm.corpus.decontaminate import EvaluationIndex
 from pocketlm.corpus.dedup import DuplicateIndex, MinHash
-from pocketlm.corpus.documents import SPLITS, read_documents
+from pocketlm.corpus.documents import SPLITS, SplitRule, read_documents
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.reading import source_line
-from pocketlm.corpus.sources import Source, check_source
+from pocketlm.corpus.sources import LocalSource, Source, check_source
 from pocketlm.data.encoding import encode_documents
 from pocketlm.data.shards import read_shard, write_shard
 from pocketlm.eval.suites import load_suite
@@ -80,19 +80,25 @@ class CurateConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
+    @property
+    def split_rule(self) -> SplitRule:
+        return SplitRule(
+            validation_share=self.validation_share, probe_share=self.probe_share, seed=self.seed
+        )
+
     def summary(self) -> str:
         tokenizer = (
             f"{self.vocab_size:,} tokens"
             if self.vocab_size
             else f"the tokenizer of {self.tokenizer}"
         )
-        rows = [f"{source.name} ({source.dataset or source.kind})" for source in self.sources]
+        rows = [f"{source.name} ({source.contents})" for source in self.sources]
         return f"{len(rows)} sources, {tokenizer}: {', '.join(rows)}"
 
     def reads(self) -> list[Path]:
         """The user's own files this stage reads: when one changes, so does the stage."""
         named = (
-            [source.path for source in self.sources]
+            [source.path for source in self.sources if isinstance(source, LocalSource)]
             + [self.tokenizer]
             + [suite for suite in self.suites if suite.endswith(".jsonl") or Path(suite).is_file()]
         )
@@ -145,7 +151,9 @@ def _collect(
     in it.
     """
     folder = out / "documents" / source.name
-    bar = progress.add_task(f"read {source.name}", total=source.max_bytes or source.count, told="")
+    bar = progress.add_task(
+        f"read {source.name}", total=source.max_bytes or source.num_documents, told=""
+    )
     if folder.is_dir():
         for split in SPLITS:
             cleaner.remember(source, read_documents(out, source.name, split))
@@ -154,8 +162,7 @@ def _collect(
     report = Report()
     with write_folder(folder) as partial:
         documents = cleaner.clean(source, report, _teller(progress, bar, source))
-        shares = {"validation_share": config.validation_share, "probe_share": config.probe_share}
-        kept = write_splits(documents, partial, **shares, seed=config.seed)
+        kept = write_splits(documents, partial, config.split_rule)
         told = {"files": report.reading.summary(), "read": report.read, "capped": report.capped}
         told |= {"dropped": report.dropped, "shortened": report.shortened, "kept": kept}
         told["examples"] = report.examples

@@ -10,7 +10,16 @@ from typing import Any
 
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
-from pocketlm.corpus.sources import Source
+from pocketlm.corpus.sources import (
+    HubSource,
+    LanguageReferenceSource,
+    LocalSource,
+    NoteSource,
+    ProblemSource,
+    RecallSource,
+    StdlibCodeSource,
+    StdlibDocstringsSource,
+)
 from pocketlm.inference.sampling import Sampling
 from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
@@ -76,7 +85,21 @@ BASES: dict[type, Any] = {
     SaveConfig: SaveConfig(every_steps=2),
     ModelConfig: SHAPE,
     RopeScaling: SCALING,
-    Source: Source(name="own", domain="knowledge", kind="local", path=f"{FOLDER}/texts"),
+    LocalSource: LocalSource(name="own", domain="knowledge", path=f"{FOLDER}/texts"),
+    HubSource: HubSource(
+        name="own", domain="knowledge", dataset="them/texts", split="train", filters=()
+    ),
+    ProblemSource: ProblemSource(
+        name="own", domain="maths", families=("chain_sum",), count=40, seed=1
+    ),
+    NoteSource: NoteSource(name="own", domain="knowledge", count=40, seed=1, pairs_range=(1, 2)),
+    RecallSource: RecallSource(
+        name="own", domain="knowledge", count=40, seed=1, pairs_range=(1, 2)
+    ),
+    **{
+        kind: kind(name="own", domain="code", max_bytes=90_000)
+        for kind in (StdlibCodeSource, StdlibDocstringsSource, LanguageReferenceSource)
+    },
     Thresholds: Thresholds(),
     MinHash: MinHash(),
     Goal: Goal(text="it solves all", model="int4", at_least=0.5),
@@ -84,7 +107,7 @@ BASES: dict[type, Any] = {
     ChatConfig: ChatConfig(sampling=DRAWN, max_new_tokens=8),
     CurateConfig: CurateConfig(
         name="corpus",
-        sources=(Source(name="own", domain="knowledge", kind="local", path=f"{FOLDER}/texts"),),
+        sources=(LocalSource(name="own", domain="knowledge", path=f"{FOLDER}/texts"),),
         vocab_size=320,
         suites=(f"{FOLDER}/exam.jsonl",),
         validation_share=0.1,
@@ -200,27 +223,25 @@ FIELDS: dict[type, dict[str, Any]] = {
         "high_freq_factor": 8.0,
         "original_max_position_embeddings": 32,
     },
-    Source: {
+    LocalSource: {
         "name": "mine",
         "domain": "code",
-        "kind": "recall",
-        "path": f"{FOLDER}/rows.jsonl",
-        "text_field": "other",
-        "prompt_field": "other",
-        "response_field": "title",
-        "dataset": "them/other",
-        "config": "second",
-        "split": "test",
-        "revision": "v2",
-        "families": ("leg_counting",),
-        "count": 30,
-        "seed": 2,
-        "pairs_range": (3, 4),
         "max_bytes": 4000,
         "split_code": True,
         "filters": (),
         "near_dedup": False,
+        "text_field": "other",
+        "prompt_field": "other",
+        "response_field": "title",
+        "path": f"{FOLDER}/rows.jsonl",
     },
+    HubSource: {"dataset": "them/other", "config": "second", "split": "test", "revision": "v2"},
+    ProblemSource: {"families": ("leg_counting",), "count": 30, "seed": 2},
+    NoteSource: {"count": 30, "seed": 2, "pairs_range": (3, 4)},
+    RecallSource: {"count": 30, "seed": 2, "pairs_range": (3, 4)},
+    StdlibCodeSource: {},
+    StdlibDocstringsSource: {},
+    LanguageReferenceSource: {},
     Thresholds: {
         "min_chars": 150,
         "script": "Cyrillic",
@@ -257,9 +278,7 @@ FIELDS: dict[type, dict[str, Any]] = {
     },
     CurateConfig: {
         "name": "other",
-        "sources": (
-            Source(name="own", domain="knowledge", kind="notes", count=30, pairs_range=(1, 2)),
-        ),
+        "sources": (NoteSource(name="own", domain="knowledge", count=30, pairs_range=(1, 2)),),
         "vocab_size": 300,
         "tokenizer": f"{FOLDER}/tokenizer",
         "tokenizer_sample_bytes": 2000,
@@ -405,28 +424,16 @@ FIELDS: dict[type, dict[str, Any]] = {
     },
 }
 
-HUB = {"path": None, "kind": "hub", "dataset": "them/texts", "split": "train", "filters": ()}
-NOTES = {"path": None, "kind": "notes", "count": 40, "pairs_range": (1, 2), "seed": 1}
 PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field": "other"}
 
 # what both runs of a field have, where it would not show otherwise
 BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (OptimConfig, "on_nonfinite"): {"lr": 1e30},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
-    (Source, "kind"): NOTES,
-    (Source, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},
-    (Source, "prompt_field"): {**PAIR, "prompt_field": "text"},
-    (Source, "response_field"): {**PAIR, "response_field": "text"},
-    **{(Source, name): HUB for name in ("dataset", "config", "split", "revision")},
-    (Source, "families"): {
-        "path": None,
-        "kind": "problems",
-        "domain": "maths",
-        "families": ("chain_sum",),
-        "count": 40,
-    },
-    **{(Source, name): NOTES for name in ("count", "seed", "pairs_range")},
-    (Source, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
+    (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},
+    (LocalSource, "prompt_field"): {**PAIR, "prompt_field": "text"},
+    (LocalSource, "response_field"): {**PAIR, "response_field": "text"},
+    (LocalSource, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
     (CurateConfig, "tokenizer"): {"vocab_size": 320},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pocketlm.corpus.sources import Source
+from pocketlm.corpus.sources import LocalSource, NoteSource, ProblemSource, RecallSource
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.report.goals import Goal
 from pocketlm.stages.curate import CurateConfig, curate
@@ -95,37 +95,12 @@ def corpus_of(folder: Path) -> CurateConfig:
     return CurateConfig(
         name="corpus",
         sources=(
-            Source(
-                name="problems",
-                domain="maths",
-                kind="problems",
-                families=("chain_sum",),
-                count=250,
-                seed=1,
+            ProblemSource(
+                name="problems", domain="maths", families=("chain_sum",), count=250, seed=1
             ),
-            Source(
-                name="notes",
-                domain="knowledge",
-                kind="notes",
-                count=120,
-                seed=2,
-                pairs_range=(1, 3),
-            ),
-            Source(
-                name="recall",
-                domain="knowledge",
-                kind="recall",
-                count=120,
-                seed=3,
-                pairs_range=(1, 3),
-            ),
-            Source(
-                name="texts",
-                domain="code",
-                kind="local",
-                path=str(folder / "texts"),
-                max_bytes=120_000,
-            ),
+            NoteSource(name="notes", domain="knowledge", count=120, seed=2, pairs_range=(1, 3)),
+            RecallSource(name="recall", domain="knowledge", count=120, seed=3, pairs_range=(1, 3)),
+            LocalSource(name="texts", domain="code", path=str(folder / "texts"), max_bytes=120_000),
         ),
         vocab_size=SHAPE.vocab_size,
         suites=(str(folder / "exam.jsonl"),),

@@ -9,7 +9,7 @@ import pytest
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.filters import Thresholds
-from pocketlm.corpus.sources import Source
+from pocketlm.corpus.sources import LocalSource, StdlibCodeSource
 from pocketlm.data.shards import open_shard
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.stages import curate as stage
@@ -53,13 +53,8 @@ def config(tmp_path):
     return CurateConfig(
         name="corpus",
         sources=(
-            Source(
-                name="stories",
-                domain="knowledge",
-                kind="local",
-                path=str(tmp_path / "stories.jsonl"),
-            ),
-            Source(name="sums", domain="maths", kind="local", path=str(tmp_path / "sums.jsonl")),
+            LocalSource(name="stories", domain="knowledge", path=str(tmp_path / "stories.jsonl")),
+            LocalSource(name="sums", domain="maths", path=str(tmp_path / "sums.jsonl")),
         ),
         vocab_size=300,
         suites=(str(tmp_path / "exam.jsonl"),),
@@ -184,7 +179,7 @@ def test_files_and_documents_left_out_are_told_in_the_terminal_and_in_curation_j
     for number in range(12):
         (folder / f"{number}.txt").write_text(story(100 + number))
     (folder / "a.csv").write_text("x,y")
-    own = Source(name="folder", domain="knowledge", kind="local", path=str(folder))
+    own = LocalSource(name="folder", domain="knowledge", path=str(folder))
     sources = (own, replace(config.sources[1], near_dedup=False))
     told = counts(run(replace(config, sources=sources, suites=()), tmp_path / "out"))
     unread = {"kind_not_read": {"count": 1, "names": ["a.csv"]}}
@@ -210,7 +205,7 @@ def test_files_that_a_byte_cap_keeps_from_being_read_are_counted(config, tmp_pat
     folder.mkdir()
     for number in range(12):
         (folder / f"{number:02}.txt").write_text(story(100 + number))
-    own = Source(name="folder", domain="knowledge", kind="local", path=str(folder), max_bytes=900)
+    own = LocalSource(name="folder", domain="knowledge", path=str(folder), max_bytes=900)
     told = counts(run(replace(config, sources=(own,), vocab_size=262), tmp_path / "out"))["folder"]
     assert (
         told["capped"] and "not read to its end: max_bytes was reached" in capsys.readouterr().err
@@ -227,7 +222,7 @@ def test_what_a_filter_cuts_out_of_documents_is_counted(config, tmp_path, capsys
         f"def add_{n}(first, second):\n    return first + second + {n}\n\n" for n in range(9)
     )
     (tmp_path / "a.py").write_text(notice + code)
-    own = Source(name="code", domain="code", kind="local", path=str(tmp_path / "a.py"))
+    own = LocalSource(name="code", domain="code", path=str(tmp_path / "a.py"))
     told = counts(run(replace(config, sources=(own,), vocab_size=262), tmp_path / "out"))["code"]
     assert told["shortened"] == {"documents": 1, "bytes": len(notice)} and not told["capped"]
     assert f"1 shortened by {len(notice)} bytes in all" in capsys.readouterr().err
@@ -301,9 +296,7 @@ def test_templates_survive_unless_near_duplicates_are_searched_among_them(config
 
 
 def test_code_is_split_into_definitions_and_a_byte_cap_holds(tmp_path):
-    source = Source(
-        name="code", domain="code", kind="stdlib_code", max_bytes=60_000, split_code=True
-    )
+    source = StdlibCodeSource(name="code", domain="code", max_bytes=60_000, split_code=True)
     config = CurateConfig(name="corpus", sources=(source,), vocab_size=300)
     out = run(config, tmp_path / "out")
     kept = counts(out)["code"]["kept"]

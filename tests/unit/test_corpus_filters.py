@@ -1,10 +1,15 @@
 """Filters, duplicates, decontamination, cutting and splitting: what goes, and what stays."""
 
+import json
+import random
+from pathlib import Path
+
 import pytest
 
+from pocketlm.corpus.clean import write_splits
 from pocketlm.corpus.decontaminate import EvaluationIndex
-from pocketlm.corpus.dedup import DuplicateIndex, MinHash
-from pocketlm.corpus.documents import Document, assign_splits, cut, split_definitions
+from pocketlm.corpus.dedup import DuplicateIndex, MinHash, content_hash
+from pocketlm.corpus.documents import SPLITS, Document, SplitRule, cut, split_definitions
 from pocketlm.corpus.filters import FILTERS, Thresholds, make_filter
 
 PROSE = (
@@ -244,19 +249,67 @@ def test_code_is_split_at_definitions_with_the_comments_above_them():
     assert split_definitions("@one\n@two\nclass A: pass\n") == ["@one\n@two\nclass A: pass\n"]
 
 
-def test_splits_are_shares_of_the_hash_and_depend_on_the_seed():
-    origins = [f"text {number}" for number in range(4000)]
-    splits = assign_splits(origins, validation_share=0.1, probe_share=0.05, seed=0)
-    assert 300 < splits.count("validation") < 500 and 130 < splits.count("probe") < 270
-    alone = assign_splits(origins[1:], validation_share=0.1, probe_share=0.05, seed=0)
-    assert alone == splits[1:], "a text's split does not depend on the others"
-    assert splits != assign_splits(origins, validation_share=0.1, probe_share=0.05, seed=1)
+def former_splits(
+    origins: list[str], *, validation_share: float, probe_share: float, seed: int
+) -> list[str]:
+    """The split of each document, from its origin's hash and the seed alone.
 
-
-def test_a_small_source_still_has_something_to_validate_and_probe():
-    splits = assign_splits(["a", "b", "c", "a"], validation_share=1e-9, probe_share=1e-9, seed=0)
-    assert sorted(set(splits)) == ["probe", "train", "validation"]
-    assert splits[0] == splits[3]
-    assert set(assign_splits(["a", "b", "c"], validation_share=0, probe_share=0, seed=0)) == {
-        "train"
+    The same text lands in the same split wherever it comes from. A share above 0 that caught no
+    origin takes the one with the nearest hash, so a small source can be probed too (where it has at
+    least 3 origins).
+    """
+    # in [0, 1)
+    place = {origin: int(content_hash(origin, seed)[:13], 16) / 16**13 for origin in set(origins)}
+    chosen = {
+        origin: "validation"
+        if at < validation_share
+        else "probe"
+        if at < validation_share + probe_share
+        else "train"
+        for origin, at in place.items()
     }
+    by_place = sorted(place, key=lambda origin: (place[origin], origin))
+    for split, share in (("validation", validation_share), ("probe", probe_share)):
+        if share > 0 and len(place) >= 3 and split not in chosen.values():
+            chosen[next(origin for origin in by_place if chosen[origin] == "train")] = split
+    return [chosen[origin] for origin in origins]
+
+
+def written_splits(origins: list[str], folder: Path, **shares) -> list[str]:
+    """The split whose file holds each document; all files keep the order."""
+    documents = [
+        Document(id=str(n), text=f"text {n}", origin=origin) for n, origin in enumerate(origins)
+    ]
+    folder.mkdir(parents=True)
+    counts = write_splits(iter(documents), folder, SplitRule(**shares))
+    split_of = {}
+    for split in SPLITS:
+        lines = [json.loads(line) for line in (folder / f"{split}.jsonl").open()]
+        assert [int(row["id"]) for row in lines] == sorted(int(row["id"]) for row in lines)
+        split_of |= {row["id"]: split for row in lines}
+        size = sum(len(row["text"]) for row in lines)
+        assert counts[split] == {"documents": len(lines), "bytes": size}
+    assert len(list(folder.iterdir())) == len(SPLITS)
+    return [split_of[document.id] for document in documents]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 30, 400])
+@pytest.mark.parametrize("shares", [(0.1, 0.05), (0.0, 0.2), (1e-9, 1e-9), (0.3, 0.0), (0.0, 0.0)])
+def test_documents_are_put_in_the_splits_of_the_former_rule(number, shares, tmp_path):
+    """The former rule saw all origins before it wrote a document."""
+    for seed in range(6):
+        randoms = random.Random(seed)
+        origins = [f"origin {randoms.randrange(1 + number)}" for _ in range(number)]
+        rule = {"validation_share": shares[0], "probe_share": shares[1], "seed": seed}
+        assert written_splits(origins, tmp_path / str(seed), **rule) == former_splits(
+            origins, **rule
+        )
+
+
+def test_a_split_depends_on_the_text_and_the_seed_alone(tmp_path):
+    origins = [f"text {number}" for number in range(4000)]
+    rule = {"validation_share": 0.1, "probe_share": 0.05, "seed": 0}
+    splits = written_splits(origins, tmp_path / "all", **rule)
+    assert 300 < splits.count("validation") < 500 and 130 < splits.count("probe") < 270
+    assert written_splits(origins[1:], tmp_path / "others", **rule) == splits[1:]
+    assert written_splits(origins, tmp_path / "seed", **(rule | {"seed": 1})) != splits

@@ -3,11 +3,13 @@ is.
 """
 
 import bz2
+import copy
 import gzip
 import json
 import lzma
 import os
 import sys
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
@@ -18,7 +20,17 @@ import zstandard
 
 from pocketlm.corpus.documents import conversation, document_json, read_documents, row_document
 from pocketlm.corpus.reading import Reading
-from pocketlm.corpus.sources import KINDS, Source, check_source, read_source
+from pocketlm.corpus.sources import (
+    KINDS,
+    HubSource,
+    LocalSource,
+    NoteSource,
+    Source,
+    check_source,
+    read_source,
+)
+from pocketlm.runner.record import differences, make_record
+from pocketlm.stages.curate import CurateConfig
 
 ROWS = [{"text": "first"}, {"text": "second"}, {"text": "third"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -32,7 +44,7 @@ PACK = {
 
 
 def local(path, **fields):
-    return Source(name="here", domain="knowledge", kind="local", path=str(path), **fields)
+    return LocalSource(name="here", domain="knowledge", path=str(path), **fields)
 
 
 def texts(source):
@@ -226,7 +238,7 @@ def test_problems_and_notes_are_drawn_by_count_and_seed():
         first[0].messages[1]["content"].endswith(f"#### {first[0].answer}")
         and first[0].family == "chain_sum"
     )
-    notes = Source(name="notes", domain="knowledge", kind="notes", count=2, pairs_range=(1, 2))
+    notes = NoteSource(name="notes", domain="knowledge", count=2, pairs_range=(1, 2))
     assert len(texts(notes)) == 2 and "Note:" in texts(notes)[0]
 
 
@@ -249,14 +261,8 @@ def fake_hub(monkeypatch, rows, fail_after=None):
 
 
 def hub(**fields):
-    return Source(
-        name="web",
-        domain="knowledge",
-        kind="hub",
-        dataset="org/web",
-        config="en",
-        split="train",
-        **fields,
+    return HubSource(
+        name="web", domain="knowledge", dataset="org/web", config="en", split="train", **fields
     )
 
 
@@ -365,9 +371,41 @@ def test_a_missing_path_and_an_unknown_kind_of_file_are_named(tmp_path):
         ({"count": 3}, "kind 'local' does not read the field count"),
         ({"filters": ("lenght",)}, "filter 'lenght' is none of length"),
         ({"max_bytes": 0}, "max_bytes is 0"),
+        ({"prompt_field": "q"}, "give prompt_field and response_field together"),
     ],
 )
 def test_a_wrong_row_says_which_field(fields, message):
     row = {"name": "here", "domain": "knowledge", "kind": "local", "path": "x"}
     with pytest.raises(ValueError, match=message):
         Source(**(row | fields))
+
+
+def test_a_row_of_plain_data_becomes_the_class_of_its_kind():
+    row = {"name": "here", "domain": "maths", "count": 3, "pairs_range": (1, 2)}
+    for kind in ("notes", "recall"):
+        source = Source(kind=kind, **row)
+        assert type(source) is KINDS[kind] and source == KINDS[kind](**row)
+        assert replace(source, seed=4).seed == 4 and copy.deepcopy(source) == source
+    with pytest.raises(ValueError, match="kind 'hub' is not that of a NoteSource; leave it out"):
+        NoteSource(kind="hub", **row)
+
+
+def test_a_record_of_a_version_with_one_class_of_source_differs_in_one_line(tmp_path):
+    def stage(config, out):
+        raise AssertionError
+
+    config = CurateConfig(
+        name="corpus", sources=(local("x"), hub(text_field="body")), vocab_size=300
+    )
+    new = make_record(stage, config, {}, tmp_path, {})
+    old = json.loads(json.dumps(new))
+    for source in old["config"]["sources"]:
+        source |= {"class": "Source", "kind": "local", "families": None, "count": None}
+    assert differences(old, new) == ['sources: "Source" -> "HubSource, LocalSource"']
+    changed = make_record(stage, replace(config, sources=(local("y"),)), {}, tmp_path, {})
+    assert len(differences(new, changed)) == 1  # a source less
+    changed = make_record(stage, replace(config, sources=(local("y"), hub())), {}, tmp_path, {})
+    assert differences(new, changed) == [
+        'sources.0.path: "x" -> "y"',
+        'sources.1.text_field: "body" -> null',
+    ]

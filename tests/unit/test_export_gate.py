@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketlm.corpus.sources import Source
+from pocketlm.corpus.sources import NoteSource, ProblemSource
 from pocketlm.export import gguf as gguf_file
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
@@ -245,8 +245,8 @@ def model_of(tokenizer: Tokenizer) -> LanguageModel:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     sources = (
-        Source(name="problems", domain="maths", kind="problems", families=("chain_sum",), count=60),
-        Source(name="notes", domain="knowledge", kind="notes", count=60, pairs_range=(1, 2)),
+        ProblemSource(name="problems", domain="maths", families=("chain_sum",), count=60),
+        NoteSource(name="notes", domain="knowledge", count=60, pairs_range=(1, 2)),
     )
     return curate(
         CurateConfig(
