@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pocketlm.data.mixing.methods import num_gradient_probes
 from pocketlm.estimate.work import Work
 from pocketlm.model.checkpoint import shape_of
 from pocketlm.model.costs import flops_of
@@ -196,8 +197,8 @@ def _curate(call: Call, known: Known) -> Stage:
 
 
 def _mix(call: Call, known: Known) -> Stage:
-    """One simulated run and three to compare, gradients at each look, and held-out text at the
-    end.
+    """A proxy's training for each mix and each simulated run, the gradients of that run's probes,
+    and held-out text at the end.
     """
     config, corpus = call.config, known.corpus(_one(call, "corpus"))
     work = Work(
@@ -205,15 +206,16 @@ def _mix(call: Call, known: Known) -> Stage:
         optim=config.optim,
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
-        micro_batch_size=config.rows_per_step,
-        copies=4,
+        micro_batch_size=config.micro_batch_size,
+        copies=config.num_runs,
     )
     if corpus is None:
         return Stage(call=call, notes=("the sources of its corpus are unknown",))
     domains = len(set(corpus.domains.values()))
-    rows = config.rows_per_step * config.looks * (len(corpus.domains) + domains)
+    probes = sum(num_gradient_probes(method) for method in config.methods.values())
+    rows = config.rows_per_step * probes * (len(corpus.domains) + domains)
     row = flops_of(config.proxy, 1, config.seq_len)
-    held_out = 3 * domains * config.validation_tokens / config.seq_len
+    held_out = len(config.methods) * domains * config.validation_tokens / config.seq_len
     return Stage(
         call=call,
         work=work,

@@ -20,7 +20,8 @@ from pocketlm.model.files import read_json
 RECORD = "stage.json"
 MISSING = "missing"  # the fingerprint, in a dry pass, of an input that is not there
 HASHED_BYTES = 4 << 30  # of one input; what lies beyond counts by name and size alone
-NOT_OUTPUTS = {"resume", "tensorboard"}  # folders a user may delete from a finished stage
+# folders, at any depth, that a user may delete from a finished stage
+NOT_OUTPUTS = {"resume", "tensorboard"}
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def list_outputs(folder: Path) -> dict[str, int]:
     return {
         str(name): size
         for name, size in names.items()
-        if name.parts[0] not in NOT_OUTPUTS and str(name) != RECORD
+        if not NOT_OUTPUTS & set(name.parts) and str(name) != RECORD
     }
 
 

@@ -11,6 +11,10 @@ from typing import Any
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import Source
+from pocketlm.data.mixing.given import GivenMix
+from pocketlm.data.mixing.proportional import ProportionalMix
+from pocketlm.data.mixing.uniform import UniformMix
+from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.sampling import Sampling
 from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
@@ -20,12 +24,12 @@ from pocketlm.stages.chats import ChatsConfig
 from pocketlm.stages.curate import CurateConfig
 from pocketlm.stages.evaluate import EvaluateConfig
 from pocketlm.stages.export import ExportConfig
+from pocketlm.stages.find_mix import MixConfig
 from pocketlm.stages.finetune import FinetuneConfig
 from pocketlm.stages.formats import FormatsConfig
 from pocketlm.stages.importing import ImportConfig
 from pocketlm.stages.longcontext import ExtendConfig
 from pocketlm.stages.merge import MergeConfig
-from pocketlm.stages.mix import MixConfig
 from pocketlm.stages.pretrain import PretrainConfig
 from pocketlm.stages.quantize import QuantizeConfig
 from pocketlm.stages.report import ReportConfig
@@ -68,6 +72,7 @@ TRAINING = {
     "save": SaveConfig(every_steps=2),
 }
 WARM = Distillation(temperature=2.0)
+UTILITY = UtilityMix(num_gradient_probes=1, temperature=1.0)
 SHARES = {"problems": 0.5, "notes": 0.5}
 FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when tests run
 
@@ -92,17 +97,19 @@ BASES: dict[type, Any] = {
     ),
     MixConfig: MixConfig(
         name="mix",
+        methods={"found": UTILITY, "uniform": UniformMix()},
+        selected="found",
         proxy=SHAPE,
         optim=STEPS,
         seq_len=32,
-        rows_per_step=4,
-        looks=1,
-        temperature=1.0,
+        **ROWS,
         budget_tokens=8000,
         max_epochs=4.0,
-        seed=1,
         validation_tokens=100,
+        save=EVERY_3,
     ),
+    UtilityMix: UTILITY,
+    GivenMix: GivenMix(shares=SHARES),
     PretrainConfig: PretrainConfig(
         name="base", model=SHAPE, optim=STEPS, seq_len=32, **ROWS, shares=SHARES, save=EVERY_3
     ),
@@ -273,19 +280,22 @@ FIELDS: dict[type, dict[str, Any]] = {
     },
     MixConfig: {
         "name": "other",
+        **TRAINING,
+        "methods": {"found": UTILITY, "uniform": UniformMix(), "sized": ProportionalMix()},
+        "selected": "uniform",
         "proxy": replace(SHAPE, intermediate_size=64),
-        "optim": FASTER,
         "seq_len": 16,
-        "rows_per_step": 2,
-        "looks": 3,
-        "temperature": 0.5,
         "budget_tokens": 50_000,
         "max_epochs": 0.6,
-        "seed": 2,
-        "prior": "proportional",
-        "probe_weights": {"maths": 1.0},
         "validation_tokens": 200,
     },
+    UtilityMix: {
+        "num_gradient_probes": 3,
+        "temperature": 0.5,
+        "prior": "proportional",
+        "probe_weights": {"maths": 1.0},
+    },
+    GivenMix: {"shares": {"notes": 1.0}},
     PretrainConfig: {
         "name": "other",
         **TRAINING,

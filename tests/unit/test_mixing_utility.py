@@ -6,9 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pocketlm.data.utility import mean_gradient, second_moment, shares_from_utility, utilities
+from pocketlm.data.mixing.utility import (
+    UtilityMix,
+    mean_gradient,
+    second_moment,
+    shares_from_utility,
+    utilities,
+)
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.train.losses import next_token_loss
 
 PRIOR = {"code": 0.2, "maths": 0.3, "web": 0.5}
 UTILITY = {"code": 3.0, "maths": 1.0, "web": -1.0}
@@ -34,13 +41,14 @@ def test_the_mean_gradient_is_that_of_the_mean_loss_over_all_parameters():
     ids = torch.randint(300, (3, 17), generator=torch.Generator().manual_seed(0))
     labels = ids[:, 1:].clone()
     labels[0, 5:] = IGNORE_INDEX
-    found = mean_gradient(model, Batch(input_ids=ids[:, :-1], labels=labels))
+    rows = [Batch(input_ids=ids[i : i + 1, :-1], labels=labels[i : i + 1]) for i in range(3)]
+    gradient = mean_gradient(model, rows, next_token_loss)
     F.cross_entropy(
         reference(ids[:, :-1]).flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX
     ).backward()
     expected = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
-    assert found.shape == (sum(p.numel() for p in model.parameters()),)
-    assert (found - expected).abs().max() <= 1e-7
+    assert gradient.shape == (sum(p.numel() for p in model.parameters()),)
+    assert (gradient - expected).abs().max() <= 1e-7
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -105,3 +113,16 @@ def test_the_unit_and_the_offset_of_utility_do_not_matter():
     found = shares_from_utility({name: 1e-9 * u + 5e-9 for name, u in UTILITY.items()}, PRIOR, 1.0)
     assert found == pytest.approx(shares_from_utility(UTILITY, PRIOR, 1.0))
     assert found["code"] > PRIOR["code"] and found["web"] < PRIOR["web"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prior": "size"}, "prior 'size' is unknown; known: uniform, proportional"),
+        ({"temperature": 0.0}, "temperature 0.0 must be positive"),
+        ({"num_gradient_probes": 0}, "num_gradient_probes 0 must be at least 1"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        UtilityMix(**{"num_gradient_probes": 2, "temperature": 1.0, **change})
