@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from pocketlm.data.batches import TextRows, collate
 from pocketlm.data.corpus_folder import open_shards, source_domains
@@ -57,12 +58,15 @@ def select(config: SelectConfig, out: Path, *, corpus: Path, model: Path) -> Pat
     network, tokenizer = load_checkpoint(model)
     network.eval()
     domains = source_domains(corpus)
+    network.requires_grad_(False)  # activations alone are kept for the backward pass
     directions = probe_directions(network, _probes(config, corpus, domains, tokenizer.eos_id))
+    # every capability counts the same: the mean of the scores is the score of the mean
+    direction = directions.mean(0, keepdim=True)
     summary: dict[str, dict] = {"kept": {}, "influence": {}, "density": {}}
     tokens: dict[str, int] = {}
     for name, shard in open_shards(corpus, "train").items():
         pieces = candidates(shard, config, name)
-        scores = score(network, pieces, directions, config, tokenizer.eos_id, name)
+        scores = score(network, pieces, direction, config, tokenizer.eos_id, name)
         kept = [piece for piece, value in zip(pieces, scores, strict=True) if value > 0]
         sizes = np.asarray([len(piece) for piece in pieces])
         tokens[name] = int(sizes[scores > 0].sum())
@@ -116,7 +120,7 @@ def candidates(shard: Shard, config: SelectConfig, source: str) -> list[np.ndarr
 def score(
     model: Transformer,
     pieces: list[np.ndarray],
-    directions,
+    direction: Tensor,
     config: SelectConfig,
     eos_id: int,
     label: str,
@@ -134,7 +138,7 @@ def score(
     ):
         chosen = order[first : first + config.batch_rows]
         batch = padded([pieces[i] for i in chosen], eos_id)
-        found[chosen] = influence(model, batch, directions).mean(1).numpy()
+        found[chosen] = influence(model, batch, direction)[:, 0].numpy()
     return found
 
 
