@@ -129,7 +129,7 @@ def probe_directions(
     eps: float = 1e-8,
     *,
     part: slice = slice(None),
-    all_reduce: Callable[[Tensor], None] | None = None,
+    all_reduce: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """[C, M, V, D]: each probe's mean gradient, divided by the root mean square over all probe
     batches, at norm 1.

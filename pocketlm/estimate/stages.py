@@ -226,10 +226,11 @@ def _mix(call: Call, known: Known) -> Stage:
 
 
 def _select(call: Call, known: Known) -> Stage:
-    """Forward and back through every candidate to the embedding, and a product with each probe's
-    direction.
+    """A forward and a backward pass to the embedding for every candidate, and a product with the
+    mean direction of the probes.
 
-    No gradients of weights are worked out, so the way back takes as much as the way there.
+    No gradients of weights are computed, so the backward pass takes as much as the forward pass;
+    of probe rows the output layer's is, from logits that are computed once more.
     """
     config = call.config
     corpus, shape = known.corpus(_one(call, "corpus")), known.model(_one(call, "model"))
@@ -243,10 +244,8 @@ def _select(call: Call, known: Known) -> Stage:
     domains = len(set(corpus.domains.values()))
     probes = domains * config.probe_rows * config.seq_len
     row = flops_of(shape, 1, config.seq_len)
-    there_and_back = 2 * row.products + 3.5 * row.attention + 2 * row.head
-    flops = (
-        (tokens + probes) * there_and_back + (tokens * domains + probes) * row.head
-    ) / config.seq_len
+    both_passes = 2 * row.products + 3.5 * row.attention + 2 * row.head
+    flops = ((tokens + probes) * both_passes + (tokens + 2 * probes) * row.head) / config.seq_len
     like = Work(
         model=shape,
         optim=_NOTHING,

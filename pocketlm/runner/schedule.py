@@ -1,6 +1,6 @@
 """Turns: which ranks run a stage, and which stages run at the same time.
 
-A stage that trains runs on all ranks, any other on the first. Stages that need nothing of each
+A stage that trains or scores runs on all ranks, any other on the first. Stages that need nothing of each
 other may run side by side: each gets an even share of the ranks, and where there are more stages
 than ranks, the rest come in the next turn.
 """

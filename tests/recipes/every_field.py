@@ -122,6 +122,7 @@ BASES: dict[type, Any] = {
         budget_tokens=2000,
         max_epochs=4.0,
         seed=1,
+        compute_dtype="float32",
     ),
     ExtendConfig: ExtendConfig(
         name="long",
@@ -314,6 +315,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "budget_tokens": 9000,
         "max_epochs": 0.9,
         "seed": 2,
+        "compute_dtype": "bfloat16",
     },
     ExtendConfig: {
         "name": "other",

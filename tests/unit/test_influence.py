@@ -135,7 +135,8 @@ def test_no_block_size_changes_the_scores_from_those_computed_with_all_logits(
     scores = influence(model, batch, directions)
     expected = influence_with_logits(model, batch, directions)
     assert (scores - expected).abs().max() <= 1e-5 * expected.abs().max()
-    gradient = sum(explicit_gradient(model, one_sample(batch, row)) for row in range(5))
+    rows = [explicit_gradient(model, one_sample(batch, row)) for row in range(5)]
+    gradient = torch.stack(rows).sum(0)
     difference = (table_gradient(model, batch) - gradient).abs().max()
     assert difference <= 1e-6 * gradient.abs().max() + 1e-7
 
@@ -196,7 +197,9 @@ def test_parts_of_the_probe_batches_add_up_to_the_directions_of_all(model):
         probe_directions(
             model, probes, part=slice(rank, None, 3), all_reduce=lambda x: sums.append(x.clone())
         )
-    directions = probe_directions(model, probes, all_reduce=lambda x: x.copy_(sum(sums)))
+    directions = probe_directions(
+        model, probes, all_reduce=lambda x: x.copy_(torch.stack(sums).sum(0))
+    )
     assert torch.allclose(directions, probe_directions(model, probes), rtol=1e-4, atol=1e-7)
 
 
