@@ -337,6 +337,7 @@ def recipe(run, *, effort: float = 1.0):
         MergeConfig(name="merged", resolution=10, seq_len=WINDOW, validation_rows=8),
         corpus=corpus,
         models=specialists,
+        trunk=long,
     )
 
     # Conversations, four bits, and the files that ship.

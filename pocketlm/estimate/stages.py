@@ -306,7 +306,9 @@ def cached_bytes(min_gain: float) -> float:
 
 
 def _merge(call: Call, known: Known) -> Stage:
-    """The validation rows through every combination of weights."""
+    """The validation rows forward through every merge of a grid, or forward and backward at each
+    step down the slopes; as many others through what is reported.
+    """
     config, models = call.config, call.inputs["models"]
     paths = models if isinstance(models, list) else [models] if models else []
     shape, corpus = (known.model(paths[0]) if paths else None), known.corpus(_one(call, "corpus"))
@@ -314,7 +316,14 @@ def _merge(call: Call, known: Known) -> Stage:
     if shape is None or corpus is None:
         return Stage(call=call, notes=("its models or its corpus are unknown",))
     rows = config.validation_rows * len(set(corpus.domains.values()))
-    tried = comb(config.resolution + len(paths) - 1, len(paths) - 1) + 1
+    row = flops_of(shape, 1, config.seq_len)
+    plain = len(paths) + 2 + bool(call.inputs.get("trunk"))  # each model, and two averages
+    if config.method(len(paths)) == "grid":
+        tried = comb(config.resolution + len(paths) - 1, len(paths) - 1) + 1
+        flops = (tried + plain) * row.forward
+    else:
+        tried = config.num_steps + len(paths)
+        flops = config.num_steps * row.training() + (len(paths) + plain) * row.forward
     like = Work(
         model=shape,
         optim=_NOTHING,
@@ -325,8 +334,8 @@ def _merge(call: Call, known: Known) -> Stage:
     return Stage(
         call=call,
         like=like,
-        other_flops=tried * rows * flops_of(shape, 1, config.seq_len).forward,
-        tokens=tried * rows * config.seq_len,
+        other_flops=int(rows * flops),
+        tokens=(tried + plain) * rows * config.seq_len,
         disk=like.checkpoint_bytes,
         at_most=True,
     )

@@ -1,8 +1,8 @@
 """Turns: which ranks run a stage, and which stages run at the same time.
 
-A stage that trains or scores runs on all ranks, any other on the first. Stages that need nothing of each
-other may run side by side: each gets an even share of the ranks, and where there are more stages
-than ranks, the rest come in the next turn.
+A stage that trains or scores runs on all ranks, any other on the first. Stages that need nothing of
+each other may run side by side: each gets an even share of the ranks, and where there are more
+stages than ranks, the rest come in the next turn.
 """
 
 import time

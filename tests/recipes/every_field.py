@@ -331,6 +331,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "seq_len": 16,
         "validation_rows": 1,
         "domain_weights": {"maths": 1.0, "knowledge": 0.1},
+        "search": "slopes",
+        "num_steps": 3,
     },
     FinetuneConfig: {
         "name": "other",
@@ -414,6 +416,7 @@ PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field
 # what both runs of a field have, where it would not show otherwise
 BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (OptimConfig, "on_nonfinite"): {"lr": 1e30},
+    (MergeConfig, "num_steps"): {"search": "slopes"},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (Source, "kind"): NOTES,
     (Source, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},

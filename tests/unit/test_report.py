@@ -380,3 +380,14 @@ def test_a_mix_is_drawn_whatever_its_name_and_that_of_an_older_version_too(
     assert "the found mix is the best of the 3" in text
     assert "Trained on: found. Found: from each source's utility in one simulated run" in text
     assert "Shares of each source in 2 mix" in page and "Shares of each source in 3 mix" in page
+
+
+def test_a_merge_says_how_its_weights_were_found_and_on_which_rows_its_losses_are(
+    whole: str,
+) -> None:
+    text = Reader(whole).text
+    assert "11 combinations were tried" in text and "66 combinations were tried" in text
+    assert "35 weights were tried on the way down the slopes of the loss" in text
+    assert text.count("Weights were chosen on some rows, and these losses are of others.") == 2
+    assert text.count("It was chosen on these very rows") == 1
+    assert text.count("against the trunk") == 2
