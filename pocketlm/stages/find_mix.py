@@ -134,8 +134,8 @@ def write_mixes(config: MixConfig, out: Path, corpus: Path) -> None:
                 "bits_per_byte": bits | {"mean": sum(bits.values()) / len(bits)},
                 **mix.details,
             }
-        told = {"selected": config.selected, "shares": shares, "mixes": compared}
-        write_json(out / "mix.json", told)
+        content = {"selected": config.selected, "shares": shares, "mixes": compared}
+        write_json(out / "mix.json", content)
 
 
 # ---- proxies ----
@@ -167,14 +167,14 @@ def open_proxy(config: MixConfig, folder: Path, step: int) -> Transformer:
 
 def _layout(config: MixConfig, seed: int = 0, *, whole: bool = False) -> Layout:
     """Steps of this rank's rows, or of all rows; another seed for other rows."""
-    own = ranks()
+    process = ranks()
     return Layout(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
         seed=config.seed + seed,
-        rank=0 if whole else own.rank,
-        world_size=1 if whole else own.world_size,
+        rank=0 if whole else process.rank,
+        world_size=1 if whole else process.world_size,
     )
 
 
@@ -228,8 +228,8 @@ def simulate(
 
 def _own_part(jobs: list[Any]) -> list[Any]:
     """This rank's part of jobs that are divided over all ranks."""
-    own = ranks()
-    return jobs[own.rank :: own.world_size]
+    process = ranks()
+    return jobs[process.rank :: process.world_size]
 
 
 def _draw(rows: Rows, layout: Layout) -> Callable[[int], list[Batch]]:

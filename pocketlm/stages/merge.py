@@ -228,12 +228,12 @@ def losses_and_slopes(
     The target is sum_b w_b theta_b, so dL/dw_b = <dL/dtheta, theta_b>: one backward pass serves all
     branches. Each rank passes some of the batches; sums are over all.
     """
-    own, labels = ranks(), {domain: _num_labels(batches) for domain, batches in text.items()}
+    process, labels = ranks(), {domain: _num_labels(batches) for domain, batches in text.items()}
     share = mean_shares(list(text), config.domain_weights)
     sums = dict.fromkeys(text, 0.0)
     target.zero_grad()
     jobs = [(domain, batch) for domain, batches in text.items() for batch in batches]
-    for domain, batch in jobs[own.rank :: own.world_size]:
+    for domain, batch in jobs[process.rank :: process.world_size]:
         loss = next_token_loss(target, placed(batch, device())) / labels[domain]
         sums[domain] += loss.item()
         (share[domain] * loss).backward()
@@ -246,7 +246,7 @@ def losses_and_slopes(
         for state in branches
     ]
     target.zero_grad()
-    totals = add_up(own, *sums.values(), *slopes)
+    totals = add_up(process, *sums.values(), *slopes)
     losses = dict(zip(text, totals[: len(text)], strict=True))
     return _with_mean(losses, config.domain_weights), totals[len(text) :]
 
@@ -261,10 +261,10 @@ def losses_of_states(
     text: Text,
 ) -> list[Losses]:
     """The losses of each state, or average of states, computed by one rank, known to all."""
-    own = ranks()
+    process = ranks()
     sums = {number: dict.fromkeys(text, 0.0) for number in range(len(states))}
     for number in track(
-        range(own.rank, len(states), own.world_size),
+        range(process.rank, len(states), process.world_size),
         "  losses of merges",
         console=Console(stderr=True),
         disable=not has_the_screen(),
@@ -272,7 +272,7 @@ def losses_of_states(
         state = states[number]
         target.load_state_dict(average(*state) if isinstance(state, tuple) else state)
         sums[number] = domain_losses(target, text)
-    totals = iter(add_up(own, *(loss for losses in sums.values() for loss in losses.values())))
+    totals = iter(add_up(process, *(loss for losses in sums.values() for loss in losses.values())))
     return [
         _with_mean({domain: next(totals) for domain in text}, config.domain_weights) for _ in states
     ]

@@ -28,7 +28,8 @@ from pocketlm.train.distributed.ranks import device, has_the_screen, meet, ranks
 from pocketlm.train.optim import dtype_of
 
 HISTOGRAM_SAMPLE = 400  # scores of each source kept for the report
-MAX_FILES = 1024  # of a source's scores: one more often costs more than what a stop loses
+# of a source's scores: few enough to read, and each soon written (a rank waits at most 10 minutes)
+MAX_FILES = 8192
 
 Scorer = Callable[[Batch], np.ndarray]  # float64 [rows]
 
@@ -80,11 +81,11 @@ def select(config: SelectConfig, out: Path, *, corpus: Path, model: Path) -> Pat
     network.eval().requires_grad_(False)  # activations alone are kept for the backward pass
     network.to(device())
     set_compute_dtype(network, dtype_of(config.compute_dtype, device()))
-    own = ranks()
+    process = ranks()
     directions = probe_directions(
         network,
         _probes(config, corpus, tokenizer.eos_id),
-        part=slice(own.rank, None, own.world_size),
+        part=slice(process.rank, None, process.world_size),
         all_reduce=_sum_over_ranks,
     )
     # every capability counts the same: the mean of a sample's scores is its score in their mean
@@ -100,7 +101,7 @@ def select(config: SelectConfig, out: Path, *, corpus: Path, model: Path) -> Pat
         groups[name] = Candidates(config, name, shard, tokenizer.eos_id)
         score(groups[name], scorer, out / RESUME / name)
     meet()
-    if own.first:
+    if process.first:
         write_selection(config, out, groups, network.config.vocab_size)
     return out
 
@@ -199,10 +200,10 @@ def candidates(shard: Shard, config: SelectConfig, source: str) -> list[np.ndarr
 def score(source: Candidates, scorer: Scorer, folder: Path) -> None:
     """This rank's groups of batches scored, each in folder/NUMBER.npy, but for those there."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = ranks()
+    process = ranks()
     label = f"  influence of {source.name}"
     for group in track(
-        range(own.rank, len(source.groups), own.world_size),
+        range(process.rank, len(source.groups), process.world_size),
         label,
         console=Console(stderr=True),
         disable=not has_the_screen(),

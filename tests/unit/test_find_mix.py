@@ -78,10 +78,10 @@ def test_any_number_of_mixes_is_compared_under_the_names_of_the_config(mixed):
     assert mixed["shares"] == mixed["mixes"]["by utility"]["shares"]
     assert mixed["mixes"]["mostly sums"]["shares"] == {"prose": 0.25, "scripts": 0.0, "sums": 0.75}
     bits = {name: mix["bits_per_byte"] for name, mix in mixed["mixes"].items()}
-    assert all(set(each) == {*DOMAINS.values(), "mean"} for each in bits.values())
+    assert all(set(losses) == {*DOMAINS.values(), "mean"} for losses in bits.values())
     # what was trained on is predicted best
-    assert bits["mostly sums"]["maths"] == min(each["maths"] for each in bits.values())
-    assert bits["mostly sums"]["code"] == max(each["code"] for each in bits.values())
+    assert bits["mostly sums"]["maths"] == min(losses["maths"] for losses in bits.values())
+    assert bits["mostly sums"]["code"] == max(losses["code"] for losses in bits.values())
 
 
 def test_a_milestone_of_the_simulated_run_is_the_model_that_a_plain_loop_has_at_that_step(

@@ -80,22 +80,22 @@ def explicit_gradient(model: Transformer, batch: Batch) -> Tensor:
 def test_the_gradient_of_embedding_and_output_is_autograds_summed_over_samples(model):
     batch = drawn_batch(5)
     expected = sum(explicit_gradient(model, one_sample(batch, row)) for row in range(5))
-    found = table_gradient(model, batch)
-    assert found.shape == (len(tables(model)), 300, 32)
-    assert (found - expected).abs().max() <= 1e-6 * found.abs().max() + 1e-7
+    gradient = table_gradient(model, batch)
+    assert gradient.shape == (len(tables(model)), 300, 32)
+    assert (gradient - expected).abs().max() <= 1e-6 * gradient.abs().max() + 1e-7
     assert all(table.grad is None for table in tables(model))  # training's gradients stay untouched
 
 
 def test_influence_is_the_inner_product_of_each_samples_gradient_with_each_direction(model):
     batch = drawn_batch(5)
     directions = drawn_directions(model, 3)
-    found = influence(model, batch, directions)
-    assert found.shape == (5, 3)
+    scores = influence(model, batch, directions)
+    assert scores.shape == (5, 3)
     for row in range(5):
         gradient = explicit_gradient(model, one_sample(batch, row)).double()
         for column, direction in enumerate(directions):
             expected = float((gradient * direction.double()).sum())
-            assert float(found[row, column]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+            assert float(scores[row, column]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def influence_with_logits(model: Transformer, batch: Batch, directions: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ def test_probe_directions_are_of_unit_norm_and_one_for_each_probe(model):
 
 def test_probe_directions_are_mean_gradients_over_root_mean_squares(model):
     probes = {"code": [drawn_batch(3, 1), drawn_batch(3, 2)], "maths": [drawn_batch(2, 3)]}
-    each = {
+    by_probe = {
         name: [
             sum(explicit_gradient(model, one_sample(b, row)) for row in range(len(b.labels)))
             / len(b.labels)
@@ -266,11 +266,13 @@ def test_probe_directions_are_mean_gradients_over_root_mean_squares(model):
         ]
         for name, batches in probes.items()
     }
-    flat = torch.stack([g for gradients in each.values() for g in gradients])  # type: ignore[arg-type]
+    flat = torch.stack([g for gradients in by_probe.values() for g in gradients])  # type: ignore[arg-type]
     root = flat.square().mean(0).sqrt() + 1e-8
-    for found, gradients in zip(probe_directions(model, probes), each.values(), strict=True):
+    for direction, gradients in zip(
+        probe_directions(model, probes), by_probe.values(), strict=True
+    ):
         expected = torch.stack(gradients).mean(0) / root  # type: ignore[arg-type]
-        assert F.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.9999
+        assert F.cosine_similarity(direction.flatten(), expected.flatten(), dim=0) > 0.9999
 
 
 def test_a_sample_without_labels_has_no_influence(model):

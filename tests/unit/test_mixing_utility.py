@@ -53,21 +53,21 @@ def test_the_mean_gradient_is_that_of_the_mean_loss_over_all_parameters():
 
 
 def test_the_second_moment_is_the_root_mean_square():
-    found = second_moment([torch.tensor([3.0, 0.0]), torch.tensor([4.0, 0.0])])
-    assert found.tolist() == pytest.approx([math.sqrt(12.5), 1e-8])
+    moment = second_moment([torch.tensor([3.0, 0.0]), torch.tensor([4.0, 0.0])])
+    assert moment.tolist() == pytest.approx([math.sqrt(12.5), 1e-8])
 
 
 def test_a_utility_is_the_cosine_of_preconditioned_gradients_times_lr():
     sources = {"code": drawn(100, 1) * 9, "web": drawn(100, 2) * 0.1}
     probes = {"a": drawn(100, 3), "b": drawn(100, 4)}
-    found = utilities(sources, probes, lr=0.5)
+    utility = utilities(sources, probes, lr=0.5)
     every = torch.stack([*sources.values(), *probes.values()]).double()
     # Adam's denominator, half of it on each side of the inner product
     scale = every.square().mean(0).sqrt()
     for probe, towards in probes.items():
-        for source, own in sources.items():
-            x, y = own.double() / scale.sqrt(), towards.double() / scale.sqrt()
-            assert found[probe][source] == pytest.approx(
+        for source, gradient in sources.items():
+            x, y = gradient.double() / scale.sqrt(), towards.double() / scale.sqrt()
+            assert utility[probe][source] == pytest.approx(
                 0.5 * float(x @ y / x.norm() / y.norm()), rel=1e-4
             )
 
@@ -75,11 +75,11 @@ def test_a_utility_is_the_cosine_of_preconditioned_gradients_times_lr():
 def test_a_source_with_the_probes_own_gradient_is_worth_most_and_its_opposite_least():
     probe = drawn(100, 1)
     sources = {"same": probe * 0.01, "other": drawn(100, 2) * 100, "opposite": -probe}
-    found = utilities(sources, {"probe": probe}, lr=1.0)["probe"]
-    assert found["same"] == pytest.approx(1, abs=1e-5) and found["opposite"] == pytest.approx(
+    utility = utilities(sources, {"probe": probe}, lr=1.0)["probe"]
+    assert utility["same"] == pytest.approx(1, abs=1e-5) and utility["opposite"] == pytest.approx(
         -1, abs=1e-5
     )
-    assert found["opposite"] < found["other"] < found["same"]
+    assert utility["opposite"] < utility["other"] < utility["same"]
 
 
 def test_shares_solve_the_trade_of_utility_against_the_prior():
@@ -91,12 +91,12 @@ def test_shares_solve_the_trade_of_utility_against_the_prior():
     def worth(p: torch.Tensor) -> torch.Tensor:
         return p @ z - 0.7 * (p * (p / prior).log()).sum(-1)
 
-    found = shares_from_utility(UTILITY, PRIOR, 0.7)
-    best = worth(torch.tensor(list(found.values()), dtype=torch.float64))
+    shares = shares_from_utility(UTILITY, PRIOR, 0.7)
+    best = worth(torch.tensor(list(shares.values()), dtype=torch.float64))
     others = torch.distributions.Dirichlet(torch.ones(3, dtype=torch.float64))
     torch.manual_seed(0)
     assert best >= worth(others.sample((2000,))).max()
-    assert sum(found.values()) == pytest.approx(1)
+    assert sum(shares.values()) == pytest.approx(1)
 
 
 def test_equal_utilities_keep_the_prior_and_so_does_a_high_temperature():
@@ -105,14 +105,14 @@ def test_equal_utilities_keep_the_prior_and_so_does_a_high_temperature():
 
 
 def test_a_low_temperature_gives_all_to_the_best_source_without_overflow():
-    found = shares_from_utility(UTILITY, PRIOR, 1e-4)
-    assert found == pytest.approx({"code": 1.0, "maths": 0.0, "web": 0.0})
+    shares = shares_from_utility(UTILITY, PRIOR, 1e-4)
+    assert shares == pytest.approx({"code": 1.0, "maths": 0.0, "web": 0.0})
 
 
 def test_the_unit_and_the_offset_of_utility_do_not_matter():
-    found = shares_from_utility({name: 1e-9 * u + 5e-9 for name, u in UTILITY.items()}, PRIOR, 1.0)
-    assert found == pytest.approx(shares_from_utility(UTILITY, PRIOR, 1.0))
-    assert found["code"] > PRIOR["code"] and found["web"] < PRIOR["web"]
+    shares = shares_from_utility({name: 1e-9 * u + 5e-9 for name, u in UTILITY.items()}, PRIOR, 1.0)
+    assert shares == pytest.approx(shares_from_utility(UTILITY, PRIOR, 1.0))
+    assert shares["code"] > PRIOR["code"] and shares["web"] < PRIOR["web"]
 
 
 @pytest.mark.parametrize(

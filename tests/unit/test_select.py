@@ -18,6 +18,7 @@ from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.files import read_json
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.runner.schedule import num_ranks
 from pocketlm.stages import select as stage
 from pocketlm.stages.select import SelectConfig, candidates, select
 
@@ -126,7 +127,7 @@ def select_on_ranks(out: Path, corpus: Path, model: Path) -> None:
     select(CONFIG, out, corpus=corpus, model=model)
 
 
-@pytest.mark.parametrize("max_files", [1024, 2])
+@pytest.mark.parametrize("max_files", [8192, 2])
 def test_four_ranks_select_what_one_selects(max_files, folders, selected, tmp_path, monkeypatch):
     corpus, model = folders
     out = tmp_path / "out"
@@ -147,3 +148,7 @@ def test_four_ranks_select_what_one_selects(max_files, folders, selected, tmp_pa
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(ValueError, match="compute_dtype 'half' is unknown; known: auto, float32"):
         SelectConfig(**{**vars(CONFIG), "compute_dtype": "half"})
+
+
+def test_a_selection_beside_another_takes_all_the_ranks_of_its_part():
+    assert num_ranks(CONFIG, num_stages=2, world_size=8) == 4
