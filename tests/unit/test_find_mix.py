@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,3 +180,41 @@ def test_a_comparison_that_cannot_be_made_is_refused():
         replace(CONFIG, selected="best")
     with pytest.raises(ValueError, match=r"num_gradient_probes 3 exceeds optim\.num_steps 2"):
         replace(CONFIG, optim=replace(OPTIM, num_steps=2))
+
+
+@pytest.mark.parametrize("opened", [2, 6])  # while milestones are measured; while mixes are
+def test_what_was_measured_before_a_stop_is_not_measured_again(
+    opened, mixed, corpus, tmp_path, monkeypatch
+):
+    calls = 0
+    open_proxy = stage.open_proxy
+
+    def failing(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == opened:
+            raise KeyboardInterrupt
+        return open_proxy(*arguments)
+
+    monkeypatch.setattr(stage, "open_proxy", failing)
+    with pytest.raises(KeyboardInterrupt):
+        find_mix(CONFIG, tmp_path, corpus=corpus)
+    find_mix(CONFIG, tmp_path, corpus=corpus)
+    assert read_json(tmp_path / "mix.json") == mixed
+    assert calls == 1 + 3 + len(CONFIG.methods) * len(DOMAINS)
+
+
+def test_a_stop_before_the_states_are_deleted_trains_nothing_again(
+    mixed, corpus, tmp_path, monkeypatch
+):
+    def failing(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "shutil", SimpleNamespace(rmtree=failing))
+        with pytest.raises(KeyboardInterrupt):
+            find_mix(CONFIG, tmp_path, corpus=corpus)
+    assert list(tmp_path.rglob("resume"))
+    monkeypatch.setattr(stage, "train", failing)
+    find_mix(CONFIG, tmp_path, corpus=corpus)
+    assert read_json(tmp_path / "mix.json") == mixed and not list(tmp_path.rglob("resume"))
