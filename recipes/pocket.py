@@ -16,6 +16,9 @@ from pocketlm.corpus.sources import (
     StdlibCodeSource,
     StdlibDocstringsSource,
 )
+from pocketlm.data.mixing.proportional import ProportionalMix
+from pocketlm.data.mixing.uniform import UniformMix
+from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.report.goals import Goal
 from pocketlm.stages.bench import BenchConfig, bench
@@ -23,9 +26,9 @@ from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
+from pocketlm.stages.find_mix import MixConfig, find_mix
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.merge import MergeConfig, merge
-from pocketlm.stages.mix import MixConfig, find_mix
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
@@ -99,14 +102,22 @@ PHASE = PretrainConfig(
 
 MIX = MixConfig(
     name="mix",
+    methods={
+        "found": UtilityMix(
+            num_gradient_probes=20,
+            temperature=1.0,
+            # R1 weighs alike; this model is to solve problems
+            probe_weights={"maths": 2.0, "code": 1.0, "knowledge": 1.0},
+        ),
+        "uniform": UniformMix(),
+        "proportional": ProportionalMix(),
+    },
+    selected="found",
     proxy=PROXY,
     optim=replace(FADE, num_steps=80, warmup_steps=8),
     seq_len=WINDOW,
     rows_per_step=8,
-    looks=20,
-    temperature=1.0,
-    # R1 weighs alike; this model is to solve problems
-    probe_weights={"maths": 2.0, "code": 1.0, "knowledge": 1.0},
+    micro_batch_size=8,
     budget_tokens=1_500_000,
     max_epochs=4.0,
     seed=12,
@@ -313,6 +324,7 @@ def recipe(run, *, effort: float = 1.0):
         MergeConfig(name="merged", resolution=10, seq_len=WINDOW, validation_rows=8),
         corpus=corpus,
         models=specialists,
+        trunk=long,
     )
 
     # Conversations, four bits, and the files that ship.

@@ -152,7 +152,7 @@ BRANCH = PretrainConfig(
     seed=3,
 )
 MERGE = MergeConfig(  # Pro, section 6: unequal weights; how they were searched is not found
-    name="base", resolution=20, seq_len=WINDOW, validation_rows=64
+    name="base", search="slopes", seq_len=WINDOW, validation_rows=64
 )
 QAT = QuantizeConfig(
     name="base-int4",
@@ -222,7 +222,7 @@ def recipe(run, *, tokenizer: Path = Path("Llama-4-tokenizer"), teacher: Path = 
         model=phase2,
         teacher=teacher,  # loss of this phase not found; distillation, as in phases 1 and 2
     )
-    base = run(merge, MERGE, corpus=corpus, models=branches)
+    base = run(merge, MERGE, corpus=corpus, models=branches, trunk=phase2)
     # the full-precision base is its own teacher: Pro, phase 4
     int4 = run(quantize, QAT, model=base, corpus=corpus)
     # table 10 measures up to 8k

@@ -61,8 +61,8 @@ def cap_repetition(
     capped = {name: 0.0 for name, share in shares.items() if share == 0}
     free = {name: share for name, share in shares.items() if share > 0}
     while free:
-        left = 1 - sum(capped.values())
-        scale = left / sum(free.values())
+        remaining = 1 - sum(capped.values())
+        scale = remaining / sum(free.values())
         over = [name for name, share in free.items() if share * scale > limits[name]]
         if not over:
             return {name: capped[name] if name in capped else free[name] * scale for name in shares}
@@ -70,7 +70,7 @@ def cap_repetition(
             capped[name] = limits[name]
             del free[name]
     # every source that had a share is full: the rest spreads over the others' room
-    left = 1 - sum(capped.values())
+    remaining = 1 - sum(capped.values())
     room = {name: limits[name] - capped[name] for name in capped}
     total_room = sum(room.values()) or 1.0  # no room at all: nothing is left but rounding
-    return {name: capped[name] + left * room[name] / total_room for name in shares}
+    return {name: capped[name] + remaining * room[name] / total_room for name in shares}

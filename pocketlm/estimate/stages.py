@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pocketlm.data.mixing.methods import num_gradient_probes
 from pocketlm.estimate.work import Work
 from pocketlm.model.checkpoint import shape_of
 from pocketlm.model.costs import flops_of
@@ -196,8 +197,8 @@ def _curate(call: Call, known: Known) -> Stage:
 
 
 def _mix(call: Call, known: Known) -> Stage:
-    """One simulated run and three to compare, gradients at each look, and held-out text at the
-    end.
+    """A proxy's training for each mix and each simulated run, the gradients of that run's probes,
+    and held-out text at the end.
     """
     config, corpus = call.config, known.corpus(_one(call, "corpus"))
     work = Work(
@@ -205,15 +206,16 @@ def _mix(call: Call, known: Known) -> Stage:
         optim=config.optim,
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
-        micro_batch_size=config.rows_per_step,
-        copies=4,
+        micro_batch_size=config.micro_batch_size,
+        copies=config.num_runs,
     )
     if corpus is None:
         return Stage(call=call, notes=("the sources of its corpus are unknown",))
     domains = len(set(corpus.domains.values()))
-    rows = config.rows_per_step * config.looks * (len(corpus.domains) + domains)
+    probes = sum(num_gradient_probes(method) for method in config.methods.values())
+    rows = config.rows_per_step * probes * (len(corpus.domains) + domains)
     row = flops_of(config.proxy, 1, config.seq_len)
-    held_out = 3 * domains * config.validation_tokens / config.seq_len
+    held_out = len(config.methods) * domains * config.validation_tokens / config.seq_len
     return Stage(
         call=call,
         work=work,
@@ -224,10 +226,11 @@ def _mix(call: Call, known: Known) -> Stage:
 
 
 def _select(call: Call, known: Known) -> Stage:
-    """Forward and back through every candidate to the embedding, and a product with each probe's
-    direction.
+    """A forward and a backward pass to the embedding for every candidate, and a product with the
+    mean direction of the probes.
 
-    No gradients of weights are worked out, so the way back takes as much as the way there.
+    No gradients of weights are computed, so the backward pass takes as much as the forward pass;
+    of probe rows the output layer's is, from logits that are computed once more.
     """
     config = call.config
     corpus, shape = known.corpus(_one(call, "corpus")), known.model(_one(call, "model"))
@@ -241,10 +244,8 @@ def _select(call: Call, known: Known) -> Stage:
     domains = len(set(corpus.domains.values()))
     probes = domains * config.probe_rows * config.seq_len
     row = flops_of(shape, 1, config.seq_len)
-    there_and_back = 2 * row.products + 3.5 * row.attention + 2 * row.head
-    flops = (
-        (tokens + probes) * there_and_back + (tokens * domains + probes) * row.head
-    ) / config.seq_len
+    both_passes = 2 * row.products + 3.5 * row.attention + 2 * row.head
+    flops = ((tokens + probes) * both_passes + (tokens + 2 * probes) * row.head) / config.seq_len
     like = Work(
         model=shape,
         optim=_NOTHING,
@@ -305,7 +306,9 @@ def cached_bytes(min_gain: float) -> float:
 
 
 def _merge(call: Call, known: Known) -> Stage:
-    """The validation rows through every combination of weights."""
+    """The validation rows forward through every merge of a grid, or forward and backward at each
+    step down the slopes; as many others through what is reported.
+    """
     config, models = call.config, call.inputs["models"]
     paths = models if isinstance(models, list) else [models] if models else []
     shape, corpus = (known.model(paths[0]) if paths else None), known.corpus(_one(call, "corpus"))
@@ -313,7 +316,14 @@ def _merge(call: Call, known: Known) -> Stage:
     if shape is None or corpus is None:
         return Stage(call=call, notes=("its models or its corpus are unknown",))
     rows = config.validation_rows * len(set(corpus.domains.values()))
-    tried = comb(config.resolution + len(paths) - 1, len(paths) - 1) + 1
+    row = flops_of(shape, 1, config.seq_len)
+    plain = len(paths) + 2 + bool(call.inputs.get("trunk"))  # each model, and two averages
+    if config.method(len(paths)) == "grid":
+        tried = comb(config.resolution + len(paths) - 1, len(paths) - 1) + 1
+        flops = (tried + plain) * row.forward
+    else:
+        tried = config.num_steps + len(paths)
+        flops = config.num_steps * row.training() + (len(paths) + plain) * row.forward
     like = Work(
         model=shape,
         optim=_NOTHING,
@@ -324,8 +334,8 @@ def _merge(call: Call, known: Known) -> Stage:
     return Stage(
         call=call,
         like=like,
-        other_flops=tried * rows * flops_of(shape, 1, config.seq_len).forward,
-        tokens=tried * rows * config.seq_len,
+        other_flops=int(rows * flops),
+        tokens=(tried + plain) * rows * config.seq_len,
         disk=like.checkpoint_bytes,
         at_most=True,
     )

@@ -65,12 +65,13 @@ def _asked(
             timeout=LONGEST_SECONDS,
             check=False,
         )
-        answers = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         return (
             f"llama.cpp's server gave no answer in {LONGEST_SECONDS} s, so the chat template was "
             "not compared"
         )
+    try:
+        answers = json.loads(done.stdout)
     except ValueError:
         return (
             f"{CANNOT_OPEN}: it ended with status {done.returncode}; the chat template was not "

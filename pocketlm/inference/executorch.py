@@ -141,8 +141,8 @@ class PteModel:
             with self._lock:
                 start = len(ids) - 1 if self._owner is owner else 0
                 self._owner = None  # nobody's, should the run be interrupted
-                for rows in self._read(ids[start:], start):
-                    last = rows[-1:]
+                *_, rows = self._read(ids[start:], start)
+                last = rows[-1:]
                 self._owner = owner
             return last
 

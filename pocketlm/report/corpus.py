@@ -1,13 +1,11 @@
-"""The text: what curation kept and dropped, the mix that was found, and which samples were
-selected.
-"""
+"""The text: what curation kept and dropped, and which samples were selected."""
 
 from collections.abc import Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from pocketlm.report.markup import node
-from pocketlm.report.number_format import count, percent, signed, significant
+from pocketlm.report.number_format import count, percent
 from pocketlm.report.page import (
     Cell,
     figure,
@@ -24,7 +22,6 @@ from pocketlm.report.plots import bar, histogram
 from pocketlm.report.style import COLOURS
 from pocketlm.report.timeline import Stage
 
-MIXES = {"found": "c1", "uniform": "c2", "proportional": "c3"}
 BINS = 24  # of a histogram, even: 0 is the edge in the middle
 
 
@@ -137,71 +134,6 @@ def _source_row(
         number(count(train.get("tokens", 0))),
         None if compression is None else number(f"{compression:.2f}"),
     ]
-
-
-def mix_section(stages: Sequence[Stage]) -> Element | None:
-    """Shares found beside the two plain mixes, and what each was worth on held-out text."""
-    found = [stage for stage in stages if "mix.json" in stage.files]
-    parts = [part for stage in found for part in _mix(stage, named=len(found) > 1)]
-    return section("mix", "The mix: how much of each source", *parts) if parts else None
-
-
-def _mix(stage: Stage, *, named: bool) -> list[Element]:
-    told = stage.files["mix.json"]
-    mixes = {
-        "found": told["shares"],
-        "uniform": told["uniform"],
-        "proportional": told["proportional"],
-    }
-    largest = max((share for mix in mixes.values() for share in mix.values()), default=0.0) or 1.0
-    rows: list[list[Cell]] = []
-    for source in told["shares"]:
-        row: list[Cell] = [source]
-        bars = []
-        for name, colour in MIXES.items():
-            share = mixes[name].get(source, 0.0)
-            words = f"{source}, {name}: {percent(share)}"
-            bars.append(bar(words, [(share / largest, colour, words)], height=7))
-            row.append(number(percent(share), strong=name == "found"))
-        utility = told["utility"].get(source)
-        row.insert(1, node("td", *bars, class_="bar"))
-        rows.append([*row, None if utility is None else number(significant(utility))])
-    headings: list[Cell] = ["source", "share"]
-    headings += [node("span", swatch(colour), name) for name, colour in MIXES.items()] + ["utility"]
-    parts = [node("h3", stage.name)] if named else []
-    parts.append(
-        paragraph("Found: from each source's utility in one simulated run. Proportional: by size.")
-    )
-    parts.append(table("Shares of each source in three mixes", headings, rows, class_="full"))
-    return [*parts, paragraph(_verdict(told["bits_per_byte"])), _bits(told["bits_per_byte"])]
-
-
-def _verdict(bits: dict[str, dict[str, float]]) -> str:
-    """Whether the mix that was found is the best of the three, in words."""
-    best = min(bits, key=lambda name: bits[name]["mean"])
-    others = [
-        f"{signed(bits['found']['mean'] - bits[name]['mean'], 3)} against {name}"
-        for name in bits
-        if name != "found"
-    ]
-    outcome = "is the best of the three" if best == "found" else f"is not the best: {best} is"
-    return (
-        f"Trained alike from the same start, the found mix {outcome} in mean held-out bits per "
-        "byte "
-        f"({', '.join(others)}; lower is better)."
-    )
-
-
-def _bits(bits: dict[str, dict[str, float]]) -> Element:
-    domains = list(next(iter(bits.values())))
-    least = {domain: min(each[domain] for each in bits.values()) for domain in domains}
-    rows = [
-        [name, *(number(f"{each[d]:.3f}", strong=each[d] == least[d]) for d in domains)]
-        for name, each in bits.items()
-    ]
-    return table(
-        "Held-out bits per byte after training on each mix", ["bits per byte", *domains], rows
-    )
 
 
 def selection_section(stages: Sequence[Stage]) -> Element | None:

@@ -1,4 +1,4 @@
-"""The merge: every combination of weights that was tried, and the best beside the plain choices."""
+"""The merge: every weight that was tried, and the best beside the plain choices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,54 +15,65 @@ BARS = 12  # of the best combinations, where there are more than three branches
 
 def merging_section(stages: Sequence[Stage]) -> Element | None:
     """The search of every merge stage."""
-    found = [stage for stage in stages if "merge.json" in stage.files]
-    parts = [part for stage in found for part in _merge(stage, named=len(found) > 1)]
+    merges = [stage for stage in stages if "merge.json" in stage.files]
+    parts = [part for stage in merges for part in _merge(stage, named=len(merges) > 1)]
     return section("merge", "The merge: one model out of specialists", *parts) if parts else None
 
 
 def _merge(stage: Stage, *, named: bool) -> list[Element]:
-    told = stage.files["merge.json"]
-    best = told.get("best") or _loss_of(told, told["weights"])
-    against = [("the uniform average", told["uniform"]["mean"])]
-    against.append(
-        ("the best specialist alone", min(loss["mean"] for loss in told["single"].values()))
-    )
+    merge = stage.files["merge.json"]
+    best = merge.get("best") or _loss_of(merge, merge["weights"])
+    specialist = min(loss["mean"] for loss in merge["single"].values())
+    against = {
+        "the uniform average": merge["uniform"]["mean"],
+        "the best specialist alone": specialist,
+        **({"the trunk": merge["trunk"]["mean"]} if "trunk" in merge else {}),
+    }
     weights = " + ".join(
-        f"{weight:g} × {name}" for name, weight in told["weights"].items() if weight
+        f"{weight:.3g} × {name}" for name, weight in merge["weights"].items() if weight >= 5e-4
     )
-    gains = ", ".join(f"{signed(best['mean'] - loss, 4)} against {name}" for name, loss in against)
+    gains = ", ".join(
+        f"{signed(best['mean'] - loss, 4)} against {name}" for name, loss in against.items()
+    )
+    how = {"slopes": "weights were tried on the way down the slopes of the loss"}
     intro = (
-        f"{len(told['search'])} combinations were tried. Best: {weights}, with a mean validation "
-        "loss of "
-        f"{best['mean']:.4f} ({gains}). It was chosen on these very rows, which flatters it a "
-        "little."
+        f"{len(merge['search'])} {how.get(merge.get('method', 'grid'), 'combinations were tried')}."
+        f" Best: {weights}, with a mean validation loss of {best['mean']:.4f} ({gains}). "
     )
-    if sum(weight > 0 for weight in told["weights"].values()) == 1:
+    if "reported_on" in merge:
+        intro += "Weights were chosen on some rows, and these losses are of others."
+    else:  # of the first version
+        intro += "It was chosen on these very rows, which flatters it a little."
+    if sum(weight > 0 for weight in merge["weights"].values()) == 1:
         intro += " That is one specialist alone: averaging did not help here."
-    rows: dict[str, dict[str, float]] = {"best": best, "uniform": told["uniform"]}
-    rows |= {f"{name} alone": loss for name, loss in told["single"].items()}
+    rows: dict[str, dict[str, float]] = {"best": best, "uniform": merge["uniform"]}
+    rows |= {"trunk": merge["trunk"]} if "trunk" in merge else {}
+    rows |= {f"{name} alone": loss for name, loss in merge["single"].items()}
     domains = list(best)
     least = {domain: min(loss[domain] for loss in rows.values()) for domain in domains}
     cells: list[list[Cell]] = [
         [name, *(number(f"{loss[d]:.4f}", strong=loss[d] == least[d]) for d in domains)]
         for name, loss in rows.items()
     ]
-    shown = table("Validation loss of the merges", ["loss (nats a token)", *domains], cells)
-    return [*([node("h3", stage.name)] if named else []), paragraph(intro), _search(told), shown]
+    losses = table("Validation loss of the merges", ["loss (nats a token)", *domains], cells)
+    title = [node("h3", stage.name)] if named else []
+    return [*title, paragraph(intro), _search(merge), losses]
 
 
-def _search(told: dict[str, Any]) -> Element:
-    names = list(told["weights"])
+def _search(merge: dict[str, Any]) -> Element:
+    """What was tried, with the losses that weights were chosen by."""
+    names = list(merge["weights"])
     if len(names) == 2:
-        return _line(told, names)
-    return _triangle(told, names) if len(names) == 3 else _bars(told, names)
+        return _line(merge, names)
+    return _triangle(merge, names) if len(names) == 3 else _bars(merge, names)
 
 
-def _line(told: dict[str, Any], names: list[str]) -> Element:
+def _line(merge: dict[str, Any], names: list[str]) -> Element:
     first, second = names
-    points = sorted((row["weights"][first], row["loss"]["mean"]) for row in told["search"])
-    best = (told["weights"][first], _loss_of(told, told["weights"])["mean"])
-    uniform = (0.5, told["uniform"]["mean"])
+    points = sorted((row["weights"][first], row["loss"]["mean"]) for row in merge["search"])
+    best = (merge["weights"][first], _loss_of(merge, merge["weights"])["mean"])
+    # of the first version, where a grid of odd steps leaves it out
+    uniform = (0.5, dict(points).get(0.5, merge["uniform"]["mean"]))
     marks = [(f"{second} alone", points[0], "c2"), (f"{first} alone", points[-1], "c2")]
     marks = [mark for mark in marks if mark[1][0] != best[0]]
     if best[0] != 0.5:
@@ -75,11 +86,11 @@ def _line(told: dict[str, Any], names: list[str]) -> Element:
     return _one(figure(weight_curve(label, points, marks), words))
 
 
-def _triangle(told: dict[str, Any], names: list[str]) -> Element:
+def _triangle(merge: dict[str, Any], names: list[str]) -> Element:
     points = [
-        ([row["weights"][name] for name in names], row["loss"]["mean"]) for row in told["search"]
+        ([row["weights"][name] for name in names], row["loss"]["mean"]) for row in merge["search"]
     ]
-    best = [told["weights"][name] for name in names]
+    best = [merge["weights"][name] for name in names]
     marks = [("uniform", [1 / 3] * 3, "c3"), ("best", best, "c4")]
     low, high = min(loss for _, loss in points), max(loss for _, loss in points)
     label = f"Mean validation loss over the weights of {', '.join(names)}"
@@ -91,18 +102,18 @@ def _triangle(told: dict[str, Any], names: list[str]) -> Element:
     return _one(figure(triangle(label, names, points, marks), words))
 
 
-def _bars(told: dict[str, Any], names: list[str]) -> Element:
-    tried = sorted(told["search"], key=lambda row: row["loss"]["mean"])
+def _bars(merge: dict[str, Any], names: list[str]) -> Element:
+    tried = sorted(merge["search"], key=lambda row: row["loss"]["mean"])
     low, high = tried[0]["loss"]["mean"], tried[-1]["loss"]["mean"]
     rows: list[list[Cell]] = []
     for row in tried[:BARS]:
         loss = row["loss"]["mean"]
-        shown = " · ".join(f"{row['weights'][name]:g}" for name in names)
+        weights = " · ".join(f"{row['weights'][name]:.3g}" for name in names)
         share = (loss - low) / (high - low) if high > low else 0.0
-        words = f"{shown}: {loss:.4f}"
+        words = f"{weights}: {loss:.4f}"
         rows.append(
             [
-                shown,
+                weights,
                 node("td", bar(words, [(share, "c1", words)]), class_="bar"),
                 number(f"{loss:.4f}"),
             ]
@@ -113,9 +124,9 @@ def _bars(told: dict[str, Any], names: list[str]) -> Element:
     )
 
 
-def _loss_of(told: dict[str, Any], weights: dict[str, float]) -> dict[str, float]:
+def _loss_of(merge: dict[str, Any], weights: dict[str, float]) -> dict[str, float]:
     """The losses of these weights: tried ones are all in the search."""
-    return next(row["loss"] for row in told["search"] if row["weights"] == weights)
+    return next(row["loss"] for row in merge["search"] if row["weights"] == weights)
 
 
 def _one(chart: Element) -> Element:

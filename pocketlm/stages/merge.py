@@ -1,60 +1,95 @@
 """Merge: specialists that grew from one trunk become one model by a weighted average, the weights
-searched on validation.
+searched on one part of the validation text and reported on another.
 """
 
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from pocketlm.data.batches import TextRows, collate
-from pocketlm.data.corpus_folder import open_shards, source_domains
+from pocketlm.data.batches import Row, collate
+from pocketlm.data.held_out_rows import two_parts
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import write_json
-from pocketlm.model.same_tokens import (
-    pipeline_differences,
-    role_differences,
-    vocabulary_differences,
+from pocketlm.model.merging import (
+    Weights,
+    average,
+    check_mergeable,
+    check_same_words,
+    descend,
+    single_weights,
+    weight_grid,
 )
+from pocketlm.model.same_tokens import vocabulary_differences
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
+from pocketlm.train.distributed.fsdp import to_device
+from pocketlm.train.distributed.ranks import all_reduce_sum, device, ranks, shows_progress
 from pocketlm.train.losses import next_token_loss
 
-MAX_SEARCH = 2000
+GRID_BRANCHES = 3  # beyond them a grid has too many points, and slopes are the default
+BATCH_ROWS = 4  # validation rows of one forward or backward pass
+State = dict[str, Tensor]
+Losses = dict[str, float]  # nats a token, of each domain and their weighted "mean"
+Text = dict[str, list[Batch]]  # of each domain
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Weights are multiples of 1/resolution; every combination is tried (Pro does not say how it
-    searched).
+    """How weights are searched (Pro does not say how it does).
 
-    domain_weights: what the validation loss of each domain counts for; empty means equal.
+    search: "grid" tries every combination of multiples of 1/resolution; "slopes" takes num_steps
+    steps down the loss, with the slopes along all weights from one backward pass; "auto" is a grid
+    up to three models and slopes beyond. validation_rows: of each domain, to choose weights on; as
+    many others to report on. domain_weights: what the validation loss of each domain counts for;
+    empty means equal.
     """
 
+    on_all_ranks: ClassVar[bool] = True
     name: str
-    resolution: int
     seq_len: int
     validation_rows: int
+    search: Literal["auto", "grid", "slopes"] = "auto"
+    resolution: int = 10
+    num_steps: int = 25
     domain_weights: dict[str, float] | None = None
 
+    def __post_init__(self) -> None:
+        if self.search not in ("auto", "grid", "slopes"):
+            raise ValueError(f"search {self.search!r} is unknown; known: auto, grid, slopes")
+        for field in ("validation_rows", "resolution", "num_steps"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} {getattr(self, field)} must be at least 1")
+
+    def method(self, branches: int) -> str:
+        """ "grid" or "slopes" for so many models."""
+        if self.search != "auto":
+            return self.search
+        return "grid" if branches <= GRID_BRANCHES else "slopes"
+
     def summary(self) -> str:
-        return (
-            f"weights in steps of 1/{self.resolution}, {self.validation_rows} validation rows a "
-            "domain"
-        )
+        ways = {
+            "grid": f"weights in steps of 1/{self.resolution}",
+            "slopes": f"weights by {self.num_steps} steps down the slopes",
+        }
+        way = ways.get(self.search, f"{ways['grid']} (slopes beyond {GRID_BRANCHES} models)")
+        return f"{way}, {self.validation_rows} validation rows a domain"
 
 
-def merge(config: MergeConfig, out: Path, *, corpus: Path, models: list[Path]) -> Path:
+def merge(
+    config: MergeConfig, out: Path, *, corpus: Path, models: list[Path], trunk: Path | None = None
+) -> Path:
     """A checkpoint in `out`: sum over branches of w_b x parameters (Pro, section 6), with
-    merge.json, the whole search.
+    merge.json: every weight that was tried, with its losses on the rows that weights are chosen on;
+    and on other rows the merge, the uniform average, each specialist, and `trunk` where given.
 
-    The uniform average and each single specialist are scored beside it, on the same validation
-    rows.
+    Ranks divide the merges of a grid, and the rows of a step down the slopes.
     """
     names = [path.name for path in models]
     if len(set(names)) != len(names):
@@ -62,101 +97,77 @@ def merge(config: MergeConfig, out: Path, *, corpus: Path, models: list[Path]) -
             "the models' folders must have different names, for merge.json to tell them apart; "
             f"got {names}"
         )
-    for path in models:
+    labels = [*names, *([f"the trunk {trunk.name}"] if trunk else [])]
+    networks, tokenizers = _load([*models, *([trunk] if trunk else [])])
+    check_mergeable(networks[: len(names)], names)
+    check_mergeable(networks, labels)
+    check_same_words(tokenizers, labels)
+    tokenizer, template_of = merged_tokenizer(tokenizers[: len(names)], names)
+    check_corpus(tokenizer, names[0], corpus)
+    states = [network.state_dict() for network in networks]
+    branches, trunk_states = states[: len(names)], states[len(names) :]
+    # of its own: a state dict shares its model's memory
+    target = Transformer(networks[0].config).to(device())
+    chosen_on, reported_on = validation_text(config, corpus, tokenizer.eos_id)
+    method = config.method(len(models))
+    search = search_grid if method == "grid" else search_slopes
+    tried = search(config, target, branches, chosen_on)
+    best = min(tried, key=lambda weights: tried[weights]["mean"])
+    uniform = (1 / len(models),) * len(models)
+    compared = [(branches, best), (branches, uniform), *branches, *trunk_states]
+    reported = losses_of_states(config, target, compared, reported_on)
+    if ranks().first:
+        target.load_state_dict(average(branches, best))
+        save_checkpoint(out, target.cpu(), tokenizer)
+        report: dict[str, Any] = {
+            "method": method,
+            "chat_template_of": template_of,
+            "weights": dict(zip(names, best, strict=True)),
+            "chosen_on": _row_counts(chosen_on),
+            "reported_on": _row_counts(reported_on),
+            "best": reported[0],
+            "uniform": reported[1],
+            "single": dict(zip(names, reported[2 : 2 + len(names)], strict=True)),
+            **({"trunk": reported[-1]} if trunk else {}),
+            "search": [
+                {"weights": dict(zip(names, weights, strict=True)), "loss": losses}
+                for weights, losses in tried.items()
+            ],
+        }
+        write_json(out / "merge.json", report)
+    return out
+
+
+def _load(paths: list[Path]) -> tuple[list[Transformer], list[Tokenizer]]:
+    for path in paths:
         if quantization_of(path):
             raise ValueError(
                 f"{path} is quantized ({quantization_of(path)}); merge its full-precision parent "
                 "instead"
             )
-    loaded = [load_checkpoint(path) for path in models]
-    networks = [network for network, _ in loaded]
-    check_mergeable(networks, names)
-    tokenizer, template_of = common_tokenizer([tokenizer for _, tokenizer in loaded], names)
-    check_corpus(tokenizer, names[0], corpus)
-    states = [network.state_dict() for network in networks]
-    target = Transformer(networks[0].config)  # of its own: a state dict shares its model's memory
-    validation = _validation(config, corpus, tokenizer.eos_id)
-    grid = weight_grid(len(models), config.resolution)
-    uniform = tuple(1 / len(models) for _ in models)
-    scored: dict[tuple[float, ...], dict[str, float]] = {}
-    for weights in track([*grid, uniform], "  merge weights", console=Console(stderr=True)):
-        if weights not in scored:
-            target.load_state_dict(average(states, weights))
-            scored[weights] = domain_losses(target, validation, config.domain_weights)
-    best = min(grid, key=lambda weights: scored[weights]["mean"])
-    target.load_state_dict(average(states, best))
-    save_checkpoint(out, target, tokenizer)
-    single = {
-        name: scored[tuple(float(i == j) for j in range(len(names)))]
-        for i, name in enumerate(names)
-    }
-    report = {
-        "chat_template_of": template_of,
-        "weights": dict(zip(names, best, strict=True)),
-        "best": scored[best],
-        "uniform": scored[uniform],
-        "single": single,
-        "search": [{"weights": dict(zip(names, w, strict=True)), "loss": scored[w]} for w in grid],
-    }
-    write_json(out / "merge.json", report)
-    return out
+    networks, tokenizers = zip(*(load_checkpoint(path) for path in paths), strict=True)
+    return list(networks), list(tokenizers)
 
 
-def check_mergeable(networks: list[Transformer], names: list[str]) -> None:
-    """Nothing, or a ValueError where there are too few models, or two of different shapes: with the
-    fields that differ.
+def merged_tokenizer(tokenizers: list[Tokenizer], names: list[str]) -> tuple[Tokenizer, str | None]:
+    """(the tokenizer of the merged model, the name of that whose chat template it has): they mean
+    the same by their ids. ValueError where two have different chat templates.
+
+    Where some have no template at all (a trunk beside a chat model grown from it) the merged model
+    has that of the others: without one it could not be talked to, and there is no second one that
+    it would contradict.
     """
-    if len(networks) < 2:
-        raise ValueError("merge needs at least two models")
-    first = asdict(networks[0].config)
-    for network, name in zip(networks, names, strict=True):
-        other = asdict(network.config)
-        differing = [
-            f"{field} {first[field]} and {other[field]}"
-            for field in first
-            if first[field] != other[field]
-        ]
-        if differing:
-            raise ValueError(
-                f"{names[0]} and {name} have different shapes ({'; '.join(differing)}); only "
-                "branches of one trunk can be "
-                "merged"
-            )
-
-
-def common_tokenizer(tokenizers: list[Tokenizer], names: list[str]) -> tuple[Tokenizer, str | None]:
-    """(the tokenizer of the merged model, whose chat template it has): all models must mean the
-    same by their ids.
-
-    ValueError names what differs: words, the way text is cut into them, special tokens, chat
-    templates. Where some have no template at all (a trunk beside a chat model grown from it) the
-    merged model has that of the others: without one it could not be talked to, and there is no
-    second one that it would contradict.
-    """
-    for tokenizer, name in zip(tokenizers, names, strict=True):
-        for what, compared in (
-            ("words", vocabulary_differences),
-            ("ways to cut text into words", pipeline_differences),
-            ("special tokens", role_differences),
-        ):
-            differences = compared(tokenizers[0], tokenizer)
-            if differences:
-                raise ValueError(
-                    f"{names[0]} and {name} have different {what}: {'; '.join(differences)}; their "
-                    "weights mean other "
-                    "things by the same ids, so an average would mean nothing"
-                )
     chatting = [i for i, tokenizer in enumerate(tokenizers) if tokenizer.chat_template is not None]
     for i in chatting:
         if tokenizers[i].chat_template != tokenizers[chatting[0]].chat_template:
             raise ValueError(
                 f"{names[chatting[0]]} and {names[i]} have different chat templates: each learnt "
-                "its answers after "
-                "other words; train one of them again with the template of the other"
+                "its answers after other words; train one of them again with the template of the "
+                "other"
             )
     if not chatting:
         return tokenizers[0], None
-    if len(chatting) < len(tokenizers):
+    if len(chatting) < len(tokenizers) and ranks().first:
         text = (
             "  not all models have a chat template; the merged one has that of "
             f"{names[chatting[0]]}"
@@ -178,68 +189,144 @@ def check_corpus(tokenizer: Tokenizer, name: str, corpus: Path) -> None:
         )
 
 
-def weight_grid(branches: int, resolution: int) -> list[tuple[float, ...]]:
-    """Every way to share `resolution` parts among the branches, as weights that sum to 1."""
-    bars = list(combinations(range(resolution + branches - 1), branches - 1))
-    if len(bars) > MAX_SEARCH:
-        raise ValueError(
-            f"{branches} branches at resolution {resolution} are {len(bars)} merges to try; lower "
-            "resolution"
-        )
-    grid = []
-    for places in bars:
-        edges = [-1, *places, resolution + branches - 1]
-        grid.append(tuple((edges[i + 1] - edges[i] - 1) / resolution for i in range(branches)))
-    return grid
+# ---- the search ----
 
 
-def average(states: list[dict[str, Tensor]], weights: tuple[float, ...]) -> dict[str, Tensor]:
-    """The weighted sum of state dicts, tensor by tensor, summed in float64 so that merging a model
-    with itself is exact.
+def search_grid(
+    config: MergeConfig, target: Transformer, branches: list[State], text: Text
+) -> dict[Weights, Losses]:
+    """The losses of every point of the grid, and of the uniform average."""
+    grid = weight_grid(len(branches), config.resolution)
+    points = list(dict.fromkeys([*grid, (1 / len(branches),) * len(branches)]))
+    averages = [(branches, weights) for weights in points]
+    losses = losses_of_states(config, target, averages, text)
+    return dict(zip(points, losses, strict=True))
+
+
+def search_slopes(
+    config: MergeConfig, target: Transformer, branches: list[State], text: Text
+) -> dict[Weights, Losses]:
+    """The losses at every step down the slopes, and of each branch alone, which steps only near."""
+    singles = single_weights(len(branches))
+    alone = losses_of_states(config, target, branches, text)
+    tried = dict(zip(singles, alone, strict=True))
+
+    def measure(weights: Weights) -> tuple[float, list[float]]:
+        target.load_state_dict(average(branches, weights))
+        tried[weights], slopes = losses_and_slopes(config, target, branches, text)
+        return tried[weights]["mean"], slopes
+
+    descend(measure, len(branches), config.num_steps)
+    return tried
+
+
+def losses_and_slopes(
+    config: MergeConfig, target: Transformer, branches: list[State], text: Text
+) -> tuple[Losses, list[float]]:
+    """(losses of the target, the derivative of their mean by the weight of each branch).
+
+    The target is sum_b w_b theta_b, so dL/dw_b = <dL/dtheta, theta_b>: one backward pass serves all
+    branches. Each rank passes some of the batches; sums are over all.
     """
+    process, labels = ranks(), {domain: _num_labels(batches) for domain, batches in text.items()}
+    share = mean_shares(list(text), config.domain_weights)
+    sums = dict.fromkeys(text, 0.0)
+    target.zero_grad()
+    jobs = [(domain, batch) for domain, batches in text.items() for batch in batches]
+    for domain, batch in jobs[process.rank :: process.world_size]:
+        loss = next_token_loss(target, to_device(batch, device())) / labels[domain]
+        sums[domain] += loss.item()
+        (share[domain] * loss).backward()
+    gradients = {name: p.grad for name, p in target.named_parameters() if p.grad is not None}
+    slopes = [
+        sum(
+            float((gradient.double() * state[name].to(gradient.device)).sum())
+            for name, gradient in gradients.items()
+        )
+        for state in branches
+    ]
+    target.zero_grad()
+    totals = all_reduce_sum(*sums.values(), *slopes)
+    losses = dict(zip(text, totals[: len(text)], strict=True))
+    return _with_mean(losses, config.domain_weights), totals[len(text) :]
+
+
+# ---- losses ----
+
+
+def losses_of_states(
+    config: MergeConfig,
+    target: Transformer,
+    states: Sequence[State | tuple[list[State], Weights]],
+    text: Text,
+) -> list[Losses]:
+    """The losses of each state, or average of states, computed by one rank, known to all."""
+    process = ranks()
+    sums = {number: dict.fromkeys(text, 0.0) for number in range(len(states))}
+    for number in track(
+        range(process.rank, len(states), process.world_size),
+        "  losses of merges",
+        console=Console(stderr=True),
+        disable=not shows_progress(),
+    ):
+        state = states[number]
+        target.load_state_dict(average(*state) if isinstance(state, tuple) else state)
+        sums[number] = domain_losses(target, text)
+    totals = iter(all_reduce_sum(*(loss for losses in sums.values() for loss in losses.values())))
+    return [
+        _with_mean({domain: next(totals) for domain in text}, config.domain_weights) for _ in states
+    ]
+
+
+@torch.no_grad()
+def domain_losses(model: Transformer, text: Text) -> Losses:
+    """Mean loss (nats a token) of each domain."""
+    where = next(model.parameters()).device
     return {
-        name: sum(
-            w * state[name].double() for w, state in zip(weights, states, strict=True)
-        ).float()  # type: ignore[union-attr]
-        for name in states[0]
+        domain: sum(float(next_token_loss(model, to_device(batch, where))) for batch in batches)
+        / _num_labels(batches)
+        for domain, batches in text.items()
     }
 
 
-def domain_losses(
-    model: Transformer, validation: dict[str, Batch], domain_weights: dict[str, float] | None
-) -> dict[str, float]:
-    """Mean loss (nats a token) of each domain, and "mean", their weighted mean."""
-    with torch.no_grad():
-        losses = {
-            domain: float(next_token_loss(model, batch)) / batch.num_labels
-            for domain, batch in validation.items()
-        }
-    weights = domain_weights or dict.fromkeys(losses, 1.0)
-    unknown = sorted(set(weights) - set(losses))
+def mean_shares(domains: list[str], domain_weights: dict[str, float] | None) -> Losses:
+    """What the loss of each domain counts for in the mean; ValueError for an unknown domain."""
+    weights = domain_weights or dict.fromkeys(domains, 1.0)
+    unknown = sorted(set(weights) - set(domains))
     if unknown:
         raise ValueError(
-            f"domain_weights names {', '.join(unknown)}; the corpus has {', '.join(losses)}"
+            f"domain_weights names {', '.join(unknown)}; the corpus has {', '.join(domains)}"
         )
-    mean = sum(weights.get(d, 0.0) * losses[d] for d in losses) / sum(weights.values())
-    return losses | {"mean": mean}
+    return {domain: weights.get(domain, 0.0) / sum(weights.values()) for domain in domains}
 
 
-def _validation(config: MergeConfig, corpus: Path, eos_id: int) -> dict[str, Batch]:
-    domains = source_domains(corpus)
-    shards = open_shards(corpus, "validation")
-    found = {}
-    for domain in sorted(set(domains.values())):
-        own = [
-            TextRows(shards[name], config.seq_len, eos_id)
-            for name in shards
-            if domains[name] == domain
-        ]
-        rows = [
-            source[i] for i in range(config.validation_rows) for source in own if i < len(source)
-        ]
-        if not rows:
-            raise ValueError(
-                f"no validation text of domain {domain!r}; raise validation_share in curate"
-            )
-        found[domain] = collate(rows[: config.validation_rows], separate_documents=False)
-    return found
+def _with_mean(losses: Losses, domain_weights: dict[str, float] | None) -> Losses:
+    shares = mean_shares(list(losses), domain_weights)
+    return losses | {"mean": sum(shares[domain] * loss for domain, loss in losses.items())}
+
+
+def _num_labels(batches: list[Batch]) -> int:
+    return sum(batch.num_labels for batch in batches)
+
+
+# ---- validation text ----
+
+
+def validation_text(config: MergeConfig, corpus: Path, eos_id: int) -> tuple[Text, Text]:
+    """(rows of each domain to choose weights on, as many others to report on), in batches."""
+    parts = two_parts(corpus, "validation", config.seq_len, config.validation_rows, eos_id)
+    chosen, reported = ({name: _batches(rows) for name, rows in part.items()} for part in parts)
+    return chosen, reported
+
+
+def _batches(rows: list[Row]) -> list[Batch]:
+    return [
+        collate(rows[first : first + BATCH_ROWS], separate_documents=False)
+        for first in range(0, len(rows), BATCH_ROWS)
+    ]
+
+
+def _row_counts(text: Text) -> dict[str, int]:
+    return {
+        domain: sum(len(batch.input_ids) for batch in batches) for domain, batches in text.items()
+    }

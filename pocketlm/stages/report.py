@@ -8,9 +8,10 @@ from pocketlm.model.files import read_json, write_text
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
 from pocketlm.report.conversations import conversations_section
-from pocketlm.report.corpus import curation_section, mix_section, selection_section
+from pocketlm.report.corpus import curation_section, selection_section
 from pocketlm.report.goals import Goal, judge
 from pocketlm.report.merging import merging_section
+from pocketlm.report.mixing import mix_section
 from pocketlm.report.number_format import duration
 from pocketlm.report.page import page
 from pocketlm.report.results import (

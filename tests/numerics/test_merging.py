@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pocketlm.model.batch import Batch
+from pocketlm.model.merging import average, check_mergeable, descend, weight_grid
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.stages.merge import average, check_mergeable, domain_losses, weight_grid
+from pocketlm.stages.merge import domain_losses, mean_shares
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -111,11 +112,34 @@ def test_only_branches_of_one_shape_are_merged():
 def test_domain_weights_weigh_the_mean_and_must_be_known():
     ids = torch.randint(300, (2, 17), generator=torch.Generator().manual_seed(0))
     rows = [Batch(input_ids=ids[i : i + 1, :-1], labels=ids[i : i + 1, 1:]) for i in range(2)]
-    validation = {"code": rows[0], "maths": rows[1]}
-    model = Transformer(CONFIG)
-    plain = domain_losses(model, validation, None)
-    assert plain["mean"] == pytest.approx((plain["code"] + plain["maths"]) / 2)
-    weighted = domain_losses(model, validation, {"code": 3.0, "maths": 1.0})
-    assert weighted["mean"] == pytest.approx((3 * plain["code"] + plain["maths"]) / 4)
+    losses = domain_losses(Transformer(CONFIG), {"code": [rows[0]], "maths": rows})
+    assert losses.keys() == {"code", "maths"}
+    alone = domain_losses(Transformer(CONFIG), {"code": [rows[0]], "maths": [rows[1]]})
+    assert losses["maths"] == pytest.approx((alone["code"] + alone["maths"]) / 2)
+    assert mean_shares(["code", "maths"], None) == {"code": 0.5, "maths": 0.5}
+    assert mean_shares(["code", "maths"], {"code": 3.0}) == {"code": 1.0, "maths": 0.0}
     with pytest.raises(ValueError, match="domain_weights names poetry; the corpus has code, maths"):
-        domain_losses(model, validation, {"poetry": 1.0})
+        mean_shares(["code", "maths"], {"poetry": 1.0})
+
+
+@pytest.mark.parametrize("branches", [2, 3, 6])
+@pytest.mark.parametrize("place", ["inside", "corner"])
+def test_the_descent_finds_the_lowest_point_of_a_bowl_on_the_simplex(branches, place):
+    """Against the closed form: a quadratic whose lowest point is known."""
+    lowest = torch.arange(1, branches + 1, dtype=torch.float64)
+    lowest = lowest / lowest.sum() if place == "inside" else torch.eye(branches).double()[0]
+    curvature = torch.diag(torch.linspace(1, 4, branches, dtype=torch.float64))
+
+    def measure(weights: tuple[float, ...]) -> tuple[float, list[float]]:
+        off = torch.tensor(weights, dtype=torch.float64) - lowest
+        return float(off @ curvature @ off), (2 * curvature @ off).tolist()
+
+    tried = descend(measure, branches, 30)
+    assert len(tried) <= 30 and tried[0][0] == pytest.approx((1 / branches,) * branches)
+    assert all(sum(w) == pytest.approx(1) and min(w) >= 0 for w, _ in tried)
+    best, loss = min(tried, key=lambda point: point[1])
+    assert best == pytest.approx(lowest.tolist(), abs=0.02) and loss <= 1e-3 * tried[0][1]
+
+
+def test_the_descent_ends_where_all_branches_are_alike():
+    assert descend(lambda weights: (1.0, [2.0, 2.0]), 2, 30) == [((0.5, 0.5), 1.0)]

@@ -20,6 +20,10 @@ from pocketlm.corpus.sources import (
     StdlibCodeSource,
     StdlibDocstringsSource,
 )
+from pocketlm.data.mixing.given import GivenMix
+from pocketlm.data.mixing.proportional import ProportionalMix
+from pocketlm.data.mixing.uniform import UniformMix
+from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.inference.sampling import Sampling
 from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
@@ -30,11 +34,11 @@ from pocketlm.stages.curate import CurateConfig
 from pocketlm.stages.evaluate import EvaluateConfig
 from pocketlm.stages.export import ExportConfig
 from pocketlm.stages.extend_context import ExtendConfig
+from pocketlm.stages.find_mix import MixConfig
 from pocketlm.stages.finetune import FinetuneConfig
 from pocketlm.stages.formats import FormatsConfig
 from pocketlm.stages.importing import ImportConfig
 from pocketlm.stages.merge import MergeConfig
-from pocketlm.stages.mix import MixConfig
 from pocketlm.stages.pretrain import PretrainConfig
 from pocketlm.stages.quantize import QuantizeConfig
 from pocketlm.stages.report import ReportConfig
@@ -77,6 +81,7 @@ TRAINING = {
     "save": SaveConfig(every_steps=2),
 }
 WARM = Distillation(temperature=2.0)
+UTILITY = UtilityMix(num_gradient_probes=1, temperature=1.0)
 SHARES = {"problems": 0.5, "notes": 0.5}
 FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when tests run
 
@@ -115,17 +120,19 @@ BASES: dict[type, Any] = {
     ),
     MixConfig: MixConfig(
         name="mix",
+        methods={"found": UTILITY, "uniform": UniformMix()},
+        selected="found",
         proxy=SHAPE,
         optim=STEPS,
         seq_len=32,
-        rows_per_step=4,
-        looks=1,
-        temperature=1.0,
+        **ROWS,
         budget_tokens=8000,
         max_epochs=4.0,
-        seed=1,
         validation_tokens=100,
+        save=EVERY_3,
     ),
+    UtilityMix: UTILITY,
+    GivenMix: GivenMix(shares=SHARES),
     PretrainConfig: PretrainConfig(
         name="base", model=SHAPE, optim=STEPS, seq_len=32, **ROWS, shares=SHARES, save=EVERY_3
     ),
@@ -138,6 +145,7 @@ BASES: dict[type, Any] = {
         budget_tokens=2000,
         max_epochs=4.0,
         seed=1,
+        compute_dtype="float32",
     ),
     ExtendConfig: ExtendConfig(
         name="long",
@@ -293,19 +301,22 @@ FIELDS: dict[type, dict[str, Any]] = {
     },
     MixConfig: {
         "name": "other",
+        **TRAINING,
+        "methods": {"found": UTILITY, "uniform": UniformMix(), "sized": ProportionalMix()},
+        "selected": "uniform",
         "proxy": replace(SHAPE, intermediate_size=64),
-        "optim": FASTER,
         "seq_len": 16,
-        "rows_per_step": 2,
-        "looks": 3,
-        "temperature": 0.5,
         "budget_tokens": 50_000,
         "max_epochs": 0.6,
-        "seed": 2,
-        "prior": "proportional",
-        "probe_weights": {"maths": 1.0},
         "validation_tokens": 200,
     },
+    UtilityMix: {
+        "num_gradient_probes": 3,
+        "temperature": 0.5,
+        "prior": "proportional",
+        "probe_weights": {"maths": 1.0},
+    },
+    GivenMix: {"shares": {"notes": 1.0}},
     PretrainConfig: {
         "name": "other",
         **TRAINING,
@@ -325,6 +336,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "budget_tokens": 9000,
         "max_epochs": 0.9,
         "seed": 2,
+        "compute_dtype": "bfloat16",
     },
     ExtendConfig: {
         "name": "other",
@@ -340,6 +352,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "seq_len": 16,
         "validation_rows": 1,
         "domain_weights": {"maths": 1.0, "knowledge": 0.1},
+        "search": "slopes",
+        "num_steps": 3,
     },
     FinetuneConfig: {
         "name": "other",
@@ -429,6 +443,7 @@ PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field
 # what both runs of a field have, where it would not show otherwise
 BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (OptimConfig, "on_nonfinite"): {"lr": 1e30},
+    (MergeConfig, "num_steps"): {"search": "slopes"},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},
     (LocalSource, "prompt_field"): {**PAIR, "prompt_field": "text"},

@@ -31,6 +31,9 @@ from pocketlm.corpus.sources import (
     RowSource,
     Source,
 )
+from pocketlm.data.mixing.given import GivenMix
+from pocketlm.data.mixing.methods import MixMethod
+from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.eval.agreement import Agreement
 from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
@@ -47,11 +50,11 @@ from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
+from pocketlm.stages.find_mix import MixConfig, find_mix
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.formats import FormatsConfig, check_formats
 from pocketlm.stages.importing import ImportConfig, import_model
 from pocketlm.stages.merge import MergeConfig, merge
-from pocketlm.stages.mix import MixConfig, find_mix
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
@@ -297,6 +300,10 @@ def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.Monk
     return files_of(out), seen, mesh_shape(config.shard_over, world_size=4, local_world_size=2)
 
 
+def after_method(config: MixMethod, *rest: Any) -> Any:
+    return after_training(find_mix)(replace(BASES[MixConfig], methods={"found": config}), *rest)
+
+
 def after_save(config: SaveConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     """The states that are there at the end."""
     optim = replace(BASES[OptimConfig], num_steps=8)
@@ -440,9 +447,9 @@ AFTER: dict[type, Callable[..., Any]] = {
     ChatConfig: after_chat,
     Sampling: lambda config, *rest: after_chat(replace(BASES[ChatConfig], sampling=config), *rest),
     CurateConfig: after_curate,
-    MixConfig: lambda config, folder, out, patch: files_of(
-        find_mix(config, out, corpus=folder / "corpus")
-    ),
+    MixConfig: after_training(find_mix),
+    UtilityMix: after_method,
+    GivenMix: after_method,
     PretrainConfig: after_training(pretrain, teacher="sibling"),
     SelectConfig: lambda config, folder, out, patch: files_of(
         select(config, out, corpus=folder / "corpus", model=folder / "model")

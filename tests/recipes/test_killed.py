@@ -117,7 +117,7 @@ class Runner:
             "evaluate",
             "report",
             "export",
-            "mix",
+            "find_mix",
         )
         # to import, so once for all runs
         slow = ("pocketlm.cli", "pocketlm.runner.run", "torch._dynamo", "reasoning_gym")

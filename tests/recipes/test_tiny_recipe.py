@@ -126,12 +126,18 @@ def test_the_corpus_says_where_every_document_went(finished: Path) -> None:
 
 def test_mix_selection_and_merge_say_how_they_chose(finished: Path) -> None:
     mix = read(finished / "mix" / "mix.json")
-    for kind in ("shares", "uniform", "proportional"):
-        assert set(mix[kind]) == set(SOURCES) and is_distribution(mix[kind])
-    assert set(mix["utility"]) == set(SOURCES) and set(mix["utility_by_probe"]) == DOMAINS
-    assert {kind: set(bits) for kind, bits in mix["bits_per_byte"].items()} == dict.fromkeys(
-        ("found", "uniform", "proportional"), DOMAINS | {"mean"}
-    )
+    assert list(mix["mixes"]) == ["found", "uniform", "proportional"]
+    for compared in mix["mixes"].values():
+        assert set(compared["shares"]) == set(SOURCES) and is_distribution(compared["shares"])
+        assert set(compared["bits_per_byte"]) == DOMAINS | {"mean"}
+    found = mix["mixes"]["found"]
+    assert mix["selected"] == "found" and mix["shares"] == found["shares"]
+    assert set(found["utility"]) == set(SOURCES) and set(found["utility_by_probe"]) == DOMAINS
+    proxies = finished / "mix" / "proxies"
+    assert {proxy.name for proxy in proxies.iterdir()} == {*mix["mixes"], "found-simulated"}
+    for proxy in proxies.iterdir():
+        assert len((proxy / "metrics.jsonl").read_text().splitlines()) == 4
+        assert not (proxy / "resume").exists()
     selection = read(finished / "select" / "selection.json")
     assert is_distribution(selection["shares"]) and set(selection["kept"]) == set(
         selection["influence"]

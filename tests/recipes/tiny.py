@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.corpus.sources import LocalSource, NoteSource, ProblemSource, RecallSource
+from pocketlm.data.mixing.proportional import ProportionalMix
+from pocketlm.data.mixing.uniform import UniformMix
+from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.report.goals import Goal
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
+from pocketlm.stages.find_mix import MixConfig, find_mix
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.merge import MergeConfig, merge
-from pocketlm.stages.mix import MixConfig, find_mix
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
@@ -172,12 +175,16 @@ def every_stage(run, folder: Path, corpus: Path) -> Path:
         find_mix,
         MixConfig(
             name="mix",
+            methods={
+                "found": UtilityMix(num_gradient_probes=2, temperature=1.0),
+                "uniform": UniformMix(),
+                "proportional": ProportionalMix(),
+            },
+            selected="found",
             proxy=replace(SHAPE, num_hidden_layers=1, layer_types=(), sliding_window=None),
             optim=STEPS,
             seq_len=WINDOW,
-            rows_per_step=4,
-            looks=2,
-            temperature=1.0,
+            **ROWS,
             budget_tokens=2000,
             max_epochs=4.0,
             seed=2,

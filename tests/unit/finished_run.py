@@ -106,14 +106,20 @@ def mix() -> dict[str, Any]:
         name: {"code": 2.2 + off, "knowledge": 2.5 - off, "maths": 1.9 - 3 * off, "mean": 2.2 - off}
         for name, off in (("found", 0.05), ("uniform", 0.0), ("proportional", -0.02))
     }
-    told = {
-        "shares": found,
-        "uniform": even,
-        "proportional": size,
-        "utility": found,
-        "utility_by_probe": {},
+    mixes = {
+        name: {"method": f"way {name}", "shares": shares, "bits_per_byte": bits[name]}
+        for name, shares in (("found", found), ("uniform", even), ("proportional", size))
     }
-    return {"mix.json": {**told, "bits_per_byte": bits}}
+    mixes["found"] |= {"utility": found, "utility_by_probe": {}}
+    return {"mix.json": {"selected": "found", "shares": found, "mixes": mixes}}
+
+
+def mix_of_0_1() -> dict[str, Any]:
+    """The same mixes as version 0.1 wrote them."""
+    mixes = mix()["mix.json"]["mixes"]
+    old = {name: mixes[name]["shares"] for name in ("uniform", "proportional")}
+    old |= {key: mixes["found"][key] for key in ("shares", "utility", "utility_by_probe")}
+    return {**old, "bits_per_byte": {name: each["bits_per_byte"] for name, each in mixes.items()}}
 
 
 def selection(seed: int) -> dict[str, Any]:
@@ -154,6 +160,10 @@ def merged(names: tuple[str, ...], resolution: int) -> dict[str, Any]:
         "single": {name: loss(tuple(float(other == name) for other in names)) for name in names},
         "search": [{"weights": dict(zip(names, w, strict=True)), "loss": loss(w)} for w in tried],
     }
+    if len(names) != 3:  # one is as version 0.1 wrote it
+        rows = {"code": 8, "maths": 8}
+        told |= {"method": "slopes" if len(names) > 3 else "grid", "trunk": loss((0.4, 0.3, 0.3))}
+        told |= {"chosen_on": rows, "reported_on": rows}
     return {"merge.json": told}
 
 

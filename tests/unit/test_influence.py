@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pocketlm.data.influence import influence, probe_directions, table_gradient
+from pocketlm.model import softmax_blocks
 from pocketlm.model.batch import IGNORE_INDEX, Batch
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer, ComputeSettings
 
 # B samples, T tokens, V vocabulary, D hidden, C probes, M matrices
 
@@ -23,7 +25,7 @@ CONFIG = ModelConfig(
     num_attention_heads=2,
     num_key_value_heads=1,
     head_dim=16,
-    max_position_embeddings=64,
+    max_position_embeddings=256,
     rope_theta=10000.0,
     initializer_range=0.1,
     layer_types=(LOCAL, GLOBAL),
@@ -78,22 +80,127 @@ def explicit_gradient(model: Transformer, batch: Batch) -> Tensor:
 def test_the_gradient_of_embedding_and_output_is_autograds_summed_over_samples(model):
     batch = drawn_batch(5)
     expected = sum(explicit_gradient(model, one_sample(batch, row)) for row in range(5))
-    found = table_gradient(model, batch)
-    assert found.shape == (len(tables(model)), 300, 32)
-    assert (found - expected).abs().max() <= 1e-6 * found.abs().max() + 1e-7
+    gradient = table_gradient(model, batch)
+    assert gradient.shape == (len(tables(model)), 300, 32)
+    assert (gradient - expected).abs().max() <= 1e-6 * gradient.abs().max() + 1e-7
     assert all(table.grad is None for table in tables(model))  # training's gradients stay untouched
 
 
 def test_influence_is_the_inner_product_of_each_samples_gradient_with_each_direction(model):
     batch = drawn_batch(5)
     directions = drawn_directions(model, 3)
-    found = influence(model, batch, directions)
-    assert found.shape == (5, 3)
+    scores = influence(model, batch, directions)
+    assert scores.shape == (5, 3)
     for row in range(5):
         gradient = explicit_gradient(model, one_sample(batch, row)).double()
         for column, direction in enumerate(directions):
             expected = float((gradient * direction.double()).sum())
-            assert float(found[row, column]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+            assert float(scores[row, column]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def influence_with_logits(model: Transformer, batch: Batch, directions: Tensor) -> Tensor:
+    """[B, C]: as version 0.1 computed it, with three tensors [B, T, V]."""
+    table = model.model.embed_tokens.weight
+    embedded = F.embedding(batch.input_ids, table).detach().requires_grad_(True)
+    handle = model.model.embed_tokens.register_forward_hook(lambda *_: embedded)
+    hidden = model.hidden(batch.input_ids, None)
+    handle.remove()
+    counted = batch.labels != IGNORE_INDEX
+    weight = counted.float() / counted.sum(1, keepdim=True).clamp(min=1)
+    labels = batch.labels.clamp(min=0)
+    logits = model.head(hidden)
+    losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none") * weight
+    (input_gradient,) = torch.autograd.grad(losses.sum(), embedded)
+    error = (logits.softmax(-1) - F.one_hot(labels, 300)) * weight[..., None]
+    scores = [
+        (error * F.linear(hidden, direction[-1])).sum((1, 2))
+        + (input_gradient * F.embedding(batch.input_ids, direction[0])).sum((1, 2))
+        for direction in directions
+    ]
+    return torch.stack(scores, 1).detach()
+
+
+@pytest.mark.parametrize("tokens", [1024, 7])
+@pytest.mark.parametrize("words", [300, 299, 64, 1])
+def test_no_block_size_changes_the_scores_from_those_computed_with_all_logits(
+    model, tokens, words, monkeypatch
+):
+    monkeypatch.setitem(softmax_blocks.TOKENS, "cpu", tokens)
+    monkeypatch.setattr(
+        softmax_blocks,
+        "word_slices",
+        lambda x, size: (slice(i, i + words) for i in range(0, size, words)),
+    )
+    batch, directions = drawn_batch(5), drawn_directions(model, 2)
+    scores = influence(model, batch, directions)
+    expected = influence_with_logits(model, batch, directions)
+    assert (scores - expected).abs().max() <= 1e-5 * expected.abs().max()
+    rows = [explicit_gradient(model, one_sample(batch, row)) for row in range(5)]
+    gradient = torch.stack(rows).sum(0)
+    difference = (table_gradient(model, batch) - gradient).abs().max()
+    assert difference <= 1e-6 * gradient.abs().max() + 1e-7
+
+
+def test_scores_stay_finite_where_logits_are_large(model):
+    """The running maximum: exp(200) is beyond float32."""
+    large = Transformer(replace(model.config, initializer_range=12.0))
+    assert large(drawn_batch(3).input_ids).abs().max() > 200
+    directions = drawn_directions(large, 1)
+    scores = influence(large, drawn_batch(3), directions)
+    expected = influence_with_logits(large, drawn_batch(3), directions)
+    assert (scores - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_no_tensor_as_large_as_the_logits_is_ever_made(model):
+    """What is allocated at once, in the largest tensor: a block, not B x T x V."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            made = function(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, tuple | list) else [made]:
+                if isinstance(tensor, Tensor):
+                    largest = max(largest, tensor.numel())
+            return made
+
+    directions = drawn_directions(model, 1)
+    with pytest.MonkeyPatch.context() as patch, Watch():
+        patch.setitem(softmax_blocks.BLOCK_BYTES, "cpu", 4 * 4096)
+        influence(model, drawn_batch(40, length=130), directions)
+        table_gradient(model, drawn_batch(40, length=130))
+    hidden, table = 40 * 130 * 64, len(tables(model)) * 300 * 32
+    assert largest <= max(hidden, table) < 40 * 130 * 300
+
+
+def test_products_in_bfloat16_give_the_scores_but_for_rounding(model):
+    batch, directions = drawn_batch(5), drawn_directions(model, 1)
+    exact = influence(model, batch, directions)
+    ComputeSettings(model, torch.bfloat16)
+    try:
+        rounded = influence(model, batch, directions)
+    finally:
+        ComputeSettings(model, None)
+    assert 0 < (rounded - exact).abs().max() <= 0.03 * exact.abs().max()
+
+
+def test_the_score_of_a_mean_direction_is_the_mean_of_the_scores(model):
+    batch, directions = drawn_batch(5), drawn_directions(model, 3)
+    mean = influence(model, batch, directions.mean(0, keepdim=True))[:, 0]
+    assert torch.allclose(mean, influence(model, batch, directions).mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_the_probe_batches_add_up_to_the_directions_of_all(model):
+    probes = {"code": [drawn_batch(3, i) for i in range(5)], "maths": [drawn_batch(2, 9)]}
+    sums: list[Tensor] = []
+    for rank in range(3):
+        probe_directions(
+            model, probes, part=slice(rank, None, 3), all_reduce=lambda x: sums.append(x.clone())
+        )
+    directions = probe_directions(
+        model, probes, all_reduce=lambda x: x.copy_(torch.stack(sums).sum(0))
+    )
+    assert torch.allclose(directions, probe_directions(model, probes), rtol=1e-4, atol=1e-7)
 
 
 def test_a_samples_score_does_not_depend_on_its_neighbours(model):
@@ -151,7 +258,7 @@ def test_probe_directions_are_of_unit_norm_and_one_for_each_probe(model):
 
 def test_probe_directions_are_mean_gradients_over_root_mean_squares(model):
     probes = {"code": [drawn_batch(3, 1), drawn_batch(3, 2)], "maths": [drawn_batch(2, 3)]}
-    each = {
+    by_probe = {
         name: [
             sum(explicit_gradient(model, one_sample(b, row)) for row in range(len(b.labels)))
             / len(b.labels)
@@ -159,11 +266,13 @@ def test_probe_directions_are_mean_gradients_over_root_mean_squares(model):
         ]
         for name, batches in probes.items()
     }
-    flat = torch.stack([g for gradients in each.values() for g in gradients])  # type: ignore[arg-type]
+    flat = torch.stack([g for gradients in by_probe.values() for g in gradients])  # type: ignore[arg-type]
     root = flat.square().mean(0).sqrt() + 1e-8
-    for found, gradients in zip(probe_directions(model, probes), each.values(), strict=True):
+    for direction, gradients in zip(
+        probe_directions(model, probes), by_probe.values(), strict=True
+    ):
         expected = torch.stack(gradients).mean(0) / root  # type: ignore[arg-type]
-        assert F.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.9999
+        assert F.cosine_similarity(direction.flatten(), expected.flatten(), dim=0) > 0.9999
 
 
 def test_a_sample_without_labels_has_no_influence(model):

@@ -11,8 +11,8 @@ KNOWN = ["code", "maths", "web"]
 def test_good_shares_come_back_summing_to_1():
     assert check_shares({"code": 0.25, "web": 0.75}, KNOWN, "mix") == {"code": 0.25, "web": 0.75}
     # rounded in a config
-    found = check_shares({"code": 0.3334, "maths": 0.3334, "web": 0.3334}, KNOWN, "mix")
-    assert sum(found.values()) == pytest.approx(1, abs=1e-12)
+    shares = check_shares({"code": 0.3334, "maths": 0.3334, "web": 0.3334}, KNOWN, "mix")
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_shares_within_their_limits_stay_as_they_are():
 
 
 def test_what_is_cut_goes_to_the_others_by_their_shares():
-    found = cap_repetition(
+    shares = cap_repetition(
         {"a": 0.8, "b": 0.15, "c": 0.05}, {"a": 40, "b": 100, "c": 100}, 100, 1.0
     )
-    assert found == pytest.approx({"a": 0.4, "b": 0.45, "c": 0.15})
+    assert shares == pytest.approx({"a": 0.4, "b": 0.45, "c": 0.15})
 
 
 def test_a_budget_that_fits_to_the_last_token_is_met():
@@ -105,15 +105,15 @@ def test_a_budget_that_fits_to_the_last_token_is_met():
     )
     uneven = {name: 100 + 7 * i for i, name in enumerate(tokens)}
     steep = {name: 2.0**-i / (2 - 2.0**-9) for i, name in enumerate(tokens)}
-    found = cap_repetition(steep, uneven, sum(uneven.values()), 1.0)
-    assert found == pytest.approx(proportional_shares(uneven))
+    shares = cap_repetition(steep, uneven, sum(uneven.values()), 1.0)
+    assert shares == pytest.approx(proportional_shares(uneven))
 
 
 def test_a_source_without_a_share_fills_in_only_when_all_others_are_full():
     tokens = {"a": 10, "b": 10, "c": 100}
     assert cap_repetition({"a": 0.5, "b": 0.5, "c": 0.0}, tokens, 20, 1.0)["c"] == 0
-    found = cap_repetition({"a": 0.5, "b": 0.5, "c": 0.0}, tokens, 40, 1.0)
-    assert found == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
+    shares = cap_repetition({"a": 0.5, "b": 0.5, "c": 0.0}, tokens, 40, 1.0)
+    assert shares == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
 
 
 def test_a_budget_beyond_all_sources_says_what_to_change():

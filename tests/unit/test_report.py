@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_run import evaluation, steps, whole_run, write_stage
+from finished_run import evaluation, mix, mix_of_0_1, steps, whole_run, write_stage
 from rich.console import Console
 
 from pocketlm.commands.tables import evaluation_table
@@ -363,3 +363,31 @@ def test_a_smoothed_constant_is_that_constant_and_thinning_keeps_both_ends() -> 
     assert [y for _, y in smoothed(level)] == pytest.approx([2.5] * 1000)
     few = thinned(level)
     assert len(few) <= 241 and few[0] == level[0] and few[-1] == level[-1]
+
+
+def test_a_mix_is_drawn_whatever_its_name_and_that_of_an_older_version_too(
+    run: dict[str, Path], tmp_path: Path
+) -> None:
+    content = mix()["mix.json"]
+    mixes = content["mixes"]
+    content |= {"selected": "by law", "mixes": {"by law": mixes["found"], "flat": mixes["uniform"]}}
+    renamed = write_stage(tmp_path / "run", "find_mix", "renamed", 1.0, {"mix.json": content})
+    old = write_stage(tmp_path / "run", "find_mix", "old", 1.0, {"mix.json": mix_of_0_1()})
+    page = make_page(tmp_path, CONFIG, [renamed, old], run["evaluation"])
+    text = Reader(page).text
+    assert "Trained on: by law. By law: way found; flat: way uniform." in text
+    assert "the by law mix is the best of the 2" in text
+    assert "the found mix is the best of the 3" in text
+    assert "Trained on: found. Found: from each source's utility in one simulated run" in text
+    assert "Shares of each source in 2 mix" in page and "Shares of each source in 3 mix" in page
+
+
+def test_a_merge_says_how_its_weights_were_found_and_on_which_rows_its_losses_are(
+    whole: str,
+) -> None:
+    text = Reader(whole).text
+    assert "11 combinations were tried" in text and "66 combinations were tried" in text
+    assert "35 weights were tried on the way down the slopes of the loss" in text
+    assert text.count("Weights were chosen on some rows, and these losses are of others.") == 2
+    assert text.count("It was chosen on these very rows") == 1
+    assert text.count("against the trunk") == 2
