@@ -13,7 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pocketlm.data.influence import influence, probe_directions, table_gradient
 from pocketlm.model import softmax_blocks
 from pocketlm.model.batch import IGNORE_INDEX, Batch
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer, ComputeSettings
+from pocketlm.model.transformer import (
+    GLOBAL,
+    LOCAL,
+    ComputeSettings,
+    ModelConfig,
+    Transformer,
+    computing,
+)
 
 # B samples, T tokens, V vocabulary, D hidden, C probes, M matrices
 
@@ -176,11 +183,8 @@ def test_no_tensor_as_large_as_the_logits_is_ever_made(model):
 def test_products_in_bfloat16_give_the_scores_but_for_rounding(model):
     batch, directions = drawn_batch(5), drawn_directions(model, 1)
     exact = influence(model, batch, directions)
-    ComputeSettings(model, torch.bfloat16)
-    try:
+    with computing(model, ComputeSettings(dtype=torch.bfloat16)):
         rounded = influence(model, batch, directions)
-    finally:
-        ComputeSettings(model, None)
     assert 0 < (rounded - exact).abs().max() <= 0.03 * exact.abs().max()
 
 
