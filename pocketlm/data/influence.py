@@ -12,7 +12,7 @@ The papers' sign makes good samples negative yet keeps the positive; here positi
 it lowers the probe's loss. The inverse Hessian is replaced by Adam's diagonal, 1 / (sqrt(mean
 squared gradient) + eps): our choice, as LESS does.
 
-Matrix products run in the model's compute dtype (`set_compute_dtype`), all else in float32.
+Matrix products run in the model's compute dtype (`model.compute`), all else in float32.
 
 Shapes: B samples, T tokens, N labels that count, V vocabulary, D hidden, C probes, M matrices (1
 tied, 2 untied: embedding, output)

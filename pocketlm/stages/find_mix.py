@@ -4,7 +4,7 @@ on each and measuring it on held-out text.
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from pocketlm.data.mixture import Shares, uniform_shares
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.batch import Batch
+from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
@@ -25,8 +26,8 @@ from pocketlm.train.distributed.fsdp import to_device
 from pocketlm.train.distributed.ranks import barrier, device, ranks
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
+from pocketlm.train.milestones import MILESTONES, Milestones
 from pocketlm.train.optim import OptimConfig, lr_at, product_dtype
-from pocketlm.train.resume import load_kept_state
 
 Rows = Mapping[str, TextRows]
 PROXIES = "proxies"
@@ -95,7 +96,8 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path) -> Path:
     if not (out / "mix.json").is_file():
         write_mixes(config, out, corpus)
     for proxy in (out / PROXIES).glob("*") if ranks().first else ():
-        shutil.rmtree(proxy / RESUME, ignore_errors=True)
+        for folder in (proxy / RESUME, proxy / MILESTONES):
+            shutil.rmtree(folder, ignore_errors=True)
     return out
 
 
@@ -119,11 +121,12 @@ def write_mixes(config: MixConfig, out: Path, corpus: Path) -> None:
             budget_tokens=config.budget_tokens,
             max_epochs=config.max_epochs,
             where=f"{config.name}.methods.{name}",
-            simulate=partial(simulate, config, folder, train_rows, probe_rows, domains),
+            simulate=partial(simulate, config, folder, tokenizer, train_rows, probe_rows, domains),
         )
         mixes[name] = METHODS[type(method)](method, problem)
     for name, mix in mixes.items():
-        train_proxy(config, out / PROXIES / name, train_rows, mix.shares, f"{name} mix")
+        folder = out / PROXIES / name
+        train_proxy(config, folder, train_rows, mix.shares, Milestones(1, tokenizer))
     measured = measure_bits(config, out, corpus, tokenizer, list(mixes))
     if ranks().first:
         shares, compared = mixes[config.selected].shares, {}
@@ -143,26 +146,29 @@ def write_mixes(config: MixConfig, out: Path, corpus: Path) -> None:
 
 
 def train_proxy(
-    config: MixConfig, folder: Path, rows: Rows, shares: Shares, label: str, milestones: int = 0
-) -> None:
-    """A proxy trained on these shares: its states in folder/resume, the last one and `milestones`
-    more among them.
-    """
+    config: MixConfig, folder: Path, rows: Rows, shares: Shares, milestones: Milestones
+) -> list[int]:
+    """A proxy trained on these shares: the steps after which it is in folder/milestones."""
     folder.mkdir(parents=True, exist_ok=True)
-    save = config.save
-    if milestones:
-        every = config.optim.num_steps // milestones
-        divisors = (n for n in range(min(every, save.every_steps), 0, -1) if every % n == 0)
-        save = replace(save, every_steps=next(divisors), keep_every_steps=every)
     batches = make_batches(rows, shares, _layout(config), separate_documents=False)
     model = Transformer(config.proxy, seed=config.seed)
-    train(model, batches, next_token_loss, config.optim, folder, label=f"  {label}", save=save)
+    train(
+        model,
+        batches,
+        next_token_loss,
+        config.optim,
+        folder,
+        label=f"  {folder.name}",
+        save=config.save,
+        milestones=milestones,
+    )
+    steps = range(1, config.optim.num_steps + 1)
+    return [step for step in steps if milestones.is_due(step, config.optim.num_steps)]
 
 
-def open_proxy(config: MixConfig, folder: Path, step: int) -> Transformer:
+def open_proxy(folder: Path, step: int) -> Transformer:
     """The proxy after so many steps, whole, where this rank computes."""
-    model = Transformer(config.proxy, seed=config.seed)
-    load_kept_state(model, folder, step)
+    model, _ = load_checkpoint(folder / MILESTONES / f"step-{step:08d}")
     return model.to(device())
 
 
@@ -185,6 +191,7 @@ def _layout(config: MixConfig, seed: int = 0, *, whole: bool = False) -> Layout:
 def simulate(
     config: MixConfig,
     folder: Path,
+    tokenizer: Tokenizer,
     train_rows: Rows,
     probe_rows: Rows,
     domains: Mapping[str, str],
@@ -206,14 +213,12 @@ def simulate(
         domain: _draw_domain(probe_rows, domains, domain, _layout(config, 2, whole=True))
         for domain in sorted(set(domains.values()))
     }
-    train_proxy(config, folder, train_rows, shares, folder.name, milestones=count)
-    every = config.optim.num_steps // count
-    steps = [every * (number + 1) for number in range(count)]
+    steps = train_proxy(config, folder, train_rows, shares, Milestones(count, tokenizer))
     files = [folder / RESUME / f"measured-{step:08d}.json" for step in steps]
     for file, step in _own_part(list(zip(files, steps, strict=True))):
         if file.is_file():
             continue
-        model = open_proxy(config, folder, step)
+        model = open_proxy(folder, step)
         model.compute = ComputeSettings(dtype=product_dtype(config.optim, device()))
         milestone = Milestone(
             model=model,
@@ -274,7 +279,7 @@ def measure_bits(
     for name, domain in _own_part([(name, domain) for name in names for domain in texts]):
         file = files[name][domain]
         if not file.is_file():
-            proxy = open_proxy(config, out / PROXIES / name, config.optim.num_steps)
+            proxy = open_proxy(out / PROXIES / name, config.optim.num_steps)
             model = LanguageModel(proxy, tokenizer)
             write_json(file, bits_per_byte(model, texts[domain], config.seq_len))
     barrier()

@@ -14,7 +14,7 @@ from pocketlm.model.weights import open_safetensors
 from pocketlm.train.checkpoint import RESUME, Optimizers, optimizer_parameters, saved_states
 from pocketlm.train.distributed.ranks import all_reduce_min, barrier, ranks
 from pocketlm.train.distributed.sharded_tensors import Saved, fill, filled_like
-from pocketlm.train.manifest import damage, digest_of, read_manifest
+from pocketlm.train.manifest import damage, read_manifest
 
 
 def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
@@ -48,26 +48,6 @@ def load_state(model: Transformer, optimizers: Optimizers, out: Path) -> int:
                     )
                     optimizer.state[parameter][name.removeprefix(prefix)] = value
     return manifest["step"]
-
-
-def load_kept_state(model: Transformer, out: Path, step: int) -> None:
-    """Fill a whole model with the weights of the state of one step, which `keep_every_steps` kept.
-
-    Any rank may call it alone. ValueError: that state is not there, or damaged.
-    """
-    folder = out / RESUME / f"step-{step:08d}"
-    manifest, problem = read_manifest(folder)
-    for name, entry in manifest.get("files", {}).items():
-        if not (folder / name).is_file() or digest_of(folder / name) != entry["sha256"]:
-            problem = f"{folder / name} is missing, or not what was written"
-    if problem:
-        raise ValueError(f"{problem}; delete {folder.parent} to begin this training anew")
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        opened = {
-            name: stack.enter_context(open_safetensors(folder / name)) for name in manifest["files"]
-        }
-        for name, tensor in model.state_dict().items():
-            fill(tensor, f"model/{name}", manifest["tensors"], opened)
 
 
 def threads_of(out: Path, label: str) -> int:

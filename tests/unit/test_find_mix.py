@@ -18,6 +18,7 @@ from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.files import read_json
+from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages import find_mix as stage
 from pocketlm.stages.find_mix import MixConfig, find_mix
@@ -99,7 +100,9 @@ def test_a_milestone_of_the_simulated_run_is_the_model_that_a_plain_loop_has_at_
         for split in ("train", "probe")
     }
     flat = dict.fromkeys(DOMAINS, 1 / 3)
-    arguments = (CONFIG, tmp_path / "run", rows["train"], rows["probe"], DOMAINS, flat, 3, measure)
+    tokenizer = Tokenizer.load(corpus / "tokenizer")
+    problem = (CONFIG, tmp_path / "run", tokenizer, rows["train"], rows["probe"], DOMAINS)
+    arguments = (*problem, flat, 3, measure)
     lrs = stage.simulate(*arguments)
     assert lrs == [lr_at(OPTIM, step) for step in (1, 3, 5)]
     assert stage.simulate(*arguments) == lrs  # from the files
@@ -136,7 +139,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_mixes(
     find_mix(CONFIG, tmp_path, corpus=corpus)
     assert done < calls + 5 * OPTIM.num_steps  # the steps before the last state are not repeated
     assert read_json(tmp_path / "mix.json") == mixed
-    assert not list(tmp_path.rglob("resume"))
+    assert not [*tmp_path.rglob("resume"), *tmp_path.rglob("milestones")]
 
 
 def mixed_on_ranks(out: Path, corpus: Path) -> None:
