@@ -39,7 +39,7 @@ def check_model(path: Path) -> None:
             f"{path}: no such model; give a checkpoint folder, a .gguf or a .pte file"
         )
     if path.is_dir() and not (path / "config.json").is_file():
-        inside = sorted(str(found.parent) for found in path.glob("*/config.json"))
+        inside = sorted(str(config.parent) for config in path.glob("*/config.json"))
         raise ValueError(
             f"{path}: no checkpoint (no "
             f"config.json){'; there are ' + ', '.join(inside) if inside else ''}"

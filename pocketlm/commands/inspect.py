@@ -133,10 +133,10 @@ def example_text(
     """The example for people: each token where the text of those before it ends."""
     from rich.text import Text
 
-    text, before, shown = Text(), False, ""
+    text, before, decoded = Text(), False, ""
     for number, (token, learn) in enumerate(zip(ids, learnt, strict=True)):
         whole = tokenizer.decode(ids[: number + 1], keep_special=True).rstrip("\ufffd")
-        piece, shown = whole[len(shown) :], whole
+        piece, decoded = whole[len(decoded) :], whole
         piece = piece.replace("\n", "↵\n")
         if coloured:
             special = token in tokenizer.special_ids

@@ -50,7 +50,7 @@ class Rendering:
     @property
     def shown(self) -> str:
         """The text as the model reads it."""
-        return PLACEHOLDER.sub(lambda found: self.words[int(found[1])], self.text)
+        return PLACEHOLDER.sub(lambda match: self.words[int(match[1])], self.text)
 
 
 class ChatTemplate:
@@ -224,8 +224,8 @@ class _Hidden:
             else value
         )
 
-    def _place(self, found: re.Match[str]) -> str:
-        self.words.append(found[0])
+    def _place(self, match: re.Match[str]) -> str:
+        self.words.append(match[0])
         return f"\uf8e0{NONCE}:{len(self.words) - 1}\uf8e1"
 
 
@@ -272,13 +272,13 @@ class MarkedEncoder:
         pieces: list[str] = []
         places = [(0, 0)]  # (in the encoded text, in the rendering) where a piece begins
         length = at = written = 0
-        for found in self.parts.finditer(rendering.text):
-            new = rendering.words[int(found[1])] if found[1] is not None else self.names[found[2]]
-            written += found[1] is None
-            pieces += [rendering.text[at : found.start()], new]
-            length += found.start() - at
-            places += [(length, found.start()), (length + len(new), found.end())]
-            length, at = length + len(new), found.end()
+        for match in self.parts.finditer(rendering.text):
+            new = rendering.words[int(match[1])] if match[1] is not None else self.names[match[2]]
+            written += match[1] is None
+            pieces += [rendering.text[at : match.start()], new]
+            length += match.start() - at
+            places += [(length, match.start()), (length + len(new), match.end())]
+            length, at = length + len(new), match.end()
         pieces.append(rendering.text[at:])
         encoding = self.backend.encode("".join(pieces), add_special_tokens=False)
         ids = [self.ids.get(i, i) for i in encoding.ids]

@@ -47,10 +47,10 @@ def save_checkpoint(
     hold it.
     """
     chosen = LAYOUTS[layout] if layout else native_layout(model.config)
-    own = scheme_of(model)
+    scheme = scheme_of(model)
     write_files(
         folder,
-        hugging_face_config(model.config, tokenizer, own.name if own else None, chosen),
+        hugging_face_config(model.config, tokenizer, scheme.name if scheme else None, chosen),
         stored_tensors(model, chosen),
         tokenizer,
     )
@@ -94,7 +94,7 @@ def hugging_face_config(
 ) -> dict[str, Any]:
     """config.json in that layout."""
     fields = asdict(config)
-    own = {"qk_norm_weight": fields.pop("qk_norm_weight"), "quantization": quantization}
+    extras = {"qk_norm_weight": fields.pop("qk_norm_weight"), "quantization": quantization}
     for ours in ("use_qk_norm", "layer_types", "sliding_window", "rope_scaling", "layer_repeats"):
         fields.pop(ours)
     scaling = config.rope_scaling
@@ -115,7 +115,7 @@ def hugging_face_config(
         "dtype": "float32",
         **bos,
         "eos_token_id": sorted(tokenizer.stop_ids),
-        "pocketlm": own,
+        "pocketlm": extras,
     }
 
 
@@ -172,12 +172,12 @@ def _filled(
     folder: Path, config: ModelConfig, layout: Layout, tensors: dict[str, Tensor]
 ) -> Transformer:
     """The network of a folder with its tensors in it."""
-    asked, found = num_parameters(config), count_numbers(folder)
+    wanted, present = num_parameters(config), count_numbers(folder)
     # before it is allocated: a size that somebody mistyped may ask for terabytes
-    if asked > 2 * found + 2**20:
+    if wanted > 2 * present + 2**20:
         raise ValueError(
-            f"{folder}: the weights do not fit config.json, whose sizes ask for {asked:,} "
-            f"parameters; there are {found:,}"
+            f"{folder}: the weights do not fit config.json, whose sizes ask for {wanted:,} "
+            f"parameters; there are {present:,}"
         )
     model = Transformer(config)
     quantization = quantization_of(folder)

@@ -93,11 +93,11 @@ def template_end(template: ChatTemplate | None, added: Sequence[str]) -> str | N
             ).text
         except ChatRefused:
             continue
-        _, found, tail = text.rpartition(answer)
+        _, answer_there, tail = text.rpartition(answer)
         places = [
             (tail.find(token), -len(token), token) for token in added if token and token in tail
         ]
-        if found:
+        if answer_there:
             return min(places)[2] if places else None
     return None
 

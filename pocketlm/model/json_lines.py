@@ -106,12 +106,12 @@ def _parsed(text: str, where: str, advice: str, *, many_lines: bool = False) -> 
         ) from None
     except ValueError as error:
         limit = sys.get_int_max_str_digits()
-        found = (
+        bad_lines = (
             m
             for m in re.finditer(rf"{STRING}|\d{{{limit + 1},}}", text, re.DOTALL)
             if m[0][0] != '"'
         )
-        if (number := next(found, None)) is None:
+        if (number := next(bad_lines, None)) is None:
             raise ValueError(f"{where}: JSON that cannot be read ({error}); {advice}") from None
         digits = f"a number of {len(number[0]):,} digits, more than the {limit:,} that are read"
         raise ValueError(f"{place(number.start())}: {digits}; {advice}") from None
@@ -120,11 +120,11 @@ def _parsed(text: str, where: str, advice: str, *, many_lines: bool = False) -> 
 def _deepest(text: str) -> tuple[int, int]:
     """(how deep brackets nest, where the deepest opens)."""
     depth = deepest = at = 0
-    for found in re.finditer(rf"{STRING}|[\[\]{{}}]", text, re.DOTALL):
-        if found[0] in ("[", "{"):
+    for match in re.finditer(rf"{STRING}|[\[\]{{}}]", text, re.DOTALL):
+        if match[0] in ("[", "{"):
             depth += 1
             if depth > deepest:
-                deepest, at = depth, found.start()
-        elif found[0] in ("]", "}"):
+                deepest, at = depth, match.start()
+        elif match[0] in ("]", "}"):
             depth -= 1
     return deepest, at

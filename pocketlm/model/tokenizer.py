@@ -207,7 +207,7 @@ class Tokenizer:
             except ChatRefused as error:
                 refused[number] = error
                 parts.append([])
-        flat = [part for some in parts for part in some]
+        flat = [part for part_ids in parts for part in part_ids]
         encoded = iter(self._encode([part.rendering for part in flat]))
         stop_ids = self.stop_ids
         results: list[Answers] = []
@@ -325,10 +325,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    found = backend.get_vocab_size()
-    if found != vocab_size:
+    size = backend.get_vocab_size()
+    if size != vocab_size:
         raise ValueError(
-            f"the text only yields {found} tokens, vocab_size asks for {vocab_size}; lower it or "
+            f"the text only yields {size} tokens, vocab_size asks for {vocab_size}; lower it or "
             "add text"
         )
     return Tokenizer(backend)

@@ -90,16 +90,18 @@ def _load_own(folder: Path, config: dict[str, Any]) -> "Tokenizer":
 
 def _told_stops(ours: dict[str, Any], folder: Path) -> dict[str, list[str]]:
     """The tokens that end answers, with who says so, as a folder of ours keeps them."""
-    told = ours.get("stop_tokens", {})
-    lists = isinstance(told, dict) and all(isinstance(sources, list) for sources in told.values())
+    stop_tokens = ours.get("stop_tokens", {})
+    lists = isinstance(stop_tokens, dict) and all(
+        isinstance(sources, list) for sources in stop_tokens.values()
+    )
     if not lists or not all(
-        isinstance(source, str) for sources in told.values() for source in sources
+        isinstance(source, str) for sources in stop_tokens.values() for source in sources
     ):
         raise ValueError(
             f"{folder / CONFIG}: field {OURS}.stop_tokens is no object of lists of texts; import "
             "the model again"
         )
-    return dict(told)
+    return dict(stop_tokens)
 
 
 def backend_of(file: Path) -> tokenizers.Tokenizer:
@@ -129,31 +131,31 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
     if (folder / "tokenizer.json").is_file():
         stored = backend_of(folder / "tokenizer.json")  # its own words for what is wrong with it
     with _quiet(), _naming(folder):
-        theirs: Any = AutoTokenizer.from_pretrained(
+        foreign: Any = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    backend = getattr(theirs, "backend_tokenizer", None)
+    backend = getattr(foreign, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise ValueError(
-            f"{folder}: transformers opens this tokenizer as {type(theirs).__name__}, which has no "
-            "tokenizer.json; save it as one that has (tokenizer.save_pretrained of a fast "
+            f"{folder}: transformers opens this tokenizer as {type(foreign).__name__}, which has "
+            "no tokenizer.json; save it as one that has (tokenizer.save_pretrained of a fast "
             "tokenizer)"
         )
-    if getattr(theirs, "split_special_tokens", False):
+    if getattr(foreign, "split_special_tokens", False):
         raise ValueError(
             f"{folder / CONFIG}: split_special_tokens makes the template's own tokens text, so no "
             "turn would be told "
             "from another; remove it"
         )
-    template, named = _templates(theirs.chat_template, folder)
-    adds_bos, adds_eos = _adds(theirs)
+    template, named = _templates(foreign.chat_template, folder)
+    adds_bos, adds_eos = _adds(foreign)
     special = {
         name: str(token)
-        for name, token in theirs.special_tokens_map.items()
+        for name, token in foreign.special_tokens_map.items()
         if isinstance(token, str)
     }
     by_file, notes = _stops_of_files(folder, backend)
-    eos = theirs.eos_token or next(iter(by_file), None)
+    eos = foreign.eos_token or next(iter(by_file), None)
     if eos is None and backend.token_to_id(END_OF_TEXT) is not None:
         eos = END_OF_TEXT
     if eos is None:
@@ -167,7 +169,7 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
     with _naming(folder / CONFIG):
         tokenizer = Tokenizer(
             backend,
-            bos_token=theirs.bos_token,
+            bos_token=foreign.bos_token,
             eos_token=eos,
             end_of_turn_token=None,
             chat_template=template,
@@ -202,10 +204,10 @@ def _named_templates(folder: Path) -> dict[str, str]:
     return {file.stem: file.read_text(encoding="utf-8") for file in files}
 
 
-def _adds(theirs: Any) -> tuple[bool, bool]:
+def _adds(foreign: Any) -> tuple[bool, bool]:
     """Whether transformers puts bos before, and eos behind, a plain text."""
-    ids = theirs("a")["input_ids"]
-    bos, eos = theirs.bos_token_id, theirs.eos_token_id
+    ids = foreign("a")["input_ids"]
+    bos, eos = foreign.bos_token_id, foreign.eos_token_id
     return bool(ids) and ids[0] == bos and bos is not None, len(ids) > 1 and ids[-1] == eos
 
 
@@ -301,7 +303,7 @@ def _quiet() -> Iterator[None]:
 def save_tokenizer(tokenizer: "Tokenizer", folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json and the chat templates, as transformers reads them."""
     write_text(folder / "tokenizer.json", tokenizer.backend.to_str())
-    told = {t: list(sources) for t, sources in tokenizer.endings.tokens.items()}
+    stop_tokens = {t: list(sources) for t, sources in tokenizer.endings.tokens.items()}
     template = tokenizer.chat_template
     eos = tokenizer.special_tokens.get("eos_token", tokenizer.eos_token)
     if template and "eos_token" not in template:
@@ -318,7 +320,7 @@ def save_tokenizer(tokenizer: "Tokenizer", folder: Path) -> None:
         OURS: {
             "eos_token": tokenizer.eos_token,
             "end_of_turn_token": tokenizer.end_of_turn_token,
-            "stop_tokens": told,
+            "stop_tokens": stop_tokens,
         },
     }
     write_json(folder / CONFIG, config)

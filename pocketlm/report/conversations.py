@@ -23,19 +23,19 @@ HEADINGS = (
 
 def conversations_section(stages: Sequence[Stage]) -> Element | None:
     """A row for each training stage that learnt conversations, and for each of its sources."""
-    found = {
+    reports = {
         stage.name: stage.files["conversations.json"]
         for stage in stages
         if "conversations.json" in stage.files
     }
-    if not found:
+    if not reports:
         return None
     rows: list[list[Cell]] = []
-    for name, told in found.items():
-        rows.append(_row(name, told))
-        sources = told.get("sources", {})
+    for name, counts in reports.items():
+        rows.append(_row(name, counts))
+        sources = counts.get("sources", {})
         if len(sources) > 1:
-            rows += [_row(f"{name}: {source}", own) for source, own in sources.items()]
+            rows += [_row(f"{name}: {source}", by_source) for source, by_source in sources.items()]
     parts: list[Element] = [
         paragraph(
             "A row is one conversation of a source; it may give several examples, or none. What "
@@ -44,35 +44,37 @@ def conversations_section(stages: Sequence[Stage]) -> Element | None:
         ),
         table("Conversations of each training stage", list(HEADINGS), rows, class_="full wide"),
     ]
-    warnings = [line for name, told in found.items() if (line := _warning(name, told))]
+    warnings = [line for name, counts in reports.items() if (line := _warning(name, counts))]
     parts += [node("p", line, class_="missed") for line in warnings]
     return section("conversations", "Conversations: what was learnt of them", *parts)
 
 
-def _row(name: str, told: Mapping[str, Any]) -> list[Cell]:
+def _row(name: str, counts: Mapping[str, Any]) -> list[Cell]:
     return [
         name,
         *(
-            number(f"{told[key]:,}") if key in told else None
+            number(f"{counts[key]:,}") if key in counts else None
             for key in ("rows", "learnt", "examples")
         ),
-        _counts(told.get("left_out", {})) or "none",
-        _counts(told.get("fields_not_rendered", {})) or "none",
-        number(f"{told['special_words_as_text']:,}") if "special_words_as_text" in told else None,
+        _counts(counts.get("left_out", {})) or "none",
+        _counts(counts.get("fields_not_rendered", {})) or "none",
+        number(f"{counts['special_words_as_text']:,}")
+        if "special_words_as_text" in counts
+        else None,
     ]
 
 
-def _warning(name: str, told: Mapping[str, Any]) -> str:
+def _warning(name: str, counts: Mapping[str, Any]) -> str:
     """What is to be said of a stage that left out more than WARNED_SHARE of its rows; "" of
     another.
     """
-    rows, left = told["rows"], told["rows"] - told["learnt"]
-    if left <= WARNED_SHARE * rows:
+    rows, not_learnt = counts["rows"], counts["rows"] - counts["learnt"]
+    if not_learnt <= WARNED_SHARE * rows:
         return ""
-    reasons = _counts(told.get("left_out", {})) or "no reason was written"
+    reasons = _counts(counts.get("left_out", {})) or "no reason was written"
     return (
-        f"{name}: {count(left)} of {count(rows)} conversations ({percent(left / rows)}) were not "
-        f"learnt: {reasons}."
+        f"{name}: {count(not_learnt)} of {count(rows)} conversations "
+        f"({percent(not_learnt / rows)}) were not learnt: {reasons}."
     )
 
 

@@ -16,8 +16,8 @@ def node(tag: str, *children: Child, **attributes: str | float | None) -> Elemen
     element = Element(tag)
     for name, value in attributes.items():
         if value is not None:
-            shown = printable(value) if isinstance(value, str) else short(value)
-            element.set(name.rstrip("_").replace("_", "-"), shown)
+            text = printable(value) if isinstance(value, str) else short(value)
+            element.set(name.rstrip("_").replace("_", "-"), text)
     for child in children:
         add(element, child)
     return element

@@ -17,10 +17,10 @@ def points(difference: float | None) -> str:
 
 def signed(value: float, decimals: int) -> str:
     """+1.3, −0.2, and 0.0 without a sign."""
-    shown = f"{abs(value):,.{decimals}f}"
-    if not any(digit in shown for digit in "123456789"):
-        return shown
-    return f"{'+' if value > 0 else MINUS}{shown}"
+    digits = f"{abs(value):,.{decimals}f}"
+    if not any(digit in digits for digit in "123456789"):
+        return digits
+    return f"{'+' if value > 0 else MINUS}{digits}"
 
 
 def count(value: float) -> str:
@@ -35,9 +35,9 @@ def size(num_bytes: float) -> str:
     """Bytes in decimal units, three digits of them: 812 kB, 1.25 GB."""
     for unit_bytes, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if num_bytes >= unit_bytes:
-            shown = num_bytes / unit_bytes
-            decimals = 0 if shown >= 99.95 else 1 if shown >= 9.995 else 2
-            return f"{shown:,.{decimals}f}{TIGHT}{unit}"
+            in_unit = num_bytes / unit_bytes
+            decimals = 0 if in_unit >= 99.95 else 1 if in_unit >= 9.995 else 2
+            return f"{in_unit:,.{decimals}f}{TIGHT}{unit}"
     return f"{num_bytes:,.0f}{TIGHT}bytes"
 
 

@@ -16,9 +16,9 @@ Cell: TypeAlias = "str | Element | None"
 
 def page(title: str, sections: Iterable[Element | None], footer: str) -> str:
     """One HTML file that needs no other: text and tables, inline SVG, its own style, no script."""
-    shown = [section for section in sections if section is not None]
+    present = [section for section in sections if section is not None]
     links = [
-        node("li", node("a", heading_of(part), href=f"#{part.get('id')}")) for part in shown[1:]
+        node("li", node("a", heading_of(part), href=f"#{part.get('id')}")) for part in present[1:]
     ]
     head = node(
         "head",
@@ -32,7 +32,7 @@ def page(title: str, sections: Iterable[Element | None], footer: str) -> str:
     header = node("header", node("h1", title))
     body = node(
         "body",
-        node("main", header, shown[0], contents, *shown[1:]),
+        node("main", header, present[0], contents, *present[1:]),
         node("footer", node("p", footer)),
     )
     return to_html(node("html", head, body, lang="en"))
@@ -99,8 +99,8 @@ def multiples(figures: Iterable[Element]) -> Element:
 
 def legend(entries: Iterable[tuple[str, str]]) -> Element:
     """(colour class, words) of what is drawn."""
-    shown = [node("li", swatch(colour), words) for colour, words in entries]
-    return node("ul", *shown, class_="legend")
+    items = [node("li", swatch(colour), words) for colour, words in entries]
+    return node("ul", *items, class_="legend")
 
 
 def swatch(colour: str) -> Element:

@@ -158,10 +158,10 @@ def triangle(
     for weights, loss in points:
         x, y = place(weights)
         strength = 1 - _part(loss, low, high)
-        shown = ", ".join(
+        shares = ", ".join(
             f"{name} {weight:.2f}" for name, weight in zip(corners, weights, strict=True)
         )
-        words = node("title", f"{shown}: {loss:.4f}")
+        words = node("title", f"{shares}: {loss:.4f}")
         dot = node(
             "circle",
             words,
@@ -190,11 +190,11 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     """
     reach = max(2, len(points) // 40)
     sums = [0.0, *accumulate(y for _, y in points)]
-    found = []
+    slopes = []
     for place, (x, _) in enumerate(points):
         first, last = max(0, place - reach), min(len(points), place + reach + 1)
-        found.append((x, (sums[last] - sums[first]) / (last - first)))
-    return found
+        slopes.append((x, (sums[last] - sums[first]) / (last - first)))
+    return slopes
 
 
 def thinned(points: Sequence[Point], limit: int = 240) -> list[Point]:

@@ -23,13 +23,13 @@ HEADINGS = (
 
 def speed_section(stages: Sequence[Stage]) -> Element | None:
     """What each bench stage measured."""
-    found = [stage.files["bench.json"] for stage in stages if "bench.json" in stage.files]
-    if not found:
+    benches = [stage.files["bench.json"] for stage in stages if "bench.json" in stage.files]
+    if not benches:
         return None
     parts = []
-    for told in found:
+    for bench in benches:
         rows: list[list[Cell]] = []
-        for label, model in told["models"].items():
+        for label, model in bench["models"].items():
             whole: list[Cell] = [
                 label,
                 number(size(model["bytes"])),
@@ -53,14 +53,13 @@ def speed_section(stages: Sequence[Stage]) -> Element | None:
         parts.append(table("Speed and size of each model", HEADINGS, rows))
         parts.append(
             paragraph(
-                f"Each model alone in a process, on {told['threads']} "
-                f"thread{'s' * (told['threads'] > 1)}, medians of "
-                f"{told['repeats']}; the last {told['new_tokens']} tokens of a context are made by "
-                "the model. Prefill and "
-                "decode in tokens a second. Peak memory counts Python and the runtime too. Of "
-                "limit: decode against reading "
-                "all weights and the cache once a token, at the "
-                f"{told['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s of memory "
+                f"Each model alone in a process, on {bench['threads']} "
+                f"thread{'s' * (bench['threads'] > 1)}, medians of "
+                f"{bench['repeats']}; the last {bench['new_tokens']} tokens of a context are made "
+                "by the model. Prefill and decode in tokens a second. Peak memory counts Python "
+                "and the runtime too. Of limit: decode against reading all weights and the cache "
+                "once a token, at the "
+                f"{bench['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s of memory "
                 "that this run measured; what stays in the processor's cache can be above.",
                 quiet=True,
             )

@@ -64,12 +64,12 @@ def road_section(stages: Sequence[Stage]) -> Element:
         "when",
         "took",
     ]
-    shown = table("Stages in order, and the time of each", headings, rows, class_="full")
+    stages_table = table("Stages in order, and the time of each", headings, rows, class_="full")
     used = [KINDS[kind] for kind in KINDS if any(stage.kind == kind for stage in stages)]
     longest = max(stages, key=lambda stage: stage.seconds)
     intro = f"{len(stages)} stages in {duration(whole)}. "
     intro += f"The longest: {longest.name}, {duration(longest.seconds)}."
-    return section("road", "The road", paragraph(intro), legend(used), shown)
+    return section("road", "The road", paragraph(intro), legend(used), stages_table)
 
 
 def _origins(stage: Stage) -> Iterable[str]:
@@ -77,9 +77,9 @@ def _origins(stage: Stage) -> Iterable[str]:
     part.
     """
     for value in stage.record["inputs"].values():
-        for each in value if isinstance(value, list) else [value]:
-            if each is not None:
-                path = Path(each["path"])
+        for entry in value if isinstance(value, list) else [value]:
+            if entry is not None:
+                path = Path(entry["path"])
                 yield path.name if path.is_absolute() else str(path)
 
 
@@ -154,8 +154,8 @@ def _value(value: Any, indent: int = 2) -> str:
         return line
     space = "\n" + " " * indent
     if isinstance(value, list):
-        return "".join(f"{space}- {_value(each, indent + 2)}" for each in value)
-    return "".join(f"{space}{name}: {_value(each, indent + 2)}" for name, each in value.items())
+        return "".join(f"{space}- {_value(entry, indent + 2)}" for entry in value)
+    return "".join(f"{space}{name}: {_value(entry, indent + 2)}" for name, entry in value.items())
 
 
 def _is_finite(value: Any) -> bool:

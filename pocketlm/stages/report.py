@@ -124,10 +124,10 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     path = folder / "evaluation.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no evaluation.json; give the folder of an evaluate stage")
-    found = read_object(path)
-    if not found.object("models", None):
+    report = read_object(path)
+    if not report.object("models", None):
         raise ValueError(f"{path} holds no model's figures; run the evaluate stage anew")
-    return found
+    return report
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
