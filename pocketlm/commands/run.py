@@ -158,7 +158,8 @@ def check_rows(calls: "list[Call]", world_size: int) -> None:
 
     for call in calls:
         config = call.config
-        if not runs_on_all_ranks(config) or config.optim is None or call.state() == "done":
+        trains = runs_on_all_ranks(config) and getattr(config, "optim", None) is not None
+        if not trains or call.state() == "done":
             continue
         ranks = num_ranks(config, call.num_beside, world_size)
         together = config.micro_batch_size * ranks

@@ -22,7 +22,8 @@ from pocketlm.runner.differences import differences, fingerprints
 RECORD = "stage.json"
 MISSING = "missing"  # the fingerprint, in a dry run, of an input that is not there
 HASHED_BYTES = 4 << 30  # of one input; what lies beyond counts by name and size alone
-NOT_OUTPUTS = {"resume", "tensorboard"}  # folders a user may delete from a finished stage
+# folders, at any depth, that a user may delete from a finished stage
+NOT_OUTPUTS = {"resume", "tensorboard"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def list_outputs(folder: Path) -> dict[str, int]:
     return {
         str(name): size
         for name, size in names.items()
-        if name.parts[0] not in NOT_OUTPUTS and str(name) != RECORD
+        if not NOT_OUTPUTS & set(name.parts) and str(name) != RECORD
     }
 
 

@@ -49,7 +49,8 @@ def num_ranks(config: Any, num_stages: int, world_size: int) -> int:
     more than to refuse, because a specialist's step may be a single long row (Pro, section 6).
     """
     share = world_size // at_once(num_stages, world_size)
-    if num_stages == 1 or share == 1:
+    # what scores or merges divides any number of rows over any number of ranks
+    if num_stages == 1 or share == 1 or not hasattr(config, "rows_per_step"):
         return share
     fitting = (
         count

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from rank_processes import start_ranks
+from rank_processes import on_ranks, start_ranks
 
-from pocketlm.train.distributed.ranks import ALONE, joined, ranks
+from pocketlm.train.distributed.ranks import ALONE, joined, on_first_rank, ranks
 
 RECIPE = '''
 import os, time
@@ -250,3 +250,31 @@ def test_alone_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> Non
     with joined() as launch:
         assert ranks() is ALONE and launch.may_explain() and launch.may_explain()
         launch.broadcast("go")  # to nobody
+
+
+def write_once(folder: Path) -> tuple[bool, int]:
+    """(whether the file is there when the ranks go on, how many wrote it)."""
+
+    def work() -> None:
+        time.sleep(0.5)
+        with open(folder / "written.txt", "a") as file:
+            file.write("once ")
+
+    on_first_rank(work)
+    return (folder / "written.txt").exists(), (folder / "written.txt").read_text().count("once")
+
+
+def test_the_others_wait_for_what_the_first_rank_does(tmp_path: Path) -> None:
+    assert on_ranks(2, tmp_path, write_once, tmp_path) == [(True, 1)] * 2
+
+
+def fail_first(folder: Path) -> None:
+    def work() -> None:
+        raise ValueError("nothing to train on")
+
+    on_first_rank(work)
+
+
+def test_an_error_of_the_first_rank_is_its_own_and_ends_the_others(tmp_path: Path) -> None:
+    first, other = on_ranks(2, tmp_path, fail_first, tmp_path)
+    assert isinstance(first, ValueError) and isinstance(other, ConnectionError)
