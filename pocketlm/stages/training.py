@@ -9,6 +9,7 @@ from typing import Protocol
 from pocketlm.data.batches import ConversationRows, Layout, Rows, make_batches
 from pocketlm.data.conversation_store import StoredRows, is_store_of, read_tally, write_store
 from pocketlm.data.conversations import Tally, conversation_files, learnable_pairs, report_tally
+from pocketlm.data.padding import trimmed
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
@@ -82,7 +83,7 @@ def train_stage(
         loss_fn = distillation_loss(scores, config.distillation)
     student = train(
         student,
-        batches,
+        trimmed(batches),
         loss_fn,
         optim,
         out,
