@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pocketlm.data.batches import ConversationRows
 from pocketlm.model.chat_template import ChatRefused
 from pocketlm.model.conversation import Conversation, conversation_of, is_conversation
 from pocketlm.model.files import read_json, write_json
@@ -99,6 +98,22 @@ class Tally:
             "fields_not_rendered": dict(self.not_rendered),
         }
 
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> "Tally":
+        """The tally that `as_json` gave."""
+        return Tally(
+            rows=content["rows"],
+            learnt=content["learnt"],
+            examples=content["examples"],
+            tokens=content["tokens"],
+            learnt_tokens=content["learnt_tokens"],
+            without_end=content["examples_without_end"],
+            words_as_text=content["special_words_as_text"],
+            left_out=Counter(content["left_out"]),
+            where=dict(content["where"]),
+            not_rendered=Counter(content["fields_not_rendered"]),
+        )
+
 
 def too_long(seq_len: int) -> str:
     """Why a conversation of more tokens is left out: a row reads seq_len of them, and the one after
@@ -132,15 +147,24 @@ def learnable(
     files: Sequence[Path], tokenizer: Tokenizer, seq_len: int
 ) -> tuple[list[Pair], Tally]:
     """The same with the tally: what was left out and why."""
+    tally = Tally()
+    return list(learnable_pairs(files, tokenizer, seq_len, tally)), tally
+
+
+def learnable_pairs(
+    files: Sequence[Path], tokenizer: Tokenizer, seq_len: int, tally: Tally
+) -> Iterator[Pair]:
+    """The same pairs one after another, a thousand conversations in memory; the tally is counted
+    on.
+    """
     conversations = (conversation for file in files for conversation in read_conversations(file))
-    pairs, tally = examples_of(conversations, tokenizer, seq_len)
-    if not pairs:
+    yield from _pairs(conversations, tokenizer, seq_len, tally)
+    if not tally.examples:
         names = ", ".join(str(file) for file in files) or "the corpus"
         why = "; ".join(list(tally.lines())[1:]) if tally.left_out else NO_CONVERSATION
         if set(tally.left_out) == {too_long(seq_len)}:
             why = f"no conversation of at most {seq_len + 1} tokens ({tally.rows} are longer)"
         raise ValueError(f"{names}: {why}; nothing to train on")
-    return pairs, tally
 
 
 def examples_of(
@@ -149,16 +173,21 @@ def examples_of(
     """(ids, mask of what is learnt) of each example that fits in seq_len, and what became of all
     conversations.
     """
-    tally, remaining = Tally(), iter(conversations)
-    pairs: list[Pair] = []
+    tally = Tally()
+    return list(_pairs(conversations, tokenizer, seq_len, tally)), tally
+
+
+def _pairs(
+    conversations: Iterable[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally
+) -> Iterator[Pair]:
+    remaining = iter(conversations)
     while batch := list(islice(remaining, AT_ONCE)):
-        pairs += _batch(batch, tokenizer, seq_len, tally)
-    return pairs, tally
+        yield from _batch(batch, tokenizer, seq_len, tally)
 
 
 def _batch(
     conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally
-) -> Iterable[Pair]:
+) -> list[Pair]:
     pairs: list[Pair] = []
     for conversation, result in zip(conversations, tokenizer.answers(conversations), strict=True):
         tally.rows += 1
@@ -182,16 +211,9 @@ def _batch(
     return pairs
 
 
-def conversation_rows(
-    corpus: Path,
-    sources: tuple[str, ...],
-    tokenizer: Tokenizer,
-    seq_len: int,
-    *,
-    packed: bool = True,
-) -> tuple[ConversationRows, Tally]:
-    """Rows of the training conversations of these sources of a corpus, packed or one a row; and
-    what was left out.
+def conversation_files(corpus: Path, sources: tuple[str, ...]) -> list[Path]:
+    """The files of training conversations of these sources of a corpus; of all where none is
+    named.
     """
     names = sources or tuple(sorted(p.name for p in (corpus / "documents").iterdir() if p.is_dir()))
     files = [corpus / "documents" / name / "train.jsonl" for name in names]
@@ -200,8 +222,7 @@ def conversation_rows(
             raise FileNotFoundError(
                 f"{corpus} has no source {file.parent.name!r} with training documents"
             )
-    pairs, tally = learnable(files, tokenizer, seq_len)
-    return ConversationRows(pairs, seq_len, tokenizer.eos_id, packed=packed), tally
+    return files
 
 
 def report_tally(tally: Tally, tokenizer: Tokenizer, out: Path, label: str) -> None:

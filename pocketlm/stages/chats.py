@@ -5,7 +5,7 @@ trains.
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketlm.data.conversations import conversation_rows, report_tally
+from pocketlm.data.conversations import Tally, conversation_files, learnable_pairs, report_tally
 from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
 
 
@@ -32,6 +32,8 @@ def check_chats(config: ChatsConfig, out: Path, *, corpus: Path, model: Path) ->
     """
     tokenizer = Tokenizer.load(model)
     teach_chat_template(tokenizer)
-    _, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
+    files, tally = conversation_files(corpus, config.sources), Tally()
+    for _ in learnable_pairs(files, tokenizer, config.seq_len, tally):
+        pass  # counted alone
     report_tally(tally, tokenizer, out, config.name)
     return out

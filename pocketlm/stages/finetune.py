@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from pocketlm.data.conversations import conversation_rows, report_tally
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.tokenizer import teach_chat_template
-from pocketlm.stages.training import check_seq_len, train_stage
+from pocketlm.stages.training import check_seq_len, conversation_rows, train_stage
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distill.teacher import live_shape
-from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.losses import Distillation
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
@@ -57,11 +55,9 @@ def finetune(
     student, tokenizer = load_checkpoint(model)
     teach_chat_template(tokenizer)
     check_seq_len(config, student)
-    rows, tally = conversation_rows(
-        corpus, config.sources, tokenizer, config.seq_len, packed=config.packed
+    rows = conversation_rows(
+        config.name, out, corpus, config.sources, tokenizer, config.seq_len, packed=config.packed
     )
-    if ranks().first:
-        report_tally(tally, tokenizer, out, config.name)
     return train_stage(
         config,
         config.optim,

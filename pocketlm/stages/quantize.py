@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from pocketlm.data.batches import Rows
-from pocketlm.data.conversations import conversation_rows, report_tally
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, shape_of
 from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.quant import fake_quantize_weight, prepare, scheme
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.stages.training import check_seq_len, save_first, train_stage
+from pocketlm.stages.training import check_seq_len, conversation_rows, save_first, train_stage
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distill.teacher import live_shape
-from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.losses import Distillation
 from pocketlm.train.memory import check_memory
 from pocketlm.train.optim import OptimConfig
@@ -118,7 +116,5 @@ def training_rows(
     if config.shares is not None:
         shares = chosen_shares(config.shares, corpus, config.name, None)
         return dict(text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)), shares
-    rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
-    if ranks().first:
-        report_tally(tally, tokenizer, out, config.name)
+    rows = conversation_rows(config.name, out, corpus, config.sources, tokenizer, config.seq_len)
     return {"conversations": rows}, {"conversations": 1.0}

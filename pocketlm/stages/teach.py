@@ -15,13 +15,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pocketlm.data.batches import Rows
-from pocketlm.data.conversations import conversation_rows, report_tally
 from pocketlm.data.corpus_folder import text_rows
 from pocketlm.data.shards import list_sources
 from pocketlm.model.batch import document_key
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
+<<<<<<< HEAD
 from pocketlm.model.transformer import ComputeSettings, Transformer
+=======
+from pocketlm.model.transformer import Transformer, set_compute_dtype
+from pocketlm.stages.training import conversation_rows
+>>>>>>> training
 from pocketlm.train.distill.cache import DONE, CacheWriter, model_digest, tokenizer_digest
 from pocketlm.train.distill.codec import size_in_bytes
 from pocketlm.train.distill.encode import encode_documents, estimate_tail_prior
@@ -115,8 +119,7 @@ def training_documents(
     sources: dict[str, Rows]
     if config.conversations:
         teach_chat_template(tokenizer)
-        rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.window)
-        report_tally(tally, tokenizer, out, config.name)
+        rows = conversation_rows(config.name, out, corpus, config.sources, tokenizer, config.window)
         sources = {"conversations": rows}
     else:
         corpus_tokenizer = Tokenizer.load(corpus / "tokenizer")

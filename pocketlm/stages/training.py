@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pocketlm.data.batches import Layout, Rows, make_batches
+from pocketlm.data.batches import ConversationRows, Layout, Rows, make_batches
+from pocketlm.data.conversation_store import StoredRows, is_store_of, read_tally, write_store
+from pocketlm.data.conversations import Tally, conversation_files, learnable_pairs, report_tally
+from pocketlm.data.padding import trimmed
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.checkpoint import SaveConfig
+from pocketlm.train.checkpoint import RESUME, SaveConfig
+from pocketlm.train.distill.cache import tokenizer_digest
 from pocketlm.train.distill.teacher import is_cached, open_teacher
-from pocketlm.train.distributed.ranks import ranks
+from pocketlm.train.distributed.ranks import on_first_rank, ranks
 from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.milestones import Milestones
@@ -79,7 +83,7 @@ def train_stage(
         loss_fn = distillation_loss(scores, config.distillation)
     student = train(
         student,
-        batches,
+        trimmed(batches),
         loss_fn,
         optim,
         out,
@@ -88,6 +92,50 @@ def train_stage(
         milestones=Milestones(milestones, tokenizer) if milestones else None,
     )
     return save_first(out, student, tokenizer)
+
+
+def conversation_rows(
+    name: str,
+    out: Path,
+    corpus: Path,
+    sources: tuple[str, ...],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    *,
+    packed: bool = True,
+) -> ConversationRows:
+    """Rows of the training conversations of these sources of a corpus, packed or one a row.
+
+    The first rank tokenises them once, into out/resume/conversations, which every rank maps and a
+    resumed stage finds again; it prints what is left out, and writes conversations.json.
+    """
+    store, files = out / RESUME / "conversations", conversation_files(corpus, sources)
+    made_of = {
+        "files": [[str(file.relative_to(corpus)), file.stat().st_size] for file in files],
+        "tokenizer": tokenizer_digest(tokenizer),
+        "chat_template": tokenizer.chat_template,
+        "seq_len": seq_len,
+        "packed": packed,
+    }
+
+    def tokenise() -> None:
+        if not is_store_of(store, made_of):
+            tally = Tally()
+            pairs = learnable_pairs(files, tokenizer, seq_len, tally)
+            write_store(
+                store,
+                pairs,
+                tally,
+                seq_len=seq_len,
+                vocab_size=tokenizer.vocab_size,
+                packed=packed,
+                made_of=made_of,
+            )
+
+    on_first_rank(tokenise)
+    if ranks().first:
+        report_tally(read_tally(store), tokenizer, out, name)
+    return StoredRows(store, seq_len, tokenizer.eos_id)
 
 
 def save_first(out: Path, model: Transformer, tokenizer: Tokenizer) -> Path:

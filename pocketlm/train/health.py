@@ -133,13 +133,16 @@ def token_digest(micro_batches: Sequence[Batch]) -> int:
     micro-batches change it.
 
     A sum over rows of 40 bits each, so that the digests of ranks add up, exactly in float64, to
-    that of the whole batch.
+    that of the whole batch. Padding, whose document is negative, is not part of a row.
     """
     total = 0
     for batch in micro_batches:
-        for ids, labels in zip(batch.input_ids.numpy(), batch.labels.numpy(), strict=True):
-            row = hashlib.blake2b(ids.tobytes(), digest_size=5)
-            row.update(labels.tobytes())
+        for number, (ids, labels) in enumerate(zip(batch.input_ids, batch.labels, strict=True)):
+            if batch.doc_ids is not None:
+                inside = batch.doc_ids[number] >= 0
+                ids, labels = ids[inside], labels[inside]
+            row = hashlib.blake2b(ids.numpy().tobytes(), digest_size=5)
+            row.update(labels.numpy().tobytes())
             total += int.from_bytes(row.digest())
     return total
 

@@ -55,9 +55,9 @@ def test_the_loss_is_at_most_12_calls_below_the_command(
     monkeypatch.setattr(training, "next_token_loss", spied_loss)
     words = ["run", str(recipe), str(documents), "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["pocketlm", *words])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exited:
         cli.main()
-    assert not left.value.code and stacks
+    assert not exited.value.code and stacks
     calls = [*stacks[0], "losses.py next_token_loss"]
     print("", *(f"{number:3} {call}" for number, call in enumerate(calls, start=1)), sep="\n")
     assert calls[0].endswith(" main") and len(calls) <= MOST_FRAMES

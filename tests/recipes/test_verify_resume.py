@@ -63,9 +63,9 @@ def refused(*words: object) -> str:
     return " ".join(done.output.split())
 
 
-def equal_in(shown: str, stage: str) -> int:
+def equal_in(printed: str, stage: str) -> int:
     """How many of token ids, losses and weights the table tells to be equal."""
-    return next(line for line in shown.splitlines() if f"│ {stage} " in line).count("equal")
+    return next(line for line in printed.splitlines() if f"│ {stage} " in line).count("equal")
 
 
 def hits(out: Path) -> list[dict]:
@@ -76,14 +76,14 @@ def test_a_stage_killed_at_random_moments_is_the_stage_left_alone(
     documents: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     words = (TINY, documents, "--short", "--stage", "base", "--out", tmp_path / "proof")
-    status, shown = verify(environment, *words, "--kills", 2)
-    assert status == 0 and "every bit is that of the unbroken run" in shown, shown
-    assert equal_in(shown, "base") == 3 and "DIFFER" not in shown and "│ corpus" not in shown
+    status, printed = verify(environment, *words, "--kills", 2)
+    assert status == 0 and "every bit is that of the unbroken run" in printed, printed
+    assert equal_in(printed, "base") == 3 and "DIFFER" not in printed and "│ corpus" not in printed
     assert len(hits(tmp_path / "proof")) == 2
     assert {hit["place"] for hit in hits(tmp_path / "proof")} <= set(PLACES)
     assert not (tmp_path / "proof" / "broken").exists()
-    status, shown = verify(environment, *words, "--kills", 3)  # it goes on, and adds one
-    assert status == 0 and len(hits(tmp_path / "proof")) == 3, shown
+    status, printed = verify(environment, *words, "--kills", 3)  # it goes on, and adds one
+    assert status == 0 and len(hits(tmp_path / "proof")) == 3, printed
     assert "holds another proof" in refused(*words, "--kills", 3, "--seed", 9)
 
 
@@ -91,18 +91,20 @@ def test_specialists_side_by_side_killed_at_random_moments_are_those_left_alone(
     documents: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     words = (TINY, documents, "--specialists", "--processes", 2, "--out", tmp_path / "proof")
-    status, shown = verify(environment, *words, "--kills", 2)
-    assert status == 0 and "every bit is that of the unbroken run" in shown, shown
+    status, printed = verify(environment, *words, "--kills", 2)
+    assert status == 0 and "every bit is that of the unbroken run" in printed, printed
     for stage in ("base", "branch-problems", "branch-notes", "branch-texts"):
-        assert equal_in(shown, stage) == 3, shown
+        assert equal_in(printed, stage) == 3, printed
     assert len(hits(tmp_path / "proof")) == 2
 
 
 def test_a_stage_that_does_not_resume_is_found(environment: dict[str, str], tmp_path: Path) -> None:
     recipe = tmp_path / "forgetful.py"
     recipe.write_text(FORGETFUL)
-    status, shown = verify(environment, recipe, "--kills", 1, "--out", tmp_path / "proof")
-    assert status == 1 and "DIFFER" in shown and "first: model.safetensors differs" in shown, shown
+    status, printed = verify(environment, recipe, "--kills", 1, "--out", tmp_path / "proof")
+    assert status == 1 and "DIFFER" in printed and "first: model.safetensors differs" in printed, (
+        printed
+    )
     assert (tmp_path / "proof" / "broken" / "first").is_dir() and (
         tmp_path / "proof" / "unbroken" / "first"
     ).is_dir()
@@ -123,7 +125,7 @@ def test_what_cannot_be_proved_is_refused(
     assert not (tmp_path / "proof" / "unbroken" / "base").exists()
 
 
-def left(out: Path, **changes: object) -> Path:
+def finished_stage(out: Path, **changes: object) -> Path:
     """A stage's folder as a run leaves it, with figures of step 1 changed."""
     (out / "base").mkdir(parents=True)
     rows = [
@@ -147,7 +149,7 @@ def left(out: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told", "first"),
+    ("changes", "equal", "first"),
     [
         ({}, (True, True, True), None),
         ({"token_digest": "x"}, (False, True, True), "token ids differ from step 1 on"),
@@ -157,23 +159,25 @@ def left(out: Path, **changes: object) -> Path:
     ],
 )
 def test_the_smallest_difference_is_told(
-    changes: dict, told: tuple, first: str | None, tmp_path: Path
+    changes: dict, equal: tuple, first: str | None, tmp_path: Path
 ) -> None:
-    (found,) = compare(left(tmp_path / "a"), left(tmp_path / "b", **changes), ["base"])
+    (compared,) = compare(
+        finished_stage(tmp_path / "a"), finished_stage(tmp_path / "b", **changes), ["base"]
+    )
     assert (
-        (found.tokens, found.losses, found.weights) == told
-        and found.first == first
-        and found.same == (not first)
+        (compared.tokens, compared.losses, compared.weights) == equal
+        and compared.first == first
+        and compared.same == (not first)
     )
 
 
 def test_a_stage_that_was_not_finished_or_lost_steps_is_not_alike(tmp_path: Path) -> None:
-    one, other = left(tmp_path / "a"), left(tmp_path / "b")
+    one, other = finished_stage(tmp_path / "a"), finished_stage(tmp_path / "b")
     lines = (other / "base" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (other / "base" / "metrics.jsonl").write_text("".join(lines[:2]))
     os.remove(other / "base" / "model.safetensors")
-    (found,) = compare(one, other, ["base"])
+    (compared,) = compare(one, other, ["base"])
     assert (
-        found.first == "token ids differ from step 2 on; losses differ from step 2 on; "
+        compared.first == "token ids differ from step 2 on; losses differ from step 2 on; "
         "model.safetensors differs"
     )

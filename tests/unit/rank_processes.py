@@ -42,8 +42,8 @@ def start_ranks(
     }
     started = []
     for rank in range(world_size):
-        told = (environment | {"RANK": str(rank)}, job, arguments)
-        started.append(context.Process(target=_as_rank, args=told))  # type: ignore[attr-defined]
+        arguments_of_rank = (environment | {"RANK": str(rank)}, job, arguments)
+        started.append(context.Process(target=_as_rank, args=arguments_of_rank))  # type: ignore[attr-defined]
         started[-1].start()
     return started
 

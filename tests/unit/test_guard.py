@@ -158,39 +158,39 @@ def test_a_training_that_skips_resumes_with_the_same_bits(stop: int, tmp_path: P
     with pytest.raises(InterruptedError):
         run(tmp_path / "broken", SKIP, poisoned(1, 3), failing)
     assert same_bits(run(tmp_path / "broken", SKIP, poisoned(1, 3)), whole)
-    told = [[line.get(key) for key in ("loss", "skipped")] for line in logged(tmp_path / "broken")]
-    assert told == [
+    notes = [[line.get(key) for key in ("loss", "skipped")] for line in logged(tmp_path / "broken")]
+    assert notes == [
         [line.get(key) for key in ("loss", "skipped")] for line in logged(tmp_path / "whole")
     ]
 
 
 def test_too_many_skipped_steps_in_a_row_stop() -> None:
-    watch = LossMonitor([])
+    monitor = LossMonitor([])
     for step in range(MOST_SKIPPED - 1):
-        assert watch.record(step, math.nan, 1.0) == {"skipped": step + 1}
-    assert watch.record(20, 2.0, 1.0) == {}  # one good step, and the count in a row begins anew
+        assert monitor.record(step, math.nan, 1.0) == {"skipped": step + 1}
+    assert monitor.record(20, 2.0, 1.0) == {}  # one good step, and the count in a row begins anew
     for step in range(MOST_SKIPPED - 1):
-        watch.record(step, 1.0, math.inf)
+        monitor.record(step, 1.0, math.inf)
     with pytest.raises(
         FloatingPointError,
         match=f"step 30: no loss and gradient was finite in {MOST_SKIPPED} steps",
     ):
-        watch.record(30, math.nan, math.nan)
+        monitor.record(30, math.nan, math.nan)
 
 
 def olmo_core(losses: list[float]) -> list[bool]:
     """OLMo-core's SkipStepOptimizer.get_step_factor, asked of the loss alone: which steps are
     beyond six sigma.
     """
-    found = []
+    spikes = []
     for n in range(len(losses)):
         window = torch.tensor(losses[max(0, n - 128) : n + 1], dtype=torch.float64)
         if len(window) < 64 + 1:
-            found.append(False)
+            spikes.append(False)
             continue
         std, mean = torch.std_mean(window[:-1])
-        found.append(bool((window[-1] - mean) > 6 * std))
-    return found
+        spikes.append(bool((window[-1] - mean) > 6 * std))
+    return spikes
 
 
 def some_losses() -> list[float]:
@@ -202,10 +202,10 @@ def some_losses() -> list[float]:
 
 
 def test_spikes_are_those_of_olmo_core(capsys) -> None:
-    losses, watch = some_losses(), LossMonitor([])
-    told = [watch.record(step, loss, 1.0) for step, loss in enumerate(losses)]
+    losses, monitor = some_losses(), LossMonitor([])
+    notes = [monitor.record(step, loss, 1.0) for step, loss in enumerate(losses)]
     expected = olmo_core(losses)
-    assert ["spike" in each for each in told] == expected and 2 <= sum(expected) < 6
+    assert ["spike" in note for note in notes] == expected and 2 <= sum(expected) < 6
     assert capsys.readouterr().err.count("sigma above the last") == sum(expected)
 
 

@@ -15,10 +15,10 @@ def threads() -> list[str]:
 
 
 def test_every_step_is_made_once_and_given_in_its_turn():
-    asked: list[int] = []
-    with prefetched(lambda step: asked.append(step) or step * step, last_step=9) as made:
+    requested: list[int] = []
+    with prefetched(lambda step: requested.append(step) or step * step, last_step=9) as made:
         assert [made(step) for step in range(4, 10)] == [step * step for step in range(4, 10)]
-    assert asked == list(range(4, 10)) and not threads()
+    assert requested == list(range(4, 10)) and not threads()
 
 
 def test_the_next_step_is_made_while_this_one_runs():

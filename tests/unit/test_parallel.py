@@ -85,14 +85,14 @@ OF_FIGURES, OF_WEIGHTS = 1e-6, 1e-5
 
 def batches_of(case: Case) -> Callable[[int], list[Batch]]:
     """This rank's rows of 16 tokens of each step. The first has no label at all, the second few."""
-    own = ranks()
+    place = ranks()
 
     def draw(step: int) -> list[Batch]:
         ids = torch.randint(301, (ROWS, 17), generator=torch.Generator().manual_seed(step))
         labels = ids[:, 1:].clone()
         labels[0], labels[1, 3:] = IGNORE_INDEX, IGNORE_INDEX
-        share, size = ROWS // own.world_size, case.micro_batch_size
-        first = own.rank * share
+        share, size = ROWS // place.world_size, case.micro_batch_size
+        first = place.rank * share
         return [
             Batch(input_ids=ids[i : i + size, :-1], labels=labels[i : i + size])
             for i in range(first, first + share, size)
@@ -123,7 +123,7 @@ Outcome = tuple[list[tuple[float, ...]], dict[str, Tensor]]
 
 def train_cases(folder: Path) -> dict[str, Outcome] | None:
     """Figures and weights of every case; None on other ranks than the first."""
-    found = {}
+    results = {}
     for number, (name, case) in enumerate(CASES.items()):
         out = folder / f"case-{number}"
         out.mkdir(exist_ok=True)
@@ -137,32 +137,32 @@ def train_cases(folder: Path) -> dict[str, Outcome] | None:
             save=NEVER,
         )
         if ranks().first:
-            found[name] = (
+            results[name] = (
                 figures(out),
                 {key: tensor.detach() for key, tensor in model.state_dict().items()},
             )
-    return found or None
+    return results or None
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Outcome]]:
     """Of every case, by the number of ranks."""
-    found = {}
+    results = {}
     for world_size, nodes in ((1, 1), (2, 1), (4, 2)):
         folder = tmp_path_factory.mktemp(f"ranks-{world_size}")
         first, *others = on_ranks(world_size, folder, train_cases, folder, nodes=nodes)
         assert others == [None] * (world_size - 1), others
-        found[world_size] = first
-    return found
+        results[world_size] = first
+    return results
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("name", CASES)
 def test_several_ranks_train_what_one_trains(outcomes, name: str, world_size: int) -> None:
-    (expected, expected_weights), (found, weights) = outcomes[1][name], outcomes[world_size][name]
-    assert len(found) == len(expected) == 4
-    assert [row[2] for row in found] == [row[2] for row in expected] == [128] * 4
-    assert [row[:2] for row in found] == [
+    (expected, expected_weights), (results, weights) = outcomes[1][name], outcomes[world_size][name]
+    assert len(results) == len(expected) == 4
+    assert [row[2] for row in results] == [row[2] for row in expected] == [128] * 4
+    assert [row[:2] for row in results] == [
         pytest.approx(row[:2], rel=OF_FIGURES) for row in expected
     ]
     assert weights.keys() == expected_weights.keys()
@@ -220,9 +220,9 @@ def test_ranks_that_part_train_what_as_many_train_by_themselves(outcomes, tmp_pa
     }.items():
         expected, weights = outcomes[world_size][APART]
         assert figures(tmp_path / name) == expected, name
-        found = load_file(tmp_path / name / "weights.safetensors")
-        assert found.keys() == weights.keys()
-        assert all(torch.equal(found[key], tensor) for key, tensor in weights.items()), name
+        results = load_file(tmp_path / name / "weights.safetensors")
+        assert results.keys() == weights.keys()
+        assert all(torch.equal(results[key], tensor) for key, tensor in weights.items()), name
 
 
 def left_alone_at_the_door() -> None:
@@ -260,8 +260,12 @@ def held_by_a_rank(shard_over: ShardOver) -> tuple[int, int, bool]:
     shard_model(student, shard_over)
     for batch in batches_of(Case())(0):
         loss_fn(student, batch).backward()
-    own = [own_part(module) for module in (student, teacher.model.layers)]
-    return own[0], own[1], any(p.grad is not None or p.requires_grad for p in teacher.parameters())
+    held = [own_part(module) for module in (student, teacher.model.layers)]
+    return (
+        held[0],
+        held[1],
+        any(p.grad is not None or p.requires_grad for p in teacher.parameters()),
+    )
 
 
 @pytest.mark.parametrize(("shard_over", "copies"), [("node", 2), ("all", 1)])
@@ -297,11 +301,17 @@ def interrupted(out: Path, optim: OptimConfig) -> Any:
     bits.
     """
     with pytest.raises(KeyboardInterrupt):
-        asked = signalled(signal.SIGTERM)
+        stopping_loss = signalled(signal.SIGTERM)
         train(
-            Transformer(SHAPE), batches_of(Case()), asked, optim, out, label="stopped", save=NEVER
+            Transformer(SHAPE),
+            batches_of(Case()),
+            stopping_loss,
+            optim,
+            out,
+            label="stopped",
+            save=NEVER,
         )
-    left = [state.name for state in saved_states(out)], len(figures(out))
+    saved = [state.name for state in saved_states(out)], len(figures(out))
     bits = []
     for folder in (out, out / "unbroken"):
         if ranks().first:
@@ -320,18 +330,18 @@ def interrupted(out: Path, optim: OptimConfig) -> Any:
             if ranks().first
             else {}
         )
-    return left, bits, figures(out) == figures(out / "unbroken")
+    return saved, bits, figures(out) == figures(out / "unbroken")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_ranks_stop_after_the_same_step_when_one_is_asked_to_and_resume_to_the_same_bits(
     optimizer: Any, tmp_path: Path
 ) -> None:
-    found = on_ranks(2, tmp_path, interrupted, tmp_path, replace(OPTIM, optimizer=optimizer))
-    for rank in found:
+    results = on_ranks(2, tmp_path, interrupted, tmp_path, replace(OPTIM, optimizer=optimizer))
+    for rank in results:
         assert not isinstance(rank, BaseException), rank
-    (left, (resumed, unbroken), same), _ = found
-    assert left == (["step-00000002"], 2)
+    (saved, (resumed, unbroken), same), _ = results
+    assert saved == (["step-00000002"], 2)
     assert same and all(torch.equal(resumed[key], tensor) for key, tensor in unbroken.items())
 
 
@@ -339,10 +349,12 @@ def poisoned(out: Path) -> None:
     """The second rank's second micro-batch of step 1 has a loss that is no number."""
 
     def loss(model: Transformer, batch: Batch) -> Tensor:
-        found = next_token_loss(model, batch)
+        results = next_token_loss(model, batch)
         bad = batches_of(Case())(1)[1] if ranks().rank == 1 else None
         return (
-            found * float("nan") if bad and torch.equal(bad.input_ids, batch.input_ids) else found
+            results * float("nan")
+            if bad and torch.equal(bad.input_ids, batch.input_ids)
+            else results
         )
 
     train(
@@ -357,9 +369,9 @@ def poisoned(out: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(tmp_path: Path) -> None:
-    found = on_ranks(2, tmp_path, poisoned, tmp_path)
-    assert [type(error) for error in found] == [FloatingPointError] * 2
-    assert "step 1: loss nan" in str(found[0]) and str(found[0]) == str(found[1])
+    results = on_ranks(2, tmp_path, poisoned, tmp_path)
+    assert [type(error) for error in results] == [FloatingPointError] * 2
+    assert "step 1: loss nan" in str(results[0]) and str(results[0]) == str(results[1])
     assert [state.name for state in saved_states(tmp_path)] == ["step-00000001"]
 
 

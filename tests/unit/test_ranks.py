@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from rank_processes import start_ranks
+from rank_processes import on_ranks, start_ranks
 
-from pocketlm.train.distributed.ranks import ALONE, joined, ranks
+from pocketlm.train.distributed.ranks import ALONE, joined, on_first_rank, ranks
 
 RECIPE = '''
 import os, time
@@ -91,11 +91,11 @@ def run_on(
     """(exit status of each rank, what they showed together) of `pocketlm run` with a recipe
     above.
     """
-    recipe, log = folder / "four.py", folder / "shown.txt"
+    recipe, log = folder / "four.py", folder / "output.txt"
     recipe.write_text(text)
     log.write_text("")
-    told = ["run", str(recipe), "--out", str(folder / "run"), *words]
-    processes = start_ranks(world_size, command, told, str(log))
+    arguments = ["run", str(recipe), "--out", str(folder / "run"), *words]
+    processes = start_ranks(world_size, command, arguments, str(log))
     for process in processes:
         process.join(60)
     return [process.exitcode for process in processes], log.read_text()
@@ -110,22 +110,22 @@ def traces(folder: Path) -> dict[str, list[str]]:
 def test_stages_that_train_run_on_all_ranks_and_the_others_on_the_first_alone(
     tmp_path: Path,
 ) -> None:
-    statuses, shown = run_on(3, tmp_path)
-    assert statuses == [0, 0, 0], shown
+    statuses, output = run_on(3, tmp_path)
+    assert statuses == [0, 0, 0], output
     assert traces(tmp_path) == {
         "base": ["0", "1", "2"],
         "chat": ["0", "1", "2"],
         "chosen": ["0"],
         "text": ["0"],
     }
-    assert shown.count("stage 2 of 4 · train · base") == 1
+    assert output.count("stage 2 of 4 · train · base") == 1
 
 
 def test_a_finished_stage_is_passed_by_all_ranks(tmp_path: Path) -> None:
     for stage in ("text", "base"):
         assert run_on(2, tmp_path, "--only", stage)[0] == [0, 0]
-    statuses, shown = run_on(2, tmp_path)
-    assert statuses == [0, 0] and "base: done before" in shown and "chat: ran" in shown
+    statuses, output = run_on(2, tmp_path)
+    assert statuses == [0, 0] and "base: done before" in output and "chat: ran" in output
     assert traces(tmp_path) == {
         "base": ["0", "1"],
         "chat": ["0", "1"],
@@ -136,12 +136,12 @@ def test_a_finished_stage_is_passed_by_all_ranks(tmp_path: Path) -> None:
 
 def side_by_side(world_size: int, folder: Path, *words: str) -> tuple[dict[str, str], str]:
     """(the ranks of each stage, what was shown) of a run of BRANCHES that ends well."""
-    statuses, shown = run_on(world_size, folder, *words, text=BRANCHES)
-    assert statuses == [0] * world_size, shown
-    found = {stage: "".join(names) for stage, names in traces(folder).items()}
-    for stage, own in found.items():
-        assert (folder / "run" / stage / f"world-{len(own)}").exists()
-    return found, shown
+    statuses, output = run_on(world_size, folder, *words, text=BRANCHES)
+    assert statuses == [0] * world_size, output
+    ranks_of = {stage: "".join(names) for stage, names in traces(folder).items()}
+    for stage, numbers in ranks_of.items():
+        assert (folder / "run" / stage / f"world-{len(numbers)}").exists()
+    return ranks_of, output
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,11 @@ def side_by_side(world_size: int, folder: Path, *words: str) -> tuple[dict[str, 
 def test_stages_side_by_side_share_the_ranks_and_come_by_turns_where_these_are_few(
     world_size: int, a: str, b: str, c: str, tmp_path: Path
 ) -> None:
-    found, shown = side_by_side(world_size, tmp_path)
+    ranks_of, output = side_by_side(world_size, tmp_path)
     everyone = "012345"[:world_size]
-    assert found == {"base": everyone, "a": a, "b": b, "c": c, "merged": everyone}
-    assert [shown.count(f"{stage}: ran") for stage in found] == [1] * 5
-    assert shown.count("stage 3 of 5 · train · b") == 1
+    assert ranks_of == {"base": everyone, "a": a, "b": b, "c": c, "merged": everyone}
+    assert [output.count(f"{stage}: ran") for stage in ranks_of] == [1] * 5
+    assert output.count("stage 3 of 5 · train · b") == 1
 
 
 def test_stages_side_by_side_run_at_the_same_time(tmp_path: Path) -> None:
@@ -163,16 +163,16 @@ def test_stages_side_by_side_run_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_a_stage_takes_no_more_of_its_ranks_than_its_rows_divide_into(tmp_path: Path) -> None:
-    found, _ = side_by_side(6, tmp_path, "--set", "b.rows_per_step=3")
-    assert (found["a"], found["b"], found["c"]) == ("01", "2", "45")
+    ranks_of, _ = side_by_side(6, tmp_path, "--set", "b.rows_per_step=3")
+    assert (ranks_of["a"], ranks_of["b"], ranks_of["c"]) == ("01", "2", "45")
 
 
 def test_a_stage_run_alone_has_the_ranks_that_it_has_beside_others(tmp_path: Path) -> None:
     assert side_by_side(2, tmp_path, "--only", "base")[0] == {"base": "01"}
     assert side_by_side(2, tmp_path, "--only", "b")[0] == {"base": "01", "b": "1"}
-    found, shown = side_by_side(2, tmp_path)
-    assert (found["a"], found["b"], found["c"]) == ("0", "1", "0")
-    assert "b: done before" in shown and "a: ran" in shown
+    ranks_of, output = side_by_side(2, tmp_path)
+    assert (ranks_of["a"], ranks_of["b"], ranks_of["c"]) == ("0", "1", "0")
+    assert "b: done before" in output and "a: ran" in output
 
 
 @pytest.mark.parametrize("failing", ["0", "1"])
@@ -180,18 +180,18 @@ def test_an_error_of_one_of_the_stages_side_by_side_is_told_once_and_ends_all_ra
     failing: str, tmp_path: Path
 ) -> None:
     stage = "ab"[int(failing)]
-    statuses, shown = run_on(2, tmp_path, "--set", f"{stage}.failing={failing}", text=BRANCHES)
-    assert statuses == [2, 2], shown
-    assert shown.count(f"{stage} cannot be done") == 1 and "Traceback" not in shown
-    statuses, shown = run_on(2, tmp_path, "--only", "c", text=BRANCHES)
+    statuses, output = run_on(2, tmp_path, "--set", f"{stage}.failing={failing}", text=BRANCHES)
+    assert statuses == [2, 2], output
+    assert output.count(f"{stage} cannot be done") == 1 and "Traceback" not in output
+    statuses, output = run_on(2, tmp_path, "--only", "c", text=BRANCHES)
     assert statuses == [0, 0] and traces(tmp_path)["c"] == ["0"]
 
 
 @pytest.mark.parametrize(("stage", "failing"), [("text", "0"), ("base", "0 1 2"), ("chat", "0")])
 def test_an_error_is_told_once_and_ends_all_ranks(stage: str, failing: str, tmp_path: Path) -> None:
-    statuses, shown = run_on(3, tmp_path, "--set", f"{stage}.failing={failing}")
+    statuses, output = run_on(3, tmp_path, "--set", f"{stage}.failing={failing}")
     assert statuses == [2, 2, 2]
-    assert shown.count(f"{stage} cannot be done") == 1 and "Traceback" not in shown
+    assert output.count(f"{stage} cannot be done") == 1 and "Traceback" not in output
     assert "cannot be done" in (tmp_path / "run" / "error.log").read_text()
 
 
@@ -211,31 +211,31 @@ def test_an_error_is_told_once_and_ends_all_ranks(stage: str, failing: str, tmp_
 def test_bad_input_is_told_once_before_anything_starts(
     words: list[str], message: str, tmp_path: Path
 ) -> None:
-    statuses, shown = run_on(3, tmp_path, *words)
+    statuses, output = run_on(3, tmp_path, *words)
     assert statuses == [2, 2, 2] and not (tmp_path / "run").exists()
-    assert shown.count(message) == 1
+    assert output.count(message) == 1
 
 
 @pytest.mark.parametrize(("word", "shows"), [("--dry-run", "4 stages"), ("--help", "Four stages.")])
 def test_a_dry_run_and_help_end_all_ranks_in_order(word: str, shows: str, tmp_path: Path) -> None:
-    statuses, shown = run_on(2, tmp_path, word)
+    statuses, output = run_on(2, tmp_path, word)
     assert statuses == [0, 0] and not (tmp_path / "run").exists()
-    assert " ".join(shown.split()).count(shows) == 1  # wherever a title was broken
+    assert " ".join(output.split()).count(shows) == 1  # wherever a title was broken
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_rank_that_waits_or_works_alone_can_be_asked_to_stop(asked: int, tmp_path: Path) -> None:
-    recipe, log = tmp_path / "four.py", tmp_path / "shown.txt"
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_rank_that_waits_or_works_alone_can_be_asked_to_stop(target: int, tmp_path: Path) -> None:
+    recipe, log = tmp_path / "four.py", tmp_path / "output.txt"
     recipe.write_text(RECIPE)
-    told = ["run", str(recipe), "--out", str(tmp_path / "run"), "--set", "text.seconds=20"]
-    processes = start_ranks(2, command, told, str(log))
+    arguments = ["run", str(recipe), "--out", str(tmp_path / "run"), "--set", "text.seconds=20"]
+    processes = start_ranks(2, command, arguments, str(log))
     while not (tmp_path / "run" / "text" / "stage.json").exists():
         time.sleep(0.02)
     time.sleep(0.3)
-    os.kill(processes[asked].pid or 0, signal.SIGTERM)
-    processes[asked].join(10)
-    assert processes[asked].exitcode == 130
-    if asked == 1:  # torchrun would pass it on
+    os.kill(processes[target].pid or 0, signal.SIGTERM)
+    processes[target].join(10)
+    assert processes[target].exitcode == 130
+    if target == 1:  # torchrun would pass it on
         os.kill(processes[0].pid or 0, signal.SIGTERM)
     for process in processes:
         process.join(10)
@@ -250,3 +250,31 @@ def test_alone_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> Non
     with joined() as launch:
         assert ranks() is ALONE and launch.may_explain() and launch.may_explain()
         launch.broadcast("go")  # to nobody
+
+
+def write_once(folder: Path) -> tuple[bool, int]:
+    """(whether the file is there when the ranks go on, how many wrote it)."""
+
+    def work() -> None:
+        time.sleep(0.5)
+        with open(folder / "written.txt", "a") as file:
+            file.write("once ")
+
+    on_first_rank(work)
+    return (folder / "written.txt").exists(), (folder / "written.txt").read_text().count("once")
+
+
+def test_the_others_wait_for_what_the_first_rank_does(tmp_path: Path) -> None:
+    assert on_ranks(2, tmp_path, write_once, tmp_path) == [(True, 1)] * 2
+
+
+def fail_first(folder: Path) -> None:
+    def work() -> None:
+        raise ValueError("nothing to train on")
+
+    on_first_rank(work)
+
+
+def test_an_error_of_the_first_rank_is_its_own_and_ends_the_others(tmp_path: Path) -> None:
+    first, other = on_ranks(2, tmp_path, fail_first, tmp_path)
+    assert isinstance(first, ValueError) and isinstance(other, ConnectionError)

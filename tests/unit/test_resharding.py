@@ -105,15 +105,15 @@ def read(
 def together(ranks: int, node: int, action: str, folder: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch.distributed.fsdp"])
-    own = [
+    processes = [
         context.Process(target=as_rank, args=(rank, ranks, node, action, folder))
         for rank in range(ranks)
     ]
-    for process in own:
+    for process in processes:
         process.start()
-    for process in own:
+    for process in processes:
         process.join(60)
-    assert [process.exitcode for process in own] == [0] * ranks
+    assert [process.exitcode for process in processes] == [0] * ranks
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +143,11 @@ def stepped() -> dict[str, Tensor]:
 def test_what_some_ranks_wrote_others_read_to_the_bit(
     writers: str, readers: int, folder: Path
 ) -> None:
-    written, found = (
+    written, resharded = (
         load_file(folder / writers / name) for name in ("written", f"read by {readers}")
     )
-    assert found.keys() == written.keys()
-    assert [name for name in found if not torch.equal(found[name], written[name])] == []
+    assert resharded.keys() == written.keys()
+    assert [name for name in resharded if not torch.equal(resharded[name], written[name])] == []
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3])
@@ -156,9 +156,9 @@ def test_training_goes_on_from_there_as_on_one_rank(
     writers: str, readers: int, folder: Path, stepped
 ) -> None:
     """To rounding: AdamW's vector instructions end elsewhere in parts of another size."""
-    found = load_file(folder / writers / f"stepped by {readers}")
+    resharded = load_file(folder / writers / f"stepped by {readers}")
     before = load_file(folder / writers / f"read by {readers}")
-    for name, tensor in found.items():
+    for name, tensor in resharded.items():
         torch.testing.assert_close(tensor, stepped[name], rtol=1e-6, atol=1e-8, msg=name)
         assert not torch.equal(tensor, before[name])
 
@@ -171,7 +171,7 @@ def test_each_value_is_written_once(writers: str, folder: Path, stepped) -> None
         tensor.numel() for file in manifest["files"] for tensor in load_file(state / file).values()
     )
     assert held == sum(tensor.numel() for tensor in stepped.values())
-    sizes = [told["bytes"] for told in manifest["files"].values()]
+    sizes = [entry["bytes"] for entry in manifest["files"].values()]
     shards = WRITERS[writers][1]
     # and by every shard of the first copy, not by one rank
     assert sorted(sizes)[-shards] > 0.5 * max(sizes) / shards

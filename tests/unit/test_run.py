@@ -472,9 +472,9 @@ def test_a_stage_goes_on_with_the_number_of_threads_it_began_with(
     assert (tmp_path / "a" / "threads.txt").read_text().split() == [str(begun)] * 2
     assert (tmp_path / "b" / "threads.txt").read_text().split() == [str(later)]
     assert record_of(tmp_path / "a")["arithmetic"]["threads"] == begun
-    shown = capfd.readouterr().err
+    output = capfd.readouterr().err
     assert (
-        shown.count(
+        output.count(
             f"stage a goes on with the number of threads it began with, {begun}, not {later}"
         )
         == 1
@@ -488,5 +488,5 @@ def test_a_stage_that_goes_on_on_another_processor_says_so(tmp_path, capfd, monk
     with on_threads(2), Run(tmp_path) as run:
         run(count_threads, Write(name="a", text="fails"))
     assert (tmp_path / "a" / "threads.txt").read_text().split() == ["1", "2"]
-    shown = " ".join(capfd.readouterr().err.split())
-    assert shown.count("its last bits may differ") == 1 and "-> Another 3000" in shown
+    output = " ".join(capfd.readouterr().err.split())
+    assert output.count("its last bits may differ") == 1 and "-> Another 3000" in output

@@ -65,14 +65,14 @@ def written(out: Path, steps: int, config: SaveConfig = EACH) -> list[dict[str, 
     start.
     """
     training = Training()
-    told = [training.tensors()]
+    tensors_at = [training.tensors()]
     with StateWriter(out, config) as states:
         for step in range(steps):
             training.step(step)
-            told.append(training.tensors())
+            tensors_at.append(training.tensors())
             if (step + 1) % config.every_steps == 0:
                 states.write(training.model, training.optimizers, step + 1)
-    return told
+    return tensors_at
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -84,10 +84,10 @@ def names(out: Path) -> list[str]:
 
 
 def test_what_was_written_is_what_is_read_while_training_went_on(tmp_path: Path) -> None:
-    told = written(tmp_path, 4)
+    tensors_at = written(tmp_path, 4)
     for folder, step in zip(reversed(saved_states(tmp_path)), (4, 3), strict=True):
         fresh = Training()
-        assert fresh.resumed(tmp_path) == step and same(fresh.tensors(), told[step])
+        assert fresh.resumed(tmp_path) == step and same(fresh.tensors(), tensors_at[step])
         (folder / FILE).unlink()
 
 
@@ -117,9 +117,9 @@ def test_two_states_are_never_written_at_once(tmp_path: Path, monkeypatch) -> No
     def watched(*rest):
         inside.append(1)
         most.append(len(inside))
-        found = pieces.write_pieces(*rest)
+        entries = pieces.write_pieces(*rest)
         inside.pop()
-        return found
+        return entries
 
     monkeypatch.setattr(state, "write_pieces", watched)
     written(tmp_path, 5)
@@ -171,17 +171,17 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(
     kind: str, tmp_path: Path, capsys
 ) -> None:
     spoil, message = DAMAGE[kind]
-    told = written(tmp_path, 3)
+    tensors_at = written(tmp_path, 3)
     spoil(tmp_path / "resume" / "step-00000003")
     fresh = Training()
-    assert fresh.resumed(tmp_path) == 2 and same(fresh.tensors(), told[2])
-    shown = capsys.readouterr().err
-    assert message in shown and "training goes on from" in shown and "step-00000002" in shown
+    assert fresh.resumed(tmp_path) == 2 and same(fresh.tensors(), tensors_at[2])
+    output = capsys.readouterr().err
+    assert message in output and "training goes on from" in output and "step-00000002" in output
     assert names(tmp_path) == ["damaged-step-00000003", "step-00000002"]
     fresh.step(2)
     with StateWriter(tmp_path, EACH) as states:  # step 3 again: its name is free
         states.write(fresh.model, fresh.optimizers, 3)
-    assert Training().resumed(tmp_path) == 3 and same(fresh.tensors(), told[3])
+    assert Training().resumed(tmp_path) == 3 and same(fresh.tensors(), tensors_at[3])
 
 
 def test_when_no_state_is_whole_nothing_starts_anew_by_itself(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_state_torn_while_it_was_written_is_no_state(tmp_path: Path, monkeypat
         pieces.write_pieces(*rest)
         raise OSError(28, "No space left on device", str(rest[0]))
 
-    told = written(tmp_path, 1)
+    tensors_at = written(tmp_path, 1)
     monkeypatch.setattr(state, "write_pieces", torn)
     training = Training()
     with (
@@ -211,7 +211,7 @@ def test_a_state_torn_while_it_was_written_is_no_state(tmp_path: Path, monkeypat
         states.write(training.model, training.optimizers, 2)
     assert "while the state of step 2 was written" in failed.value.__notes__[0]
     assert names(tmp_path) == ["partial-00000002", "step-00000001"]
-    assert training.resumed(tmp_path) == 1 and same(training.tensors(), told[1])
+    assert training.resumed(tmp_path) == 1 and same(training.tensors(), tensors_at[1])
     assert names(tmp_path) == ["step-00000001"]
 
 
@@ -227,11 +227,11 @@ def test_a_writer_that_failed_is_heard_at_the_next_step(tmp_path: Path, monkeypa
 
 
 def test_a_published_state_is_never_written_over(tmp_path: Path) -> None:
-    told = written(tmp_path, 2)
+    tensors_at = written(tmp_path, 2)
     with pytest.raises(OSError), StateWriter(tmp_path, EACH) as states:
         states.write(Training().model, [], 2)
     fresh = Training()
-    assert fresh.resumed(tmp_path) == 2 and same(fresh.tensors(), told[2])
+    assert fresh.resumed(tmp_path) == 2 and same(fresh.tensors(), tensors_at[2])
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,10 @@ def test_a_published_state_is_never_written_over(tmp_path: Path) -> None:
 def test_the_newest_states_and_the_milestones_are_kept(
     config: SaveConfig, kept: list[int], tmp_path: Path
 ) -> None:
-    told = written(tmp_path, 9, config)
+    tensors_at = written(tmp_path, 9, config)
     assert names(tmp_path) == [f"step-{step:08}" for step in kept]
     fresh = Training()
-    assert fresh.resumed(tmp_path) == kept[-1] and same(fresh.tensors(), told[kept[-1]])
+    assert fresh.resumed(tmp_path) == kept[-1] and same(fresh.tensors(), tensors_at[kept[-1]])
 
 
 @pytest.mark.parametrize(
@@ -297,15 +297,15 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_state_is_safetensors_and_json_alone(tmp_path: Path) -> None:
-    told = written(tmp_path, 1)
+    tensors_at = written(tmp_path, 1)
     folder = tmp_path / "resume" / "step-00000001"
     assert sorted(file.name for file in folder.iterdir()) == [FILE, "state.json"]
-    assert same(load_file(folder / FILE), told[1])
+    assert same(load_file(folder / FILE), tensors_at[1])
     manifest = json.loads((folder / "state.json").read_text())
     assert (
         manifest["step"] == 1
         and manifest["world_size"] == 1
-        and manifest["tensors"].keys() == told[1].keys()
+        and manifest["tensors"].keys() == tensors_at[1].keys()
     )
 
 

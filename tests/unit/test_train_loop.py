@@ -202,9 +202,9 @@ def test_a_training_goes_on_with_the_number_of_threads_it_began_with(begun, late
     with on_threads(later):
         assert same_bits(computed(tmp_path / "broken", later), whole)
         assert torch.get_num_threads() == later
-    shown = capfd.readouterr().err
+    output = capfd.readouterr().err
     assert (
-        shown.count(f"goes on with the number of threads it began with, {begun}, not {later}") == 1
+        output.count(f"goes on with the number of threads it began with, {begun}, not {later}") == 1
     )
     assert not list((tmp_path / "whole" / "resume").glob("damaged*"))
 
@@ -217,8 +217,8 @@ def test_a_training_from_another_processor_says_that_its_last_bits_may_differ(
     capfd.readouterr()
     monkeypatch.setattr("pocketlm.model.arithmetic.processor_name", lambda: "Another 3000")
     computed(tmp_path, 2)
-    shown = capfd.readouterr().err
-    assert shown.count("its last bits may differ") == 1 and "-> Another 3000" in shown
+    output = capfd.readouterr().err
+    assert output.count("its last bits may differ") == 1 and "-> Another 3000" in output
     manifest = json.loads((saved_states(tmp_path)[-1] / "state.json").read_text())
     assert (
         manifest["arithmetic"]["threads"] == 2
@@ -291,17 +291,19 @@ def gradients(model: Transformer, optim: OptimConfig) -> tuple[list[Tensor], int
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", [None, "int4_group32", "int4_channel"])
 def test_recomputed_blocks_give_the_same_gradients_bit_for_bit(name, dtype):
-    found = []
+    results = []
     for every, runs in ((0, 4), (1, 8), (2, 6), (3, 6)):  # two blocks, each applied twice
         model = Transformer(WINDOWED)
         if name is not None:
             prepare(model, SCHEMES[name])
-        own, count = gradients(model, replace(OPTIM, recompute_every=every, compute_dtype=dtype))
+        batch_gradients, count = gradients(
+            model, replace(OPTIM, recompute_every=every, compute_dtype=dtype)
+        )
         assert count == runs
-        found.append(own)
-    assert len(found[0]) == 1 + len(list(model.parameters()))
-    for own in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(own, found[0], strict=True))
+        results.append(batch_gradients)
+    assert len(results[0]) == 1 + len(list(model.parameters()))
+    for batch_gradients in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(batch_gradients, results[0], strict=True))
 
 
 def test_a_compiled_training_resumes_with_the_same_weights_and_is_near_the_other(tmp_path):
@@ -495,14 +497,14 @@ def test_a_config_that_cannot_train_says_which_field(fields, message):
 def groups(model: Transformer, config: OptimConfig) -> dict[str, tuple[str, float]]:
     """(optimizer, weight decay) of each parameter by name; each must be in exactly one group."""
     names = {id(p): name for name, p in model.named_parameters()}
-    found = [
+    results = [
         (names[id(p)], (type(optimizer).__name__, group["weight_decay"]))
         for optimizer in make_optimizers(model, config)
         for group in optimizer.param_groups
         for p in group["params"]
     ]
-    assert len(found) == len(dict(found)) == len(names)
-    return dict(found)
+    assert len(results) == len(dict(results)) == len(names)
+    return dict(results)
 
 
 def test_adamw_decays_matrices_and_not_norms():

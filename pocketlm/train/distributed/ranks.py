@@ -8,8 +8,9 @@ wait for days without a collective that times out.
 
 import contextlib
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -87,6 +88,33 @@ def all_reduce_sum(*values: float) -> list[float]:
     sums = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(sums)
     return sums.tolist()
+
+
+def on_first_rank(work: Callable[[], None]) -> None:
+    """Calls `work` on the first rank; returns on every rank when it is done, however long it takes.
+
+    It runs in a thread, while short collectives keep the ranks together: one wait of hours would
+    time out. Its error is raised on the first rank; the others notice that this one ends.
+    """
+    if ranks().world_size == 1:
+        work()
+        return
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="first rank", daemon=True)
+    if ranks().first:
+        thread.start()
+    while not all_reduce_min(int(not thread.is_alive())):
+        time.sleep(POLL_SECONDS)
+    if errors:
+        raise errors[0]
+    barrier()
 
 
 class LaunchStore:
