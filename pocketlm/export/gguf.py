@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pocketlm.export.gguf_vocab import add_vocabulary, vocabulary_of
+from pocketlm.export.gguf_vocab import vocabulary_of
+from pocketlm.export.gguf_vocab_file import add_vocabulary
 from pocketlm.model.quant import CPU, OnGrid, Scheme, quantize_weight
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer, rope_frequencies
