@@ -38,8 +38,8 @@ class FloatCache(nn.Module):
             torch.ops.llama.update_cache(new, buffer, start)
 
     def seen(self, start: Any, ring: Ring | None) -> tuple[Any, Tensor | None, float, bool]:
-        """What tells an attention operator which slots a query sees: a mask of the ring's, else all
-        up to its own.
+        """Arguments of the attention operator, for the slots that a query sees: the ring's mask, or
+        all positions up to its own.
         """
         return (
             (0, ring[1], 0.0, False)

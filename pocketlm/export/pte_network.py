@@ -114,9 +114,9 @@ class PteNetwork(nn.Module):
         Position p lives in slot p mod R, so the newest position in slot j is last - (last - j) mod
         R.
         """
-        held = last - torch.remainder(last - self.slots, self.ring)
-        gap = positions[:, None] - held[None, :]
-        allowed = (gap >= 0) & (gap < self.window) & (held >= 0)
+        slot_positions = last - torch.remainder(last - self.slots, self.ring)
+        gap = positions[:, None] - slot_positions[None, :]
+        allowed = (gap >= 0) & (gap < self.window) & (slot_positions >= 0)
         return torch.remainder(positions, self.ring)[None], torch.where(allowed, 0.0, float("-inf"))
 
 

@@ -89,7 +89,7 @@ def without_oldest_exchange(messages: Sequence[Message]) -> list[Message] | None
     """The messages without the first user's turn and what follows it up to the next one; None if it
     is the last.
 
-    What stands before the first user's turn, such as instructions, stays.
+    Messages before the first user's turn, such as instructions, stay.
     """
     turns = [place for place, message in enumerate(messages) if message["role"] == "user"]
     return [*messages[: turns[0]], *messages[turns[1] :]] if len(turns) > 1 else None
