@@ -155,7 +155,7 @@ def in_executorch(tokens: int, threads: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         passes = []
         for name, network in zip(("local", "global"), networks((LOCAL,), tokens), strict=True):
-            options: dict[str, Any] = {"context_length": tokens, "quantization": CPU.name}
+            options: dict[str, Any] = {"context_length": tokens}
             file = write_pte(
                 prepare(network, CPU), tokenizer, Path(scratch) / f"{name}.pte", **options
             )

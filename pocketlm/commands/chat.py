@@ -62,8 +62,8 @@ def chat(
         from rich.console import Console
 
         from pocketlm.inference.sampling import Sampling
-        from pocketlm.serve.chat import ChatConfig
-        from pocketlm.serve.chat import chat as converse
+        from pocketlm.serve.terminal import ChatConfig
+        from pocketlm.serve.terminal import chat as converse
 
         sampling = Sampling(
             temperature=temperature,

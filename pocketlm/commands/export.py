@@ -111,11 +111,11 @@ def export_model(
         )
         with new_folder(out or model.with_name(f"{model.name}-{to}")) as folder:
             export(config, folder, model=model)
-        for name, found in read_json(folder / "export.json")["agreement"].items():
+        for name, row in read_json(folder / "export.json")["agreement"].items():
             typer.echo(
-                f"{name} against the model, {found['tokens']:,} tokens: {found['top_token']:.2%} "
+                f"{name} against the model, {row['tokens']:,} tokens: {row['top_token']:.2%} "
                 "of top tokens equal, "
-                f"KL {found['kl']:.2g} nats, greedy answers of up to {GREEDY_TOKENS} tokens equal "
-                f"for {found['greedy']:.0%}"
+                f"KL {row['kl']:.2g} nats, greedy answers of up to {GREEDY_TOKENS} tokens equal "
+                f"for {row['greedy']:.0%}"
             )
         typer.echo(folder / (f"model.{to}" if to in (Target.gguf, Target.pte) else to))

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pocketlm.export.gguf_vocab import add_vocabulary, vocabulary_of
+from pocketlm.export.gguf_vocab import vocabulary_of
+from pocketlm.export.gguf_vocab_file import add_vocabulary
 from pocketlm.model.quant import CPU, OnGrid, Scheme, quantize_weight
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer, rope_frequencies
@@ -174,9 +175,9 @@ class _Entry(NamedTuple):
 
     @property
     def weight(self) -> Tensor:
-        found = self.source if isinstance(self.source, Tensor) else self.source.weight
-        assert isinstance(found, Tensor)
-        return found.detach()
+        tensor = self.source if isinstance(self.source, Tensor) else self.source.weight
+        assert isinstance(tensor, Tensor)
+        return tensor.detach()
 
 
 def _entries(model: Transformer) -> Iterator[_Entry]:
@@ -190,9 +191,11 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
     # a shared block is written once for each application: llama.cpp shares none
     for i in range(config.applications):
         block = model.model.layers[i // config.layer_repeats]
-        for ours, theirs in LAYER_TENSORS.items():
+        for module_name, tensor_name in LAYER_TENSORS.items():
             yield _Entry(
-                f"blk.{i}.{theirs}.weight", block.get_submodule(ours), turned.get(theirs, 0)
+                f"blk.{i}.{tensor_name}.weight",
+                block.get_submodule(module_name),
+                turned.get(tensor_name, 0),
             )
         if config.use_qk_norm:
             for which in ("q", "k"):

@@ -69,8 +69,8 @@ def values(header: GgufHeader, name: str) -> Tensor:
 
 
 def config_of(header: GgufHeader) -> ModelConfig:
-    """The shape a header tells. A head equal to the table counts as tied: `step35` always stores
-    both.
+    """The shape that a header gives. A head equal to the table counts as tied: `step35` always
+    stores both.
     """
     kind = header["general.architecture"]
     windows = windows_of(header)

@@ -63,8 +63,8 @@ def ask(url: str, question: dict[str, Any]) -> dict[str, str]:
         url, json.dumps(question).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with DIRECT.open(request, timeout=ANSWER_SECONDS) as found:
-            return {"prompt": json.load(found)["prompt"]}
+        with DIRECT.open(request, timeout=ANSWER_SECONDS) as response:
+            return {"prompt": json.load(response)["prompt"]}
     except urllib.error.HTTPError as error:
         return {"refused": reason(error)}
     except OSError as error:

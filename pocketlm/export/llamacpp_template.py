@@ -31,24 +31,25 @@ def unlike_prompts(path: Path, tokenizer: Tokenizer) -> list[str]:
         answers = f"{CANNOT_OPEN}, for its Jinja cannot run the chat template; give it another"
     if isinstance(answers, str):
         return [answers]
-    found = [
-        _unlike(*each, answer, tokenizer)
-        for each, answer in zip(conversations, answers, strict=True)
+    notes = [
+        _unlike(*conversation, answer, tokenizer)
+        for conversation, answer in zip(conversations, answers, strict=True)
     ]
-    return [words for words in found if words]
+    return [words for words in notes if words]
 
 
 def _unlike(
-    messages: list[dict[str, str]], ours: str, answer: dict[str, str], tokenizer: Tokenizer
+    messages: list[dict[str, str]], prompt: str, answer: dict[str, str], tokenizer: Tokenizer
 ) -> str | None:
     roles = ", ".join(message["role"] for message in messages)
     if "prompt" not in answer:
         return f"llama.cpp cannot render the chat template for {roles}: {answer['refused']}"
-    theirs = answer["prompt"]
+    llama_prompt = answer["prompt"]
     # it takes away the beginning that it adds itself
-    if theirs in (ours, ours.removeprefix(tokenizer.bos_token or "")):
+    if llama_prompt in (prompt, prompt.removeprefix(tokenizer.bos_token or "")):
         return None
-    return f"llama.cpp renders the chat template otherwise for {roles}: {_apart(ours, theirs)}"
+    where = _apart(prompt, llama_prompt)
+    return f"llama.cpp renders the chat template otherwise for {roles}: {where}"
 
 
 def _asked(
@@ -80,11 +81,11 @@ def _asked(
     return f"{CANNOT_OPEN}: {answers['cannot_open']}" if isinstance(answers, dict) else answers
 
 
-def _apart(ours: str, theirs: str) -> str:
+def _apart(prompt: str, llama_prompt: str) -> str:
     """The two prompts from shortly before their first difference."""
     same = next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-        min(len(ours), len(theirs)),
+        (i for i, (a, b) in enumerate(zip(prompt, llama_prompt, strict=False)) if a != b),
+        min(len(prompt), len(llama_prompt)),
     )
     start = max(0, same - 20)
-    return f"{ours[start : start + SHOWN]!r} here, {theirs[start : start + SHOWN]!r} there"
+    return f"{prompt[start : start + SHOWN]!r} here, {llama_prompt[start : start + SHOWN]!r} there"

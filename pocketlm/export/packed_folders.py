@@ -52,11 +52,11 @@ def write_repacked(model: Transformer, tokenizer: Tokenizer, path: Path, contain
     with write_folder(path) as folder:
         config = hugging_face_config(model.config, tokenizer, None, layout)
         grids = dict(grid_layers(model))
-        own = {f"{name}.weight" for name in grids}
+        grid_names = {f"{name}.weight" for name in grids}
         tensors = {
             n: t
             for n, t in stored_tensors(model, layout).items()
-            if n not in own and not n.endswith(SCALE)
+            if n not in grid_names and not n.endswith(SCALE)
         }
         write_files(
             folder, config | {"dtype": "float16"} | section(model), pack(grids, tensors), tokenizer

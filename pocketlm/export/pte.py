@@ -2,7 +2,7 @@
 
 `inference/executorch.py` opens it again. A runner that speaks ExecuTorch's llama convention takes
 the file: one method `forward(tokens, input_pos)`, the facts about the model as constant methods
-(`get_max_seq_len`, `get_eos_ids`, ...). The tokenizer lies beside it.
+(`get_max_seq_len`, `get_eos_ids`, ...). The tokenizer is in a folder beside it.
 """
 
 import importlib.util
@@ -138,8 +138,8 @@ def lower(network: PteNetwork, constants: dict[str, Any]) -> "ExecutorchProgramM
 
 
 def _partitioner() -> Any:
-    """XNNPACK's partitioner, told beforehand what to keep whole and to run the one pass this graph
-    needs.
+    """XNNPACK's partitioner, configured to keep some operators whole and to run the one pass this
+    graph needs.
 
     `ops_to_not_decompose` answers without a test of each node: so the graph is decomposed once, not
     three times, and a linear layer that XNNPACK leaves behind is an error. `dqlinear_partitioner`

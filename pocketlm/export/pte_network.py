@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pocketlm.export.pte_cache import FloatCache, Int8Cache, Ring
 from pocketlm.model.quant import Scheme, quantize_weight
 from pocketlm.model.transformer import Block, Transformer, rope_frequencies
 
 LOGITS_BYTES = 2**26  # the program keeps room for the logits of one call
 CHUNK_TOKENS = 128  # at most so many tokens a call, ExecuTorch's own default
-
-Ring = tuple[Tensor, Tensor]  # (slots [1, T] the new keys go to, mask [T, R])
 
 
 class PteNetwork(nn.Module):
@@ -115,9 +114,9 @@ class PteNetwork(nn.Module):
         Position p lives in slot p mod R, so the newest position in slot j is last - (last - j) mod
         R.
         """
-        held = last - torch.remainder(last - self.slots, self.ring)
-        gap = positions[:, None] - held[None, :]
-        allowed = (gap >= 0) & (gap < self.window) & (held >= 0)
+        slot_positions = last - torch.remainder(last - self.slots, self.ring)
+        gap = positions[:, None] - slot_positions[None, :]
+        allowed = (gap >= 0) & (gap < self.window) & (slot_positions >= 0)
         return torch.remainder(positions, self.ring)[None], torch.where(allowed, 0.0, float("-inf"))
 
 
@@ -129,7 +128,7 @@ def chunk_tokens(vocab_size: int, context_length: int) -> int:
 class PteBlock(nn.Module):
     """One layer with its part of the cache."""
 
-    def __init__(self, block: Block, cache: "FloatCache", scheme: Scheme | None) -> None:
+    def __init__(self, block: Block, cache: FloatCache, scheme: Scheme | None) -> None:
         super().__init__()
         attention, mlp = block.self_attn, block.mlp
         self.head_dim = attention.head_dim
@@ -163,105 +162,6 @@ class PteBlock(nn.Module):
         q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
         out = self.cache(q, k, v, start, ring)
         return self.o_proj(self.int8(out.reshape(1, T, -1)))
-
-
-class FloatCache(nn.Module):
-    """A layer's keys and values: of all positions if global, a ring of the newest if local.
-
-    forward(q [1, T, H, E], k and v [1, T, K, E], ...) stores k and v, and is what the queries find
-    [1, T, H, E].
-    """
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, slots: int, kv_heads: int, head_dim: int, *, local: bool) -> None:
-        super().__init__()
-        self.local = local
-        self.register_buffer("keys", self.room(slots, kv_heads, head_dim))
-        self.register_buffer("values", self.room(slots, kv_heads, head_dim))
-
-    def room(self, slots: int, kv_heads: int, head_dim: int) -> Tensor:
-        return torch.zeros(1, slots, kv_heads, head_dim)
-
-    def store(self, new: Tensor, buffer: Tensor, start: Any, ring: Ring | None) -> None:
-        if self.local and ring is not None:
-            torch.ops.llama.update_cache_with_indices(new, buffer, start, ring[0])
-        else:
-            torch.ops.llama.update_cache(new, buffer, start)
-
-    def seen(self, start: Any, ring: Ring | None) -> tuple[Any, Tensor | None, float, bool]:
-        """What tells an attention operator which slots a query sees: a mask of the ring's, else all
-        up to its own.
-        """
-        return (
-            (0, ring[1], 0.0, False)
-            if self.local and ring is not None
-            else (start, None, 0.0, True)
-        )
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any, ring: Ring | None) -> Tensor:
-        self.store(k, self.keys, start, ring)
-        self.store(v, self.values, start, ring)
-        return torch.ops.llama.custom_sdpa(q, self.keys, self.values, *self.seen(start, ring))
-
-
-class Int8Cache(FloatCache):
-    """The same in int8, with one asymmetric range for each token AND head: so ExecuTorch's operator
-    reads them.
-
-    `Int8Slots` of inference/kv_cache.py has one range for all heads of a token: this one is never
-    coarser. The operator multiplies integers, so queries are rounded in the same way. It is for
-    phones: ExecuTorch 1.5 has vector code for it on 64-bit ARM only. Decoding took 3 times and
-    prefill 8 times as long as with floats on an x86 core, in a network of little but attention.
-    """
-
-    key_scale: Tensor
-    key_zero: Tensor
-    value_scale: Tensor
-    value_zero: Tensor
-
-    def __init__(self, slots: int, kv_heads: int, head_dim: int, *, local: bool) -> None:
-        super().__init__(slots, kv_heads, head_dim, local=local)
-        for name in ("key", "value"):
-            self.register_buffer(f"{name}_scale", torch.zeros(1, slots, kv_heads, 1))
-            self.register_buffer(
-                f"{name}_zero", torch.zeros(1, slots, kv_heads, 1, dtype=torch.int8)
-            )
-
-    def room(self, slots: int, kv_heads: int, head_dim: int) -> Tensor:
-        return torch.zeros(1, slots, kv_heads, head_dim, dtype=torch.int8)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any, ring: Ring | None) -> Tensor:
-        keys = (self.keys, self.key_zero, self.key_scale)
-        values = (self.values, self.value_zero, self.value_scale)
-        for new, buffers in ((k, keys), (v, values)):
-            for part, buffer in zip(int8_tokens(new), buffers, strict=True):
-                self.store(part, buffer, start, ring)
-        levels, *query_range = int8_tokens(q)
-        return torch.ops.llama.custom_quantized_sdpa(
-            levels,
-            self.keys,
-            self.values,
-            *self.seen(start, ring),
-            None,
-            *query_range,
-            *keys[1:],
-            *values[1:],
-        )
-
-
-def int8_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(int8 levels, int8 zero point, float32 scale), one range for each token and head, of queries,
-    keys or values.
-    """
-    ops = torch.ops.quantized_decomposed
-    scale, zero = ops.choose_qparams_per_token_asymmetric(x, torch.int8)
-    return (
-        ops.quantize_per_token(x, scale, zero, -128, 127, torch.int8),
-        zero.to(torch.int8),
-        scale.float(),
-    )
 
 
 class Norm(nn.Module):

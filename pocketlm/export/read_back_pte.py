@@ -33,14 +33,14 @@ def absent_tensors(path: Path, network: Transformer) -> dict[str, float]:
     """
     constants, weights = stored_buffers(path)
     scheme = scheme_of(network)
-    found: dict[str, float] = {}
+    distances: dict[str, float] = {}
     for forms, stored in (
         (_constants(network, scheme), constants),
         (_weights(network, scheme), weights),
     ):
         for name, gap in _gaps(list(forms), stored).items():
-            found[name] = max(gap, found.get(name, 0.0))
-    return found
+            distances[name] = max(gap, distances.get(name, 0.0))
+    return distances
 
 
 def _constants(network: Transformer, scheme: Scheme | None) -> Iterator[Form]:
@@ -127,8 +127,8 @@ def _distance(tensor: Tensor, content: bytes) -> float:
     other = torch.frombuffer(bytearray(content), dtype=tensor.dtype)[: tensor.numel()].view(
         tensor.shape
     )
-    expected, found = (_values(t.detach()) for t in (tensor, other))
-    return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+    expected, stored = (_values(t.detach()) for t in (tensor, other))
+    return float((stored - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
 def _values(tensor: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ CHATS: tuple[list[dict[str, str]], ...] = (
         {"role": "user", "content": "Count to 3, naïvely: 1, 2"},
     ],
 )
-SHOWN = 3  # differences that a message tells
+SHOWN = 3  # differences that a message lists
 
 
 def refuse_other_text(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
@@ -75,13 +75,13 @@ def refuse_other_text(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list
     vocabulary = vocabulary_of(tokenizer, vocab_size)
     model = LoadedModel(path, vocab_only=True)
     try:
-        found = list(itertools.islice(differences(tokenizer, vocabulary, model), SHOWN))
-        if found:
+        unlike = list(itertools.islice(differences(tokenizer, vocabulary, model), SHOWN))
+        if unlike:
             raise ValueError(
                 f"llama.cpp does not read {path.name} as this tokenizer does, so it would run on "
                 "other tokens than were "
                 f"trained:\n  "
-                + "\n  ".join(found)
+                + "\n  ".join(unlike)
                 + "\nExport to hf or pte, which keep the tokenizer itself"
             )
         return [
@@ -118,8 +118,8 @@ def refuse_other_folder(path: Path, tokenizer: Tokenizer, vocab_size: int) -> No
         ],
         "ends of an answer": [sorted(made.stop_ids) for made in (tokenizer, beside)],
     }
-    for what, (ours, theirs) in pairs.items():
-        if ours != theirs:
+    for what, (expected, written) in pairs.items():
+        if expected != written:
             raise ValueError(
                 f"{tokenizer_folder(path).name}: the tokenizer that was written gives other "
                 f"{what}; please report it"
@@ -139,21 +139,21 @@ def differences(tokenizer: Tokenizer, vocabulary: Vocabulary, model: LoadedModel
     texts = itertools.chain(hard_texts(tokenizer), unmerged_texts(vocabulary))
     plain = [text for text in texts if comparable(text, vocabulary, special, parsed=False)]
     for text, ids in zip(plain, tokenizer.encode_batch(plain), strict=True):
-        theirs = model.tokenize(text, add_special=False, parse_special=False)
-        if theirs != ids:
+        llama_ids = model.tokenize(text, add_special=False, parse_special=False)
+        if llama_ids != ids:
             yield (
-                f"{text!r} is {_shown(ids, tokenizer)} here, {_shown(theirs, tokenizer)} to "
+                f"{text!r} is {_shown(ids, tokenizer)} here, {_shown(llama_ids, tokenizer)} to "
                 "llama.cpp"
             )
     parsing = parser_of(tokenizer)
     for text in special_texts(special):
         if comparable(text, vocabulary, special, parsed=True):
             ids = parsing.encode(text, add_special_tokens=False).ids
-            theirs = model.tokenize(text, add_special=False, parse_special=True)
-            if theirs != ids:
+            llama_ids = model.tokenize(text, add_special=False, parse_special=True)
+            if llama_ids != ids:
                 yield (
                     f"{text!r}, its special words read, is {_shown(ids, tokenizer)} here, "
-                    f"{_shown(theirs, tokenizer)} there"
+                    f"{_shown(llama_ids, tokenizer)} there"
                 )
     yield from _other_prompts(tokenizer, vocabulary, model)
     yield from _other_words(tokenizer, model)
@@ -161,17 +161,17 @@ def differences(tokenizer: Tokenizer, vocabulary: Vocabulary, model: LoadedModel
 
 def unlike_ends(tokenizer: Tokenizer, model: LoadedModel) -> list[str]:
     """Where llama.cpp ends an answer and we do not, and the other way round, in words."""
-    theirs = model.end_ids()
-    more, fewer = theirs - tokenizer.stop_ids, tokenizer.stop_ids - theirs
-    told = []
+    llama_ends = model.end_ids()
+    more, fewer = llama_ends - tokenizer.stop_ids, tokenizer.stop_ids - llama_ends
+    notes = []
     if more:
-        told.append(f"llama.cpp ends an answer at {_words(more, tokenizer)} too, for their texts")
+        notes.append(f"llama.cpp ends an answer at {_words(more, tokenizer)} too, for their texts")
     if fewer:
-        told.append(
+        notes.append(
             f"llama.cpp does not end an answer at {_words(fewer, tokenizer)}: a .gguf names three "
             "ends at most"
         )
-    return told
+    return notes
 
 
 def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
@@ -254,11 +254,11 @@ def _other_prompts(
         # llama.cpp takes the template's away, and puts its own
         if vocabulary.add_bos and bos is not None:
             text = text.removeprefix(bos)
-        theirs = model.tokenize(text, add_special=True, parse_special=True)
-        if theirs != ids:
+        llama_ids = model.tokenize(text, add_special=True, parse_special=True)
+        if llama_ids != ids:
             yield (
                 f"the chat prompt {text!r} is {_shown(ids, tokenizer)} here, "
-                f"{_shown(theirs, tokenizer)} to llama.cpp"
+                f"{_shown(llama_ids, tokenizer)} to llama.cpp"
             )
 
 
@@ -267,14 +267,14 @@ def _other_words(tokenizer: Tokenizer, model: LoadedModel) -> Iterator[str]:
     counted.
     """
     ids = range(tokenizer.vocab_size)
-    for i, ours in zip(
+    for i, word in zip(
         ids,
         tokenizer.backend.decode_batch([[i] for i in ids], skip_special_tokens=False),
         strict=True,
     ):
-        theirs = model.piece(i).decode("utf-8", "replace")
-        if ours not in (theirs, theirs.removeprefix(" ")):
-            yield f"id {i} is {ours!r} here, {theirs!r} to llama.cpp"
+        llama_word = model.piece(i).decode("utf-8", "replace")
+        if word not in (llama_word, llama_word.removeprefix(" ")):
+            yield f"id {i} is {word!r} here, {llama_word!r} to llama.cpp"
 
 
 def _shown(ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -1,16 +1,19 @@
-"""Whether the formats asked for can hold a model: answered from its shape and tokenizer alone,
-before anything trains.
+"""Whether the formats asked for can hold a model: by its shape and tokenizer alone, before anything
+trains; and by its weights, where a format would round them again.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from pocketlm.export import gguf, packed_folders
-from pocketlm.export.gguf_vocab import vocabulary_file
+from pocketlm.export.gguf_vocab_file import vocabulary_file
+from pocketlm.export.plain import on_grid
 from pocketlm.export.text_agreement import refuse_other_text
+from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.layouts import LAYOUTS
-from pocketlm.model.quant import Scheme
+from pocketlm.model.quant import CPU, Scheme, fake_quantize_weight, scheme_of
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.transformer import ModelConfig, Transformer
 
 FORMATS = ("hf", "gguf", "pte", *packed_folders.CONTAINERS)
 
@@ -73,6 +76,16 @@ def refuse_unwritable(
         else:
             packed_folders.refuse_unwritable(config, scheme, name)
     return notes
+
+
+def refuse_lossy(network: Transformer, dtype: str) -> None:
+    """Nothing, or a ValueError where a .gguf of this dtype would round four-bit values once more,
+    and otherwise.
+    """
+    if dtype == "q4_0" and scheme_of(network) is None:
+        refuse_rounding_again(network, partial(fake_quantize_weight, scheme=CPU), "q4_0")
+    if dtype == "q8_0":
+        refuse_rounding_again(on_grid(network), gguf.rounded_q8_0, "q8_0")
 
 
 def _refuse_layout(config: ModelConfig, layout: str | None) -> None:

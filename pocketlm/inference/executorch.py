@@ -253,7 +253,7 @@ def load_kernels() -> None:
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Nothing on file descriptor 2 meanwhile: there the C++ runtime tells how it counts the
+    """Nothing on file descriptor 2 meanwhile: the C++ runtime logs there how it counts the
     processors.
     """
     saved = os.dup(2)

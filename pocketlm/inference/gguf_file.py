@@ -91,7 +91,7 @@ class GgufHeader:
         return value
 
     def file_of(self, name: str) -> Path:
-        """The file that a tensor lies in."""
+        """The file that holds a tensor."""
         return self.parts.get(name, self.path)
 
     def _value(self, key: str, default: Any) -> Any:
@@ -108,10 +108,10 @@ class GgufHeader:
         return key.replace("{arch}", str(self.metadata.get("general.architecture")))
 
     def _wrong(self, key: str, value: Any, wanted: str) -> ValueError:
-        shown = repr(value)
-        shown = shown if len(shown) < 60 else f"{shown[:57]}..."
+        text = repr(value)
+        text = text if len(text) < 60 else f"{text[:57]}..."
         return ValueError(
-            f"{self.path}: key {self._spelled(key)} is {shown}, not {wanted}; fetch or write the "
+            f"{self.path}: key {self._spelled(key)} is {text}, not {wanted}; fetch or write the "
             "file again"
         )
 

@@ -22,7 +22,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def head_width(header: GgufHeader) -> int:
-    """Channels of one attention head: told, or the hidden size shared among the heads."""
+    """Channels of one attention head: the key_length, or the hidden size divided by the heads."""
     shared = header.integer("{arch}.embedding_length") // header.integer(
         "{arch}.attention.head_count"
     )
@@ -37,7 +37,7 @@ def windows_of(header: GgufHeader) -> list[int | None]:
     pattern = header.array("{arch}.attention.sliding_window_pattern", (bool, int))
     if len(pattern) < layers:
         raise ValueError(
-            f"{header.path}: {len(pattern)} layers are told to be local or global, there are "
+            f"{header.path}: {len(pattern)} layers are said to be local or global, there are "
             f"{layers}"
         )
     window = header.integer("{arch}.attention.sliding_window")
@@ -99,7 +99,7 @@ def _check(header: GgufHeader) -> None:
 
 
 def _check_sizes(header: GgufHeader, width: int) -> None:
-    """Refuse keys that tell another size than the tensors have, before a network of that size takes
+    """Refuse keys that give another size than the tensors have, before a network of that size takes
     its memory.
     """
     hidden, inner = (
@@ -118,15 +118,15 @@ def _check_sizes(header: GgufHeader, width: int) -> None:
         "blk.0.ffn_down.weight": (hidden, inner),
     }
     for name, shape in expected.items():
-        found = header.tensors.get(name)
-        if found is None:
+        actual = header.tensors.get(name)
+        if actual is None:
             raise ValueError(
                 f"{header.path}: the tensor {name} is missing; the file is not a language model of "
                 "ours"
             )
-        if found != shape:
+        if actual != shape:
             raise ValueError(
-                f"{header.path}: {name} is {found}, and by the file's keys it should be {shape}"
+                f"{header.path}: {name} is {actual}, and by the file's keys it should be {shape}"
             )
     layers = header.integer("{arch}.block_count")
     if f"blk.{layers - 1}.attn_q.weight" not in header.tensors:

@@ -82,9 +82,9 @@ def _made(steps: str) -> pre_tokenizers.PreTokenizer:
     content = {"type": "Sequence", "pretokenizers": json.loads(steps)}
     empty: dict[str, Any] = {"type": "BPE", "vocab": {}, "merges": []}
     whole = {"version": "1.0", "added_tokens": [], "pre_tokenizer": content, "model": empty}
-    found = tokenizers.Tokenizer.from_str(json.dumps(whole)).pre_tokenizer
-    assert isinstance(found, pre_tokenizers.PreTokenizer)
-    return found
+    pre_tokenizer = tokenizers.Tokenizer.from_str(json.dumps(whole)).pre_tokenizer
+    assert isinstance(pre_tokenizer, pre_tokenizers.PreTokenizer)
+    return pre_tokenizer
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:
@@ -136,9 +136,9 @@ def ways_of(content: dict[str, Any]) -> list[Split]:
     """
     described = content["pre_tokenizer"] or {}
     steps = [_plain(step) for step in described.get("pretokenizers", [described])]
-    found = [way for way in WAYS.values() if [_plain(step) for step in way.steps] == steps]
+    ways = [way for way in WAYS.values() if [_plain(step) for step in way.steps] == steps]
     ignores = bool(content["model"].get("ignore_merges"))
-    return sorted(found, key=lambda way: way.ignores_merges != ignores)
+    return sorted(ways, key=lambda way: way.ignores_merges != ignores)
 
 
 def _plain(step: dict[str, Any]) -> dict[str, Any]:

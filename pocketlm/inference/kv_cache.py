@@ -67,10 +67,11 @@ class KVCache:
         self.positions[:, self.start : self.end] = positions
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v [B, K, T, E] of a layer; return what its queries may look at [B, K, S, E]."""
-        return self._update(self.keys[layer], k, self.rings[layer]), self._update(
-            self.values[layer], v, self.rings[layer]
-        )
+        """Store k, v [B, K, T, E] of a layer; return what its queries may attend to, twice
+        [B, K, S, E].
+        """
+        ring = self.rings[layer]
+        return self._update(self.keys[layer], k, ring), self._update(self.values[layer], v, ring)
 
     def _update(self, slots: "FloatSlots", new: Tensor, ring: int | None) -> Tensor:
         # nothing was overwritten yet: slots are in the text's order
@@ -82,9 +83,9 @@ class KVCache:
             return slots.read(ring)
         newest = self._range(max(self.start, self.end - ring), self.end)
         # the first query's window, and on
-        seen = torch.cat([slots.read(min(self.start, ring)), slots.rounded(new)], 2)
+        visible = torch.cat([slots.read(min(self.start, ring)), slots.rounded(new)], 2)
         slots.write(newest % ring, new[:, :, -len(newest) :])
-        return seen
+        return visible
 
     def key_positions(self, layer: int) -> Tensor:
         """Positions [B, S] of the keys that `update` of this layer returned."""
@@ -102,8 +103,8 @@ class KVCache:
         )
 
     def _held(self, ring: int, end: int) -> Tensor:
-        """For each filled slot of a ring the newest of the first `end` tokens that lies there:
-        token t is in slot t mod ring.
+        """For each filled slot of a ring the newest of the first `end` tokens stored there: token t
+        is in slot t mod ring.
         """
         slot = self._range(0, min(end, ring))
         return end - 1 - (end - 1 - slot) % ring
@@ -120,10 +121,10 @@ class KVCache:
         self.positions[rows, shift:end] = part.positions
         for layer, (ring, part_ring) in enumerate(zip(self.rings, part.rings, strict=True)):
             tokens = self._range(max(0, part.end - (ring or part.end)), part.end)
-            held = tokens % part_ring if part_ring else tokens
+            sources = tokens % part_ring if part_ring else tokens
             places = (tokens + shift) % ring if ring else tokens + shift
-            self.keys[layer].take(rows, places, part.keys[layer], held)
-            self.values[layer].take(rows, places, part.values[layer], held)
+            self.keys[layer].take(rows, places, part.keys[layer], sources)
+            self.values[layer].take(rows, places, part.values[layer], sources)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows of the batch but these: finished answers cost nothing."""
@@ -150,9 +151,9 @@ class FloatSlots:
         """What reading would give of these."""
         return new
 
-    def take(self, rows: slice, places: Tensor, other: "FloatSlots", held: Tensor) -> None:
+    def take(self, rows: slice, places: Tensor, other: "FloatSlots", sources: Tensor) -> None:
         """Copy another's slots `held` into `places` of these rows."""
-        self.content[rows, :, places] = other.content[:, :, held]
+        self.content[rows, :, places] = other.content[:, :, sources]
 
     def keep_rows(self, rows: Tensor) -> None:
         self.content = self.content[rows]
@@ -182,12 +183,12 @@ class Int8Slots(FloatSlots):
         levels, scale, zero = int8_levels(new)
         return (levels.float() - zero) * scale
 
-    def take(self, rows: slice, places: Tensor, other: FloatSlots, held: Tensor) -> None:
+    def take(self, rows: slice, places: Tensor, other: FloatSlots, sources: Tensor) -> None:
         assert isinstance(other, Int8Slots)
-        super().take(rows, places, other, held)
+        super().take(rows, places, other, sources)
         self.scale[rows, :, places], self.zero[rows, :, places] = (
-            other.scale[:, :, held],
-            other.zero[:, :, held],
+            other.scale[:, :, sources],
+            other.zero[:, :, sources],
         )
 
     def keep_rows(self, rows: Tensor) -> None:

@@ -165,18 +165,18 @@ def library() -> ctypes.CDLL:
         )
     if not files:
         raise ValueError("running a .gguf needs llama.cpp: pip install 'pocketlm[llamacpp]'")
-    found = ctypes.CDLL(str(files[0]))
+    functions = ctypes.CDLL(str(files[0]))
     for name, (result, arguments) in FUNCTIONS.items():
-        if not hasattr(found, name):
+        if not hasattr(functions, name):
             raise ValueError(
                 f"{files[0].name} does not export {name}; install xllamacpp=={KNOWN_WHEEL}"
             )
-        function = getattr(found, name)
+        function = getattr(functions, name)
         function.restype, function.argtypes = result, arguments
-    _check_layout(found.llama_model_default_params(), MODEL_DEFAULTS)
-    _check_layout(found.llama_context_default_params(), CONTEXT_DEFAULTS)
-    found.llama_log_set(_log, None)
-    return found
+    _check_layout(functions.llama_model_default_params(), MODEL_DEFAULTS)
+    _check_layout(functions.llama_context_default_params(), CONTEXT_DEFAULTS)
+    functions.llama_log_set(_log, None)
+    return functions
 
 
 def _check_layout(params: ctypes.Structure, expected: dict[str, float]) -> None:
@@ -313,7 +313,7 @@ class Context:
         """Logits float32 [tokens wanted, V] of tokens [N] at these positions of these slots; N <=
         batch.
 
-        They lie in llama.cpp's own memory, until the next call.
+        They are views of llama.cpp's own memory, valid until the next call.
         """
         if not self.handle:
             raise ValueError("this GgufModel was closed; open the file again")

@@ -123,10 +123,12 @@ class GgufModel:
         allocated = cells * self._windows.count(None) + sum(
             min(cells, padded(window + self.batch)) for window in windows
         )
-        seen = length * self._windows.count(None) + sum(min(length, window) for window in windows)
+        cells_read = length * self._windows.count(None) + sum(
+            min(length, window) for window in windows
+        )
         return Memory(
             kv_bytes=self._cell_bytes * allocated,
-            step_bytes=self._weight_bytes + self._cell_bytes * seen,
+            step_bytes=self._weight_bytes + self._cell_bytes * cells_read,
         )
 
     def close(self) -> None:
@@ -173,9 +175,12 @@ class GgufModel:
                         slots.append(slot)
                         rows.append(waiting.pop())
                         logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
-                found = torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits))
+                newest = torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits))
                 chosen = sample(
-                    found, sampling, [generators[row] for row in rows], [texts[row] for row in rows]
+                    newest,
+                    sampling,
+                    [generators[row] for row in rows],
+                    [texts[row] for row in rows],
                 )
                 running = {}
                 for slot, row, token in zip(slots, rows, chosen.tolist(), strict=True):

@@ -1,5 +1,4 @@
-"""How the next token is chosen from logits: greedy, or drawn. Every runtime here chooses by this
-one function.
+"""Choose the next token from logits: greedy, or drawn. Every runtime here uses this one function.
 
 Shapes: B batch, V vocabulary
 """
@@ -109,8 +108,9 @@ def penalised(logits: Tensor, earlier: Sequence[Sequence[int]], penalty: float) 
         return logits
     logits = logits.clone()
     for row, ids in zip(logits, earlier, strict=True):
-        seen = torch.tensor(sorted(set(ids)), device=row.device)
-        row[seen] = torch.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
+        repeated = torch.tensor(sorted(set(ids)), device=row.device)
+        scores = row[repeated]
+        row[repeated] = torch.where(scores > 0, scores / penalty, scores * penalty)
     return logits
 
 

@@ -16,10 +16,10 @@ def before_stop(text: str, stop_strings: Sequence[str]) -> str:
     """The text up to where the first of the strings to be complete begins; all of it where there is
     none.
     """
-    found = [
+    ends = [
         (text.find(string) + len(string), -len(string)) for string in stop_strings if string in text
     ]
-    end, length = min(found, default=(len(text), 0))  # of two that end together, the longer one
+    end, length = min(ends, default=(len(text), 0))  # of two that end together, the longer one
     return text[: end + length]
 
 

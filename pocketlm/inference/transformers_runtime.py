@@ -22,9 +22,9 @@ from pocketlm.inference.decode import decode
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
 from pocketlm.inference.sampling import GREEDY, Sampling
 from pocketlm.inference.torch_runtime import LOGITS_BYTES, left_padded
-from pocketlm.model.checkpoint import raw_config
+from pocketlm.model.checkpoint import quantization_of, raw_config
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.weights import weight_files
+from pocketlm.model.weights import ADAPTER_CONFIG, weight_files
 
 # what config.json calls the longest text; the first that is there counts
 LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -41,8 +41,7 @@ class TransformersModel:
 
     def __init__(self, folder: Path, *, context_length: int | None = None) -> None:
         folder = Path(folder)
-        raw_config(folder)
-        weight_files(folder)
+        refuse_folder(folder)
         self.tokenizer = Tokenizer.load(folder)
         self._model: Any = load_network(folder)
         self.vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
@@ -236,6 +235,25 @@ class TransformersModel:
         with self._lock:
             output = self._model(input_ids=ids, use_cache=True, **options)
         return output.logits, output[self._cache_name]
+
+
+def refuse_folder(folder: Path) -> None:
+    """Nothing, or an error where the folder is no checkpoint with safetensors, or one that the
+    library would compute otherwise than it was meant: it ignores a scheme of ours, and would apply
+    an adapter.
+    """
+    raw_config(folder)
+    weight_files(folder)
+    if scheme := quantization_of(folder):
+        raise ValueError(
+            f"{folder}: trained for {scheme}, and transformers would compute the weights before "
+            "rounding; `pocketlm export --to hf` writes their four-bit values"
+        )
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"{folder}: {ADAPTER_CONFIG} is there, so its weights are not the whole model; merge "
+            "the adapter into its base first"
+        )
 
 
 def load_network(folder: Path) -> Any:

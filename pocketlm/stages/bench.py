@@ -201,13 +201,13 @@ def in_own_process(
     alone.
     """
     context = get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(there, config, path, threads), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, config, path, threads), daemon=True)
     process.start()
-    there.close()
+    sender.close()
     try:
         while True:
-            kind, content = here.recv()
+            kind, content = receiver.recv()
             if kind == "error":
                 raise content
             if kind == "figures":

@@ -5,7 +5,6 @@ counts as written.
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,19 @@ from pocketlm.data.conversations import read_conversations
 from pocketlm.data.corpus_folder import open_shards
 from pocketlm.data.shards import list_sources
 from pocketlm.eval.agreement import Agreement, Passage, agreement
-from pocketlm.export.gguf import rounded_q8_0, write_gguf
+from pocketlm.export.differences import most_different_tensor
+from pocketlm.export.gguf import write_gguf
 from pocketlm.export.llamacpp_template import unlike_prompts
 from pocketlm.export.packed_folders import CONTAINERS, write_repacked
 from pocketlm.export.plain import as_stored, on_grid, unrolled
 from pocketlm.export.text_agreement import refuse_other_folder, refuse_other_text
-from pocketlm.export.writable import Wanted, refuse_unwritable
+from pocketlm.export.writable import Wanted, refuse_lossy, refuse_unwritable
 from pocketlm.inference.open import opened
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.files import write_folder, write_json
-from pocketlm.model.grid_check import refuse_rounding_again
-from pocketlm.model.quant import CPU, fake_quantize_weight, scheme_of
 from pocketlm.model.quant import scheme as scheme_named
+from pocketlm.model.quant import scheme_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 
@@ -101,7 +100,7 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         real_passages(LanguageModel(network, tokenizer), context_length, corpus) if run else []
     )
     sizes: dict[str, int] = {}
-    told: dict[str, Any] = {}
+    agreements: dict[str, Any] = {}
     notes: dict[str, list[str]] = {}
     for name in config.formats:
         if name == "gguf":
@@ -112,13 +111,15 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
             file, agreed = export_folder(config, out / name, network, tokenizer), None
         sizes[file.name] = file.stat().st_size if file.is_file() else folder_bytes(file)
         if agreed is not None:
-            told[file.name] = asdict(agreed)
+            agreements[file.name] = asdict(agreed)
             notes[file.name] = check_text(file, tokenizer, network.config.vocab_size)
     scheme = scheme_of(network)
     origin = {"model": model.name, "quantization": scheme.name if scheme else None}
-    write_json(out / "export.json", {**origin, "bytes": sizes, "agreement": told, "unlike": notes})
+    write_json(
+        out / "export.json", {**origin, "bytes": sizes, "agreement": agreements, "unlike": notes}
+    )
     console = Console(stderr=True, highlight=False)
-    for name, note in ((name, note) for name, found in notes.items() for note in found):
+    for name, note in ((name, note) for name, lines in notes.items() for note in lines):
         console.print(f"  {name}: {note}", style="yellow", soft_wrap=True, markup=False)
     return out
 
@@ -271,9 +272,7 @@ def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path) -> Itera
     readers = [read_conversations(file) for file in files if file.is_file()]
     for round_of_rows in zip_longest(*(islice(reader, PASSAGES) for reader in readers)):
         answers = tokenizer.answers([row for row in round_of_rows if row is not None])
-        examples = [
-            example for found in answers if isinstance(found, list) for example in found[:1]
-        ]
+        examples = [example for rows in answers if isinstance(rows, list) for example in rows[:1]]
         for ids, mask in ((example.ids, example.learnt) for example in examples):
             if True in mask and mask.index(True) < length - 1:
                 first = mask.index(True)
@@ -300,16 +299,6 @@ def reference_pages(tokenizer: Tokenizer, length: int) -> Iterator[Passage]:
             yield Passage(ids=ids, prompt=PASSAGE_PROMPT)
 
 
-def refuse_lossy(network: Transformer, dtype: str) -> None:
-    """Nothing, or a ValueError where a .gguf of this dtype would round four-bit values once more,
-    and otherwise.
-    """
-    if dtype == "q4_0" and scheme_of(network) is None:
-        refuse_rounding_again(network, partial(fake_quantize_weight, scheme=CPU), "q4_0")
-    if dtype == "q8_0":
-        refuse_rounding_again(on_grid(network), rounded_q8_0, "q8_0")
-
-
 def check_file(
     file: Path,
     network: Transformer,
@@ -324,22 +313,24 @@ def check_file(
     """
     try:
         with opened(file, exact=exact) as runtime:
-            found = agreement(LanguageModel(network, tokenizer), runtime, passages)
+            measured = agreement(LanguageModel(network, tokenizer), runtime, passages)
     # refused by its runtime, or interrupted: an unchecked file must not look like a checked one
     except BaseException:
         discard(file)
         raise
-    if found.top_token >= config.min_agreement and (not exact or found.greedy == EXACT_GREEDY):
-        return found
+    if measured.top_token >= config.min_agreement and (
+        not exact or measured.greedy == EXACT_GREEDY
+    ):
+        return measured
     try:
         worst = most_different_tensor(file, network)
     finally:
         discard(file)
     raise ValueError(
-        f"{file.name} does not say what the model says: of {found.tokens} tokens "
-        f"{found.top_token:.2%} agree "
-        f"({config.min_agreement:.1%} asked), KL {found.kl:.3g} nats, greedy answers equal for "
-        f"{found.greedy:.0%}"
+        f"{file.name} does not say what the model says: of {measured.tokens} tokens "
+        f"{measured.top_token:.2%} agree "
+        f"({config.min_agreement:.1%} asked), KL {measured.kl:.3g} nats, greedy answers equal for "
+        f"{measured.greedy:.0%}"
         f"{' (a float32 file must equal all)' if exact else ''}{worst}. The file was removed. A "
         "lower min_agreement lets "
         "it pass; a model that is unsure of every token agrees less, for its likeliest tokens are "
@@ -351,32 +342,3 @@ def discard(file: Path) -> None:
     """Remove an exported file, and the tokenizer that goes with a .pte."""
     file.unlink(missing_ok=True)
     shutil.rmtree(file.with_name(f"{file.stem}.tokenizer"), ignore_errors=True)
-
-
-def most_different_tensor(file: Path, network: Transformer) -> str:
-    """The tensor of a .gguf or .pte whose values are farthest from the network's, in words."""
-    if file.suffix == ".pte":
-        from pocketlm.export.read_back_pte import absent_tensors
-
-        gaps = absent_tensors(file, network)
-    else:
-        gaps = gguf_gaps(file, network)
-    name = max(gaps, key=lambda found: gaps[found], default="")
-    if not name or gaps[name] < 0.01:
-        return (
-            "; every tensor in it is the model's to 1 %, so the difference is in how the runtime "
-            "computes"
-        )
-    return f"; the tensor that differs most is {name}, by {gaps[name]:.0%}"
-
-
-def gguf_gaps(file: Path, network: Transformer) -> dict[str, float]:
-    """The distance of each tensor of a .gguf from the network's, as a share of it."""
-    from pocketlm.export.import_gguf import stored_tensors
-
-    expected = unrolled(on_grid(network)).state_dict()
-    stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}
-    return {
-        n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12))
-        for n in stored
-    }

@@ -45,16 +45,16 @@ def check_formats(config: FormatsConfig, out: Path, *, model: Path) -> Path:
     except ValueError as error:
         raise ValueError(f"{model}: {error}") from None
     console = Console(stderr=True, highlight=False)
-    for note in (note for found in notes.values() for note in found):
+    for note in (note for lines in notes.values() for note in lines):
         console.print(f"  {config.name}: {note}", style="yellow", soft_wrap=True, markup=False)
     details = {
         "gguf": {"dtype": config.dtype(kept)},
         "pte": {"context_length": config.context_length or shape.max_position_embeddings},
         "hf": {"layout": config.layout},
     }
-    told = {
-        name: {**details.get(name, {}), "quantization": chosen, "unlike": found}
-        for name, found in notes.items()
+    record = {
+        name: {**details.get(name, {}), "quantization": chosen, "unlike": lines}
+        for name, lines in notes.items()
     }
-    write_json(out / "formats.json", told)
+    write_json(out / "formats.json", record)
     return out

@@ -20,12 +20,8 @@ from pocketlm.data.shards import list_sources
 from pocketlm.model.batch import document_key
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
-<<<<<<< HEAD
 from pocketlm.model.transformer import ComputeSettings, Transformer
-=======
-from pocketlm.model.transformer import Transformer, set_compute_dtype
 from pocketlm.stages.training import conversation_rows
->>>>>>> training
 from pocketlm.train.distill.cache import DONE, CacheWriter, model_digest, tokenizer_digest
 from pocketlm.train.distill.codec import size_in_bytes
 from pocketlm.train.distill.encode import encode_documents, estimate_tail_prior

@@ -16,9 +16,9 @@ from pocketlm.export.gguf_vocab import (
     LEADING_SPACE,
     NEARLY_SPLIT,
     PLAIN,
-    vocabulary_file,
     vocabulary_of,
 )
+from pocketlm.export.gguf_vocab_file import vocabulary_file
 from pocketlm.export.llamacpp_template import unlike_prompts
 from pocketlm.export.text_agreement import (
     comparable,

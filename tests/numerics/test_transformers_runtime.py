@@ -24,6 +24,7 @@ from pocketlm.inference.stop_strings import StopMatcher
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.inference.transformers_runtime import UNSAID_LENGTH, TransformersModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 
@@ -183,7 +184,7 @@ def test_memory_is_what_the_librarys_cache_takes(model, theirs, folder) -> None:
 OURS = ModelConfig(
     vocab_size=300,
     hidden_size=32,
-    intermediate_size=48,
+    intermediate_size=64,
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
@@ -239,6 +240,22 @@ def test_what_cannot_be_opened_is_one_line_that_names_the_folder(tokenizer, tmp_
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="is a pickle"):
         open_model(folder)
+
+
+def test_what_the_library_would_compute_otherwise_than_meant_is_refused(
+    tokenizer, tmp_path
+) -> None:
+    four_bits, adapted = tmp_path / "int4", tmp_path / "adapted"
+    for folder in (four_bits, adapted):
+        folder.mkdir()
+    save_checkpoint(four_bits, prepare(Transformer(OURS), SCHEMES["int4_group32"]), tokenizer)
+    assert isinstance(open_model(four_bits), LanguageModel)
+    with pytest.raises(ValueError, match="trained for int4_group32, and transformers would"):
+        open_model(four_bits, runtime="transformers")
+    save_family("gpt_neox", tokenizer, adapted)
+    (adapted / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="merge the adapter into its base first"):
+        open_model(adapted)
 
 
 def test_code_in_a_folder_never_runs(tokenizer, tmp_path) -> None:

@@ -27,7 +27,7 @@ from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.inference.sampling import Sampling
 from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.report.goals import Goal
-from pocketlm.serve.chat import ChatConfig
+from pocketlm.serve.terminal import ChatConfig
 from pocketlm.stages.bench import BenchConfig
 from pocketlm.stages.chats import ChatsConfig
 from pocketlm.stages.curate import CurateConfig

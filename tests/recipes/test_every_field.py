@@ -43,7 +43,7 @@ from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 from pocketlm.report.goals import Goal
 from pocketlm.runner.dry_run import DryRun
-from pocketlm.serve.chat import ChatConfig, chat
+from pocketlm.serve.terminal import ChatConfig, chat
 from pocketlm.stages.bench import BenchConfig, bench
 from pocketlm.stages.chats import ChatsConfig, check_chats
 from pocketlm.stages.curate import CurateConfig, curate

@@ -1,6 +1,8 @@
 """Agreement of two models on known logits and answers, worked out by hand."""
 
 import math
+from collections.abc import Sequence, Set
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +25,16 @@ class Fixed(SilentRuntime):
             9,
         )
 
-    def logits(self, ids: list[int]) -> np.ndarray:
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
         return self.fixed[: len(ids)]
 
     def generate(
-        self, prompts: list[list[int]], *, max_new_tokens: int, stop_ids: frozenset[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Set[int],
+        **options: Any,
     ) -> list[list[int]]:
         assert stop_ids == {0}
         return [self.answer[:max_new_tokens]]

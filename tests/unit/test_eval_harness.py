@@ -37,7 +37,7 @@ class Scripted(SilentRuntime):
         self.tokenizer, self.reply, self.max_length = tokenizer, reply, max_length
         self.batches = []
 
-    def generate(self, prompts, *, max_new_tokens, stop_ids, stop_strings):
+    def generate(self, prompts, *, max_new_tokens, stop_ids, stop_strings=(), **options):
         assert ("\nQuestion:" in stop_strings) is (self.tokenizer.chat_template is None)
         self.batches.append(len(prompts))
         assert stop_ids == {self.tokenizer.eos_id, self.tokenizer.end_of_turn_id}

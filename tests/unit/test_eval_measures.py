@@ -97,7 +97,7 @@ class Reader(SilentRuntime):
     def __init__(self, tokenizer, sees=lambda text, place: True):
         self.tokenizer, self.sees = tokenizer, sees
 
-    def generate(self, prompts, *, max_new_tokens, stop_ids):
+    def generate(self, prompts, *, max_new_tokens, stop_ids, **options):
         return [self.answer(prompt)[:max_new_tokens] for prompt in prompts]
 
     def answer(self, prompt):
@@ -171,7 +171,7 @@ class Clock(SilentRuntime):
     def __init__(self, tokenizer, given=None):
         self.tokenizer, self.given, self.prompts = tokenizer, given, []
 
-    def stream(self, prompt, *, max_new_tokens, stop_ids):
+    def stream(self, prompt, *, max_new_tokens, stop_ids, **options):
         assert stop_ids == set()
         self.prompts.append(len(prompt))
         time.sleep(0.03)

@@ -1,9 +1,13 @@
-"""Log-probabilities of given tokens: every runtime's against transformers', and in chunks."""
+"""What every Runtime promises: log-probabilities, against transformers' and in chunks, and answers
+from several threads.
+"""
 
 import gc
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from pocketlm.inference import torch_runtime
 from pocketlm.inference.open import opened
-from pocketlm.inference.runtime import log_probs_from
+from pocketlm.inference.runtime import Runtime, log_probs_from
+from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.tokenizer import train_tokenizer
@@ -55,36 +60,62 @@ def expected(folder: Path) -> np.ndarray:
     return values
 
 
-@pytest.fixture(scope="module", params=["checkpoint", "gguf", "pte"])
-def path(
+@pytest.fixture(scope="module", params=["checkpoint", "transformers", "gguf", "pte"])
+def runtime(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    model, tokenizer = load_checkpoint(folder)
-    file = tmp_path_factory.mktemp("files") / f"model.{request.param}"
+) -> Iterator[Runtime]:
+    network, tokenizer = load_checkpoint(folder)
+    path = tmp_path_factory.mktemp("files") / f"model.{request.param}"
     if request.param == "gguf":
         pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
         from pocketlm.export.gguf import write_gguf
 
-        return write_gguf(model, tokenizer, file, "f32")
-    if request.param == "pte":
+        write_gguf(network, tokenizer, path, "f32")
+    elif request.param == "pte":
         pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
         from pocketlm.export.pte import write_pte
 
-        return write_pte(model, tokenizer, file, context_length=600)
-    return folder
+        write_pte(network, tokenizer, path, context_length=600)
+    else:
+        path = folder
+    chosen = "transformers" if request.param == "transformers" else None
+    with opened(path, exact=True, runtime=chosen) as model:
+        yield model
 
 
-def test_every_runtime_gives_the_log_probabilities_of_transformers(path, expected) -> None:
-    with opened(path, exact=True) as model:
-        for length in (2, 40, 600):  # 600: more than one chunk of each runtime
-            values = model.log_probs(IDS[:length])
-            assert values.dtype == np.float32 and values.shape == (length - 1,)
-            np.testing.assert_allclose(values, expected[: length - 1], atol=TOLERANCE)
-        assert model.log_probs(IDS[:1]).shape == (0,)
-        with pytest.raises(ValueError, match="empty prompt"):
-            model.log_probs([])
-        with pytest.raises(ValueError, match="not all in the vocabulary of 320"):
-            model.log_probs([3, 320])
+def test_every_runtime_gives_the_log_probabilities_of_transformers(runtime, expected) -> None:
+    for length in (2, 40, 600):  # 600: several calls of llama.cpp and ExecuTorch
+        values = runtime.log_probs(IDS[:length])
+        assert values.dtype == np.float32 and values.shape == (length - 1,)
+        np.testing.assert_allclose(values, expected[: length - 1], atol=TOLERANCE)
+    assert runtime.log_probs(IDS[:1]).shape == (0,)
+    with pytest.raises(ValueError, match="empty prompt"):
+        runtime.log_probs([])
+    with pytest.raises(ValueError, match="not all in the vocabulary of 320"):
+        runtime.log_probs([3, 320])
+
+
+def test_answers_from_several_threads_at_once_are_those_of_one(runtime) -> None:
+    """Long and short prompts, drawn and greedy, streams that are read in turns with all of them."""
+    prompts = [IDS[: 40 * n + 1] for n in range(4)]
+    samplings = [Sampling(), Sampling(temperature=1.0, seed=3)]
+    options: dict[str, Any] = {"max_new_tokens": 12, "stop_ids": {5}}
+
+    def generated(prompt: list[int], sampling: Sampling) -> list[int]:
+        return runtime.generate([prompt], sampling=sampling, **options)[0]
+
+    def streamed(prompt: list[int], sampling: Sampling) -> list[int]:
+        return list(runtime.stream(prompt, sampling=sampling, **options))
+
+    calls = [(p, s) for p in prompts for s in samplings]
+    alone = [generated(*call) for call in calls]
+    scores = runtime.log_probs(IDS[:40])
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask, *c) for c in calls for ask in (generated, streamed)]
+        together = pool.submit(runtime.log_probs, IDS[:40])
+        assert [answer.result() for answer in answers] == [a for a in alone for _ in range(2)]
+        np.testing.assert_allclose(together.result(), scores, atol=1e-6)
+    assert len({tuple(answer) for answer in alone}) > 4
 
 
 def test_chunks_change_nothing_and_are_dropped_one_by_one(folder, monkeypatch) -> None:

@@ -12,10 +12,11 @@ from rich.console import Console
 
 from pocketlm.inference.sampling import Sampling
 from pocketlm.model.tokenizer import CHATML, Message, Tokenizer, train_tokenizer
-from pocketlm.serve.chat import ChatConfig, chat, without_oldest_exchange
+from pocketlm.serve.terminal import ChatConfig, chat
+from tests.unit.silent_runtime import SilentRuntime
 
 
-class Parrot:
+class Parrot(SilentRuntime):
     """Answers with fixed text, token by token, and keeps the prompts it was given."""
 
     def __init__(
@@ -135,21 +136,6 @@ def test_an_answer_that_was_cut_says_what_cut_it(monkeypatch: pytest.MonkeyPatch
         Parrot("yes and"), ["/max_tokens 7", "one"], monkeypatch, ChatConfig(stop=(" and",))
     )
     assert "cut there" not in shown  # a stop text ended it
-
-
-def test_whole_exchanges_go_and_instructions_and_tools_stay_with_theirs() -> None:
-    def turn(role: str) -> Message:
-        return {"role": role, "content": role}
-
-    opening, asked, answer, tool = turn("system"), turn("user"), turn("assistant"), turn("tool")
-    messages = [opening, asked, answer, tool, answer, asked, answer, asked]
-    shorter = without_oldest_exchange(messages)
-    assert shorter is not None and shorter == [opening, asked, answer, asked]
-    assert without_oldest_exchange(shorter) == [opening, asked]
-    assert (
-        without_oldest_exchange([opening, asked]) is None
-        and without_oldest_exchange([opening]) is None
-    )
 
 
 def test_a_base_model_says_that_it_takes_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,15 @@
-"""A conversation in the terminal, with a checkpoint, a .gguf or a .pte alike."""
+"""A conversation in the terminal, with any Runtime: lines in, answers that grow, commands."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from rich.console import Console
 
-from pocketlm.inference.sampling import GREEDY, Sampling
-from pocketlm.inference.stop_strings import before_stop, text_pieces
-from pocketlm.model.tokenizer import Message, Tokenizer
+from pocketlm.inference.conversation import Answer, Prompt, has_turns, prompt_of
+from pocketlm.inference.runtime import Runtime
+from pocketlm.inference.sampling import Sampling
+from pocketlm.model.conversation import Message
 
 HELP = """\
 /reset            forget the conversation
@@ -23,7 +23,8 @@ HELP = """\
 /quit             leave, as Ctrl-D and Ctrl-C do (in an answer Ctrl-C stops the answer)"""
 
 
-DRAWN: dict[str, tuple[str, Callable[[str], float]]] = {  # command -> the field of Sampling it sets
+# command -> the field of Sampling that it sets
+SAMPLING_COMMANDS: dict[str, tuple[str, Callable[[str], float]]] = {
     "/temperature": ("temperature", float),
     "/top_k": ("top_k", int),
     "/top_p": ("top_p", float),
@@ -31,25 +32,9 @@ DRAWN: dict[str, tuple[str, Callable[[str], float]]] = {  # command -> the field
     "/penalty": ("repetition_penalty", float),
 }
 TALK = Sampling(top_p=0.95)
-# a base model goes on to the next question: not part of its answer. A chat model ends its turn
-RUN_ON = "\nQuestion:"
+# Answer.ended_by -> what cut an answer
+LIMITS = {"max_new_tokens": "/max_tokens allows no more", "context": "the context is full"}
 NO_INSTRUCTIONS = "a base model has no turns, and takes no instructions: they are not used"
-
-
-class ChatModel(Protocol):
-    """What a conversation needs of a runtime."""
-
-    tokenizer: Tokenizer
-    max_length: int
-
-    def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        sampling: Sampling = GREEDY,
-    ) -> Iterator[int]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +58,13 @@ class ChatConfig:
             )
 
 
-def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message]:
+def chat(model: Runtime, config: ChatConfig, console: Console) -> list[Message]:
     """The conversation as it stood when the person left. Lines come from stdin, answers show as
     they grow.
 
-    A base model has no turns: each line is then a question of its own, "Question: …\\nAnswer:".
+    A base model has no turns: each line is then a question of its own.
     """
-    remembers = model.tokenizer.chat_template is not None
+    remembers = has_turns(model.tokenizer)
     kind = (
         "a chat model"
         if remembers
@@ -102,16 +87,22 @@ def chat(model: ChatModel, config: ChatConfig, console: Console) -> list[Message
             config, messages = _command(line, config, messages, console)
             continue
         try:
-            asked = [*messages, {"role": "user", "content": line}]
-            prompt, asked = _prompt(model, asked, config, console)
+            prompt = prompt_of(
+                model.tokenizer,
+                [*messages, {"role": "user", "content": line}],
+                max_length=model.max_length,
+                max_new_tokens=config.max_new_tokens,
+            )
         except ValueError as error:
             _note(console, str(error))
             continue
+        if prompt.dropped_exchanges:
+            _note(console, f"the context is full: {_oldest(prompt.dropped_exchanges)} forgotten")
         turn += 1
-        drawn = replace(config.sampling, seed=config.sampling.seed + turn)
-        answer = _answer(model, prompt, replace(config, sampling=drawn), console)
+        sampling = replace(config.sampling, seed=config.sampling.seed + turn)
+        answer = _answer(model, prompt, replace(config, sampling=sampling), console)
         if remembers:
-            messages = [*asked, {"role": "assistant", "content": answer}]
+            messages = [*prompt.messages, {"role": "assistant", "content": answer}]
     return messages
 
 
@@ -143,8 +134,8 @@ def _command(
                 else "begun again without instructions",
             )
             return config, _opening(config)
-        if word in DRAWN:
-            field, kind = DRAWN[word]
+        if word in SAMPLING_COMMANDS:
+            field, kind = SAMPLING_COMMANDS[word]
             return replace(
                 config, sampling=replace(config.sampling, **{field: kind(rest)})
             ), messages
@@ -161,89 +152,36 @@ def _opening(config: ChatConfig) -> list[Message]:
     return [{"role": "system", "content": config.system}] if config.system else []
 
 
-def _prompt(
-    model: ChatModel, messages: list[Message], config: ChatConfig, console: Console
-) -> tuple[list[int], list[Message]]:
-    """Ids to answer, and the messages they hold; ValueError if one line fills the context.
-
-    When the context is full the oldest exchanges go, each whole: a user's turn and all that
-    answered it.
-    """
-    tokenizer = model.tokenizer
-    if tokenizer.chat_template is None:
-        ids = [
-            *tokenizer.document_start,
-            *tokenizer.encode(f"Question: {messages[-1]['content']}\nAnswer:"),
-        ]
-    else:
-        ids = tokenizer.encode_chat(messages)
-        # what an answer must not need
-        room = max(model.max_length // 4, model.max_length - config.max_new_tokens)
-        forgotten = 0
-        while len(ids) > room and (shorter := without_oldest_exchange(messages)) is not None:
-            messages, forgotten = shorter, forgotten + 1
-            ids = tokenizer.encode_chat(messages)
-        if forgotten:
-            count = (
-                "the oldest exchange is"
-                if forgotten == 1
-                else f"the {forgotten} oldest exchanges are"
-            )
-            _note(console, f"the context is full: {count} forgotten")
-    if len(ids) >= model.max_length:
-        raise ValueError(
-            f"that is {len(ids)} tokens with its prompt, and the model reads {model.max_length}; "
-            "shorten it"
-        )
-    return ids, messages
+def _oldest(count: int) -> str:
+    return "the oldest exchange is" if count == 1 else f"the {count} oldest exchanges are"
 
 
-def without_oldest_exchange(messages: list[Message]) -> list[Message] | None:
-    """The messages without the first user's turn and what follows it up to the next one; None if it
-    is the last.
-
-    What stands before the first user's turn, such as instructions, stays.
-    """
-    asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
-    return [*messages[: asked[0]], *messages[asked[1] :]] if len(asked) > 1 else None
-
-
-def _answer(model: ChatModel, prompt: list[int], config: ChatConfig, console: Console) -> str:
+def _answer(model: Runtime, prompt: Prompt, config: ChatConfig, console: Console) -> str:
     """The answer, printed while it is made; Ctrl-C keeps what there is."""
     console.print("model ", style="bold magenta", end="")
-    tokenizer = model.tokenizer
-    stop_strings = config.stop if tokenizer.chat_template else (RUN_ON, *config.stop)
-    ids: list[int] = []
-    shown = ""
-    limit = min(config.max_new_tokens, model.max_length - len(prompt))
-    start = time.monotonic()
-    stream = model.stream(
-        prompt, max_new_tokens=limit, stop_ids=tokenizer.stop_ids, sampling=config.sampling
+    answer = Answer(
+        model,
+        prompt,
+        max_new_tokens=config.max_new_tokens,
+        sampling=config.sampling,
+        stop_strings=config.stop,
     )
+    printed = 0
+    start = time.monotonic()
     try:
-        for piece in text_pieces(
-            (ids.append(token) or token for token in stream), tokenizer, stop_strings
-        ):
+        for piece in answer:
             _write(console, piece)
-            shown += piece
+            printed += len(piece)
     except KeyboardInterrupt:
         pass  # the person has read enough; what there is stays
-    text = tokenizer.decode(ids)
-    answer = before_stop(text, stop_strings)
-    _write(console, answer[len(shown) :])
+    _write(console, answer.text[printed:])
     seconds = time.monotonic() - start
-    cut = ""
-    if len(ids) == limit and answer == text:
-        why = (
-            "/max_tokens allows no more"
-            if limit == config.max_new_tokens
-            else "the context is full"
-        )
-        cut = f"; cut there, for {why}"
+    cut = f"; cut there, for {LIMITS[answer.ended_by]}" if answer.ended_by in LIMITS else ""
+    tokens = len(answer.ids)
     console.print(
-        f"\n{len(ids)} tokens, {len(ids) / seconds:.1f} a second{cut}", style="dim", highlight=False
+        f"\n{tokens} tokens, {tokens / seconds:.1f} a second{cut}", style="dim", highlight=False
     )
-    return answer  # as it was made, spaces too: the next prompt holds it again
+    return answer.text  # as it was made, spaces too: the next prompt holds it again
 
 
 def _write(console: Console, text: str) -> None:
