@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.train.vocab_loss import SparseScores
+from pocketlm.train.lazy_logits import SparseScores
 
 MOST = 255  # entries of a token: a count is a byte
 VALUE_BITS, LOWEST = 6, -20.0  # log-probabilities of entries: 0 to LOWEST nats
