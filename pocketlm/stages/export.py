@@ -20,7 +20,7 @@ from pocketlm.eval.agreement import Agreement, Passage, agreement
 from pocketlm.export.gguf import rounded_q8_0, write_gguf
 from pocketlm.export.llamacpp_template import unlike_prompts
 from pocketlm.export.packed_folders import CONTAINERS, write_repacked
-from pocketlm.export.plain import as_stored, on_grid, unrolled
+from pocketlm.export.plain import as_stored, dequantized_model, unrolled
 from pocketlm.export.runtimes import opened
 from pocketlm.export.text_agreement import refuse_other_folder, refuse_other_text
 from pocketlm.export.writable import Wanted, refuse_unwritable
@@ -189,7 +189,7 @@ def export_folder(
     if out.name in CONTAINERS:
         write_repacked(unrolled(network), tokenizer, out, out.name)
         return out
-    plain = on_grid(network)
+    plain = dequantized_model(network)
     with write_folder(out) as folder:
         save_checkpoint(
             folder,
@@ -307,7 +307,7 @@ def refuse_lossy(network: Transformer, dtype: str) -> None:
     if dtype == "q4_0" and scheme_of(network) is None:
         refuse_rounding_again(network, partial(fake_quantize_weight, scheme=CPU), "q4_0")
     if dtype == "q8_0":
-        refuse_rounding_again(on_grid(network), rounded_q8_0, "q8_0")
+        refuse_rounding_again(dequantized_model(network), rounded_q8_0, "q8_0")
 
 
 def check_file(
@@ -374,7 +374,7 @@ def gguf_gaps(file: Path, network: Transformer) -> dict[str, float]:
     """The distance of each tensor of a .gguf from the network's, as a share of it."""
     from pocketlm.export.gguf_read import stored_tensors
 
-    expected = unrolled(on_grid(network)).state_dict()
+    expected = unrolled(dequantized_model(network)).state_dict()
     stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}
     return {
         n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12))

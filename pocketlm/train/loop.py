@@ -9,7 +9,7 @@ import torch
 
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
-from pocketlm.model.transformer import Transformer, computing
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.checkpoint import SaveConfig, StateWriter, load_state, threads_of
 from pocketlm.train.distributed.fsdp import (
     add_up,
@@ -29,6 +29,7 @@ from pocketlm.train.optim import (
     OnNonfinite,
     OptimConfig,
     compute_settings,
+    computing,
     describe,
     lr_at,
     make_optimizers,

@@ -138,14 +138,14 @@ def training_memory(
             rows,
             seq_len,
             on_grid=on_grid,
-            recompute_every=optim.recompute_every,
+            checkpoint_every_n_blocks=optim.checkpoint_every_n_blocks,
             attention=optim.attention,
             **body,
         )
         + grid,
         loss=loss,
         table=table,
-        again=whole // model.applications if optim.recompute_every else 0,
+        again=whole // model.applications if optim.checkpoint_every_n_blocks else 0,
         teacher=4 * num_parameters(teacher) // shards + (_whole(teacher) if shards > 1 else 0)
         if teacher
         else 0,
@@ -219,8 +219,8 @@ def _remedy(config: Trained, optim: OptimConfig, need: TrainingMemory) -> str:
         return f"The model itself weighs most: take a smaller one, {elsewhere}"
     again = (
         ""
-        if optim.recompute_every == 1
-        else f" or set {config.name}.optim.recompute_every=1, which takes more time"
+        if optim.checkpoint_every_n_blocks == 1
+        else f" or set {config.name}.optim.checkpoint_every_n_blocks=1, which takes more time"
     )
     if config.micro_batch_size == 1:
         return f"One row weighs most: lower {config.name}.seq_len {config.seq_len}{again}."

@@ -5,6 +5,8 @@ cosine decay.
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -58,8 +60,8 @@ class OptimConfig:
     attention: Literal["auto", "sdpa", "flex", "varlen", "blockwise"] = "auto"
     # each block by torch.compile; auto: where it pays
     compile: Literal["auto", "yes", "no"] = "auto"
-    # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
-    recompute_every: int = 0
+    # activation checkpointing: every n-th block is recomputed in the backward pass; 0: none
+    checkpoint_every_n_blocks: int = 0
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
     # of the peak, reached after the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
     final_lr_share: float
@@ -101,9 +103,10 @@ class OptimConfig:
             raise ValueError(f"shard_over {self.shard_over!r} is unknown; known: node, all")
         if self.compile not in ("auto", "yes", "no"):
             raise ValueError(f"compile {self.compile!r} is unknown; known: auto, yes, no")
-        if self.recompute_every < 0:
+        if self.checkpoint_every_n_blocks < 0:
             raise ValueError(
-                f"recompute_every {self.recompute_every} must not be negative; 0 recomputes nothing"
+                f"checkpoint_every_n_blocks {self.checkpoint_every_n_blocks} must not be negative; "
+                "0 turns activation checkpointing off"
             )
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
@@ -170,9 +173,19 @@ def compute_settings(model: Transformer, config: OptimConfig) -> ComputeSettings
     return ComputeSettings(
         dtype=product_dtype(config, next(model.parameters()).device),
         attention=config.attention,
-        checkpoint_every_n_blocks=config.recompute_every,
+        checkpoint_every_n_blocks=config.checkpoint_every_n_blocks,
         compile=config.compile == "yes" or (config.compile == "auto" and pays(model, config)),
     )
+
+
+@contextmanager
+def computing(model: Transformer, settings: ComputeSettings) -> Iterator[None]:
+    """A block in which the model computes so; afterwards as before."""
+    before, model.compute = model.compute, settings
+    try:
+        yield
+    finally:
+        model.compute = before
 
 
 def describe(
