@@ -37,7 +37,7 @@ from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distill.cache import CacheWriter, cached_scores, open_cache
 from pocketlm.train.distill.codec import decode, encode, id_bits, size_in_bytes
-from pocketlm.train.distill.encode import encode_documents, find_shares
+from pocketlm.train.distill.encode import encode_documents, estimate_tail_prior
 
 WINDOW = 512
 GAINS = (2e-2, 1e-2, 5e-3, 3e-3, 2e-3)
@@ -62,7 +62,7 @@ def main() -> None:
         np.asarray(tokenizer.encode(text)[:WINDOW]) for text in read_texts(arguments.texts)
     ]
     documents = [ids for ids in documents if len(ids) == WINDOW][: 2 * (arguments.tokens // WINDOW)]
-    shares = find_shares(teacher, documents[::2], WINDOW, WINDOW)
+    shares = estimate_tail_prior(teacher, documents[::2], WINDOW, WINDOW)
     rows = compare(teacher, documents[1::2], shares)
     for row in rows:
         print(json.dumps(row), flush=True)

@@ -24,7 +24,7 @@ from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
 from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.distill.cache import DONE, CacheWriter, model_digest, tokenizer_digest
 from pocketlm.train.distill.codec import size_in_bytes
-from pocketlm.train.distill.encode import encode_documents, find_shares
+from pocketlm.train.distill.encode import encode_documents, estimate_tail_prior
 from pocketlm.train.distributed.ranks import device
 from pocketlm.train.optim import dtype_of
 
@@ -151,7 +151,7 @@ def write_cache(
     sample = spread_sample(list(documents.values()))
     known = cache.shares()
     shares = (
-        find_shares(network, sample, **reading)
+        estimate_tail_prior(network, sample, **reading)
         if known is None
         else torch.from_numpy(known).to(device())
     )

@@ -35,7 +35,9 @@ def test_a_folder_with_a_field_of_an_earlier_name_stops_and_names_both(tmp_path:
     folder = Run(tmp_path)(training, config)
     record = json.loads((folder / "stage.json").read_text())
     optim = record["config"]["optim"]
-    optim["recompute_every"] = optim.pop("checkpoint_every_n_blocks")  # as earlier versions wrote it
+    optim["recompute_every"] = optim.pop(
+        "checkpoint_every_n_blocks"
+    )  # as earlier versions wrote it
     del optim["attention"]
     write_json(folder / "stage.json", record)
     with pytest.raises(ValueError, match="stage base is finished with another config") as error:

@@ -27,8 +27,8 @@ from pocketlm.train.distill.codec import (
     encode,
     from_bytes,
     id_bits,
-    tail_shares,
-    tails_of,
+    tail_mass,
+    tail_prior,
     to_bytes,
 )
 from pocketlm.train.distill.encode import read_windows, windows
@@ -144,7 +144,7 @@ def test_any_tokens_of_a_document_come_back_from_its_bytes(vocab_size):
 
 def test_the_error_told_is_the_divergence_of_what_is_decoded():
     logits = drawn_logits(20, VOCAB, 1)
-    shares = tail_shares(tails_of(drawn_logits(50, VOCAB, 2)))
+    shares = tail_prior(tail_mass(drawn_logits(50, VOCAB, 2)))
     coded, told = encode(logits, shares, 1e-3)
     q, back = (
         logits.double().log_softmax(-1),

@@ -1,15 +1,15 @@
 """A teacher's distributions in few bytes: for each token the words worth storing, and one number
 for all others.
 
-A word without an entry gets a share of what is left, the same shares for all tokens: the teacher's
-mean distribution outside its likeliest words. A word has an entry where that lowers the KL error of
+A word without an entry gets a share of the remaining mass, the same shares for all tokens: the
+teacher's mean distribution outside its likeliest words. A word has an entry where that lowers the KL error of
 the token by more than `min_gain` nats, so k differs from token to token: one that is sure takes a
 few, one that is not up to MOST. Log-probabilities are rounded to 6 bits on a grid that is finest
 near certainty. Papers are silent: all of this is our choice, measured by
 benchmarks/teacher_cache.py against fixed k and against a published scheme.
 
-A document of T tokens and E entries is T bytes of counts, T bytes of what is left, and E x (id bits
-+ 6) bits packed.
+A document of T tokens and E entries is T bytes of counts, T bytes of the remaining mass, and E x
+(id bits + 6) bits packed.
 
 Shapes: N tokens, V vocabulary, E entries of all N
 """
@@ -24,21 +24,21 @@ from pocketlm.train.lazy_logits import SparseScores
 
 MOST = 255  # entries of a token: a count is a byte
 VALUE_BITS, LOWEST = 6, -20.0  # log-probabilities of entries: 0 to LOWEST nats
-LEFT_BITS, LEAST = 8, -30.0  # the same of what is left
+MASS_BITS, LEAST = 8, -30.0  # the same of the remaining mass
 LIKELIEST = 32  # words of a token that its share of the others is not taken from
 FLOOR = 1e-3  # of the shares is spread evenly, so that a word never seen has one
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """N distributions. counts uint8 [N]: entries of each token; left uint8 [N]; ids uint32 [E];
+    """N distributions. counts uint8 [N]: entries of each token; remaining_mass uint8 [N]; ids uint32 [E];
     values uint8 [E].
 
     Entries stand token by token, ids ascending.
     """
 
     counts: np.ndarray
-    left: np.ndarray
+    remaining_mass: np.ndarray
     ids: np.ndarray
     values: np.ndarray
 
@@ -50,7 +50,7 @@ class Encoded:
         begin, end = int(self.counts[:first].sum()), int(self.counts[:stop].sum())
         return Encoded(
             self.counts[first:stop],
-            self.left[first:stop],
+            self.remaining_mass[first:stop],
             self.ids[begin:end],
             self.values[begin:end],
         )
@@ -66,15 +66,15 @@ def joined(parts: list[Encoded]) -> Encoded:
     )
 
 
-def tail_shares(tails: Tensor) -> Tensor:
+def tail_prior(tails: Tensor) -> Tensor:
     """Log shares [V] of words without entry, from the sum [V] of probabilities outside the
     LIKELIEST of many tokens.
     """
     return ((1 - FLOOR) * tails / tails.sum() + FLOOR / len(tails)).log()
 
 
-def tails_of(logits: Tensor) -> Tensor:
-    """The sum [V] of probabilities outside the LIKELIEST words of each token, of logits [N, V]."""
+def tail_mass(logits: Tensor) -> Tensor:
+    """Of logits [N, V] the sum [V] of probabilities outside the LIKELIEST words of each token."""
     q = logits.softmax(-1)
     return q.scatter_(1, q.topk(min(LIKELIEST, q.shape[1] // 2)).indices, 0.0).sum(0)
 
@@ -86,11 +86,11 @@ def encode(logits: Tensor, shares: Tensor, min_gain: float) -> tuple[Encoded, Te
     log_q = logits.log_softmax(-1)
     q = log_q.exp()
     level = torch.zeros(len(q), 1, device=q.device)
-    # what is left depends on which words are stored, and the other way round; two turns settle it
+    # the remaining mass depends on which words are stored, and they on it; two rounds settle it
     for _ in range(2):
         others = (_gain(q, log_q, shares + level) <= min_gain).to(q.dtype)
-        left, share = (others * q).sum(-1, True), others @ shares.exp()[:, None]
-        level = left.clamp(min=1e-13).log() - share.clamp(min=1e-13).log()
+        remaining_mass, share = (others * q).sum(-1, True), others @ shares.exp()[:, None]
+        level = remaining_mass.clamp(min=1e-13).log() - share.clamp(min=1e-13).log()
     gain = _gain(q, log_q, shares + level)
     chosen = gain > min_gain
     many = chosen.sum(-1) > MOST
@@ -99,18 +99,17 @@ def encode(logits: Tensor, shares: Tensor, min_gain: float) -> tuple[Encoded, Te
         chosen[many] = torch.zeros_like(chosen[many]).scatter_(1, best, True)
     rows, ids = chosen.nonzero(as_tuple=True)
     counts = chosen.sum(-1)
-    left = (
-        (1 - torch.zeros_like(level[:, 0]).index_add_(0, rows, q[rows, ids])).clamp(min=1e-13).log()
-    )
+    stored_mass = torch.zeros_like(level[:, 0]).index_add_(0, rows, q[rows, ids])
+    log_remaining_mass = (1 - stored_mass).clamp(min=1e-13).log()
     coded = (
         counts,
-        _code(left, LEFT_BITS, LEAST),
+        _code(log_remaining_mass, MASS_BITS, LEAST),
         ids,
         _code(log_q[rows, ids], VALUE_BITS, LOWEST),
     )
     kinds = (np.uint8, np.uint8, np.uint32, np.uint8)
-    found = Encoded(*(x.cpu().numpy().astype(kind) for x, kind in zip(coded, kinds, strict=True)))
-    return found, _error(q, log_q, found, shares)
+    encoded = Encoded(*(x.cpu().numpy().astype(kind) for x, kind in zip(coded, kinds, strict=True)))
+    return encoded, _error(q, log_q, encoded, shares)
 
 
 def _gain(q: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
@@ -120,9 +119,9 @@ def _gain(q: Tensor, log_q: Tensor, log_r: Tensor) -> Tensor:
     return (log_q - log_r).mul_(q).sub_(q).add_(log_r.exp_())
 
 
-def _error(q: Tensor, log_q: Tensor, found: Encoded, shares: Tensor) -> Tensor:
+def _error(q: Tensor, log_q: Tensor, encoded: Encoded, shares: Tensor) -> Tensor:
     """KL [N] of the decoded distributions, made to sum to 1 as the loss makes them, from q."""
-    sparse = decode(found, shares)
+    sparse = decode(encoded, shares)
     total = (sparse.levels + shares).exp().sum(-1)
     # what entries would get if they were none
     without = sparse.levels[sparse.owners, 0] + shares[sparse.ids]
@@ -141,7 +140,10 @@ def decode(coded: Encoded, shares: Tensor) -> SparseScores:
     owners = torch.repeat_interleave(torch.arange(len(coded), device=where), counts)
     values = _decoded(coded.values, VALUE_BITS, LOWEST).to(where)
     taken = torch.zeros(len(coded), device=where).index_add_(0, owners, shares[ids].exp())
-    level = _decoded(coded.left, LEFT_BITS, LEAST).to(where) - (1 - taken).clamp(min=1e-6).log()
+    level = (
+        _decoded(coded.remaining_mass, MASS_BITS, LEAST).to(where)
+        - (1 - taken).clamp(min=1e-6).log()
+    )
     order = ids.argsort(stable=True)
     return SparseScores(owners[order], ids[order], values[order], level[:, None], shares)
 
@@ -169,7 +171,7 @@ def to_bytes(coded: Encoded, bits: int) -> bytes:
     return b"".join(
         (
             coded.counts.tobytes(),
-            coded.left.tobytes(),
+            coded.remaining_mass.tobytes(),
             np.packbits(spread.astype(np.uint8), bitorder="little").tobytes(),
         )
     )
@@ -184,7 +186,11 @@ def from_bytes(
 ) -> Encoded:
     """Tokens first..stop - 1 of the document of `tokens` tokens in raw, uint8."""
     stop, width = tokens if stop is None else stop, bits + VALUE_BITS
-    counts, left, packed = raw[first:stop], raw[tokens + first : tokens + stop], raw[2 * tokens :]
+    counts, remaining_mass, packed = (
+        raw[first:stop],
+        raw[tokens + first : tokens + stop],
+        raw[2 * tokens :],
+    )
     begin = int(raw[:first].sum(dtype=np.int64))
     places = (begin + np.arange(int(counts.sum(dtype=np.int64)))) * width
     at, shift = places >> 3, (places & 7).astype(np.uint64)
@@ -195,7 +201,7 @@ def from_bytes(
     entries = (word >> shift) & np.uint64(2**width - 1)
     return Encoded(
         counts,
-        left,
+        remaining_mass,
         (entries >> np.uint64(VALUE_BITS)).astype(np.uint32),
         (entries & np.uint64(2**VALUE_BITS - 1)).astype(np.uint8),
     )

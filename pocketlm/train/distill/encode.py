@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pocketlm.model.transformer import Transformer
-from pocketlm.train.distill.codec import Encoded, encode, joined, tail_shares, tails_of
+from pocketlm.train.distill.codec import Encoded, encode, joined, tail_mass, tail_prior
 
 LOGITS_AT_ONCE = 2**21  # worked on together: 8 MiB in float32, which stay in the processor's cache
 
@@ -76,14 +76,14 @@ def read_windows(
                     )
 
 
-def find_shares(
+def estimate_tail_prior(
     model: Transformer, documents: Sequence[np.ndarray], window: int, batch_tokens: int
 ) -> Tensor:
     """Log shares [V] that the teacher gives words without entry, over these documents."""
     tails = torch.zeros(model.config.vocab_size, device=next(model.parameters()).device)
     for _, _, logits in read_windows(model, documents, window, batch_tokens):
-        tails += tails_of(logits)
-    return tail_shares(tails)
+        tails += tail_mass(logits)
+    return tail_prior(tails)
 
 
 def encode_documents(
