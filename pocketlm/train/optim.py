@@ -26,8 +26,7 @@ LONG_TRAINING = 10**10
 # outermost level is -8 times the scale, so that it moves as fast as a weight. All of it learns
 # worse (docs/log.md).
 SCALE_LR_SHARE = 1 / 8
-# Instruction levels without bfloat16 that oneDNN and torch can be told to stay at, in words of
-# these variables
+# Instruction levels without bfloat16 that these variables limit oneDNN and torch to
 NO_BFLOAT16 = {
     "ONEDNN_MAX_CPU_ISA": (
         "SSE41",
@@ -152,7 +151,7 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype | None:
     hardware multiplies it.
 
     A processor without such instructions emulates bfloat16, several times slower than float32
-    (docs/log.md), and so does one that is told not to use them.
+    (docs/log.md), and so does one that the environment forbids to use them.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else None
@@ -160,8 +159,8 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products, and neither oneDNN nor torch
-    is told to do without.
+    """Whether this processor has instructions for bfloat16 products, and the environment forbids
+    them to neither oneDNN nor torch.
     """
     if any(os.environ.get(name, "").upper() in levels for name, levels in NO_BFLOAT16.items()):
         return False
@@ -225,5 +224,5 @@ def lr_at(config: OptimConfig, step: int) -> float:
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
     done = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * left)
+    height = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * height)

@@ -2,10 +2,10 @@
 for all others.
 
 A word without an entry gets a share of the remaining mass, the same shares for all tokens: the
-teacher's mean distribution outside its likeliest words. A word has an entry where that lowers the KL error of
-the token by more than `min_gain` nats, so k differs from token to token: one that is sure takes a
-few, one that is not up to MOST. Log-probabilities are rounded to 6 bits on a grid that is finest
-near certainty. Papers are silent: all of this is our choice, measured by
+teacher's mean distribution outside its likeliest words. A word has an entry where that lowers the
+KL error of the token by more than `min_gain` nats, so k differs from token to token: one that is
+sure takes a few, one that is not up to MOST. Log-probabilities are rounded to 6 bits on a grid that
+is finest near certainty. Papers are silent: all of this is our choice, measured by
 benchmarks/teacher_cache.py against fixed k and against a published scheme.
 
 A document of T tokens and E entries is T bytes of counts, T bytes of the remaining mass, and E x
@@ -31,8 +31,8 @@ FLOOR = 1e-3  # of the shares is spread evenly, so that a word never seen has on
 
 @dataclass(frozen=True)
 class Encoded:
-    """N distributions. counts uint8 [N]: entries of each token; remaining_mass uint8 [N]; ids uint32 [E];
-    values uint8 [E].
+    """N distributions. counts uint8 [N]: entries of each token; remaining_mass uint8 [N]; ids
+    uint32 [E]; values uint8 [E].
 
     Entries stand token by token, ids ascending.
     """
@@ -186,11 +186,8 @@ def from_bytes(
 ) -> Encoded:
     """Tokens first..stop - 1 of the document of `tokens` tokens in raw, uint8."""
     stop, width = tokens if stop is None else stop, bits + VALUE_BITS
-    counts, remaining_mass, packed = (
-        raw[first:stop],
-        raw[tokens + first : tokens + stop],
-        raw[2 * tokens :],
-    )
+    counts, packed = raw[first:stop], raw[2 * tokens :]
+    remaining_mass = raw[tokens + first : tokens + stop]
     begin = int(raw[:first].sum(dtype=np.int64))
     places = (begin + np.arange(int(counts.sum(dtype=np.int64)))) * width
     at, shift = places >> 3, (places & 7).astype(np.uint64)
