@@ -102,7 +102,7 @@ def layout_of(raw: JsonObject) -> Layout:
         return LAYOUTS["mobilellm-pro"]
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
-        shown = (
+        name = (
             ascii(kind[:40]) if isinstance(kind, str) else kind if kind is None else described(kind)
         )
         nested = (
@@ -111,7 +111,7 @@ def layout_of(raw: JsonObject) -> Layout:
             else ""
         )
         raise ValueError(
-            f"{raw.file}: model_type {shown} is not read here; known: {', '.join(LAYOUTS)}{nested}"
+            f"{raw.file}: model_type {name} is not read here; known: {', '.join(LAYOUTS)}{nested}"
         )
     return LAYOUTS[kind]
 

@@ -203,9 +203,9 @@ def check_memory(
         return
     names = ("weights", "gradients", "states", "saving", "kept", "loss", "teacher")
     parts = ", ".join(f"{name} {_gib(size)}" for name in names if (size := getattr(need, name)))
-    each = " on each rank" if world_size > 1 else ""
+    of_each = " on each rank" if world_size > 1 else ""
     raise ValueError(
-        f"{config.name} needs about {_gib(need.peak)} of memory{each} and {_gib(free)} are free "
+        f"{config.name} needs about {_gib(need.peak)} of memory{of_each} and {_gib(free)} are free "
         f"({parts}). "
         f"{_remedy(config, config.optim, need)}"
     )
