@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.train.vocab_loss import Scores, head_loss
+from pocketlm.train.lazy_logits import LazyLogits
+from pocketlm.train.vocab_loss import head_loss
 
 SHAPES = {"R1-140M": (128_256, 576), "R1-950M": (128_256, 1536), "Pro": (202_048, 1280)}
 KINDS = ("cross-entropy", "distillation")
@@ -76,14 +77,14 @@ def main() -> None:
                 show(shape, kind, tokens=tokens, **speed(shape, kind, tokens, arguments.repeats))
 
 
-def task(shape: str, kind: str, tokens: int) -> tuple[Tensor, Tensor, Tensor, Scores | None]:
+def task(shape: str, kind: str, tokens: int) -> tuple[Tensor, Tensor, Tensor, LazyLogits | None]:
     """(x, weight, labels, teacher): the teacher as wide as the model."""
     vocab_size, width = SHAPES[shape]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, width, generator=generator)
     weight = torch.randn(vocab_size, width, generator=generator).mul_(0.02)
     labels = torch.randint(vocab_size, (tokens,), generator=generator)
-    taught = Scores(torch.randn(tokens, width, generator=generator), weight, torch.bfloat16)
+    taught = LazyLogits(torch.randn(tokens, width, generator=generator), weight, torch.bfloat16)
     return (
         x.requires_grad_(),
         weight.requires_grad_(),
@@ -92,16 +93,16 @@ def task(shape: str, kind: str, tokens: int) -> tuple[Tensor, Tensor, Tensor, Sc
     )
 
 
-def ours(x: Tensor, weight: Tensor, labels: Tensor, teacher: Scores | None) -> Tensor:
+def ours(x: Tensor, weight: Tensor, labels: Tensor, teacher: LazyLogits | None) -> Tensor:
     return head_loss(
-        Scores(x, weight, torch.bfloat16),
+        LazyLogits(x, weight, torch.bfloat16),
         labels=labels,
         teacher=teacher,
         label_share=0.0 if teacher else 1.0,
     )
 
 
-def plain(x: Tensor, weight: Tensor, labels: Tensor, teacher: Scores | None) -> Tensor:
+def plain(x: Tensor, weight: Tensor, labels: Tensor, teacher: LazyLogits | None) -> Tensor:
     logits = F.linear(x.bfloat16(), weight.bfloat16()).float()
     if teacher is None:
         return F.cross_entropy(logits, labels, reduction="sum")
@@ -113,7 +114,7 @@ def plain(x: Tensor, weight: Tensor, labels: Tensor, teacher: Scores | None) -> 
 
 def extra_memory(shape: str, kind: str, tokens: int) -> int:
     x, weight, labels, teacher = task(shape, kind, tokens)
-    small = Scores(
+    small = LazyLogits(
         x[:8].detach().requires_grad_(), weight[:64].detach().requires_grad_(), torch.bfloat16
     )
     # what a first product sets up is not the loss's

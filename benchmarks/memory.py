@@ -74,7 +74,7 @@ CASES = {
     "15m x8, its like as teacher": Case(model=M15, rows=8, teacher=M15),
     "15m x8, states written on the way": Case(model=M15, rows=8, saves=True),
     "15m x8, blocks worked out twice": Case(
-        model=M15, rows=8, optim=replace(ADAMW, recompute_every=1)
+        model=M15, rows=8, optim=replace(ADAMW, checkpoint_every_n_blocks=1)
     ),
     "15m x8, QAT": Case(model=M15, rows=8, teacher=M15, scheme="int4_group32"),
     **{f"r1-140m x{rows}": Case(model=R1_140M, rows=rows) for rows in (1, 4, 8)},

@@ -1,19 +1,18 @@
 """Our training step beside transformers' Trainer, litgpt and a plain PyTorch loop: tokens a second
 and the most memory held.
 
-    python benchmarks/training.py 15m                       # each reference in turns with ours; a
-    line of JSON each, a table python benchmarks/training.py r1-140m --rounds 7 python
-    benchmarks/training.py r1-140m --against plain litgpt
-    python benchmarks/training.py 15m --against ours-int4_group32 ours-int4_channel     # our own
-    step in four bits python benchmarks/training.py 15m --against ours-documents ours-eager
-    ours-recompute python benchmarks/training.py 15m --against ours-int4_group32+eager --ours
-    ours-eager
-    python benchmarks/training.py 15m --profile             # where the time of our step goes, by
-    torch's profiler
+    python benchmarks/training.py 15m          # each reference in turns with ours: a line of JSON
+                                               # each, and a table
+    python benchmarks/training.py r1-140m --rounds 7
+    python benchmarks/training.py r1-140m --against plain litgpt
+    python benchmarks/training.py 15m --against ours-int4_group32 ours-int4_channel   # four bits
+    python benchmarks/training.py 15m --against ours-documents ours-eager ours-recompute ours-sdpa
+    python benchmarks/training.py 15m --against ours-int4_group32+eager --ours ours-eager
+    python benchmarks/training.py 15m --profile    # where the time goes, by torch's profiler
 
 The same network (Qwen3's layout, tied table), the same first weights, the same rows of random
 tokens, products in bfloat16, weights and optimizer states in float32, fused AdamW, gradients
-clipped to 1. Each contestant is a process of its own that takes a step when told; ours and a
+clipped to 1. Each contestant is a process of its own that takes a step on request; ours and a
 reference go in turns, and a ratio is the median over rounds of (its seconds / ours). `first_loss`
 shows that both compute the same. litgpt (`pip install litgpt`) is its GPT, compiled, and the lines
 of its pretrain.py; transformers is its Trainer as it is and with torch_compile; attention is SDPA
@@ -120,7 +119,7 @@ def main() -> None:
 def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Ours and one reference, each in its process, a step each in turns."""
     with child(arguments.ours, arguments) as ours, child(name, arguments) as other:
-        clock = "own_seconds" if arguments.busy else "seconds"
+        clock = "cpu_seconds" if arguments.busy else "seconds"
         firsts = [tell(process, "step") for process in (ours, other)]  # compiles
         pairs = [
             [tell(process, "step")[clock] for process in (ours, other)]
@@ -128,10 +127,10 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         ]
         ends = [tell(process, "memory") for process in (ours, other)]
     seconds = [median(times) for times in zip(*pairs[1:], strict=True)]
-    told = {
+    row = {
         "shape": arguments.shape,
         "against": name,
-        "times_as_fast": round(median(its / own for own, its in pairs[1:]), 3),
+        "times_as_fast": round(median(its / ours for ours, its in pairs[1:]), 3),
         "ours_tokens_per_second": round(arguments.rows * arguments.seq_len / seconds[0], 1),
         "its_tokens_per_second": round(arguments.rows * arguments.seq_len / seconds[1], 1),
         **{
@@ -155,8 +154,8 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "clock": clock,
     }
-    print(json.dumps(told), flush=True)
-    return told
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def profiled(shape: ModelConfig, name: str, rows: int, seq_len: int) -> dict[str, float]:
@@ -170,19 +169,20 @@ def profiled(shape: ModelConfig, name: str, rows: int, seq_len: int) -> dict[str
     with torch.profiler.profile() as profile:
         for batch in steps[3:]:
             step(batch)
-    found = profile.key_averages()
-    whole = sum(each.self_cpu_time_total for each in found)
+    operators = profile.key_averages()
+    total = sum(operator.self_cpu_time_total for operator in operators)
     products, inner = (
-        sum(e.self_cpu_time_total for e in found if e.key == op) for op in ("aten::mm", "aten::bmm")
+        sum(e.self_cpu_time_total for e in operators if e.key == op)
+        for op in ("aten::mm", "aten::bmm")
     )
-    attention = sum(each.cpu_time_total for each in found if each.key in ATTENTION)
+    attention = sum(e.cpu_time_total for e in operators if e.key in ATTENTION)
     flops = flops_of(shape, rows, seq_len)
     return {
-        "products_share": round(products / whole, 3),
+        "products_share": round(products / total, 3),
         # two steps, microseconds
         "products_gflops": round(2 * 3 * (flops.products + flops.head) / products / 1e3),
-        "attention_share": round(attention / whole, 3),
-        "attention_products_share": round(inner / whole, 3),
+        "attention_share": round(attention / total, 3),
+        "attention_products_share": round(inner / total, 3),
     }
 
 
@@ -241,10 +241,12 @@ def serve(name: str, shape: ModelConfig, rows: int, seq_len: int) -> None:
             answer(before=before, peak=peak_memory_bytes())
             continue
         batch = drawn(number)
-        started, own = perf_counter(), process_time()
+        started, cpu_started = perf_counter(), process_time()
         loss = step(batch)
         answer(
-            seconds=perf_counter() - started, own_seconds=process_time() - own, loss=round(loss, 4)
+            seconds=perf_counter() - started,
+            cpu_seconds=process_time() - cpu_started,
+            loss=round(loss, 4),
         )
         number += 1
 
@@ -262,12 +264,13 @@ def ours(shape: ModelConfig, name: str) -> Step:
     how = name.removeprefix("ours").removeprefix("-")
     config = OptimConfig(lr=LR, num_steps=1, warmup_steps=0, final_lr_share=1.0, grad_clip=CLIP)
     model = Transformer(shape, seed=SEED).train()
-    for own in SCHEMES.values():
-        if how.split("+")[0] == own.name:
-            prepare(model, own)
+    for scheme in SCHEMES.values():
+        if how.split("+")[0] == scheme.name:
+            prepare(model, scheme)
     optimizers = make_optimizers(model, config)
     model.compute = ComputeSettings(
         dtype=torch.bfloat16,
+        attention="sdpa" if "sdpa" in how else "auto",
         checkpoint_every_n_blocks=int("recompute" in how),
         compile="eager" not in how,
     )
@@ -387,7 +390,7 @@ def litgpt(shape: ModelConfig) -> Step:
 
 
 def run_trainer(shape: ModelConfig, drawn: Callable[[int], Tensor], *, compiled: bool) -> None:
-    """The Trainer's own loop; a callback holds each step until it is asked for. Its loader's time
+    """The Trainer's own loop; a callback holds each step until it is requested. Its loader's time
     is not counted.
     """
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -404,12 +407,12 @@ def run_trainer(shape: ModelConfig, drawn: Callable[[int], Tensor], *, compiled:
                 answer(before=before, peak=peak_memory_bytes())
             if not word:
                 sys.exit()
-            self.started, self.own = perf_counter(), process_time()
+            self.started, self.cpu_started = perf_counter(), process_time()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.seconds = {
                 "seconds": perf_counter() - self.started,
-                "own_seconds": process_time() - self.own,
+                "cpu_seconds": process_time() - self.cpu_started,
             }
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

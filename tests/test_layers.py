@@ -104,8 +104,13 @@ def network_imports(path: Path) -> tuple[str, ...]:
     if path.parts[:3] == ("pocketlm", "model", "kernels"):
         return kernels
     return {
+        ("pocketlm", "model", "rope.py"): ("torch",),
         ("pocketlm", "model", "attention.py"): kernels,
-        ("pocketlm", "model", "transformer.py"): (*kernels, "pocketlm.model.attention"),
+        ("pocketlm", "model", "transformer.py"): (
+            *kernels,
+            "pocketlm.model.attention",
+            "pocketlm.model.rope",
+        ),
     }.get(path.parts, ())
 
 

@@ -94,7 +94,7 @@ def torchtitan(count: int, fused: bool, tokens_per_second: float) -> Published:
     name = f"torchtitan, Llama 3.1 8B, {count} H100{', compiled' if fused else ''}"
     work = on(LLAMA_8B, count, 2, 8192)
     # "selective": every other product is worked out twice
-    work = replace(work, optim=replace(STEP, recompute_every=2, shard_over="all"))
+    work = replace(work, optim=replace(STEP, checkpoint_every_n_blocks=2, shard_over="all"))
     return Published(
         name=name,
         work=work,

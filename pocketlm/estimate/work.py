@@ -52,8 +52,9 @@ class Work:
 
     @property
     def recomputed(self) -> float:
-        """Share of the blocks that are worked out twice (activation checkpointing)."""
-        return 1 / self.optim.recompute_every if self.optim.recompute_every else 0.0
+        """Share of the blocks that the backward pass recomputes (activation checkpointing)."""
+        every = self.optim.checkpoint_every_n_blocks
+        return 1 / every if every else 0.0
 
     @property
     def flops(self) -> int:

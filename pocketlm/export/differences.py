@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pocketlm.export.import_gguf import stored_tensors
-from pocketlm.export.plain import on_grid, unrolled
+from pocketlm.export.plain import dequantized_model, unrolled
 from pocketlm.export.read_back_pte import absent_tensors
 from pocketlm.model.transformer import Transformer
 
@@ -22,7 +22,7 @@ def most_different_tensor(file: Path, network: Transformer) -> str:
 
 def gguf_gaps(file: Path, network: Transformer) -> dict[str, float]:
     """The distance of each tensor of a .gguf from the network's, as a share of it."""
-    expected = unrolled(on_grid(network)).state_dict()
+    expected = unrolled(dequantized_model(network)).state_dict()
     stored = {name: tensor for name, tensor in stored_tensors(file) if name in expected}
     return {
         n: float((stored[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12))

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from pocketlm.export.gguf_vocab import vocabulary_of
 from pocketlm.export.gguf_vocab_file import add_vocabulary
-from pocketlm.model.quant import CPU, OnGrid, Scheme, quantize_weight
+from pocketlm.model.quant import CPU, FakeQuantized, Scheme, quantize_weight
+from pocketlm.model.rope import rope_frequencies
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer, rope_frequencies
+from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer
 
 BLOCK = 32  # weights that share one scale, in Q4_0 and in Q8_0
 # dtype -> llama.cpp's number for `general.file_type`
@@ -241,7 +242,7 @@ def _encode(entry: _Entry, dtype: str) -> np.ndarray:
     """The bytes of one tensor: float32 or float16 [O, I], or blocks uint8 [O, bytes]."""
     if entry.weight.dim() == 1:
         return entry.weight.float().numpy()
-    trained = entry.source if isinstance(entry.source, OnGrid) else None
+    trained = entry.source if isinstance(entry.source, FakeQuantized) else None
     if dtype == "q4_0":
         scheme, integers = (
             (trained.scheme, trained.integers())

@@ -22,8 +22,8 @@ from pocketlm.model.files import write_folder
 from pocketlm.model.layouts import native_layout
 from pocketlm.model.quant import (
     SCALE,
+    FakeQuantized,
     FakeQuantLinear,
-    OnGrid,
     Scheme,
     dequantize_weight,
     scheme_of,
@@ -105,8 +105,12 @@ def _check_width(name: str, width: int, container: str) -> None:
         )
 
 
-def grid_layers(model: Transformer) -> Iterator[tuple[str, OnGrid]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, OnGrid))
+def grid_layers(model: Transformer) -> Iterator[tuple[str, FakeQuantized]]:
+    return (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, FakeQuantized)
+    )
 
 
 def pack_nibbles(qweight: Tensor) -> np.ndarray:
@@ -141,7 +145,7 @@ def exactly_float16(tensor: Tensor, name: str) -> Tensor:
 # too ----
 
 
-def pack_mlx(grids: dict[str, OnGrid], tensors: Tensors) -> Tensors:
+def pack_mlx(grids: dict[str, FakeQuantized], tensors: Tensors) -> Tensors:
     """Scales and biases in float16, exact; norms are rounded to it: one float32 tensor makes MLX
     compute all in float32.
     """
@@ -174,7 +178,7 @@ def mlx_section(model: Transformer) -> dict[str, Any]:
 # blocks only ----
 
 
-def pack_compressed(grids: dict[str, OnGrid], tensors: Tensors) -> Tensors:
+def pack_compressed(grids: dict[str, FakeQuantized], tensors: Tensors) -> Tensors:
     """The table and the head stay values in float16, which holds the grid exactly: vLLM packs no
     embedding.
     """
@@ -192,7 +196,7 @@ def pack_compressed(grids: dict[str, OnGrid], tensors: Tensors) -> Tensors:
     return packed
 
 
-def in_blocks(name: str, layer: OnGrid) -> bool:
+def in_blocks(name: str, layer: FakeQuantized) -> bool:
     return isinstance(layer, FakeQuantLinear) and name != "lm_head"
 
 
@@ -234,7 +238,7 @@ def compressed_section(model: Transformer) -> dict[str, Any]:
 
 
 Container = tuple[
-    Callable[[dict[str, OnGrid], Tensors], Tensors],
+    Callable[[dict[str, FakeQuantized], Tensors], Tensors],
     Callable[[Tensors, str], Tensor],
     Callable[[Transformer], dict[str, Any]],
 ]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from pocketlm.model.quant import CPU, SCALE, OnGrid, prepare, scheme_of
+from pocketlm.model.quant import CPU, SCALE, FakeQuantized, prepare, scheme_of
 from pocketlm.model.transformer import Transformer
 
 
@@ -19,10 +19,10 @@ def as_stored(network: Transformer, dtype: str) -> Transformer:
     """
     if dtype == "q4_0" and scheme_of(network) is None:
         network = prepare(copy.deepcopy(network), CPU)  # what Q4_0 is to it
-    return on_grid(network)
+    return dequantized_model(network)
 
 
-def on_grid(model: Transformer) -> Transformer:
+def dequantized_model(model: Transformer) -> Transformer:
     """A plain network of the same values: a four-bit model's grid, for runtimes that know no scheme
     of ours.
     """
@@ -32,7 +32,7 @@ def on_grid(model: Transformer) -> Transformer:
     }
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, OnGrid):
+            if isinstance(module, FakeQuantized):
                 tensors[f"{name}.weight"] = module.grid_weight()
     plain.load_state_dict(tensors)
     return plain.eval()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from pocketlm.export.pte_cache import FloatCache, Int8Cache, Ring
 from pocketlm.model.quant import Scheme, quantize_weight
-from pocketlm.model.transformer import Block, Transformer, rope_frequencies
+from pocketlm.model.rope import rope_frequencies
+from pocketlm.model.transformer import Block, Transformer
 
 LOGITS_BYTES = 2**26  # the program keeps room for the logits of one call
 CHUNK_TOKENS = 128  # at most so many tokens a call, ExecuTorch's own default

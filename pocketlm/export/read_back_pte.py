@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pocketlm.export.pte import stored_buffers
 from pocketlm.model.quant import Scheme, quantize_weight, scheme_of
-from pocketlm.model.transformer import Transformer, rope_frequencies, rotate
+from pocketlm.model.rope import rope_frequencies, rotate
+from pocketlm.model.transformer import Transformer
 
 PADDING = 16  # bytes: constants are stored in multiples of so many
 Form = tuple[str, Tensor]  # a tensor's name and what a file holds of it

@@ -7,7 +7,7 @@ from functools import partial
 
 from pocketlm.export import gguf, packed_folders
 from pocketlm.export.gguf_vocab_file import vocabulary_file
-from pocketlm.export.plain import on_grid
+from pocketlm.export.plain import dequantized_model
 from pocketlm.export.text_agreement import refuse_other_text
 from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.layouts import LAYOUTS
@@ -85,7 +85,7 @@ def refuse_lossy(network: Transformer, dtype: str) -> None:
     if dtype == "q4_0" and scheme_of(network) is None:
         refuse_rounding_again(network, partial(fake_quantize_weight, scheme=CPU), "q4_0")
     if dtype == "q8_0":
-        refuse_rounding_again(on_grid(network), gguf.rounded_q8_0, "q8_0")
+        refuse_rounding_again(dequantized_model(network), gguf.rounded_q8_0, "q8_0")
 
 
 def _refuse_layout(config: ModelConfig, layout: str | None) -> None:

@@ -21,8 +21,8 @@ FORCED = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX
 
 
 def arithmetic(processes: int = 1) -> dict[str, Any]:
-    """{"processor", "instructions", "torch", "threads", "processes"} of this process, one of so
-    many that compute together.
+    """{"processor", "instructions", "torch", "threads", "processes"} of this process, one of
+    `processes` that compute together.
     """
     forced = [f"{name}={os.environ[name]}" for name in FORCED if os.environ.get(name)]
     gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
@@ -37,11 +37,11 @@ def arithmetic(processes: int = 1) -> dict[str, Any]:
 
 @cache
 def processor_name() -> str:
-    """As the system tells it."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    """As the operating system names it."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = [
         line.partition(":")[2].strip()
-        for line in told.splitlines()
+        for line in cpuinfo.splitlines()
         if line.startswith("model name")
     ]
     return names[0] if names else platform.processor()
@@ -50,7 +50,7 @@ def processor_name() -> str:
 def threads_to_go_on(
     begun: dict[str, Any] | None, now: dict[str, Any], what: str
 ) -> tuple[int, str]:
-    """(how many threads work takes up again that was begun so, one line to say about it or none).
+    """(how many threads resumed work computes with, a line that says so or "").
 
     As many as it began with. Where the processor, instructions, torch or number of processes is
     another, no number of threads gives the bits it would have had: it takes what this process has.
@@ -75,7 +75,7 @@ def threads_to_go_on(
 def on_threads(number: int) -> Iterator[None]:
     """A block that computes with so many threads.
 
-    Where torch was never told a number, MKL may choose fewer for a product, by its own judgement.
+    Where torch's number was never set, MKL may choose fewer for a product.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(number)

@@ -1,6 +1,4 @@
-"""What one forward and backward pass reads: the word between data, which makes batches, and train,
-which uses them.
-"""
+"""What one forward and backward pass reads: data makes batches, train uses them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ IGNORE_INDEX = -100  # a label that counts for nothing, as in torch and transfor
 
 @dataclass(frozen=True)
 class Span:
-    """Which document a piece of a row is: tokens start..stop of row `row` are those from `offset`
+    """Which document a part of a row is: tokens start..stop of row `row` are those from `offset`
     on of document `key`.
     """
 
@@ -37,15 +35,17 @@ class Batch:
     """Rows of tokens and what to predict after each.
 
     input_ids [B, T]; labels [B, T]: the next token, already shifted, or IGNORE_INDEX; positions [B,
-    T] or None for 0..T-1; doc_ids [B, T] or None when a row attends to all of itself. rows:
-    (source, number in it) of each row, for messages. spans: where the tokens come from, if batches
-    were asked to tell; padding is in none.
+    T] or None for 0..T-1; doc_ids [B, T] or None when a row attends to all of itself. weights:
+    float32 [B, T], what the loss of each label counts, or None for 1. rows: (source, number in it)
+    of each row, for messages. spans: where the tokens come from, if batches were made with them;
+    padding is in none.
     """
 
     input_ids: Tensor
     labels: Tensor
     positions: Tensor | None = None
     doc_ids: Tensor | None = None
+    weights: Tensor | None = None
     rows: tuple[tuple[str, int], ...] = ()
     spans: tuple[Span, ...] | None = None
 

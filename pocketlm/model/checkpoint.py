@@ -17,7 +17,14 @@ from pocketlm.model.costs import num_parameters
 from pocketlm.model.files import write_json
 from pocketlm.model.json_shape import OR_NULL, TEXT, JsonObject, read_object
 from pocketlm.model.layouts import LAYOUTS, Layout, layout_of, native_layout
-from pocketlm.model.quant import ACCELERATOR, SCALE, prepare, scheme, scheme_of, snap
+from pocketlm.model.quant import (
+    ACCELERATOR,
+    SCALE,
+    prepare,
+    round_scale_to_bfloat16,
+    scheme,
+    scheme_of,
+)
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.tokenizer_files import FILES
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -42,7 +49,7 @@ def save_checkpoint(
 
     Of a prepared model the weights are the latent ones, and its scheme is written down: they become
     four-bit when pocketlm loads them. Learned scales are stored as the grid has them, bfloat16
-    values, so that torchao, which does not snap, computes the same grid from the same names.
+    values, so that torchao, which rounds no scale, computes the same grid from the same names.
     layout: a name of LAYOUTS; None takes the network's own. ValueError where that layout cannot
     hold it.
     """
@@ -63,7 +70,7 @@ def stored_tensors(model: Transformer, chosen: Layout) -> dict[str, Tensor]:
         for name, tensor in model.state_dict().items()
     }
     for name in [name for name in tensors if name.endswith(SCALE)]:
-        tensors[name] = snap(tensors[name]).float()
+        tensors[name] = round_scale_to_bfloat16(tensors[name]).float()
     if chosen.name == "qwen3" and not model.config.qk_norm_weight:
         ones = torch.ones(model.config.head_dim)
         for i in range(model.config.num_hidden_layers):

@@ -19,7 +19,8 @@ from pocketlm.model.json_shape import (
     JsonObject,
     described,
 )
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling
+from pocketlm.model.rope import RopeScaling
+from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig
 
 CHUNKED = "chunked_attention"  # Llama 4's local layers
 # no model is larger; torch would ask for terabytes

@@ -2,10 +2,10 @@
 backward pass.
 
 A FLOP is half a multiply-add, so a product [N, I] x [I, O] is 2NIO. Attention counts the pairs of
-query and key that are worked out in pieces of queries over the keys they may see, about half of T x
-T in a global layer; published utilisations mostly count all of it, as torch's FlopCounterMode does
-of torch's own attention. It agrees with the rest to the last FLOP, and what autograd saves on the
-CPU with kept bytes to the last byte (tests/unit/test_costs.py).
+query and key that the blockwise kernel computes, about half of T x T in a global layer; published
+utilisations mostly count all of it, as torch's FlopCounterMode does of torch's own attention. It
+agrees with the rest to the last FLOP, and what autograd saves on the CPU with kept bytes to the
+last byte (tests/unit/test_costs.py).
 
 Shapes: B rows, T tokens, N = B x T, D hidden, H query heads, K kv heads, E head width, F
 feed-forward, V vocabulary
@@ -36,10 +36,10 @@ class Flops:
         return self.products + self.attention + self.head
 
     def training(self, *, recomputed: float = 0.0) -> int:
-        """Forward and back. The way back takes twice a product; attention works its scores out once
-        more there.
+        """Forward and backward. The backward pass takes twice a product, and computes the scores of
+        attention once more.
 
-        recomputed: share of the blocks that are worked out twice.
+        recomputed: share of the blocks that the backward pass recomputes.
         """
         return (
             int((3 + recomputed) * self.products + (3.5 + recomputed) * self.attention)
@@ -82,13 +82,13 @@ def flops_of(config: ModelConfig, rows: int, seq_len: int) -> Flops:
 
 
 def attention_pairs(window: int | None, seq_len: int) -> int:
-    """Pairs of query and key that one head of a layer works out for a row; window None: a global
+    """Pairs of query and key that one head of a layer computes for a row; window None: a global
     layer.
     """
-    # keys before its first query that a piece sees
+    # keys before its first query that a block of queries sees
     before = seq_len if window is None else window - 1
-    pieces = [(first, min(QUERIES, seq_len - first)) for first in range(0, seq_len, QUERIES)]
-    return sum(count * (count + min(first, before)) for first, count in pieces)
+    blocks = [(first, min(QUERIES, seq_len - first)) for first in range(0, seq_len, QUERIES)]
+    return sum(count * (count + min(first, before)) for first, count in blocks)
 
 
 def kept_bytes(
@@ -98,7 +98,7 @@ def kept_bytes(
     *,
     product_bytes: int,
     on_grid: bool = False,
-    recompute_every: int = 0,
+    checkpoint_every_n_blocks: int = 0,
     masked: bool = False,
     device: str = "cpu",
     attention: str = "auto",
@@ -106,13 +106,13 @@ def kept_bytes(
     """Bytes that the blocks of a forward pass leave for the backward pass: activations, and weights
     in another form.
 
-    A block that is worked out twice leaves its input, and as much as any other when its turn comes
-    on the way back.
+    A block that the backward pass recomputes leaves its input, and as much as any other when its
+    turn comes there.
 
-    product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations are
-    rounded while training. recompute_every: as ComputeSettings has it. masked: documents of a
-    row are kept apart. device, attention: where it runs and the kernel that the config names, which
-    is asked what it keeps; a device that it does not run on is taken to choose by itself.
+    product_bytes: 2 or 4, of a number in matrix products. on_grid: weights and activations
+    are rounded while training. checkpoint_every_n_blocks: as in ComputeSettings. masked: documents
+    of a row are kept apart. device, attention: where it runs and the kernel that the config names,
+    which is asked what it keeps; a device that it does not run on is taken to choose by itself.
     """
     block = _block_bytes(config, rows, seq_len, product_bytes, on_grid)
     # a result that a kernel keeps is the next product's input too, unless that is rounded
@@ -121,7 +121,7 @@ def kept_bytes(
     case = attention_case(config, rows, seq_len, torch.device(device), dtype)
     total = 0
     for number in range(config.applications):
-        if recompute_every and number % recompute_every == 0:
+        if checkpoint_every_n_blocks and number % checkpoint_every_n_blocks == 0:
             total += 4 * rows * seq_len * config.hidden_size
         else:
             window = config.window(number // config.layer_repeats)

@@ -1,5 +1,5 @@
-"""Weights that were rounded to four bits before, in a checkpoint that does not say so: told, and
-not rounded again.
+"""Detect weights that are already on a four-bit grid, in a checkpoint that does not say so, and
+refuse to quantize them again.
 
 Such are the values of a four-bit model saved as floats: our own `hf` export, a Q4_0 file that was
 imported, Meta's *-int4-cpu. On their own grid they may be rounded as often as one likes. On any
@@ -21,9 +21,9 @@ GROUP = 32
 LEVELS = 16
 # of each tensor, evenly spread: a second for all of Pro's (this and the next two: our choice)
 SAMPLED_GROUPS = 4096
-# weights other than zero that a group needs to tell anything: pruned and empty ones do not
+# weights other than zero that a group needs to count: pruned and empty ones do not
 FEWEST = 8
-ROUNDED_SHARE = 0.9  # of the groups that tell something; of weights that nobody rounded it is 0
+ROUNDED_SHARE = 0.9  # of the groups that count; of weights that were never rounded it is 0
 
 
 def refuse_rounding_again(
@@ -32,15 +32,15 @@ def refuse_rounding_again(
     """Nothing, or a ValueError that names a tensor of four-bit values which `regrid` would not give
     back to the bit.
 
-    regrid: a weight [O, I] to the values it would have. what: who asks, for the message.
+    regrid: a weight [O, I] to the values it would have. what: the caller, for the message.
     """
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding) or not is_rounded(module.weight):
             continue
         weight = module.weight.detach().float()
-        again = regrid(weight)
-        if not torch.equal(again, weight):
-            error = float((again - weight).norm() / weight.norm())
+        rounded = regrid(weight)
+        if not torch.equal(rounded, weight):
+            error = float((rounded - weight).norm() / weight.norm())
             raise ValueError(
                 f"{name}.weight holds values that were rounded to four bits before (at most "
                 f"{LEVELS} among {GROUP} "
@@ -66,7 +66,7 @@ def is_rounded(weight: Tensor) -> bool:
     fresh[:, 1:] = values[:, 1:] != values[:, :-1]
     there = values != 0
     distinct = (fresh & there).sum(-1)  # beside zero
-    tells = (there.sum(-1) >= FEWEST) & (distinct > 1)
+    counted = (there.sum(-1) >= FEWEST) & (distinct > 1)
     repeats = distinct <= 0.75 * there.sum(-1)  # a pruned group has few values, but each once
-    rounded = tells & repeats & (fresh.sum(-1) <= LEVELS)
-    return bool(tells.any()) and int(rounded.sum()) >= ROUNDED_SHARE * int(tells.sum())
+    rounded = counted & repeats & (fresh.sum(-1) <= LEVELS)
+    return bool(counted.any()) and int(rounded.sum()) >= ROUNDED_SHARE * int(counted.sum())

@@ -1,7 +1,7 @@
 """Four-bit schemes as data, and the one grid that training, checkpoints and every exported file
 share.
 
-The scale is snapped to bfloat16 while training, so each runtime's own container (GGUF Q4_0 holds
+The scale is rounded to bfloat16 while training, so each runtime's own container (GGUF Q4_0 holds
 float16, XNNPACK bfloat16) takes the same integers and scales without another rounding. A checkpoint
 keeps the latent float weights that were trained, and the scales where they were learned; the
 integers follow from them by `quantize_weight`.
@@ -88,7 +88,7 @@ def scheme(name: str) -> Scheme:
     return SCHEMES[name]
 
 
-def snap(scale: Tensor) -> Tensor:
+def round_scale_to_bfloat16(scale: Tensor) -> Tensor:
     """The bfloat16 scale that the grid has: the nearest, and never below float16's normal range."""
     return scale.detach().float().clamp(min=SMALLEST_SCALE).to(torch.bfloat16)
 
@@ -102,7 +102,7 @@ def group_scales(weight: Tensor, scheme: Scheme) -> Tensor:
         raise ValueError(f"rows of {weight.shape[-1]} weights do not split into groups of {group}")
     groups = weight.detach().float().unflatten(-1, (-1, group))
     low, high = groups.amin(-1), groups.amax(-1)
-    return snap(torch.maximum(low / scheme.lowest, high / scheme.highest))
+    return round_scale_to_bfloat16(torch.maximum(low / scheme.lowest, high / scheme.highest))
 
 
 def quantize_weight(
@@ -112,19 +112,17 @@ def quantize_weight(
 
     scale: the learned one, [O, G]; None takes the range of the weights.
     """
-    snapped = group_scales(weight, scheme) if scale is None else snap(scale)
-    levels = _ratio(weight.detach(), snapped, learned=scale is not None).round_()
-    return levels.clamp_(scheme.lowest, scheme.highest).to(torch.int8).flatten(-2), snapped
+    rounded = group_scales(weight, scheme) if scale is None else round_scale_to_bfloat16(scale)
+    levels = _ratio(weight.detach(), rounded, learned=scale is not None).round_()
+    return levels.clamp_(scheme.lowest, scheme.highest).to(torch.int8).flatten(-2), rounded
 
 
-def _ratio(weight: Tensor, snapped: Tensor, *, learned: bool) -> Tensor:
+def _ratio(weight: Tensor, rounded: Tensor, *, learned: bool) -> Tensor:
     """Weight / scale [O, G, I / G]; where the scale is learned, by its reciprocal as in torchao:
     ties of bfloat16 fall alike.
     """
-    groups, scale = (
-        weight.float().unflatten(-1, (snapped.shape[-1], -1)),
-        snapped.float()[..., None],
-    )
+    groups = weight.float().unflatten(-1, (rounded.shape[-1], -1))
+    scale = rounded.float()[..., None]
     return groups * (1.0 / scale) if learned else groups / scale
 
 
@@ -153,19 +151,15 @@ def _on_grid(weight: Tensor, scheme: Scheme, scale: Tensor | None, dtype: torch.
     that an integer is.
     """
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    for some, place, *own in _few_rows(weight, out, *([] if scale is None else [scale])):
-        snapped = snap(own[0]) if own else group_scales(some, scheme)
-        levels = (
-            _ratio(some, snapped, learned=bool(own))
-            .round_()
-            .clamp_(scheme.lowest, scheme.highest)
-            .add_(0.0)
-        )
-        place.copy_(levels.mul_(snapped.float()[..., None]).flatten(-2))
+    for rows, out_rows, *scales in _row_chunks(weight, out, *([] if scale is None else [scale])):
+        rounded = round_scale_to_bfloat16(scales[0]) if scales else group_scales(rows, scheme)
+        levels = _ratio(rows, rounded, learned=bool(scales)).round_()
+        levels.clamp_(scheme.lowest, scheme.highest).add_(0.0)
+        out_rows.copy_(levels.mul_(rounded.float()[..., None]).flatten(-2))
     return out
 
 
-def _few_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _row_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of each tensor, as many at a time as stay in the processor's cache."""
     size = max(1, CACHED // tensors[0].shape[-1])
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
@@ -198,25 +192,25 @@ class _LearnedRange(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, scale: Tensor, scheme: Scheme, dtype: torch.dtype
     ) -> Tensor:
-        ctx.save_for_backward(weight, snap(scale).float())
+        ctx.save_for_backward(weight, round_scale_to_bfloat16(scale).float())
         ctx.scheme = scheme
         return _on_grid(weight, scheme, scale, dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        weight, snapped = ctx.saved_tensors
-        of_weight, of_scale = torch.empty_like(weight), torch.empty_like(snapped)
-        for some, own, above, to_weight, to_scale in _few_rows(
-            weight, snapped, upstream[0], of_weight, of_scale
+        weight, scale = ctx.saved_tensors
+        grad_weight, grad_scale = torch.empty_like(weight), torch.empty_like(scale)
+        for rows, row_scales, grad_out, to_weight, to_scale in _row_chunks(
+            weight, scale, upstream[0], grad_weight, grad_scale
         ):
-            ratio = _ratio(some, own, learned=True)
-            gradient = above.float().view(ratio.shape)
+            ratio = _ratio(rows, row_scales, learned=True)
+            gradient = grad_out.float().view(ratio.shape)
             level = ratio.round()
             clamped = level.clamp(ctx.scheme.lowest, ctx.scheme.highest)
             within = level == clamped
             torch.mul(gradient, within, out=to_weight.view(ratio.shape))
             to_scale.copy_(clamped.sub_(ratio.mul_(within)).mul_(gradient).sum(-1))
-        return of_weight, of_scale, None, None
+        return grad_weight, grad_scale, None, None
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:
@@ -236,17 +230,15 @@ def _rounded_tokens(x: Tensor) -> Tensor:
 
 
 class LearnedRange(nn.Module):
-    """The scales of a layer whose range is learned; at first the range of its weights (our
-    choice).
-    """
+    """The learned scales of a layer; at first the range of its weights (our choice)."""
 
     def __init__(self, weight: Tensor, scheme: Scheme) -> None:
         super().__init__()
         self.scale = nn.Parameter(group_scales(weight, scheme).float())
 
 
-class OnGrid(nn.Module):
-    """What a prepared layer has beside its latent weight: its four-bit self."""
+class FakeQuantized(nn.Module):
+    """What a prepared layer has beside its latent weight: the four-bit one."""
 
     weight: Tensor
     scheme: Scheme
@@ -286,15 +278,13 @@ class OnGrid(nn.Module):
         return self._grid[1]
 
     def operands(self, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """(x [..., I], rounded where the scheme says so, and the grid [O, I]) whose product the
-        layer is.
-        """
+        """(x [..., I], rounded if the scheme says so, grid [O, I]) whose product the layer is."""
         x = fake_quantize_tokens(x) if self.scheme.int8_activations else x
         return x, self.grid_weight(dtype)
 
 
-class FakeQuantLinear(OnGrid, Linear):
-    """A linear layer that computes as its four-bit self; its stored weight stays the latent one."""
+class FakeQuantLinear(FakeQuantized, Linear):
+    """A linear layer that computes with its four-bit weight and stores the latent one."""
 
     def __init__(self, layer: Linear, scheme: Scheme) -> None:
         # on the meta device, so that no weight is drawn only to be replaced
@@ -302,10 +292,8 @@ class FakeQuantLinear(OnGrid, Linear):
         self.take(layer.weight, scheme)
 
 
-class FakeQuantEmbedding(OnGrid, Embedding):
-    """The token table, and the tied head, as their four-bit selves: one weight, and so one
-    range.
-    """
+class FakeQuantEmbedding(FakeQuantized, Embedding):
+    """The token table, and the tied head, in four bits: one weight, and so one range."""
 
     def __init__(self, layer: Embedding, scheme: Scheme) -> None:
         super().__init__(layer.num_embeddings, layer.embedding_dim, device="meta")
@@ -345,15 +333,15 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
                 f"{scheme.group_size}"
             )
     for name, layer in layers.items():
-        prepared = (
-            FakeQuantLinear(layer, scheme)
-            if isinstance(layer, Linear)
-            else FakeQuantEmbedding(layer, scheme)
-        )
+        if isinstance(layer, Linear):
+            prepared = FakeQuantLinear(layer, scheme)
+        else:
+            prepared = FakeQuantEmbedding(layer, scheme)
         model.set_submodule(name, prepared.train(layer.training))
     return model
 
 
 def scheme_of(model: Transformer) -> Scheme | None:
     """The scheme a model computes in, or None for full precision."""
-    return next((module.scheme for module in model.modules() if isinstance(module, OnGrid)), None)
+    layers = (module for module in model.modules() if isinstance(module, FakeQuantized))
+    return next((layer.scheme for layer in layers), None)

@@ -10,11 +10,9 @@ feed-forward, V vocabulary
 """
 
 import functools
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,28 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from pocketlm.model.attention import AttentionContext, Cache
 from pocketlm.model.kernels.kernel import AttentionCase
 from pocketlm.model.kernels.linear import linear
+from pocketlm.model.rope import RopeScaling, rope_angles, rope_frequencies, rotate
 
 GLOBAL = "full_attention"  # Hugging Face's words for the two kinds of layer
 LOCAL = "sliding_attention"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """Llama 3's slower rotation of the slow channels (`rope_type` "llama3"): how it reads further
-    than it was trained.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-    def __post_init__(self) -> None:
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
-                f"rope_scaling: high_freq_factor {self.high_freq_factor} must exceed "
-                f"low_freq_factor {self.low_freq_factor}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +86,8 @@ class ModelConfig:
 
     def window(self, layer: int) -> int | None:
         """Keys layer number `layer` attends to, or None for all."""
-        return (
-            self.sliding_window if self.layer_types and self.layer_types[layer] == LOCAL else None
-        )
+        local = self.layer_types and self.layer_types[layer] == LOCAL
+        return self.sliding_window if local else None
 
     @staticmethod
     def local_global(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
@@ -141,7 +120,12 @@ class ComputeSettings:
     compile: bool = False
 
 
-Rope = tuple[Tensor, Tensor]  # cos and sin [B, T, E]
+class Shared(NamedTuple):
+    """What all blocks share in one forward pass."""
+
+    rope: tuple[Tensor, Tensor]  # cos and sin [B, T, E]
+    attention: AttentionContext
+    dtype: torch.dtype | None  # of matrix products
 
 
 class Linear(nn.Linear):
@@ -187,19 +171,11 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
         self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
 
-    def forward(
-        self,
-        x: Tensor,
-        num_queries: int,
-        rope: Rope,
-        context: AttentionContext,
-        layer: int,
-        dtype: torch.dtype | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, num_queries: int, shared: Shared, layer: int) -> Tensor:
         """[B, Q, D] of the last Q = num_queries tokens of x [B, T, D]; keys and values are of all
         T.
         """
-        (B, T, _), Q = x.shape, num_queries
+        (B, T, _), Q, (rope, attention, dtype) = x.shape, num_queries, shared
         q = self.q_proj(last_tokens(x, Q), dtype).view(B, Q, -1, self.head_dim)  # [B, Q, H, E]
         k = self.k_proj(x, dtype).view(B, T, -1, self.head_dim)  # [B, T, K, E]
         v = self.v_proj(x, dtype).view(B, T, -1, self.head_dim)
@@ -208,7 +184,7 @@ class Attention(nn.Module):
         q = rotate(q, *(last_tokens(angles, Q) for angles in rope)).to(v.dtype)
         k = rotate(k, *rope).to(v.dtype)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H, Q, E], [B, K, T, E] twice
-        out = context.attend(q, k, v, layer, self.window)
+        out = attention.attend(q, k, v, layer, self.window)
         return self.o_proj(out.transpose(1, 2).reshape(B, Q, -1), dtype)
 
     def _normalise(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
@@ -234,19 +210,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        num_queries: int,
-        rope: Rope,
-        context: AttentionContext,
-        layer: int,
-        dtype: torch.dtype | None,
-    ) -> Tensor:
-        x = last_tokens(x, num_queries) + self.self_attn(
-            self.input_layernorm(x), num_queries, rope, context, layer, dtype
-        )
-        return x + self.mlp(self.post_attention_layernorm(x), dtype)
+    def forward(self, x: Tensor, num_queries: int, shared: Shared, layer: int) -> Tensor:
+        """[B, Q, D] of the last Q = num_queries tokens of x [B, T, D]."""
+        attended = self.self_attn(self.input_layernorm(x), num_queries, shared, layer)
+        x = last_tokens(x, num_queries) + attended
+        return x + self.mlp(self.post_attention_layernorm(x), shared.dtype)
 
 
 class Decoder(nn.Module):
@@ -259,7 +227,7 @@ class Decoder(nn.Module):
 
 class Transformer(nn.Module):
     """Logits for the next token at every position. Weights start at N(0, initializer_range), from
-    `seed` alone. `compute` is how a pass is computed; `computing` sets it for a while.
+    `seed` alone. `compute` is how a pass is computed.
     """
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
@@ -305,37 +273,41 @@ class Transformer(nn.Module):
         """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token,
         where `last`.
         """
-        B, T = input_ids.shape
+        shared = self._shared(input_ids, positions, cache, doc_ids)
+        run = compiled_block() if self.compute.compile else run_block
+        every, applications = self.compute.checkpoint_every_n_blocks, self.config.applications
+        x = self.model.embed_tokens(input_ids, shared.dtype)
+        for layer in range(applications):
+            num_queries = 1 if last and layer == applications - 1 else x.shape[1]
+            block = self.model.layers[layer // self.config.layer_repeats]
+            # the number of a layer is for the cache alone; one graph serves all blocks
+            arguments = (block, x, num_queries, shared, layer if cache is not None else 0)
+            if every and layer % every == 0 and torch.is_grad_enabled():
+                # a block draws no random numbers, so no state of them is kept
+                x = checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = run(*arguments)
+        return self.model.norm(x)
+
+    def _shared(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None,
+        cache: Cache | None,
+        doc_ids: Tensor | None,
+    ) -> Shared:
+        (B, T), dtype = input_ids.shape, self.compute.dtype
         plain = positions is None and doc_ids is None and (cache is None or cache.empty)
         if positions is None:
             positions = torch.arange(T, device=input_ids.device).expand(B, T)
         rope = rope_angles(positions.clamp(min=0), rope_frequencies(self.config, positions.device))
-        product_dtype = self.compute.dtype or self.model.embed_tokens.weight.dtype
-        context = AttentionContext(
-            attention_case(self.config, B, T, positions.device, product_dtype),
-            positions,
-            cache,
-            doc_ids,
-            plain,
-            {self.config.window(layer) for layer in range(self.config.num_hidden_layers)},
-            self.compute.attention,
+        windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
+        weights = self.model.embed_tokens.weight
+        case = attention_case(self.config, B, T, positions.device, dtype or weights.dtype)
+        attention = AttentionContext(
+            case, positions, cache, doc_ids, plain, windows, self.compute.attention
         )
-        run = compiled_block() if self.compute.compile else run_block
-        every, dtype = self.compute.checkpoint_every_n_blocks, self.compute.dtype
-        x = self.model.embed_tokens(input_ids, dtype)
-        for layer in range(self.config.applications):
-            num_queries = 1 if last and layer == self.config.applications - 1 else x.shape[1]
-            block = self.model.layers[layer // self.config.layer_repeats]
-            # the number of a layer is for the cache alone; one graph serves all blocks
-            arguments = (x, num_queries, rope, context, layer if cache is not None else 0, dtype)
-            if every and layer % every == 0 and torch.is_grad_enabled():
-                # a block draws no random numbers, so none have to be drawn again
-                x = checkpoint(
-                    run, block, *arguments, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x = run(block, *arguments)
-        return self.model.norm(x)
+        return Shared(rope, attention, dtype)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32 from hidden states [..., D]."""
@@ -359,16 +331,6 @@ def attention_case(
     )
 
 
-@contextmanager
-def computing(model: Transformer, settings: ComputeSettings) -> Iterator[None]:
-    """A block in which the model computes so; afterwards as before."""
-    before, model.compute = model.compute, settings
-    try:
-        yield
-    finally:
-        model.compute = before
-
-
 def run_block(block: nn.Module, *arguments: Any) -> Tensor:
     """block(*arguments): a function, so that one compiled form of it serves every block."""
     return block(*arguments)
@@ -379,44 +341,8 @@ def compiled_block() -> Callable[..., Tensor]:
     return torch.compile(run_block)
 
 
-def rope_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
-    """Radians a position, float32 [E / 2], of each pair of channels: theta ** (-2i / E), scaled as
-    config asks.
-
-    Llama 3's scaling divides the frequency of a channel that turns fewer than low_freq_factor times
-    in the original window by `factor`, leaves one alone that turns more than high_freq_factor
-    times, and goes over smoothly between.
-    """
-    exponent = (
-        torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
-    )
-    frequency = config.rope_theta**-exponent
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequency
-    turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0.0, 1.0)
-    return frequency * kept + frequency / scaling.factor * (1 - kept)
-
-
-def rope_angles(positions: Tensor, frequencies: Tensor) -> Rope:
-    """cos and sin [B, T, E] of the rotary angles, in float32, in the half-split layout of Hugging
-    Face's Llama.
-    """
-    angle = positions[:, :, None].float() * frequencies
-    angle = torch.cat([angle, angle], -1)
-    return angle.cos(), angle.sin()
-
-
 def last_tokens(x: Tensor, count: int) -> Tensor:
     """The last `count` tokens of x [..., T, C]. All of them are x itself: a view would reorder the
     sums of its gradient.
     """
     return x if count == x.shape[-2] else x[..., -count:, :]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, T, H, E] turned by the angles [B, T, E] of its tokens."""
-    first, second = x.chunk(2, -1)
-    return x * cos[:, :, None] + torch.cat([-second, first], -1) * sin[:, :, None]

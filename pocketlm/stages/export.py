@@ -20,7 +20,7 @@ from pocketlm.export.differences import most_different_tensor
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.llamacpp_template import unlike_prompts
 from pocketlm.export.packed_folders import CONTAINERS, write_repacked
-from pocketlm.export.plain import as_stored, on_grid, unrolled
+from pocketlm.export.plain import as_stored, dequantized_model, unrolled
 from pocketlm.export.text_agreement import refuse_other_folder, refuse_other_text
 from pocketlm.export.writable import Wanted, refuse_lossy, refuse_unwritable
 from pocketlm.inference.open import opened
@@ -190,7 +190,7 @@ def export_folder(
     if out.name in CONTAINERS:
         write_repacked(unrolled(network), tokenizer, out, out.name)
         return out
-    plain = on_grid(network)
+    plain = dequantized_model(network)
     with write_folder(out) as folder:
         save_checkpoint(
             folder,

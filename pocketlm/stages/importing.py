@@ -15,7 +15,7 @@ from pocketlm.model.config_fields import unused_fields
 from pocketlm.model.files import write_json
 from pocketlm.model.hub import HUB_ID, download
 from pocketlm.model.layouts import layout_of, native_layout
-from pocketlm.model.quant import SCALE, SMALLEST_SCALE, snap
+from pocketlm.model.quant import SCALE, SMALLEST_SCALE, round_scale_to_bfloat16
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.tokenizer_files import FILES
 from pocketlm.model.transformer import Transformer
@@ -121,7 +121,8 @@ def read_source(config: ImportConfig) -> tuple[Transformer, Tokenizer, dict[str,
     ]
     if scales:
         moved = [
-            (snap(scale) - scale).abs() / scale.abs().clamp(min=SMALLEST_SCALE) for scale in scales
+            (round_scale_to_bfloat16(scale) - scale).abs() / scale.abs().clamp(min=SMALLEST_SCALE)
+            for scale in scales
         ]
         came["scales_moved"] = max(float(share.max()) for share in moved)
     came |= {"unused_fields": unused_fields(raw, came["was"]), "unused_files": unused_files(path)}

@@ -10,7 +10,7 @@ import torch
 
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
-from pocketlm.model.transformer import Transformer, computing
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.checkpoint import SaveConfig, StateWriter
 from pocketlm.train.distributed.fsdp import (
     clip_gradients,
@@ -30,6 +30,7 @@ from pocketlm.train.optim import (
     OnNonfinite,
     OptimConfig,
     compute_settings,
+    computing,
     describe,
     lr_at,
     make_optimizers,

@@ -13,7 +13,9 @@ from torch import Tensor
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distill.teacher import Teacher
-from pocketlm.train.vocab_loss import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, head_loss, scores
+from pocketlm.train.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL
+from pocketlm.train.lazy_logits import scores
+from pocketlm.train.vocab_loss import head_loss
 
 LossFn = Callable[[Transformer, Batch], Tensor]
 DIVERGENCES = {"forward_kl": FORWARD_KL, "reverse_kl": REVERSE_KL, "jensen_shannon": JENSEN_SHANNON}
@@ -52,12 +54,16 @@ class Distillation:
 
 
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
-    """Cross-entropy with the labels, in nats. Logits are computed for the labels that count
-    alone.
+    """Cross-entropy with the labels, in nats, each times its weight. Logits are computed for the
+    labels that count alone.
     """
     counted = batch.labels != IGNORE_INDEX
     hidden = model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
-    return head_loss(scores(model, hidden[counted]), labels=batch.labels[counted])
+    return head_loss(
+        scores(model, hidden[counted]),
+        labels=batch.labels[counted],
+        weights=_counted(batch.weights, counted),
+    )
 
 
 def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> LossFn:
@@ -71,6 +77,7 @@ def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> L
         return head_loss(
             scores(model, hidden[counted]),
             labels=batch.labels[counted],
+            weights=_counted(batch.weights, counted),
             teacher=teacher(batch).rows(counted.flatten()),
             divergence=DIVERGENCES[how.divergence],
             temperature=how.temperature,
@@ -78,3 +85,7 @@ def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> L
         )
 
     return loss
+
+
+def _counted(weights: Tensor | None, counted: Tensor) -> Tensor | None:
+    return None if weights is None else weights[counted]

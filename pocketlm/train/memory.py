@@ -1,5 +1,5 @@
-"""How much memory a training stage needs, told before its first step: a machine that lacks it ends
-with one message, not a kill.
+"""How much memory a training stage needs, computed before its first step: on a machine that lacks
+it the stage ends with one message, not a kill.
 """
 
 import os
@@ -46,9 +46,9 @@ class TrainingMemory:
 
     weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the
     backward pass. loss: the head's gradient, and blocks of logits. table: the gradient of the token
-    table once more, for it is made dense before it is added. again: of a block that is worked out
-    twice. teacher: its weights. passing: what its forward pass holds. saving: the copy of weights
-    and states that is written to disk.
+    table once more, for it is made dense before it is added. recomputed: of a block that the
+    backward pass recomputes. teacher: its weights. teacher_pass: what its forward pass holds.
+    saving: the copy of weights and states that is written to disk.
     """
 
     weights: int
@@ -57,9 +57,9 @@ class TrainingMemory:
     kept: int
     loss: int
     table: int
-    again: int
+    recomputed: int
     teacher: int
-    passing: int
+    teacher_pass: int
     saving: int
     accumulates: bool  # several micro-batches a step, so gradients stay through the forward pass
 
@@ -74,18 +74,20 @@ class TrainingMemory:
         forward = (
             always
             + self.kept
-            + max(self.loss, self.passing)
+            + max(self.loss, self.teacher_pass)
             + (self.gradients if self.accumulates else 0)
         )
-        again = (
+        recomputing = (
             always
             + self.kept
-            + self.again
+            + self.recomputed
             + self.table
             + (self.gradients if self.accumulates else 0)
         )
         backward = always + self.gradients + self.table * (2 if self.accumulates else 1)
-        return max(self.weights + 2 * self.teacher, forward, again, backward, always + self.saving)
+        return max(
+            self.weights + 2 * self.teacher, forward, recomputing, backward, always + self.saving
+        )
 
 
 def training_memory(
@@ -102,13 +104,13 @@ def training_memory(
     device: str = "cpu",
     shards: int = 1,
 ) -> TrainingMemory:
-    """What training holds with micro-batches of rows x seq_len tokens, the model shared out among
+    """What training holds with micro-batches of rows x seq_len tokens, the model sharded over
     `shards` ranks.
 
     masked: documents of a row are kept apart. saves: states are written, if only at the end.
-    on_grid: training for four bits. Shared out, a block's weights are whole when it runs, the
-    table's and the head's always, and gradients too while they add up. What the process holds
-    before is not in it; on CUDA the copy that is saved lies in the processor's memory.
+    on_grid: training for four bits. Of a sharded model a block's weights are whole when it runs,
+    the table's and the head's always, and gradients too while they add up. What the process holds
+    before is not in it; on CUDA the copy that is saved is in the processor's memory.
     """
     N, parameters = rows * seq_len, num_parameters(model)
     narrow = product_dtype(optim, torch.device(device))
@@ -138,18 +140,18 @@ def training_memory(
             rows,
             seq_len,
             on_grid=on_grid,
-            recompute_every=optim.recompute_every,
+            checkpoint_every_n_blocks=optim.checkpoint_every_n_blocks,
             attention=optim.attention,
             **body,
         )
         + grid,
         loss=loss,
         table=table,
-        again=whole // model.applications if optim.recompute_every else 0,
+        recomputed=whole // model.applications if optim.checkpoint_every_n_blocks else 0,
         teacher=4 * num_parameters(teacher) // shards + (_whole(teacher) if shards > 1 else 0)
         if teacher
         else 0,
-        passing=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications
+        teacher_pass=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications
         if teacher
         else 0,
         saving=4 * parameters // shards + states if saves and device == "cpu" else 0,
@@ -181,53 +183,53 @@ def check_memory(
     """
     if config.optim is None:
         return
-    own, where = ranks(), device()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", own.world_size))
+    world_size, where = ranks().world_size, device()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     need = training_memory(
         model,
         config.optim,
         rows=config.micro_batch_size,
         seq_len=config.seq_len,
-        accumulates=config.rows_per_step > config.micro_batch_size * own.world_size,
+        accumulates=config.rows_per_step > config.micro_batch_size * world_size,
         masked=masked,
         saves=True,
         teacher=teacher,
         on_grid=on_grid,
         device=where.type,
-        shards=mesh_shape(config.optim.shard_over, own.world_size, local)[-1],
+        shards=mesh_shape(config.optim.shard_over, world_size, local)[-1],
     )
     free = free_bytes(where) // (local if where.type == "cpu" else 1)
     if need.peak * (1 - MARGIN) <= free:
         return
     names = ("weights", "gradients", "states", "saving", "kept", "loss", "teacher")
-    told = ", ".join(f"{name} {_gib(size)}" for name in names if (size := getattr(need, name)))
-    each = " on each rank" if own.world_size > 1 else ""
+    parts = ", ".join(f"{name} {_gib(size)}" for name in names if (size := getattr(need, name)))
+    of_each = " on each rank" if world_size > 1 else ""
     raise ValueError(
-        f"{config.name} needs about {_gib(need.peak)} of memory{each} and {_gib(free)} are free "
-        f"({told}). "
+        f"{config.name} needs about {_gib(need.peak)} of memory{of_each} and {_gib(free)} are free "
+        f"({parts}). "
         f"{_remedy(config, config.optim, need)}"
     )
 
 
 def _remedy(config: Trained, optim: OptimConfig, need: TrainingMemory) -> str:
     """What to change, by what weighs most."""
-    own = need.weights + need.gradients + need.states
+    model = need.weights + need.gradients + need.states
     elsewhere = "more ranks, which share it (torchrun), or a machine with more memory."
-    if need.teacher > max(own, need.kept):
+    if need.teacher > max(model, need.kept):
         return f"The teacher weighs most: take a smaller one, {elsewhere}"
-    if own > need.kept:
+    if model > need.kept:
         return f"The model itself weighs most: take a smaller one, {elsewhere}"
-    again = (
+    recompute = (
         ""
-        if optim.recompute_every == 1
-        else f" or set {config.name}.optim.recompute_every=1, which takes more time"
+        if optim.checkpoint_every_n_blocks == 1
+        else f" or set {config.name}.optim.checkpoint_every_n_blocks=1, which takes more time"
     )
     if config.micro_batch_size == 1:
-        return f"One row weighs most: lower {config.name}.seq_len {config.seq_len}{again}."
+        return f"One row weighs most: lower {config.name}.seq_len {config.seq_len}{recompute}."
     return (
         f"What {config.micro_batch_size} rows leave for the backward pass weighs most: lower "
         f"{config.name}."
-        f"micro_batch_size (a step keeps all its rows){again}."
+        f"micro_batch_size (a step keeps all its rows){recompute}."
     )
 
 
@@ -248,23 +250,23 @@ def _control_group_bytes(
     """
     if not own.is_file():
         return []
-    found = []
+    limits = []
     for line in own.read_text().splitlines():
         _, controllers, place = line.split(":", 2)
         if controllers in ("", "memory"):
             base = root / controllers
             folders = [base / place.lstrip("/"), *(base / place.lstrip("/")).parents]
-            found += [
-                left
+            limits += [
+                free
                 for folder in folders
-                if folder.is_relative_to(base) and (left := _left(folder)) is not None
+                if folder.is_relative_to(base) and (free := _free(folder)) is not None
             ]
-    return found
+    return limits
 
 
-def _left(folder: Path) -> int | None:
+def _free(folder: Path) -> int | None:
     """Limit less use of one control group, without the file cache that the kernel gives back; None
-    where there is no limit.
+    without a limit.
     """
     for limit, used in (
         ("memory.max", "memory.current"),

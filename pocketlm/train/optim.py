@@ -5,6 +5,8 @@ cosine decay.
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,8 +26,7 @@ LONG_TRAINING = 10**10
 # outermost level is -8 times the scale, so that it moves as fast as a weight. All of it learns
 # worse (docs/log.md).
 SCALE_LR_SHARE = 1 / 8
-# Instruction levels without bfloat16 that oneDNN and torch can be told to stay at, in words of
-# these variables
+# Instruction levels without bfloat16 that these variables limit oneDNN and torch to
 NO_BFLOAT16 = {
     "ONEDNN_MAX_CPU_ISA": (
         "SSE41",
@@ -58,8 +59,8 @@ class OptimConfig:
     attention: Literal["auto", "sdpa", "flex", "varlen", "blockwise"] = "auto"
     # each block by torch.compile; auto: where it pays
     compile: Literal["auto", "yes", "no"] = "auto"
-    # blocks whose activations are not kept but worked out twice: 1 all, 2 each second, 0 none
-    recompute_every: int = 0
+    # activation checkpointing: every n-th block is recomputed in the backward pass; 0: none
+    checkpoint_every_n_blocks: int = 0
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
     # of the peak, reached after the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
     final_lr_share: float
@@ -101,9 +102,10 @@ class OptimConfig:
             raise ValueError(f"shard_over {self.shard_over!r} is unknown; known: node, all")
         if self.compile not in ("auto", "yes", "no"):
             raise ValueError(f"compile {self.compile!r} is unknown; known: auto, yes, no")
-        if self.recompute_every < 0:
+        if self.checkpoint_every_n_blocks < 0:
             raise ValueError(
-                f"recompute_every {self.recompute_every} must not be negative; 0 recomputes nothing"
+                f"checkpoint_every_n_blocks {self.checkpoint_every_n_blocks} must not be negative; "
+                "0 turns activation checkpointing off"
             )
         if self.lr <= 0:
             raise ValueError(f"lr {self.lr} must be positive")
@@ -149,7 +151,7 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype | None:
     hardware multiplies it.
 
     A processor without such instructions emulates bfloat16, several times slower than float32
-    (docs/log.md), and so does one that is told not to use them.
+    (docs/log.md), and so does one that the environment forbids to use them.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" or multiplies_bfloat16() else None
@@ -157,8 +159,8 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products, and neither oneDNN nor torch
-    is told to do without.
+    """Whether this processor has instructions for bfloat16 products, and the environment forbids
+    them to neither oneDNN nor torch.
     """
     if any(os.environ.get(name, "").upper() in levels for name, levels in NO_BFLOAT16.items()):
         return False
@@ -170,9 +172,19 @@ def compute_settings(model: Transformer, config: OptimConfig) -> ComputeSettings
     return ComputeSettings(
         dtype=product_dtype(config, next(model.parameters()).device),
         attention=config.attention,
-        checkpoint_every_n_blocks=config.recompute_every,
+        checkpoint_every_n_blocks=config.checkpoint_every_n_blocks,
         compile=config.compile == "yes" or (config.compile == "auto" and pays(model, config)),
     )
+
+
+@contextmanager
+def computing(model: Transformer, settings: ComputeSettings) -> Iterator[None]:
+    """A block in which the model computes so; afterwards as before."""
+    before, model.compute = model.compute, settings
+    try:
+        yield
+    finally:
+        model.compute = before
 
 
 def describe(
@@ -212,5 +224,5 @@ def lr_at(config: OptimConfig, step: int) -> float:
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
     done = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * left)
+    height = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * height)

@@ -145,6 +145,21 @@ def test_blocks_are_those_that_torch_finds_in_a_mask_of_all_pairs(length, window
     assert own.seq_lengths == (length, length)
 
 
+def test_the_blocks_of_a_long_row_take_a_thousandth_of_a_mask_of_all_pairs():
+    length = 32_768
+    positions, doc_ids = packing(seed=1, rows=1, length=length)
+    starts = document_starts(positions, doc_ids)
+    case = replace(CASE, rows=1, num_tokens=length, packed=True)
+    blocks = flex.prepare(case, starts)
+    lists = [
+        getattr(blocks, f"{full}{kind}_{what}")
+        for full in ("", "full_")
+        for kind in ("kv", "q")
+        for what in ("num_blocks", "indices")
+    ]
+    assert sum(x.numel() * x.element_size() for x in lists) <= length**2 / 1000
+
+
 # ---- varlen ----
 
 

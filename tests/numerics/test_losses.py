@@ -16,19 +16,12 @@ from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.train import vocab_loss as vocabulary
 from pocketlm.train.distill.teacher import live_teacher
+from pocketlm.train.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, Divergence
+from pocketlm.train.lazy_logits import LazyLogits, SparseScores
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, make_optimizers
-from pocketlm.train.vocab_loss import (
-    FORWARD_KL,
-    JENSEN_SHANNON,
-    REVERSE_KL,
-    UNKNOWN,
-    Divergence,
-    Scores,
-    SparseScores,
-    head_loss,
-)
+from pocketlm.train.vocab_loss import UNKNOWN, head_loss
 
 # B batch, T tokens, V vocabulary, N labels that count
 
@@ -73,7 +66,7 @@ def model() -> Transformer:
 
 
 def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    return head_loss(Scores(student), teacher=Scores(teacher), label_share=0.0)
+    return head_loss(LazyLogits(student), teacher=LazyLogits(teacher), label_share=0.0)
 
 
 def test_forward_kl_is_the_divergence_of_torch_distributions():
@@ -141,9 +134,9 @@ def test_values_and_gradients_are_those_of_the_losses_written_out(
     labels = torch.randint(70, (9,), generator=torch.Generator().manual_seed(4))
     leaves = x.requires_grad_(), weight.requires_grad_()
     found = head_loss(
-        Scores(x, weight),
+        LazyLogits(x, weight),
         labels=labels,
-        teacher=Scores(teacher),
+        teacher=LazyLogits(teacher),
         divergence=divergence,
         temperature=temperature,
         label_share=label_share,
@@ -182,11 +175,11 @@ def whole(teacher: SparseScores) -> Tensor:
     return logs
 
 
-def drawn_teacher(kind: str, tokens: int, vocab_size: int) -> Scores | SparseScores:
+def drawn_teacher(kind: str, tokens: int, vocab_size: int) -> LazyLogits | SparseScores:
     return (
         drawn_sparse(tokens, vocab_size)
         if kind == "from disk"
-        else Scores(drawn(tokens, vocab_size, seed=3).double())
+        else LazyLogits(drawn(tokens, vocab_size, seed=3).double())
     )
 
 
@@ -203,9 +196,13 @@ def test_a_teacher_of_few_entries_counts_as_the_same_one_written_out(way, diverg
     )
     found, expected = (
         head_loss(
-            Scores(x, weight), teacher=t, divergence=divergence, temperature=1.5, label_share=0.0
+            LazyLogits(x, weight),
+            teacher=t,
+            divergence=divergence,
+            temperature=1.5,
+            label_share=0.0,
         )
-        for t in (sparse.rows(chosen), Scores(whole(sparse)[chosen]))
+        for t in (sparse.rows(chosen), LazyLogits(whole(sparse)[chosen]))
     )
     assert float((found - expected).detach().abs()) <= 1e-11
     for mine, theirs in zip(
@@ -254,7 +251,7 @@ def test_gradients_pass_gradcheck(label_share, temperature, kind, divergence, mo
 
     def loss(x: Tensor, weight: Tensor) -> Tensor:
         options = {"divergence": divergence, "temperature": temperature, "label_share": label_share}
-        return head_loss(Scores(x, weight), labels=labels, teacher=teacher, **options)
+        return head_loss(LazyLogits(x, weight), labels=labels, teacher=teacher, **options)
 
     leaves = (
         drawn(4, 3, seed=1).double().requires_grad_(),
@@ -267,7 +264,9 @@ def test_gradients_pass_gradcheck(label_share, temperature, kind, divergence, mo
 def test_a_teacher_padded_further_is_cut_to_the_words_of_the_model(divergence):
     student, teacher = drawn(9, 60, seed=1).double(), drawn(9, 64, seed=2).double()
     found, expected = (
-        head_loss(Scores(student), teacher=Scores(each), divergence=divergence, label_share=0.0)
+        head_loss(
+            LazyLogits(student), teacher=LazyLogits(each), divergence=divergence, label_share=0.0
+        )
         for each in (teacher, teacher[:, :60])
     )
     assert float(found) == pytest.approx(float(expected), rel=1e-12)
@@ -275,7 +274,7 @@ def test_a_teacher_padded_further_is_cut_to_the_words_of_the_model(divergence):
 
 def test_words_that_only_the_model_has_are_learnt_to_be_improbable():
     student, teacher = drawn(9, 64, seed=1).double().requires_grad_(), drawn(9, 60, seed=2).double()
-    loss = head_loss(Scores(student), teacher=Scores(teacher), label_share=0.0)
+    loss = head_loss(LazyLogits(student), teacher=LazyLogits(teacher), label_share=0.0)
     (gradient,) = torch.autograd.grad(loss, student)
     log_q = F.pad(teacher.log_softmax(-1), (0, 4), value=UNKNOWN)
     assert float(loss.detach()) == pytest.approx(
@@ -286,7 +285,7 @@ def test_words_that_only_the_model_has_are_learnt_to_be_improbable():
 
 
 def test_a_gradient_is_taken_once():
-    loss = head_loss(Scores(drawn(2, 5, seed=1).requires_grad_()), labels=torch.tensor([0, 1]))
+    loss = head_loss(LazyLogits(drawn(2, 5, seed=1).requires_grad_()), labels=torch.tensor([0, 1]))
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="can be taken once"):
         loss.backward()
@@ -302,7 +301,7 @@ def test_bfloat16_products_round_no_more_than_one_product_does(model):
     plain = [t.clone().requires_grad_() for t in (x, weight)]
     exact = [t.double().requires_grad_() for t in (x, weight)]
     losses = (
-        head_loss(Scores(narrow[0], narrow[1], torch.bfloat16), labels=labels),
+        head_loss(LazyLogits(narrow[0], narrow[1], torch.bfloat16), labels=labels),
         F.cross_entropy(
             (plain[0].bfloat16() @ plain[1].bfloat16().T).float(), labels, reduction="sum"
         ),
@@ -331,14 +330,14 @@ def test_a_loss_in_inference_makes_no_gradient(model):
             "label_share 0.5 needs a teacher",
         ),
         (
-            {"label_share": 0.5, "teacher": Scores(torch.zeros(3, 30))},
+            {"label_share": 0.5, "teacher": LazyLogits(torch.zeros(3, 30))},
             "label_share 0.5 needs labels",
         ),
     ],
 )
 def test_a_loss_without_what_it_needs_is_told(options, message):
     with pytest.raises(ValueError, match=message):
-        head_loss(Scores(torch.zeros(3, 30)), **options)
+        head_loss(LazyLogits(torch.zeros(3, 30)), **options)
 
 
 def test_next_token_loss_is_cross_entropy_summed_over_counted_labels(model):
@@ -376,7 +375,7 @@ def test_distillation_counts_the_divergence_at_counted_labels_alone(model):
     expected = kl_divergence(
         Categorical(logits=teacher_logits.double()), Categorical(logits=logits)
     )[counted].sum()
-    found = distillation_loss(lambda _: Scores(wild.flatten(0, 1)))(model, batch)
+    found = distillation_loss(lambda _: LazyLogits(wild.flatten(0, 1)))(model, batch)
     assert found.dtype == torch.float32
     assert float(found.detach()) == pytest.approx(float(expected), rel=1e-6)
 
@@ -384,7 +383,7 @@ def test_distillation_counts_the_divergence_at_counted_labels_alone(model):
 @pytest.mark.parametrize("label_share", [0.0, 0.25, 1.0])
 def test_label_share_mixes_cross_entropy_into_distillation(label_share, model):
     batch = drawn_batch(4)
-    teacher = Scores(drawn(96, 300, seed=3))
+    teacher = LazyLogits(drawn(96, 300, seed=3))
     divergence = float(distillation_loss(lambda _: teacher)(model, batch).detach())
     entropy = float(next_token_loss(model, batch).detach())
     mixed = float(

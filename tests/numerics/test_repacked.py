@@ -19,10 +19,10 @@ from pocketlm.export import packed_folders as repack
 from pocketlm.export.packed_folders import write_repacked
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.quant import SCALE, SCHEMES, OnGrid, prepare
+from pocketlm.model.quant import SCALE, SCHEMES, FakeQuantized, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
-from pocketlm.stages.export import ExportConfig, export, on_grid
+from pocketlm.stages.export import ExportConfig, dequantized_model, export
 
 QWEN3 = ModelConfig(
     vocab_size=300,
@@ -77,8 +77,10 @@ def network(name: str) -> Transformer:
     return model
 
 
-def layers(model: Transformer) -> dict[str, OnGrid]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, OnGrid)}
+def layers(model: Transformer) -> dict[str, FakeQuantized]:
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, FakeQuantized)
+    }
 
 
 def nibbles(words: torch.Tensor) -> np.ndarray:
@@ -150,10 +152,10 @@ def test_stock_transformers_opens_a_compressed_tensors_folder_as_our_grid(
     theirs: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, quantization_config=dense
     )
-    for key, tensor in on_grid(model).state_dict().items():
+    for key, tensor in dequantized_model(model).state_dict().items():
         assert torch.equal(theirs.state_dict()[key], tensor), key
     with torch.no_grad():
-        assert (theirs(IDS).logits - on_grid(model)(IDS)).abs().max() <= 1e-4
+        assert (theirs(IDS).logits - dequantized_model(model)(IDS)).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -164,7 +166,7 @@ def test_mlx_lm_opens_an_mlx_folder_and_answers_as_our_grid(
     utils: Any = pytest.importorskip("mlx_lm.utils", reason="pip install 'pocketlm[mlx]'")
     model = network(name)
     theirs, _ = utils.load_model(write_repacked(model, tokenizer, tmp_path / "mlx", "mlx"))
-    plain = LanguageModel(on_grid(model), tokenizer)
+    plain = LanguageModel(dequantized_model(model), tokenizer)
     half = np.array(theirs(mx.array(IDS.numpy())).astype(mx.float32))[0]
     assert (half.argmax(-1) == plain.logits(IDS[0].tolist()).argmax(-1)).mean() >= 0.9
     theirs.set_dtype(mx.float32)

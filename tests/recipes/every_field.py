@@ -194,7 +194,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "shard_over": "all",
         "attention": "sdpa",
         "compile": "yes",
-        "recompute_every": 1,
+        "checkpoint_every_n_blocks": 1,
         "schedule": "cosine",
         "final_lr_share": 0.5,
         "beta1": 0.5,

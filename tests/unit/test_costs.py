@@ -114,7 +114,7 @@ def test_a_block_that_is_recomputed_keeps_its_input_alone() -> None:
     settings = ComputeSettings(checkpoint_every_n_blocks=2)
     saved = [saved_bytes(shape, False, settings) for shape in (GLOBAL_ONLY, deeper)]
     expected = [
-        kept_bytes(each, ROWS, SEQ_LEN, product_bytes=4, recompute_every=2)
+        kept_bytes(each, ROWS, SEQ_LEN, product_bytes=4, checkpoint_every_n_blocks=2)
         for each in (GLOBAL_ONLY, deeper)
     ]
     assert saved[1] - saved[0] == expected[1] - expected[0]

@@ -19,14 +19,14 @@ from pocketlm.model.quant import (
     SCALE,
     SCHEMES,
     SMALLEST_SCALE,
-    OnGrid,
+    FakeQuantized,
     dequantize_weight,
     fake_quantize_weight,
     group_scales,
     prepare,
     quantize_weight,
+    round_scale_to_bfloat16,
     scheme_of,
-    snap,
 )
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -107,7 +107,7 @@ def test_values_and_gradients_are_those_of_torchao_s_range_learning(name: str, g
     qat.initialize_fake_quantizers(reference, (torch.zeros(1, 64),))
     weight, upstream = drawn(48, 64), drawn(48, 64, seed=5)
     scheme = replace(CHANNEL, group_size=64 // groups)
-    scale = snap(group_scales(weight, scheme).float() * SCALES[name]).float()
+    scale = round_scale_to_bfloat16(group_scales(weight, scheme).float() * SCALES[name]).float()
     fake = reference.weight_fake_quantizer
     with torch.no_grad():
         reference.weight.copy_(weight)
@@ -199,7 +199,7 @@ def test_a_tied_table_and_head_share_one_range_and_an_untied_head_has_its_own() 
     assert all(
         f"{n}.{SCALE}" in model.state_dict()
         for n, m in model.named_modules()
-        if isinstance(m, OnGrid)
+        if isinstance(m, FakeQuantized)
     )
 
 
@@ -265,7 +265,10 @@ def test_a_trained_checkpoint_keeps_its_grid(tokenizer: Tokenizer, tmp_path: Pat
     assert quantization_of(tmp_path) == "int4_channel"
     stored = load_file(tmp_path / "model.safetensors")
     for name, tensor in model.state_dict().items():
-        assert torch.equal(stored[name], snap(tensor).float() if name.endswith(SCALE) else tensor)
+        assert torch.equal(
+            stored[name],
+            round_scale_to_bfloat16(tensor).float() if name.endswith(SCALE) else tensor,
+        )
     assert torch.equal(load_checkpoint(tmp_path)[0](IDS), model(IDS))
 
 
@@ -310,7 +313,9 @@ def test_torchao_reads_our_tensors_by_name_and_computes_the_same_grid(
     save_checkpoint(tmp_path, model, tokenizer)
     theirs = torchao_prepared(tmp_path)
     theirs.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
-    grids = {name: module for name, module in model.named_modules() if isinstance(module, OnGrid)}
+    grids = {
+        name: module for name, module in model.named_modules() if isinstance(module, FakeQuantized)
+    }
     assert len(grids) == 2 + 7 * CONFIG.num_hidden_layers
     for name, module in grids.items():
         found = theirs.get_submodule(name)

@@ -67,8 +67,8 @@ def test_what_costs_memory_is_in_the_peak() -> None:
     small = of(rows=1, seq_len=8, saves=True)
     assert small.peak == 2 * (small.weights + small.states) > of(rows=1, seq_len=8).peak
     assert (
-        of(optim=replace(STEPS, recompute_every=1)).peak
-        < of(optim=replace(STEPS, recompute_every=2)).peak
+        of(optim=replace(STEPS, checkpoint_every_n_blocks=1)).peak
+        < of(optim=replace(STEPS, checkpoint_every_n_blocks=2)).peak
         < plain
     )
 

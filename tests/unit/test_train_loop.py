@@ -19,13 +19,7 @@ from torch import Tensor
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import (
-    Attention,
-    ComputeSettings,
-    ModelConfig,
-    Transformer,
-    computing,
-)
+from pocketlm.model.transformer import Attention, ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.checkpoint import SaveConfig, saved_states
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
@@ -34,6 +28,7 @@ from pocketlm.train.optim import (
     LONG_TRAINING,
     OptimConfig,
     compute_settings,
+    computing,
     lr_at,
     make_optimizers,
     pays,
@@ -297,7 +292,7 @@ def test_recomputed_blocks_give_the_same_gradients_bit_for_bit(name, dtype):
         if name is not None:
             prepare(model, SCHEMES[name])
         batch_gradients, count = gradients(
-            model, replace(OPTIM, recompute_every=every, compute_dtype=dtype)
+            model, replace(OPTIM, checkpoint_every_n_blocks=every, compute_dtype=dtype)
         )
         assert count == runs
         results.append(batch_gradients)
@@ -486,7 +481,7 @@ def test_a_schedule_without_warm_up_starts_at_the_peak_and_a_flat_one_stays():
         ({"lr": 0.0}, r"lr 0\.0 must be positive"),
         ({"compute_dtype": "float16"}, "compute_dtype 'float16' is unknown"),
         ({"compile": "maybe"}, "compile 'maybe' is unknown; known: auto, yes, no"),
-        ({"recompute_every": -1}, "recompute_every -1 must not be negative"),
+        ({"checkpoint_every_n_blocks": -1}, "checkpoint_every_n_blocks -1 must not be negative"),
     ],
 )
 def test_a_config_that_cannot_train_says_which_field(fields, message):

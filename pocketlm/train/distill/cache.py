@@ -37,7 +37,7 @@ from pocketlm.train.distill.codec import (
     size_in_bytes,
     to_bytes,
 )
-from pocketlm.train.vocab_loss import SparseScores
+from pocketlm.train.lazy_logits import SparseScores
 
 DONE, BEGUN, INDEX, PRIOR = "teacher.json", "begun.json", "index.npy", "shares.npy"
 FORMAT = 1

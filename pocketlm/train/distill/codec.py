@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.train.vocab_loss import SparseScores
+from pocketlm.train.lazy_logits import SparseScores
 
 MAX_ENTRIES = 255  # of a token: a count is a byte
 VALUE_BITS, LOWEST_VALUE = 6, -20.0  # log-probabilities of entries: 0 to -20 nats

@@ -30,8 +30,8 @@ from pocketlm.train.distill.cache import (
 )
 from pocketlm.train.distributed.fsdp import shard_model
 from pocketlm.train.distributed.ranks import ranks
+from pocketlm.train.lazy_logits import TeacherScores, scores
 from pocketlm.train.optim import OptimConfig, product_dtype
-from pocketlm.train.vocab_loss import TeacherScores, scores
 
 Teacher = Callable[[Batch], TeacherScores]
 # of each source, evenly spaced, looked up in a cache before training starts
