@@ -22,7 +22,7 @@ from pocketlm.model.conversation import (
     reasoning_of,
     valid_text,
 )
-from pocketlm.model.json_lines import json_lines
+from pocketlm.model.json_lines import json_lines, row_files
 
 SPLITS = ("train", "validation", "probe")
 # of turns in a conversation's plain text; others have none
@@ -231,18 +231,6 @@ class SplitRule:
         return moves
 
 
-class LowestPlaces:
-    """The three lowest places of each split, of all that were added."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, list[float]] = {split: [] for split in SPLITS}
-
-    def add(self, split: str, place: float) -> None:
-        lowest = self.places[split]
-        if place not in lowest and (len(lowest) < 3 or place < lowest[-1]):
-            self.places[split] = sorted([*lowest, place])[:3]
-
-
 def document_json(document: Document) -> str:
     """One line of documents/<source>/<split>.jsonl."""
     row: dict[str, Any] = {"id": document.id}
@@ -259,17 +247,15 @@ def read_documents(corpus: Path, source: str, split: str) -> Iterator[Document]:
     """Documents of a curated corpus, in the order of its shard. FileNotFoundError where there are
     none.
     """
-    path = corpus / "documents" / source / f"{split}.jsonl"
-    if not path.is_file():
+    folder = corpus / "documents" / source
+    files = row_files(folder, split)
+    if not files:
         raise FileNotFoundError(
-            f"{path} is missing; is {corpus} the output of a curate stage, and {source!r} in it?"
+            f"{folder / split}.jsonl is missing; is {corpus} the output of a curate stage, and "
+            f"{source!r} in it?"
         )
-    yield from read_documents_file(path)
-
-
-def read_documents_file(path: Path) -> Iterator[Document]:
-    """The documents of one such file."""
-    for number, row in json_lines(path, "curate again"):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-            raise ValueError(f"{path}:{number}: not a document with an id; curate again")
-        yield row_document(row, row["id"], f"{path}:{number}", None)
+    for file in files:
+        for number, row in json_lines(file, "curate again"):
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+                raise ValueError(f"{file}:{number}: not a document with an id; curate again")
+            yield row_document(row, row["id"], f"{file}:{number}", None)

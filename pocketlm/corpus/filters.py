@@ -202,3 +202,9 @@ FILTERS: dict[str, Callable[[Thresholds], TextFilter]] = {
     "repeated_lines": _repeated_lines,
     "prose": _prose,
 }
+# of each domain's texts, where a source names none
+DEFAULT_FILTERS = {
+    "code": ("length", "script", "boilerplate", "repeated_lines"),
+    "maths": ("length", "script", "boilerplate", "repetition"),
+    "knowledge": ("length", "script", "boilerplate", "repetition"),
+}

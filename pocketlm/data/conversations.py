@@ -13,7 +13,7 @@ from pocketlm.data.batches import ConversationRows
 from pocketlm.model.chat_template import ChatRefused
 from pocketlm.model.conversation import Conversation, conversation_of, is_conversation
 from pocketlm.model.files import read_json, write_json
-from pocketlm.model.json_lines import json_lines
+from pocketlm.model.json_lines import json_lines, row_files
 from pocketlm.model.tokenizer import Tokenizer
 
 NO_CONVERSATION = 'no row is a conversation ("messages", or "prompt" and "response")'
@@ -194,12 +194,11 @@ def conversation_rows(
     what was left out.
     """
     names = sources or tuple(sorted(p.name for p in (corpus / "documents").iterdir() if p.is_dir()))
-    files = [corpus / "documents" / name / "train.jsonl" for name in names]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{corpus} has no source {file.parent.name!r} with training documents"
-            )
+    files = []
+    for name in names:
+        if not (parts := row_files(corpus / "documents" / name, "train")):
+            raise FileNotFoundError(f"{corpus} has no source {name!r} with training documents")
+        files += parts
     pairs, tally = learnable(files, tokenizer, seq_len)
     return ConversationRows(pairs, seq_len, tokenizer.eos_id, packed=packed), tally
 

@@ -28,6 +28,7 @@ from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_che
 from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.grid_check import refuse_rounding_again
+from pocketlm.model.json_lines import row_files
 from pocketlm.model.quant import CPU, fake_quantize_weight, scheme_of
 from pocketlm.model.quant import scheme as scheme_named
 from pocketlm.model.tokenizer import Tokenizer
@@ -264,11 +265,12 @@ def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path) -> Itera
     the other.
     """
     files = [
-        corpus / "documents" / name / f"{split}.jsonl"
+        file
         for split in SPLITS
         for name in list_sources(corpus)
+        for file in row_files(corpus / "documents" / name, split)
     ]
-    readers = [read_conversations(file) for file in files if file.is_file()]
+    readers = [read_conversations(file) for file in files]
     for round_of_rows in zip_longest(*(islice(reader, PASSAGES) for reader in readers)):
         answers = tokenizer.answers([row for row in round_of_rows if row is not None])
         examples = [

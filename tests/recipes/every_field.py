@@ -287,6 +287,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "suites": (),
         "ngram": 40,
         "validation_share": 0.3,
+        "part_bytes": 2000,
+        "executor": "local:2",
         "probe_share": 0.3,
         "seed": 1,
     },

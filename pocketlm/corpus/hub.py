@@ -1,0 +1,35 @@
+"""Rows of Hugging Face datasets, streamed: a whole split, or one of its files."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+HUB_FILE_BYTES = 256_000_000  # of a file whose size is not asked: most sets are cut so
+Dataset = tuple[str, str | None, str, str | None]  # dataset, config, split, revision
+
+
+def open_hub(dataset: str, config: str | None, split: str, revision: str | None) -> Any:
+    """The split as `datasets` streams it."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            "reading the Hugging Face hub needs the datasets package: pip install datasets"
+        ) from None
+    return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=True)
+
+
+def hub_rows(
+    where: str, dataset: Dataset, file: int = 0, count: int = 1
+) -> Iterator[Mapping[str, Any]]:
+    """The rows of file number `file` of `count`. ValueError says after which row reading failed."""
+    number = 0
+    try:
+        rows = open_hub(*dataset)
+        for row in rows if count == 1 else rows.shard(num_shards=count, index=file):
+            number += 1
+            yield dict(row)
+    except Exception as error:  # network, hub and file-format libraries each raise their own kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{where} failed after row {number}: {reason}; run again, finished sources are kept"
+        ) from error
