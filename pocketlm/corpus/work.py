@@ -93,31 +93,49 @@ class Work:
         run_tasks(place, steps, num_tasks, folder)
         self.seconds[phase] = time.monotonic() - begun
 
-    def write_throughput(self, file: Path, place: Place) -> None:
-        """What was done in this call: documents and bytes a second, and the slowest task."""
-        figures: dict[str, Any] = {"executor": f"{place.kind}:{place.at}"}
-        for phase in ("read", "encode"):
-            records = [read_part_record(self.folder, n) for n in self.done_now[phase]]
-            times = {n: self.task_seconds(phase, n) for n in self.done_now[phase]}
-            seconds = max(self.seconds[phase], 1e-9)
-            documents = sum(record["documents"] for record in records)
-            size = sum(record["bytes"] for record in records)
-            figures[phase] = {
-                "seconds": round(seconds, 2),
-                "documents_per_second": round(documents / seconds, 1),
-                "megabytes_per_second": round(size / seconds / 1e6, 3),
-            }
-            if times:
-                slowest = max(times, key=lambda n: times[n])
-                name = self.tasks[slowest].source.name
-                part = self.numbers(name).index(slowest)
-                figures[phase]["slowest_task"] = {
-                    "source": name,
-                    "part": part,
-                    "seconds": round(times[slowest], 2),
-                }
-        figures["duplicates"] = {"seconds": round(self.seconds["duplicates"], 2)}
+    def write_throughput(self, file: Path, place: Place) -> str:
+        """What was done in this call, in one line; in the file for each phase documents and bytes a
+        second, and the slowest task.
+        """
+        read = self._throughput("read")
+        figures = {
+            "executor": f"{place.kind}:{place.at}",
+            "read": read,
+            "duplicates": {"seconds": round(self.seconds["duplicates"], 2)},
+            "encode": self._throughput("encode"),
+        }
         write_json(file, figures)
+        line = (
+            f"read on {figures['executor']}: {read['documents_per_second']:,} documents/s, "
+            f"{read['megabytes_per_second']:,} MB/s"
+        )
+        if slowest := read.get("slowest_task"):
+            line += f"; slowest task: part {slowest['part']} of {slowest['source']}, "
+            line += f"{slowest['seconds']:,} s"
+        return line
+
+    def _throughput(self, phase: str) -> dict[str, Any]:
+        tasks = self.tasks
+        records = {n: read_part_record(self.folder, n) for n in self.done_now[phase]}
+        seconds = max(self.seconds[phase], 1e-9)
+        figures: dict[str, Any] = {
+            "seconds": round(seconds, 2),
+            "documents_per_second": round(
+                sum(record["documents"] for record in records.values()) / seconds, 1
+            ),
+            "megabytes_per_second": round(
+                sum(record["bytes"] for record in records.values()) / seconds / 1e6, 3
+            ),
+        }
+        if times := {number: self.task_seconds(phase, number) for number in records}:
+            slowest = max(times, key=lambda number: times[number])
+            name = tasks[slowest].source.name
+            figures["slowest_task"] = {
+                "source": name,
+                "part": self.numbers(name).index(slowest),
+                "seconds": round(times[slowest], 2),
+            }
+        return figures
 
     def task_seconds(self, phase: str, number: int) -> float:
         if phase == "read":

@@ -152,7 +152,8 @@ def curate(config: CurateConfig, out: Path) -> Path:
     for name, counts in summary["sources"].items():
         line = source_line(name, counts)
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
-    work.write_throughput(out / "throughput.json", place)
+    throughput = work.write_throughput(out / "throughput.json", place)
+    Console(stderr=True).print(throughput, markup=False, highlight=False, soft_wrap=True)
     write_json(out / "curation.json", summary)
     shutil.rmtree(work.folder)
     return out
