@@ -5,8 +5,8 @@ FineWeb example on the same text, and memory at 1 and 4 times the corpus.
 
 TEXTS: rows with a "text". From them a file of so many megabytes is made, and one of four times as
 many. Each figure comes from a process of its own: seconds of the stage, and the highest memory
-(RSS) of any of its processes. Where others use the machine too, compare the processors' seconds,
-which count the first process and all it waited for.
+(RSS) of any of its processes. Where others use the machine too, compare the processors' seconds, of
+all its processes.
 
 The example is examples/fineweb.py of datatrove from its repetition filter on: without what reads
 web archives and finds languages, with this project's words instead of spaCy's. Both write clean
@@ -15,7 +15,7 @@ text without near duplicates; ours also drops exact duplicates, trains a tokeniz
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -82,10 +82,37 @@ def cut(texts: Path, path: Path, size: int) -> tuple[int, int]:
 
 def run(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> dict:
     words = [sys.executable, __file__, str(path), "--child", kind, str(workers), str(part_bytes)]
-    done = subprocess.run([*words, str(out)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as shown, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [*words, str(out)], stdout=shown, stderr=errors, start_new_session=True
+        )
+        seen: dict[int, tuple[float, float]] = {}
+        while process.poll() is None:
+            seen |= usage(process.pid)
+            time.sleep(0.05)
+        for file in (shown, errors):
+            file.seek(0)
+        if process.returncode:
+            sys.exit(errors.read()[-3000:])
+        figures = json.loads(shown.read().splitlines()[-1])
+    seconds, peaks = zip(*seen.values(), strict=True)
+    return {**figures, "processor_seconds": sum(seconds), "peak_megabytes": max(peaks)}
+
+
+def usage(session: int) -> dict[int, tuple[float, float]]:
+    """{process: (seconds of processors, highest memory in MB)} of all processes of a session."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            status = (folder / "status").read_text()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[3]) == session and "VmHWM" in status:
+            peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+            ticks = int(fields[11]) + int(fields[12])
+            found[int(folder.name)] = (ticks / os.sysconf("SC_CLK_TCK"), peak)
+    return found
 
 
 def child(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> None:
@@ -93,11 +120,7 @@ def child(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> No
     begun = time.monotonic()
     kept = (ours if kind == "pocketlm" else fineweb)(path, workers, part_bytes, out)
     seconds = time.monotonic() - begun
-    kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-    peak = max(resource.getrusage(who).ru_maxrss for who in kinds) / 1024
-    processor = sum(sum(resource.getrusage(who)[:2]) for who in kinds)
-    figures = {"seconds": seconds, "processor_seconds": processor, "peak_megabytes": peak}
-    print(json.dumps({**figures, "kept": kept}))
+    print(json.dumps({"seconds": seconds, "kept": kept}))
 
 
 def ours(path: Path, workers: int, part_bytes: int, out: Path) -> int:

@@ -22,9 +22,10 @@ from pocketlm.corpus.decontaminate import EvaluationIndex
 from pocketlm.corpus.dedup import content_hash
 from pocketlm.corpus.documents import SPLITS, SplitRule, document_json
 from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.parts import read_part
 from pocketlm.corpus.progress import tell
 from pocketlm.corpus.reading import Reading
-from pocketlm.corpus.sources import Source, read_part
+from pocketlm.corpus.sources import Source
 from pocketlm.model.files import read_json, write_folder, write_json
 
 EXAMPLES = 3  # kept of each reason

@@ -9,10 +9,11 @@ from typing import Any
 
 from pocketlm.corpus.dedup import content_hash
 from pocketlm.corpus.executors import Place, repeat_task, run_tasks, unfinished_tasks
+from pocketlm.corpus.parts import split_source
 from pocketlm.corpus.progress import Bar
 from pocketlm.corpus.read_step import ReadTask, part_folder, read_part_record
 from pocketlm.corpus.reading import Reading
-from pocketlm.corpus.sources import Source, split_source
+from pocketlm.corpus.sources import Source
 from pocketlm.model.files import read_json, write_json
 
 WORTH_A_PROCESS = 16_000_000  # bytes: another process takes about two seconds to start

@@ -23,11 +23,12 @@ from pocketlm.corpus.duplicates import Signatures, find_groups
 from pocketlm.corpus.executors import Place
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.kept import KeptDocuments, link, text_of
+from pocketlm.corpus.parts import check_source
 from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.progress import Bar, shown, tell
 from pocketlm.corpus.read_step import EXAMPLES, ReadStep, part_folder
 from pocketlm.corpus.reading import source_line
-from pocketlm.corpus.sources import LocalSource, Source, check_source
+from pocketlm.corpus.sources import LocalSource, Source
 from pocketlm.corpus.work import Work
 from pocketlm.data.encoding import encode_documents
 from pocketlm.data.shards import join_shards, read_shard, write_shard

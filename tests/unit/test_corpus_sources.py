@@ -19,18 +19,9 @@ import pytest
 import zstandard
 
 from pocketlm.corpus.documents import conversation, document_json, read_documents, row_document
+from pocketlm.corpus.parts import check_source, read_part, read_source, split_source
 from pocketlm.corpus.reading import Reading
-from pocketlm.corpus.sources import (
-    KINDS,
-    HubSource,
-    LocalSource,
-    NoteSource,
-    Source,
-    check_source,
-    read_part,
-    read_source,
-    split_source,
-)
+from pocketlm.corpus.sources import KINDS, HubSource, LocalSource, NoteSource, Source
 from pocketlm.runner.record import differences, make_record
 from pocketlm.stages.curate import CurateConfig
 
