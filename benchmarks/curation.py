@@ -1,6 +1,7 @@
 """Curation measured: documents and bytes a second with 1 and more processes, beside datatrove's own
 FineWeb example on the same text, and memory at 1 and 4 times the corpus.
 
+    pip install orjson  # which the example needs
     python benchmarks/curation.py TEXTS.jsonl.zst --megabytes 8
 
 TEXTS: rows with a "text". From them a file of so many megabytes is made, and one of four times as

@@ -348,3 +348,17 @@ def test_a_missing_source_stops_the_stage_before_any_work(config, tmp_path):
 def test_a_wrong_config_says_which_field(config, change, message):
     with pytest.raises(ValueError, match=message):
         replace(config, **change(config))
+
+
+def test_a_text_that_spells_a_special_token_is_plain_text_and_stops_nothing(config, tmp_path):
+    rows = [{"text": story(200 + number)} for number in range(5)]
+    spelt = "It ends with <|endoftext|> and goes on behind it, as text. " + story(300)
+    (tmp_path / "stories.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"text": spelt}])
+    )
+    sources = (replace(config.sources[0], filters=()),)
+    config = replace(config, sources=sources, validation_share=0.0, probe_share=0.0)
+    out = run(config, tmp_path / "out")
+    tokenizer, shard = Tokenizer.load(out / "tokenizer"), open_shard(out, "stories", "train")
+    ids = shard.document(len(shard) - 1).tolist()
+    assert ids.count(tokenizer.bos_id) == 1 and tokenizer.decode(ids[1:]) == spelt
