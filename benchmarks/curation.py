@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("--megabytes", type=float, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ray", action="store_true", help="also on a Ray cluster of this machine")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -48,7 +49,8 @@ def main() -> None:
         part_bytes = size // PARTS + 1
         rows = [("pocketlm", small, workers) for workers in arguments.workers]
         rows += [("fineweb", small, workers) for workers in arguments.workers]
-        rows += [("pocketlm", large, arguments.workers[-1])]
+        rows += [("pocketlm", large, workers) for workers in arguments.workers]
+        rows += [("ray", small, os.cpu_count() or 1)] if arguments.ray else []
         for number, (kind, path, workers) in enumerate(rows):
             out = Path(folder) / f"out{number}"
             measured = run(kind, path, workers, part_bytes, out)
@@ -119,12 +121,16 @@ def usage(session: int) -> dict[int, tuple[float, float]]:
 def child(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> None:
     out.mkdir()
     begun = time.monotonic()
-    kept = (ours if kind == "pocketlm" else fineweb)(path, workers, part_bytes, out)
+    if kind == "fineweb":
+        kept = fineweb(path, workers, part_bytes, out)
+    else:
+        executor = "ray:local" if kind == "ray" else f"local:{workers}"
+        kept = ours(path, executor, part_bytes, out)
     seconds = time.monotonic() - begun
     print(json.dumps({"seconds": seconds, "kept": kept}))
 
 
-def ours(path: Path, workers: int, part_bytes: int, out: Path) -> int:
+def ours(path: Path, executor: str, part_bytes: int, out: Path) -> int:
     from pocketlm.corpus.sources import LocalSource
     from pocketlm.stages.curate import CurateConfig, curate
 
@@ -136,7 +142,7 @@ def ours(path: Path, workers: int, part_bytes: int, out: Path) -> int:
         vocab_size=4096,
         max_chars=10**9,
         part_bytes=part_bytes,
-        executor=f"local:{workers}",
+        executor=executor,
     )
     curate(config, out)
     kept = json.loads((out / "curation.json").read_text())["sources"]["text"]["kept"]

@@ -39,6 +39,9 @@ class Cleaner:
 
     def judge(self, source: Source, document: Document) -> Iterator[Judged]:
         """The pieces of a document, or the document itself where a filter drops it whole."""
+        if document.dropped_by:
+            yield Judged(document, document.dropped_by, document.text, 0)
+            return
         names = source.filters_for(document)
         if names not in self._filters:
             self._filters[names] = make_filter(names, self.thresholds)

@@ -36,6 +36,7 @@ class Document:
 
     origin: hash of the whole file or row this is a part of. Parts of one origin share a split, so
     that no half of a file is trained on while the other half is probed. Empty: the text's own hash.
+    dropped_by: why the reader of the source leaves it out; empty where it does not.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Document:
     family: str | None = None
     answer: str | None = None
     origin: str = ""
+    dropped_by: str = ""
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -19,12 +19,12 @@ def open_hub(dataset: str, config: str | None, split: str, revision: str | None)
 
 
 def hub_rows(
-    where: str, dataset: Dataset, file: int = 0, count: int = 1
+    where: str, dataset: Dataset, file: int = 0, count: int = 1, rows: Any = None
 ) -> Iterator[Mapping[str, Any]]:
     """The rows of file number `file` of `count`. ValueError says after which row reading failed."""
     number = 0
     try:
-        rows = open_hub(*dataset)
+        rows = open_hub(*dataset) if rows is None else rows
         for row in rows if count == 1 else rows.shard(num_shards=count, index=file):
             number += 1
             yield dict(row)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pocketlm.corpus.documents import Document, conversation, row_document
 from pocketlm.corpus.filters import DEFAULT_FILTERS, FILTERS
 from pocketlm.corpus.hub import HUB_FILE_BYTES, hub_rows, open_hub
+from pocketlm.corpus.join import NOT_JOINED, Join, with_joined_text
 from pocketlm.corpus.local import Slice, cut_file, list_files, read_files
 from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.python_docs import (
@@ -280,13 +281,17 @@ class LocalSource(RowSource):
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource(RowSource):
-    """A Hugging Face dataset, streamed."""
+    """A Hugging Face dataset, streamed.
+
+    joins: the sets that hold what its rows leave out; a row that none has is counted as not_joined.
+    """
 
     kind: InitVar[str] = "hub"
     dataset: str
     config: str | None = None
     split: str
     revision: str | None = None
+    joins: tuple[Join, ...] = ()
 
     @property
     def contents(self) -> str:
@@ -299,7 +304,11 @@ class HubSource(RowSource):
         call = self.dataset, self.config, self.split, self.revision
         for number, row in enumerate(hub_rows(where, call, file, count), start=1):
             place = f"{where}, row {number}"
-            yield row_document(row, f"{id}:{number}", place, self.text_field, self.pair)
+            name, field = f"{id}:{number}", self.prompt_field or self.text_field
+            if (whole := with_joined_text(row, field, self.joins)) is None:
+                yield Document(id=name, text=str(row), dropped_by=NOT_JOINED)
+            else:
+                yield row_document(dict(whole), name, place, self.text_field, self.pair)
 
     def parts(self, part_bytes: int, reading: Reading) -> list[Part]:
         if self.max_bytes is not None:  # read from its beginning, in order

@@ -10,6 +10,7 @@ from typing import Any
 
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.join import Join
 from pocketlm.corpus.sources import (
     HubSource,
     LanguageReferenceSource,
@@ -89,6 +90,7 @@ BASES: dict[type, Any] = {
     HubSource: HubSource(
         name="own", domain="knowledge", dataset="them/texts", split="train", filters=()
     ),
+    Join: Join(name="them", dataset="them/asked", fields=("text",)),
     ProblemSource: ProblemSource(
         name="own", domain="maths", families=("chain_sum",), count=40, seed=1
     ),
@@ -234,7 +236,20 @@ FIELDS: dict[type, dict[str, Any]] = {
         "response_field": "title",
         "path": f"{FOLDER}/rows.jsonl",
     },
-    HubSource: {"dataset": "them/other", "config": "second", "split": "test", "revision": "v2"},
+    HubSource: {
+        "dataset": "them/other",
+        "config": "second",
+        "split": "test",
+        "revision": "v2",
+        "joins": (Join(name="them", dataset="them/asked", fields=("text",)),),
+    },
+    Join: {
+        "name": "others",
+        "dataset": "them/others",
+        "fields": ("text", "title"),
+        "config": "second",
+        "revision": "v2",
+    },
     ProblemSource: {"families": ("leg_counting",), "count": 30, "seed": 2},
     NoteSource: {"count": 30, "seed": 2, "pairs_range": (3, 4)},
     RecallSource: {"count": 30, "seed": 2, "pairs_range": (3, 4)},
@@ -422,6 +437,7 @@ PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field
 BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (OptimConfig, "on_nonfinite"): {"lr": 1e30},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
+    (HubSource, "joins"): {"prompt_field": "question", "response_field": "text"},
     (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},
     (LocalSource, "prompt_field"): {**PAIR, "prompt_field": "text"},
     (LocalSource, "response_field"): {**PAIR, "response_field": "text"},

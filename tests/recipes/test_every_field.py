@@ -22,8 +22,10 @@ import pocketlm.stages
 import pocketlm.stages.export as export_stage
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.join import Join
 from pocketlm.corpus.sources import (
     KINDS,
+    HubSource,
     LocalSource,
     NoteSource,
     ProblemSource,
@@ -202,7 +204,13 @@ def after_curate(config: CurateConfig, folder: Path, out: Path, patch: pytest.Mo
     ) -> Iterator[dict]:
         assert streaming
         asked = f"{dataset} {config} {split} {revision}"
-        return iter([{"text": f"Row {n} of {asked}: {asked * 3}"} for n in range(20)])
+        where = {"question": "-", "dataset": "them", "split": "train", "title": "A title"}
+        return iter(
+            [
+                {**where, "index": str(n), "text": f"Row {n} of {asked}: {asked * 3}"}
+                for n in range(20)
+            ]
+        )
 
     patch.setattr(datasets, "load_dataset", load)
     curate(placed(config, folder), out)
@@ -228,6 +236,13 @@ def with_source(
 ) -> CurateConfig:
     parts = {"thresholds": thresholds or Thresholds(), "minhash": minhash or MinHash()}
     return CurateConfig(name="corpus", sources=(source,), vocab_size=259, ngram=5, **parts)
+
+
+def joined_by(join: Join) -> HubSource:
+    """Rows whose questions stand in that set, or else in one of titles."""
+    titles = replace(BASES[Join], fields=("title", "text"))
+    fields = {"prompt_field": "question", "response_field": "text"}
+    return replace(BASES[HubSource], **fields, joins=(join, titles))
 
 
 def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., Any]:
@@ -433,6 +448,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     SaveConfig: after_save,
     ModelConfig: after_model,
     **dict.fromkeys(KINDS.values(), lambda config, *rest: after_curate(with_source(config), *rest)),
+    Join: lambda config, *rest: after_curate(with_source(joined_by(config)), *rest),
     Goal: lambda config, *rest: after_report(replace(BASES[ReportConfig], goals=(config,)), *rest),
     MinHash: lambda config, *rest: after_curate(
         with_source(BASES[LocalSource], minhash=config), *rest

@@ -19,11 +19,12 @@ import pytest
 import zstandard
 
 from pocketlm.corpus.documents import conversation, document_json, read_documents, row_document
+from pocketlm.corpus.join import Join
 from pocketlm.corpus.parts import check_source, read_part, read_source, split_source
 from pocketlm.corpus.reading import Reading
 from pocketlm.corpus.sources import KINDS, HubSource, LocalSource, NoteSource, Source
 from pocketlm.runner.record import differences, make_record
-from pocketlm.stages.curate import CurateConfig
+from pocketlm.stages.curate import CurateConfig, curate
 
 ROWS = [{"text": "first"}, {"text": "second"}, {"text": "third"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -471,3 +472,49 @@ def test_a_hub_dataset_is_read_by_its_files(tmp_path, monkeypatch):
     assert ids[:2] == ["train:1:1", "train:1:2"] and len(set(ids)) == 12
     parts, _ = by_parts(replace(source, max_bytes=1000), 1)
     assert [len(part) for part in parts] == [12]
+
+
+def test_questions_that_stand_in_other_sets_are_joined_and_the_others_counted(
+    monkeypatch, tmp_path
+):
+    place = {"split": "train", "index": "1"}
+    rows = [
+        {"question": "-", "answer": "one", "dataset": "taco", **place},
+        {"question": "own", "answer": "two", "dataset": "taco", **place},
+        {"question": "-", "answer": "three", "dataset": "taco", "split": "test", "index": "7"},
+        {"question": "-", "answer": "four", "dataset": "elsewhere", **place},
+        {"question": "-", "answer": "five", "dataset": "apps", **place},
+    ]
+    sets = {
+        "org/web": rows,
+        "BAAI/TACO": [{"question": "first"}, {"question": "asked in TACO"}],
+        "apps": [{"title": "t", "body": ""}, {"title": "Title", "body": "asked in APPS"}],
+    }
+    opened = []
+
+    def load_dataset(name, config, *, split, **options):
+        opened.append((name, config, split))
+        return iter(sets[name])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    joins = (
+        Join(name="taco", dataset="BAAI/TACO", fields=("question",), config="ALL"),
+        Join(name="apps", dataset="apps", fields=("title", "body")),
+    )
+    source = hub(prompt_field="question", response_field="answer", joins=joins)
+    found = [(d.prompts, d.dropped_by) for d in read_source(source)]
+    assert found == [
+        (["asked in TACO"], ""),
+        (["own"], ""),
+        ([], "not_joined"),
+        ([], "not_joined"),
+        (["Title\n\nasked in APPS"], ""),
+    ]
+    assert sorted(opened)[0] == ("BAAI/TACO", "ALL", "test") and len(opened) == 5
+    config = CurateConfig(name="corpus", sources=(source,), vocab_size=280, ngram=5)
+    curate(config, tmp_path)
+    counts = json.loads((tmp_path / "curation.json").read_text())
+    assert counts["sources"]["web"]["dropped"] == {"not_joined": 2}
+    assert "elsewhere" in counts["examples"]["not_joined"][1]
+    with pytest.raises(ValueError, match="join 'taco': fields is empty"):
+        replace(joins[0], fields=())
