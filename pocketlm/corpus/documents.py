@@ -131,13 +131,13 @@ def _at(row: Any, field: str, where: str) -> Any:
     """What lies at a dotted place of a row: names in objects, numbers in lists. ValueError where
     nothing does.
     """
-    found = row
+    value = row
     for key in field.split("."):
         try:
-            found = found[int(key)] if isinstance(found, list) else found[key]
+            value = value[int(key)] if isinstance(value, list) else value[key]
         except (KeyError, IndexError, ValueError, TypeError):
             raise ValueError(f'{where}: no field "{field}"; the row has {_names(row)}') from None
-    return found
+    return value
 
 
 def cut(document: Document, *, max_chars: int, split_code: bool) -> Iterator[Document]:

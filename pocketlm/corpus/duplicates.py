@@ -108,10 +108,10 @@ class GroupStep:
             last = len(records)
             if bounds[1] < 2**64:
                 last = np.searchsorted(records["hash"], np.uint64(bounds[1]))
-            found = records[first:last]
-            hashes.append(found["hash"])
-            members.append(np.zeros(len(found), dtype=MEMBER))
-            members[-1]["task"], members[-1]["item"] = part, found["item"]
+            in_range = records[first:last]
+            hashes.append(in_range["hash"])
+            members.append(np.zeros(len(in_range), dtype=MEMBER))
+            members[-1]["task"], members[-1]["item"] = part, in_range["item"]
         values, documents = np.concatenate(hashes), np.concatenate(members)
         order = np.argsort(values, kind="stable")
         values, documents = values[order], documents[order]

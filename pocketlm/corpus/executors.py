@@ -136,10 +136,10 @@ def _no_main_file() -> Iterator[None]:
     the stage on its outermost level. What it defines is pickled by value.
     """
     script = sys.modules["__main__"]
-    shown = ModuleType("__main__")
-    shown.__dict__.update({**vars(script), "__spec__": None})
-    shown.__dict__.pop("__file__", None)
-    sys.modules["__main__"] = shown
+    stand_in = ModuleType("__main__")
+    stand_in.__dict__.update({**vars(script), "__spec__": None})
+    stand_in.__dict__.pop("__file__", None)
+    sys.modules["__main__"] = stand_in
     try:
         yield
     finally:

@@ -18,6 +18,16 @@ def open_hub(dataset: str, config: str | None, split: str, revision: str | None)
     return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=True)
 
 
+def count_files(where: str, dataset: Dataset) -> int:
+    """Of how many files the split is; 1 where `datasets` cannot tell. ValueError where the hub does
+    not answer.
+    """
+    try:
+        return getattr(open_hub(*dataset), "num_shards", 1)
+    except Exception as error:  # network, hub and file-format libraries each raise their own kinds
+        raise ValueError(f"{where} cannot be opened: {_reason(error)}; run again") from error
+
+
 def hub_rows(
     where: str, dataset: Dataset, file: int = 0, count: int = 1, rows: Any = None
 ) -> Iterator[Mapping[str, Any]]:
@@ -28,8 +38,12 @@ def hub_rows(
         for row in rows if count == 1 else rows.shard(num_shards=count, index=file):
             number += 1
             yield dict(row)
-    except Exception as error:  # network, hub and file-format libraries each raise their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:
         raise ValueError(
-            f"{where} failed after row {number}: {reason}; run again, finished sources are kept"
+            f"{where} failed after row {number}: {_reason(error)}; run again, finished sources are "
+            "kept"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

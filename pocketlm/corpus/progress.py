@@ -14,20 +14,20 @@ POLL_SECONDS = 0.5
 
 
 class Bar(NamedTuple):
-    """One source's bar: its tasks, and the bytes that make it full (None: nobody knows)."""
+    """One source's bar: its tasks, and the sum that makes it full (0 or None: nobody knows)."""
 
     label: str
     tasks: Sequence[int]
     total: int | None
-    counts_good: bool  # what fills it: the bytes of good text, or all that were read
+    counts_good: bool  # which sum: the third number that tasks write, or the second, bytes read
 
 
 @contextmanager
-def shown(progress: Progress, bars: Sequence[Bar], folder: Path) -> Iterator[None]:
-    """Bars that follow the files `<task>` of a folder ("documents bytes good_bytes" each) while the
+def progress_bars(progress: Progress, bars: Sequence[Bar], folder: Path) -> Iterator[None]:
+    """Bars that follow the files `<task>` of a folder ("documents bytes good" each) while the
     block runs, and are full when it ends well.
     """
-    ids = [progress.add_task(bar.label, total=bar.total or None, told="") for bar in bars]
+    ids = [progress.add_task(bar.label, total=bar.total or None, status="") for bar in bars]
     ended = threading.Event()
 
     def follow() -> None:
@@ -58,11 +58,11 @@ def _update(progress: Progress, id: TaskID, bar: Bar, folder: Path) -> None:
             a + int(b) for a, b in zip((documents, size, good), numbers, strict=True)
         )
     if documents:
-        told = f"{documents:,} documents, {size / 1e6:.1f} MB"
-        progress.update(id, completed=good if bar.counts_good else size, told=told)
+        status = f"{documents:,} documents, {size / 1e6:.1f} MB"
+        progress.update(id, completed=good if bar.counts_good else size, status=status)
 
 
-def tell(file: Path, documents: int, size: int, good: int) -> None:
+def write_progress(file: Path, documents: int, size: int, good: int) -> None:
     """How far a task is; no reader meets a half-written line."""
     partial = file.with_name(f".{file.name}")
     partial.write_text(f"{documents} {size} {good}")

@@ -23,7 +23,7 @@ from pocketlm.corpus.dedup import content_hash
 from pocketlm.corpus.documents import SPLITS, SplitRule, document_json
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.parts import read_part
-from pocketlm.corpus.progress import tell
+from pocketlm.corpus.progress import write_progress
 from pocketlm.corpus.reading import Reading
 from pocketlm.corpus.sources import Source
 from pocketlm.model.files import read_json, write_folder, write_json
@@ -113,7 +113,7 @@ class PartWriter:
         self.good_bytes = self.documents = self.bytes = 0
         self.reasons: list[str] = []
         self.examples: dict[str, list[tuple[int, str]]] = {}
-        self.begun, self.told = time.monotonic(), 0.0
+        self.begun, self.written = time.monotonic(), 0.0
         self._items: list[tuple] = []
         self._count = 0
         self._records: IO[bytes] = stack.enter_context((folder / "items.bin").open("wb"))
@@ -149,14 +149,14 @@ class PartWriter:
         self.bytes += read
         if len(self._items) >= FLUSH_ITEMS:
             self._flush()
-        if (now := time.monotonic()) - self.told > PROGRESS_SECONDS:
-            self.told = now
-            self._tell()
+        if (now := time.monotonic()) - self.written > PROGRESS_SECONDS:
+            self.written = now
+            self._write_progress()
 
     def finish(self, limit: int | None) -> None:
         """Everything closed, hashes sorted, part.json written."""
         self._flush()
-        self._tell()
+        self._write_progress()
         for file in (self._records, *self._files):
             file.close()
         items = load_items(self.folder)
@@ -187,9 +187,9 @@ class PartWriter:
         self._records.write(np.asarray(self._items, dtype=ITEM).tobytes())
         self._items.clear()
 
-    def _tell(self) -> None:
+    def _write_progress(self) -> None:
         """How far it is, for whoever shows it: documents, bytes read, bytes of good text."""
-        tell(self.progress, self.documents, self.bytes, self.good_bytes)
+        write_progress(self.progress, self.documents, self.bytes, self.good_bytes)
 
 
 def part_folder(folder: Path, number: int) -> Path:

@@ -1,5 +1,4 @@
-"""Sources: where text comes from, a dataclass a kind; a new kind is one more class and a row in
-KINDS.
+"""Sources: where text comes from. A new kind is one more class and a row in KINDS.
 
 `Source(kind="local", ...)` makes the class of that kind, as pathlib.Path does, for rows that come
 as plain data.
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pocketlm.corpus.documents import Document, conversation, row_document
 from pocketlm.corpus.filters import DEFAULT_FILTERS, FILTERS
-from pocketlm.corpus.hub import HUB_FILE_BYTES, hub_rows, open_hub
+from pocketlm.corpus.hub import HUB_FILE_BYTES, Dataset, count_files, hub_rows
 from pocketlm.corpus.join import NOT_JOINED, Join, with_joined_text
 from pocketlm.corpus.local import Slice, cut_file, list_files, read_files
 from pocketlm.corpus.problems import generate_problems
@@ -297,12 +296,15 @@ class HubSource(RowSource):
     def contents(self) -> str:
         return self.dataset
 
+    @property
+    def _call(self) -> Dataset:
+        return self.dataset, self.config, self.split, self.revision
+
     def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
         file, count = part or (0, 1)
         where = f"hub dataset {self.dataset!r}" + (f", file {file + 1}" if count > 1 else "")
         id = self.split if count == 1 else f"{self.split}:{file + 1}"
-        call = self.dataset, self.config, self.split, self.revision
-        for number, row in enumerate(hub_rows(where, call, file, count), start=1):
+        for number, row in enumerate(hub_rows(where, self._call, file, count), start=1):
             place = f"{where}, row {number}"
             name, field = f"{id}:{number}", self.prompt_field or self.text_field
             if (whole := with_joined_text(row, field, self.joins)) is None:
@@ -313,9 +315,7 @@ class HubSource(RowSource):
     def parts(self, part_bytes: int, reading: Reading) -> list[Part]:
         if self.max_bytes is not None:  # read from its beginning, in order
             return [Part(None, 0)]
-        count = getattr(
-            open_hub(self.dataset, self.config, self.split, self.revision), "num_shards", 1
-        )
+        count = count_files(f"hub dataset {self.dataset!r}", self._call)
         return [Part([file, count], HUB_FILE_BYTES) for file in range(count)]
 
 

@@ -25,7 +25,7 @@ from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.kept import KeptDocuments, link, text_of
 from pocketlm.corpus.parts import check_source
 from pocketlm.corpus.problems import generate_problems
-from pocketlm.corpus.progress import Bar, shown, tell
+from pocketlm.corpus.progress import Bar, progress_bars, write_progress
 from pocketlm.corpus.read_step import EXAMPLES, ReadStep, part_folder
 from pocketlm.corpus.reading import source_line
 from pocketlm.corpus.sources import LocalSource, Source
@@ -141,7 +141,7 @@ def curate(config: CurateConfig, out: Path) -> Path:
     call = repr(replace(config, executor=None))
     work = Work(out / "resume", config.sources, config.part_bytes, call)
     place = Place.parse(config.executor) if config.executor else work.worth()
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}")
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
     times = TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, *times, console=Console(stderr=True)) as progress:
         outcomes = _read(config, work, place, progress)
@@ -186,7 +186,7 @@ def _read(config: CurateConfig, work: Work, place: Place, progress: Progress) ->
         steps: list[Any] = [step]
         if searched:
             steps.append(Signatures(work.folder / "signatures", config.minhash))
-        with shown(progress, bars, work.folder / "progress"):
+        with progress_bars(progress, bars, work.folder / "progress"):
             work.timed("read", place, steps, len(work.tasks))
         begun = time.monotonic()
         num_near = sum(read_part_record(work.folder, n)["near"] for n in range(len(work.tasks)))
@@ -258,8 +258,10 @@ class EncodeStep:
                 texts = documents.texts(split, folder / f"{split}.jsonl")
                 ids = encode_documents(texts, tokenizer)
                 shard = write_shard(folder, split, ids, vocab_size=tokenizer.vocab_size)
-                count, size = count + len(shard), size + len(shard.tokens)
-            tell(self.work / "encoding" / f"{rank:05d}", count, size, size)
+                count += len(shard)
+                size += (folder / f"{split}.jsonl").stat().st_size
+            # what fills a bar: one task more
+            write_progress(self.work / "encoding" / f"{rank:05d}", count, size, 1)
             seconds = round(time.monotonic() - begun, 3)
             write_json(folder / "encoded.json", {"seconds": seconds})
 
@@ -270,8 +272,9 @@ def _encode(
     (work.folder / "encoding").mkdir(exist_ok=True)
     moves = tuple(outcomes[task.source.name].moves for task in work.tasks)
     step = EncodeStep(work=work.folder, tokenizer=tokenizer, moves=moves)
-    bars = [Bar(f"encode {name}", work.numbers(name), None, True) for name in work.sources]
-    with shown(progress, bars, work.folder / "encoding"):
+    tasks = {name: work.numbers(name) for name in work.sources}
+    bars = [Bar(f"encode {name}", numbers, len(numbers), True) for name, numbers in tasks.items()]
+    with progress_bars(progress, bars, work.folder / "encoding"):
         work.timed("encode", place, [step], len(work.tasks))
 
 

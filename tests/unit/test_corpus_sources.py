@@ -272,6 +272,15 @@ def test_a_hub_dataset_is_streamed_with_its_own_fields(monkeypatch):
     }
 
 
+def test_a_hub_that_does_not_answer_is_named(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("no route to host\nwith details")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"source 'web': hub dataset 'org/web' .*host; run again"):
+        split_source(hub(), 10**6, Reading())
+
+
 def test_hub_failures_name_the_dataset_and_the_row(monkeypatch):
     fake_hub(monkeypatch, ROWS, fail_after=2)
     with pytest.raises(
