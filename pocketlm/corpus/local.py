@@ -48,6 +48,13 @@ def list_files(path: Path, reading: Reading) -> tuple[Path, list[str]]:
     return path.parent, [path.name]
 
 
+def read_local(path: Path, text_field: str | None, pair: Pair = None) -> Iterator[Document]:
+    """All documents of a file, or of the readable files of a folder."""
+    reading = Reading()
+    _, names = list_files(path, reading)
+    yield from read_files(path, list(map(Slice, names)), text_field, pair, reading)
+
+
 def cut_file(folder: Path, name: str, part_bytes: int) -> Iterator[tuple[Slice, int]]:
     """(a slice, its size in bytes) of a file: one, or as many of about part_bytes as its kind
     allows: plain files of lines are cut between lines, parquet files between row groups.

@@ -139,14 +139,14 @@ def curate(config: CurateConfig, out: Path) -> Path:
         check_source(source)
     given = Tokenizer.load(Path(config.tokenizer).expanduser()) if config.tokenizer else None
     call = repr(replace(config, executor=None))
-    work = Work(out / "resume", config.sources, config.part_bytes, call)
+    work = Work(out.absolute() / "resume", config.sources, config.part_bytes, call)
     place = Place.parse(config.executor) if config.executor else work.worth()
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
     times = TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, *times, console=Console(stderr=True)) as progress:
         outcomes = _read(config, work, place, progress)
         tokenizer = _tokenizer(config, given, out, work, outcomes)
-        _encode(work, out / "tokenizer", place, progress, outcomes)
+        _encode(work, out.absolute() / "tokenizer", place, progress, outcomes)
     for name, outcome in outcomes.items():
         _publish(out, work, name, outcome)
     summary = _summary(config, out, tokenizer)
