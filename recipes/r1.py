@@ -10,6 +10,7 @@ splits and fields were written down without opening each on the hub.
 from dataclasses import replace
 from pathlib import Path
 
+from pocketlm.corpus.join import Join
 from pocketlm.corpus.sources import HubSource, Source
 from pocketlm.model.presets import PRESETS
 from pocketlm.stages.curate import CurateConfig, curate
@@ -56,7 +57,8 @@ COSMOPEDIA_ROWS = {  # its eight parts; together the 31,064,744 rows of R1, tabl
 RED_PAJAMA = "togethercomputer/RedPajama-Data-1T"
 # Three sets come with loading scripts, which `datasets` no longer runs: this revision is the hub's
 # own parquet copy of them. It may be partial; a LocalSource reads the full files once fetched.
-PARQUET = {"revision": "refs/convert/parquet", "text_field": "text"}
+COPY = "refs/convert/parquet"
+PARQUET = {"revision": COPY, "text_field": "text"}
 PRETRAINING = (  # R1, table 3
     STARCODER,
     hub("openwebmath", "maths", "open-web-math/open-web-math", text_field="text"),
@@ -188,7 +190,18 @@ MID2 = {  # R1, table 4
 
 GENERAL = (hub("tulu3", "knowledge", "allenai/tulu-3-sft-olmo-2-mixture-0225"),)  # R1, table 5
 SOLUTIONS = {"split": "cot", "prompt_field": "problem", "response_field": "generated_solution"}
-PROGRAMS = {"prompt_field": "question", "response_field": "r1_generation"}
+# Its questions stand in these sets; its own rows hold "-" in their place (its card)
+QUESTIONS = (
+    Join(name="taco", dataset="BAAI/TACO", fields=("question",), config="ALL", revision=COPY),
+    Join(name="apps", dataset="codeparrot/apps", fields=("question",), config="all", revision=COPY),
+    Join(name="code_contests", dataset="deepmind/code_contests", fields=("description",)),
+    Join(
+        name="open-r1/codeforces",
+        dataset="open-r1/codeforces",
+        fields=("description", "input_format", "output_format", "note"),
+    ),
+)
+PROGRAMS = {"prompt_field": "question", "response_field": "r1_generation", "joins": QUESTIONS}
 REASONING = (  # R1, table 5; the script asks its user to make chats of the rows
     hub("openmath", "maths", "nvidia/OpenMathReasoning", **SOLUTIONS),
     hub(
@@ -198,8 +211,6 @@ REASONING = (  # R1, table 5; the script asks its user to make chats of the rows
         prompt_field="input",
         response_field="output",
     ),
-    # Its questions must be joined from other sets by id (the card shows how): many rows hold "-" in
-    # their place.
     hub("opencode-python", "code", "nvidia/OpenCodeReasoning-2", split="python", **PROGRAMS),
     hub("opencode-cpp", "code", "nvidia/OpenCodeReasoning-2", split="cpp", **PROGRAMS),
 )

@@ -42,11 +42,11 @@ class EvaluationIndex:
         # first word of a prompt matched whole -> lengths to try there
         self._lengths: dict[str, set[int]] = {}
         for signed, (suite, prompt) in prompts.items():
-            own = [gram for gram in self._ngrams(prompt) if _masked(gram) not in template]
-            self._suite_of_ngram.update(dict.fromkeys(own, suite))
-            self._ends.update((words[0], words[-1]) for words in map(str.split, own))
+            specific = [gram for gram in self._ngrams(prompt) if _masked(gram) not in template]
+            self._suite_of_ngram.update(dict.fromkeys(specific, suite))
+            self._ends.update((words[0], words[-1]) for words in map(str.split, specific))
             self._suite_of_prompt[signed] = suite
-            if not own and sum(word.isalnum() for word in signed) >= MIN_CONTAINED_WORDS:
+            if not specific and sum(word.isalnum() for word in signed) >= MIN_CONTAINED_WORDS:
                 self._lengths.setdefault(signed[0], set()).add(len(signed))
 
     def match(self, text: str, prompts: Sequence[str] = ()) -> str | None:

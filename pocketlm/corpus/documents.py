@@ -22,7 +22,7 @@ from pocketlm.model.conversation import (
     reasoning_of,
     valid_text,
 )
-from pocketlm.model.json_lines import json_lines
+from pocketlm.model.json_lines import json_lines, row_files
 
 SPLITS = ("train", "validation", "probe")
 # of turns in a conversation's plain text; others have none
@@ -36,6 +36,7 @@ class Document:
 
     origin: hash of the whole file or row this is a part of. Parts of one origin share a split, so
     that no half of a file is trained on while the other half is probed. Empty: the text's own hash.
+    dropped_by: why the reader of the source leaves it out; empty where it does not.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Document:
     family: str | None = None
     answer: str | None = None
     origin: str = ""
+    dropped_by: str = ""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -129,13 +131,13 @@ def _at(row: Any, field: str, where: str) -> Any:
     """What lies at a dotted place of a row: names in objects, numbers in lists. ValueError where
     nothing does.
     """
-    found = row
+    value = row
     for key in field.split("."):
         try:
-            found = found[int(key)] if isinstance(found, list) else found[key]
+            value = value[int(key)] if isinstance(value, list) else value[key]
         except (KeyError, IndexError, ValueError, TypeError):
             raise ValueError(f'{where}: no field "{field}"; the row has {_names(row)}') from None
-    return found
+    return value
 
 
 def cut(document: Document, *, max_chars: int, split_code: bool) -> Iterator[Document]:
@@ -231,18 +233,6 @@ class SplitRule:
         return moves
 
 
-class LowestPlaces:
-    """The three lowest places of each split, of all that were added."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, list[float]] = {split: [] for split in SPLITS}
-
-    def add(self, split: str, place: float) -> None:
-        lowest = self.places[split]
-        if place not in lowest and (len(lowest) < 3 or place < lowest[-1]):
-            self.places[split] = sorted([*lowest, place])[:3]
-
-
 def document_json(document: Document) -> str:
     """One line of documents/<source>/<split>.jsonl."""
     row: dict[str, Any] = {"id": document.id}
@@ -259,17 +249,15 @@ def read_documents(corpus: Path, source: str, split: str) -> Iterator[Document]:
     """Documents of a curated corpus, in the order of its shard. FileNotFoundError where there are
     none.
     """
-    path = corpus / "documents" / source / f"{split}.jsonl"
-    if not path.is_file():
+    folder = corpus / "documents" / source
+    files = row_files(folder, split)
+    if not files:
         raise FileNotFoundError(
-            f"{path} is missing; is {corpus} the output of a curate stage, and {source!r} in it?"
+            f"{folder / split}.jsonl is missing; is {corpus} the output of a curate stage, and "
+            f"{source!r} in it?"
         )
-    yield from read_documents_file(path)
-
-
-def read_documents_file(path: Path) -> Iterator[Document]:
-    """The documents of one such file."""
-    for number, row in json_lines(path, "curate again"):
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-            raise ValueError(f"{path}:{number}: not a document with an id; curate again")
-        yield row_document(row, row["id"], f"{path}:{number}", None)
+    for file in files:
+        for number, row in json_lines(file, "curate again"):
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+                raise ValueError(f"{file}:{number}: not a document with an id; curate again")
+            yield row_document(row, row["id"], f"{file}:{number}", None)

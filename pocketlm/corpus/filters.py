@@ -91,13 +91,13 @@ def _script(thresholds: Thresholds) -> TextFilter:
 
     def keep(text: str) -> str | None:
         if text.isascii():
-            letters = found = len(text.encode("ascii").translate(None, _NOT_ASCII_LETTERS))
-            found = found if thresholds.script == "Latin" else 0
+            letters = len(text.encode("ascii").translate(None, _NOT_ASCII_LETTERS))
+            matching = letters if thresholds.script == "Latin" else 0
         else:
-            letters, found = len(_LETTER.findall(text)), len(of_script.findall(text))
+            letters, matching = len(_LETTER.findall(text)), len(of_script.findall(text))
         if not letters or letters < thresholds.min_letter_share * len(text):
             return None
-        return text if found >= thresholds.min_script_share * letters else None
+        return text if matching >= thresholds.min_script_share * letters else None
 
     return keep
 
@@ -201,4 +201,10 @@ FILTERS: dict[str, Callable[[Thresholds], TextFilter]] = {
     "repetition": _repetition,
     "repeated_lines": _repeated_lines,
     "prose": _prose,
+}
+# of each domain's texts, where a source names none
+DEFAULT_FILTERS = {
+    "code": ("length", "script", "boilerplate", "repeated_lines"),
+    "maths": ("length", "script", "boilerplate", "repetition"),
+    "knowledge": ("length", "script", "boilerplate", "repetition"),
 }

@@ -5,11 +5,12 @@ row, packed or not.
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 from pocketlm.corpus.documents import Document, row_document
 from pocketlm.corpus.reading import Reading, printable
 from pocketlm.model.file_tree import files_below
-from pocketlm.model.json_lines import json_lines, json_rows
+from pocketlm.model.json_lines import Span, json_lines, json_rows
 from pocketlm.model.unpacked import COMPRESSED_SUFFIXES, first_line, unpacked
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
@@ -19,37 +20,110 @@ ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 Pair = tuple[str, str] | None
 
 
-def read_local(
-    path: Path, text_field: str | None, pair: Pair = None, reading: Reading | None = None
-) -> Iterator[Document]:
-    """The documents of a file, or of every readable file below a folder in name order, linked
-    folders too.
+class Slice(NamedTuple):
+    """A file below the source's folder, or a part of it that begins at `start`.
 
-    FileNotFoundError where nothing is at `path`. ValueError names the file, and the line, column,
-    byte or row, that cannot be read. Ids are paths below the folder, with ":line" for rows.
-    `reading` counts the files that are read, and those that are not by reason.
+    start, stop: bytes of a file of lines, or row groups of a parquet file; stop 0: to the end.
+    first_row: the number of the row at `start`, from 1 on.
     """
-    reading = reading or Reading()
+
+    name: str
+    start: int = 0
+    stop: int = 0
+    first_row: int = 1
+
+
+def list_files(path: Path, reading: Reading) -> tuple[Path, list[str]]:
+    """(folder, the names of what is read below it, in order): a file alone, or all readable files
+    of a folder, linked folders too. `reading` counts the others by reason.
+
+    FileNotFoundError where nothing is at `path`, ValueError for a file of a kind not read here.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.is_file() and _suffix(path) is None:
+    if not path.is_file():
+        return path, _readable_below(path, reading)
+    if _suffix(path) is None:
         raise ValueError(f"{path}: cannot read this kind of file; {_readable()}")
-    if path.is_file():
-        names = [path.name]
-        folder = path.parent
+    return path.parent, [path.name]
+
+
+def read_local(path: Path, text_field: str | None, pair: Pair = None) -> Iterator[Document]:
+    """All documents of a file, or of the readable files of a folder."""
+    reading = Reading()
+    _, names = list_files(path, reading)
+    yield from read_files(path, list(map(Slice, names)), text_field, pair, reading)
+
+
+def cut_file(folder: Path, name: str, part_bytes: int) -> Iterator[tuple[Slice, int]]:
+    """(a slice, its size in bytes) of a file: one, or as many of about part_bytes as its kind
+    allows: plain files of lines are cut between lines, parquet files between row groups.
+    """
+    path = folder / name
+    size = path.stat().st_size
+    if size > part_bytes and path.suffix.lower() in (".jsonl", ".ndjson"):
+        yield from _cut_lines(path, name, size, part_bytes)
+    elif size > part_bytes and path.suffix.lower() == ".parquet":
+        yield from _cut_row_groups(path, name, part_bytes)
     else:
-        names, folder = _readable_below(path, reading), path
-    reading.waiting = names[::-1]
-    while reading.waiting:
-        name = reading.waiting.pop()
-        file, empty = folder / name, True
-        reading.read += 1
-        for document in _read_file(file, printable(name), text_field, pair, single=path.is_file()):
+        yield Slice(name), size
+
+
+def _cut_lines(path: Path, name: str, size: int, part_bytes: int) -> Iterator[tuple[Slice, int]]:
+    with open(path, "rb") as file:
+        start, row = 0, 1
+        while start < size:
+            lines, stop = 0, start
+            while stop < size and stop - start < part_bytes:
+                chunk = file.read(min(1 << 20, part_bytes - (stop - start)))
+                stop += len(chunk)
+                lines += chunk.count(b"\n")
+            if stop < size:
+                rest = file.readline()
+                stop, lines = stop + len(rest), lines + rest.count(b"\n")
+            yield Slice(name, start, stop, row), stop - start
+            start, row = stop, row + lines
+
+
+def _cut_row_groups(path: Path, name: str, part_bytes: int) -> Iterator[tuple[Slice, int]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+    except (pyarrow.ArrowException, OSError):
+        yield Slice(name), path.stat().st_size  # it is refused, with its name, where it is read
+        return
+    start = size = rows = 0
+    row = 1
+    for number, group in enumerate(groups, start=1):
+        size, rows = size + group.total_byte_size, rows + group.num_rows
+        if size >= part_bytes or number == len(groups):
+            yield Slice(name, start, number, row), size
+            start, row, size, rows = number, row + rows, 0, 0
+
+
+def read_files(
+    path: Path, slices: list[Slice], text_field: str | None, pair: Pair, reading: Reading
+) -> Iterator[Document]:
+    """The documents of these slices of files, in order. Ids are paths below the folder, with
+    ":line" for rows.
+
+    ValueError names the file, and the line, column, byte or row, that cannot be read. `reading`
+    counts the files that are read, and those that hold nothing by reason.
+    """
+    single = path.is_file()
+    folder = path.parent if single else path
+    for piece in slices:
+        file, empty = folder / piece.name, True
+        if piece.first_row == 1:
+            reading.open(piece.name)
+        for document in _read_file(file, piece, text_field, pair, single=single):
             empty = False
             yield document
-        if empty:
-            reading.read -= 1
-            reading.leave("empty" if not any(map(bytes.strip, unpacked(file))) else "no_rows", name)
+        if empty and piece.first_row == 1:
+            reading.close("empty" if not any(map(bytes.strip, unpacked(file))) else "no_rows")
 
 
 def _readable_below(folder: Path, reading: Reading) -> list[str]:
@@ -83,17 +157,19 @@ def _suffix(path: Path) -> str | None:
 
 
 def _read_file(
-    path: Path, id: str, text_field: str | None, pair: Pair, *, single: bool
+    path: Path, piece: Slice, text_field: str | None, pair: Pair, *, single: bool
 ) -> Iterator[Document]:
-    """The documents of one file. single: the user named this very file, so it must hold rows."""
+    """The documents of one slice. single: the user named this very file, so it must hold rows."""
+    id = printable(piece.name)
     match _suffix(path):
         case ".jsonl" | ".ndjson":
-            for number, row in json_lines(path):
+            span = Span(piece.start, piece.stop, piece.first_row) if piece.stop else None
+            for number, row in json_lines(path, span=span):
                 yield row_document(row, f"{id}:{number}", f"{path}:{number}", text_field, pair)
         case ".json":
             yield from _read_json(path, id, text_field, pair, single)
         case ".parquet":
-            yield from _read_parquet(path, id, text_field, pair)
+            yield from _read_parquet(path, piece, text_field, pair)
         case _:
             content = b"".join(unpacked(path))
             try:
@@ -130,20 +206,22 @@ def _read_json(
         yield document
 
 
-def _read_parquet(path: Path, id: str, text_field: str | None, pair: Pair) -> Iterator[Document]:
+def _read_parquet(
+    path: Path, piece: Slice, text_field: str | None, pair: Pair
+) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
+    id, number = printable(piece.name), piece.first_row
     source = BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSED_SUFFIXES else path
     try:
         with pyarrow.parquet.ParquetFile(source) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
+            groups = list(range(piece.start, piece.stop or file.metadata.num_row_groups))
+            for batch in file.iter_batches(batch_size=1024, row_groups=groups):
                 for row in batch.to_pylist():
+                    place = f"{path}: row {number}"
+                    yield row_document(row, f"{id}:{number}", place, text_field, pair)
                     number += 1
-                    yield row_document(
-                        row, f"{id}:{number}", f"{path}: row {number}", text_field, pair
-                    )
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(
             f"{path}: not a whole parquet file ({first_line(error)}); fetch it again"

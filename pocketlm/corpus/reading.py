@@ -1,6 +1,7 @@
 """What of a source's files was read, what was not, and why: nothing vanishes uncounted."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,38 +13,43 @@ EXPECTED = ("hidden", "after_max_bytes", "linked_folder_seen_already")
 
 @dataclass(kw_only=True)
 class Reading:
-    """Filled by a reader of files as it goes. Every file found is read, waits, or is counted under
-    a reason.
+    """Filled by a reader of files as it goes. Every file is opened, or counted under a reason.
 
     reasons: kind_not_read (by its name's end), hidden (the name or a folder's begins with a dot),
     empty, no_rows (not empty, but none of it is a document), after_max_bytes (the source's cap was
     reached before), and those of model/file_tree.py.
     """
 
-    read: int = 0
-    # names of files still to be read, the next one last
-    waiting: list[str] = field(default_factory=list)
+    # [name, "" or the reason why nothing was read of it], in order
+    opened: list[list[str]] = field(default_factory=list)
     unread: dict[str, dict[str, Any]] = field(default_factory=dict)  # reason -> {"count", "names"}
+
+    def open(self, name: str) -> None:
+        """A file whose documents come now."""
+        self.opened.append([printable(name), ""])
+
+    def close(self, reason: str) -> None:
+        """Nothing was in the file opened last."""
+        self.opened[-1][1] = reason
 
     def leave(self, reason: str, name: str) -> None:
         """Count one file that is not read."""
-        name = printable(name)
-        told = self.unread.setdefault(reason, {"count": 0, "names": []})
-        told["count"] += 1
-        if len(told["names"]) < NAMES:
-            told["names"].append(name)
-
-    def end(self) -> None:
-        """Count what is still waiting: the reader was not asked for more."""
-        while self.waiting:
-            self.leave("after_max_bytes", self.waiting.pop())
+        files = self.unread.setdefault(reason, {"count": 0, "names": []})
+        files["count"] += 1
+        if len(files["names"]) < NAMES:
+            files["names"].append(printable(name))
 
     def summary(self) -> dict[str, Any]:
         """{"found", "read", "unread": {reason: {"count", "names"}}}; "found" is 0 where the source
         is no files.
         """
-        count = sum(told["count"] for told in self.unread.values())
-        return {"found": self.read + count, "read": self.read, "unread": self.unread}
+        whole = Reading(unread=deepcopy(self.unread))
+        for name, reason in self.opened:
+            if reason:
+                whole.leave(reason, name)
+        read = sum(not reason for _, reason in self.opened)
+        count = sum(files["count"] for files in whole.unread.values())
+        return {"found": read + count, "read": read, "unread": whole.unread}
 
 
 def printable(name: str) -> str:
@@ -54,9 +60,9 @@ def printable(name: str) -> str:
 def unread_words(unread: Mapping[str, Mapping[str, Any]]) -> str:
     """Reasons with counts and names on one line: "kind_not_read 2 (a.csv, b.png)"."""
     parts = []
-    for reason, told in unread.items():
-        names = ", ".join(told["names"]) + (", ..." if told["count"] > len(told["names"]) else "")
-        parts.append(f"{reason} {told['count']:,} ({names})")
+    for reason, files in unread.items():
+        more = ", ..." if files["count"] > len(files["names"]) else ""
+        parts.append(f"{reason} {files['count']:,} ({', '.join(files['names'])}{more})")
     return "; ".join(parts)
 
 
@@ -85,7 +91,7 @@ def source_line(name: str, source: Mapping[str, Any]) -> str:
     if files["unread"]:
         parts.append(f"files not read: {unread_words(files['unread'])}")
     surprising = sum(
-        told["count"] for reason, told in files["unread"].items() if reason not in EXPECTED
+        unread["count"] for reason, unread in files["unread"].items() if reason not in EXPECTED
     )
     warned = surprising > WARNED_SHARE * files["found"] or dropped > WARNED_SHARE * (kept + dropped)
     return f"{'warning: ' if warned else ''}source {name}: {'; '.join(parts)}"

@@ -1,5 +1,4 @@
-"""Sources: where text comes from, a dataclass a kind; a new kind is one more class and a row in
-KINDS.
+"""Sources: where text comes from. A new kind is one more class and a row in KINDS.
 
 `Source(kind="local", ...)` makes the class of that kind, as pathlib.Path does, for rows that come
 as plain data.
@@ -9,11 +8,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, InitVar, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pocketlm.corpus.documents import Document, conversation, row_document
-from pocketlm.corpus.filters import FILTERS
-from pocketlm.corpus.local import read_local
+from pocketlm.corpus.filters import DEFAULT_FILTERS, FILTERS
+from pocketlm.corpus.hub import HUB_FILE_BYTES, Dataset, count_files, hub_rows
+from pocketlm.corpus.join import NOT_JOINED, Join, with_joined_text
+from pocketlm.corpus.local import Slice, cut_file, list_files, read_files
 from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.python_docs import (
     read_language_reference,
@@ -25,12 +26,14 @@ from pocketlm.corpus.recall_notes import generate_notes
 
 # the capabilities that MobileLLM-R1 probes (section 5.1.1)
 DOMAINS = ("code", "maths", "knowledge")
-DEFAULT_FILTERS = {
-    "code": ("length", "script", "boilerplate", "repeated_lines"),
-    "maths": ("length", "script", "boilerplate", "repetition"),
-    "knowledge": ("length", "script", "boilerplate", "repetition"),
-}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class Part(NamedTuple):
+    """What one task reads of a source: its place, as plain data, and about how many bytes it is."""
+
+    place: Any
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +92,16 @@ class Source:
         """What it reads, in a word."""
         return next(name for name, kind in KINDS.items() if kind is type(self))
 
-    @property
-    def num_documents(self) -> int | None:
-        """How many documents will be read, where that is known before."""
-        return None
+    def parts(self, part_bytes: int, reading: Reading) -> list[Part]:
+        """What tasks read, in order: by default all of it is one task's.
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        """The source's documents before any filter; `reading` counts the files of a local one."""
+        A part is of about part_bytes where the source can be cut. `reading` counts what no task
+        will read.
+        """
+        return [Part(None, 0)]
+
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
+        """A part's documents before any filter; `reading` counts the files of a local one."""
         raise NotImplementedError
 
     def filters_for(self, document: Document) -> tuple[str, ...]:
@@ -118,7 +124,7 @@ class StdlibCodeSource(Source):
 
     kind: InitVar[str] = "stdlib_code"
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
         return read_stdlib_code()
 
 
@@ -128,7 +134,7 @@ class StdlibDocstringsSource(Source):
 
     kind: InitVar[str] = "stdlib_docstrings"
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
         return read_stdlib_docstrings()
 
 
@@ -138,7 +144,7 @@ class LanguageReferenceSource(Source):
 
     kind: InitVar[str] = "language_reference"
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
         return read_language_reference()
 
 
@@ -158,7 +164,7 @@ class ProblemSource(Source):
         super().__post_init__(kind)
         self._check_at_least_one("count", self.count)
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
         for row in generate_problems(self.families, self.count, self.seed):
             yield _exchange(row, family=row["family"], answer=row["answer"])
 
@@ -176,7 +182,7 @@ class NoteSource(Source):
         super().__post_init__(kind)
         self._check_at_least_one("count", self.count)
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
         for row in generate_notes(self.count, self.seed, self.pairs_range):
             yield Document(id=row["id"], text=row["text"])
 
@@ -193,7 +199,7 @@ class RecallSource(NoteSource):
 
     kind: InitVar[str] = "recall"
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
         for row in generate_notes(self.count, self.seed, self.pairs_range):
             yield _exchange(row)
 
@@ -256,55 +262,61 @@ class LocalSource(RowSource):
     def root(self) -> Path:
         return Path(self.path).expanduser()
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        return read_local(self.root, self.text_field, self.pair, reading)
+    def parts(self, part_bytes: int, reading: Reading) -> list[Part]:
+        folder, names = list_files(self.root, reading)
+        whole = [Part([], 0)]
+        for name in names:
+            for piece, size in cut_file(folder, name, part_bytes):
+                if whole[-1].size and whole[-1].size + size > part_bytes:
+                    whole.append(Part([], 0))
+                whole[-1].place.append(piece)
+                whole[-1] = Part(whole[-1].place, whole[-1].size + size)
+        return whole
+
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
+        slices = [Slice(*piece) for piece in part]
+        return read_files(self.root, slices, self.text_field, self.pair, reading)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource(RowSource):
-    """A Hugging Face dataset, streamed."""
+    """A Hugging Face dataset, streamed.
+
+    joins: the sets that hold what its rows leave out; a row that none has is counted as not_joined.
+    """
 
     kind: InitVar[str] = "hub"
     dataset: str
     config: str | None = None
     split: str
     revision: str | None = None
+    joins: tuple[Join, ...] = ()
 
     @property
     def contents(self) -> str:
         return self.dataset
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        where = f"hub dataset {self.dataset!r}"
-        for number, row in enumerate(_hub_rows(where, self), start=1):
+    @property
+    def _call(self) -> Dataset:
+        return self.dataset, self.config, self.split, self.revision
+
+    def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
+        file, count = part or (0, 1)
+        where = f"hub dataset {self.dataset!r}" + (f", file {file + 1}" if count > 1 else "")
+        id = self.split if count == 1 else f"{self.split}:{file + 1}"
+        for number, row in enumerate(hub_rows(where, self._call, file, count), start=1):
             place = f"{where}, row {number}"
-            yield row_document(row, f"{self.split}:{number}", place, self.text_field, self.pair)
+            name, field = f"{id}:{number}", self.prompt_field or self.text_field
+            if (whole := with_joined_text(row, field, self.joins)) is None:
+                yield Document(id=name, text=str(row), dropped_by=NOT_JOINED)
+            else:
+                yield row_document(dict(whole), name, place, self.text_field, self.pair)
 
-
-def _hub_rows(where: str, source: HubSource) -> Iterator[Mapping[str, Any]]:
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            "reading the Hugging Face hub needs the datasets package: pip install datasets"
-        ) from None
-    number = 0
-    try:
-        rows = datasets.load_dataset(
-            source.dataset,
-            source.config,
-            split=source.split,
-            revision=source.revision,
-            streaming=True,
-        )
-        for row in rows:
-            number += 1
-            yield dict(row)
-    except Exception as error:  # network, hub and file-format libraries each raise their own kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{where} failed after row {number}: {reason}; run again, finished sources are kept"
-        ) from error
+    def parts(self, part_bytes: int, reading: Reading) -> list[Part]:
+        if self.max_bytes is not None:  # read from its beginning, in order
+            return [Part(None, 0)]
+        count = count_files(f"hub dataset {self.dataset!r}", self._call)
+        return [Part([file, count], HUB_FILE_BYTES) for file in range(count)]
 
 
 # ---- any of them ----
@@ -336,25 +348,3 @@ def _class_of(given: Mapping[str, Any]) -> type[Source]:
     for field in sorted(given.keys() - read - {"kind"}):
         raise ValueError(f"{where}: kind {name!r} does not read the field {field}; leave it out")
     return KINDS[name]
-
-
-def read_source(source: Source, reading: Reading | None = None) -> Iterator[Document]:
-    """The source's documents before any filter. Errors name the source, and the file and line, or
-    the row.
-
-    `reading` counts the files of a local source: read, or left out by reason.
-    """
-    try:
-        yield from source.documents(reading or Reading())
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{source.where}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{source.where}: {error}") from None
-
-
-def check_source(source: Source) -> None:
-    """FileNotFoundError for a local source that is not there: at once, before hours of work on the
-    others.
-    """
-    if isinstance(source, LocalSource) and not source.root.exists():
-        raise FileNotFoundError(f"{source.where}: {source.path}: no such file or folder")

@@ -12,7 +12,7 @@ from typing import Any
 from pocketlm.model.chat_template import ChatRefused
 from pocketlm.model.conversation import Conversation, conversation_of, is_conversation
 from pocketlm.model.files import read_json, write_json
-from pocketlm.model.json_lines import json_lines
+from pocketlm.model.json_lines import json_lines, row_files
 from pocketlm.model.tokenizer import Tokenizer
 
 NO_CONVERSATION = 'no row is a conversation ("messages", or "prompt" and "response")'
@@ -216,12 +216,11 @@ def conversation_files(corpus: Path, sources: tuple[str, ...]) -> list[Path]:
     named.
     """
     names = sources or tuple(sorted(p.name for p in (corpus / "documents").iterdir() if p.is_dir()))
-    files = [corpus / "documents" / name / "train.jsonl" for name in names]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{corpus} has no source {file.parent.name!r} with training documents"
-            )
+    files: list[Path] = []
+    for name in names:
+        if not (parts := row_files(corpus / "documents" / name, "train")):
+            raise FileNotFoundError(f"{corpus} has no source {name!r} with training documents")
+        files += parts
     return files
 
 

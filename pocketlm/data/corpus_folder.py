@@ -53,13 +53,13 @@ def text_rows(corpus: Path, shares: Shares, seq_len: int, eos_id: int) -> dict[s
 
 
 def chosen_shares(
-    own: Shares | None, corpus: Path, where: str, mix: Path | None, selection: Path | None = None
+    given: Shares | None, corpus: Path, where: str, mix: Path | None, selection: Path | None = None
 ) -> Shares:
     """A config's own shares, else those a select stage or a mix stage found; checked against the
     corpus's sources.
     """
-    if own is not None:
-        return check_shares(own, list_sources(corpus), f"{where}.shares")
+    if given is not None:
+        return check_shares(given, list_sources(corpus), f"{where}.shares")
     file = selection / "selection.json" if selection else mix / "mix.json" if mix else None
     if file is None:
         raise ValueError(

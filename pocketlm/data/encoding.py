@@ -48,14 +48,14 @@ def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.
     start = np.asarray(tokenizer.document_start, dtype=dtype)
     known: dict[str, bytes] = {}
     cut = pieces_of(tokenizer)
-    while some := list(islice(remaining, TEXTS_AT_ONCE)):
+    while batch := list(islice(remaining, TEXTS_AT_ONCE)):
         if cut is None:
             yield from (
                 np.concatenate([start, np.asarray(ids, dtype=dtype)])
-                for ids in tokenizer.encode_batch(some)
+                for ids in tokenizer.encode_batch(batch)
             )
             continue
-        words = [cut(text) for text in some]
+        words = [cut(text) for text in batch]
         new = list({word for text in words for word in text if word not in known})
         if len(known) + len(new) > KNOWN_WORDS:
             known.clear()

@@ -1,22 +1,76 @@
-"""Token shards: the documents of one source and split, end to end in one flat array, and where each
-begins.
+"""Token shards: the documents of one source and split, end to end in one stream of ids, and where
+each begins.
 
 `<split>.tokens.npy` holds the ids (uint16 when they fit, else uint32), `<split>.offsets.npy` the
 int64 positions [0, end of document 0, ...]. Both are plain .npy files, opened as memory maps and
-not read: a shard may be far larger than memory, and opens as fast. Every document starts with the
-bos id, which is part of the stream; the next bos ends it.
+not read: a shard may be far larger than memory, and opens as fast. Where several tasks wrote it,
+its ids stay in their files, `<split>-00000.tokens.npy` and on, and `<split>.index.json` says how
+many each holds. Every document starts with the bos id, which is part of the stream; the next bos
+ends it.
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from pocketlm.model.files import write_json
+from pocketlm.model.json_shape import WHOLES, read_object
+
 SPLITS = ("train", "validation", "probe")
 WRITTEN_AT_ONCE = 1000  # documents
+AT_ONCE = 2**20  # offsets
+Link = Callable[[Path, Path], None]  # gives a file a second name
+
+
+class JoinedTokens:
+    """The ids of several files as one flat array [T], each mapped when it is first read from."""
+
+    ndim = 1
+
+    def __init__(self, files: Sequence[Path], sizes: Sequence[int]) -> None:
+        self.files = files
+        self.ends = np.cumsum(sizes, dtype=np.int64)
+        self.arrays: list[np.ndarray | None] = [None] * len(files)
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self),)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array(0).dtype
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, place: slice) -> np.ndarray:
+        """The ids of a slice without a step; a view of the map where one file holds them all."""
+        start, stop, step = place.indices(len(self))
+        if step != 1:
+            raise ValueError(f"tokens are read from start to stop, not in steps of {step}")
+        pieces = []
+        file = int(np.searchsorted(self.ends, start, side="right"))
+        while start < stop:
+            begin = int(self.ends[file - 1]) if file else 0
+            pieces.append(self._array(file)[start - begin : stop - begin])
+            start, file = int(self.ends[file]), file + 1
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=self.dtype)
+
+    def _array(self, file: int) -> np.ndarray:
+        array = self.arrays[file]
+        if array is None:
+            begin = int(self.ends[file - 1]) if file else 0
+            array = self.arrays[file] = _open(self.files[file])
+            if len(array) != self.ends[file] - begin:
+                raise ValueError(f"{self.files[file]}: does not fit its index; curate again")
+        return array
 
 
 @dataclass(frozen=True)
@@ -25,7 +79,7 @@ class Shard:
     memory-mapped.
     """
 
-    tokens: np.ndarray
+    tokens: "np.ndarray | JoinedTokens"
     offsets: np.ndarray
     file: Path  # of the tokens
 
@@ -58,10 +112,10 @@ def write_shard(
     """
     dtype = token_dtype(vocab_size)
     tokens_file, offsets_file = _files(folder, split)
-    raw_file = folder / f".{split}.tokens.raw"
-    offsets, number, some = [np.zeros(1, dtype=np.int64)], 0, iter(documents)
-    with open(raw_file, "wb") as raw:
-        while arrays := [np.asarray(ids) for ids in islice(some, WRITTEN_AT_ONCE)]:
+    offsets, number, remaining = [np.zeros(1, dtype=np.int64)], 0, iter(documents)
+    with open(tokens_file, "wb") as file:
+        _write_header(file, dtype, 0)  # as long as the one that will replace it
+        while arrays := [np.asarray(ids) for ids in islice(remaining, WRITTEN_AT_ONCE)]:
             lengths = np.asarray([len(ids) for ids in arrays])
             if not lengths.all():
                 raise ValueError(
@@ -78,13 +132,38 @@ def write_shard(
                     f"0..{vocab_size - 1}"
                 )
             # tofile loses what a full disk refuses
-            raw.write(tokens.astype(dtype, copy=False).data)
+            file.write(tokens.astype(dtype, copy=False).data)
             offsets.append(np.cumsum(lengths) + offsets[-1][-1])
             number += len(arrays)
-    whole = np.concatenate(offsets)
-    write_array(tokens_file, raw_file, dtype, int(whole[-1]))
+        whole = np.concatenate(offsets)
+        file.seek(0)
+        _write_header(file, dtype, int(whole[-1]))
     np.save(offsets_file, whole, allow_pickle=False)
     return read_shard(folder, split)
+
+
+def join_shards(parts: Sequence[Path], folder: Path, split: str, link: Link) -> None:
+    """One shard in `folder` of those that lie in the folders `parts`: their ids are linked, not
+    copied, and their offsets written anew (8 bytes a document).
+    """
+    tokens_file, offsets_file = _files(folder, split)
+    if len(parts) == 1:
+        link(_files(parts[0], split)[0], tokens_file)
+        link(_files(parts[0], split)[1], offsets_file)
+        return
+    raw, end, sizes = folder / f".{split}.offsets.raw", 0, []
+    with open(raw, "wb") as file:
+        file.write(np.int64(0).tobytes())
+        for number, part in enumerate(parts):
+            shard = read_shard(part, split)
+            link(shard.file, _part_file(folder, split, number))
+            for first in range(1, len(shard.offsets), AT_ONCE):
+                file.write((shard.offsets[first : first + AT_ONCE] + end).tobytes())
+            sizes.append(len(shard.tokens))
+            end += sizes[-1]
+        count = file.tell() // 8
+    write_array(offsets_file, raw, np.dtype(np.int64), count)
+    write_json(folder / f"{split}.index.json", {"tokens": sizes})
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -97,14 +176,16 @@ def write_array(file: Path, raw_file: Path, dtype: np.dtype, length: int) -> Non
     the length first.
     """
     with open(file, "wb") as whole, open(raw_file, "rb") as raw:
-        header = {
-            "descr": np.lib.format.dtype_to_descr(dtype),
-            "fortran_order": False,
-            "shape": (length,),
-        }
-        np.lib.format.write_array_header_1_0(whole, header)
+        _write_header(whole, dtype, length)
         shutil.copyfileobj(raw, whole, 1 << 20)
     raw_file.unlink()
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
+    """The header of a flat array. numpy leaves room in it for any length, so its size is fixed."""
+    descr = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def read_shard(folder: Path, split: str) -> Shard:
@@ -112,7 +193,12 @@ def read_shard(folder: Path, split: str) -> Shard:
     fault.
     """
     tokens_file, offsets_file = _files(folder, split)
-    tokens, offsets = _open(tokens_file), _open(offsets_file)
+    offsets = _open(offsets_file)
+    if (index := folder / f"{split}.index.json").is_file():
+        sizes = read_object(index).typed("tokens", WHOLES)
+        tokens = JoinedTokens([_part_file(folder, split, n) for n in range(len(sizes))], sizes)
+    else:
+        tokens = _open(tokens_file)
     if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
         raise ValueError(
             f"{tokens_file}: holds {tokens.dtype} {tokens.shape}, not a flat uint16 or uint32 array"
@@ -155,6 +241,10 @@ def list_sources(corpus: Path) -> list[str]:
 
 def _files(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / f"{split}.tokens.npy", folder / f"{split}.offsets.npy"
+
+
+def _part_file(folder: Path, split: str, number: int) -> Path:
+    return folder / f"{split}-{number:05d}.tokens.npy"
 
 
 def _open(path: Path) -> np.ndarray:

@@ -8,24 +8,46 @@ them; empty lines are no rows.
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pocketlm.model.unpacked import unpacked
 
 ADVICE = "mend the line, or leave it out"
+
+
+class Span(NamedTuple):
+    """Bytes start..stop - 1 of a file, and the number of the line at `start`."""
+
+    start: int
+    stop: int
+    first_line: int
+
+
 STRING = r'"(?:[^"\\]|\\.)*"'
 
 
-def json_lines(path: Path, advice: str = ADVICE) -> Iterator[tuple[int, Any]]:
+def row_files(folder: Path, name: str) -> list[Path]:
+    """`<name>.jsonl` of a folder, or the parts it was written in, `<name>-00000.jsonl` and on, in
+    order; none where there are neither.
+    """
+    whole = folder / f"{name}.jsonl"
+    return [whole] if whole.is_file() else sorted(folder.glob(f"{name}-[0-9]*.jsonl"))
+
+
+def json_lines(
+    path: Path, advice: str = ADVICE, span: Span | None = None
+) -> Iterator[tuple[int, Any]]:
     """(line number, row) of each line of a file, plain or compressed, in time that grows with its
     size alone.
 
+    span: of a plain file, a part of it that begins at a line's beginning.
     ValueError names file, line and column of what is not UTF-8, not JSON, or beyond what Python
     reads of it (nesting, digits of a number), then gives `advice`.
     """
-    for number, line in enumerate(_lines(path), start=1):
+    chunks = unpacked(path) if span is None else _chunks(path, span)
+    for number, line in enumerate(_lines(chunks), start=span.first_line if span else 1):
         text = _text(line, f"{path}:{number}", advice, first=number == 1)
         if text.strip():
             yield number, _parsed(text, f"{path}:{number}", advice)
@@ -38,7 +60,9 @@ def json_rows(path: Path, advice: str = ADVICE) -> Iterator[tuple[str, int, Any]
     An array, or an object over several lines, is held in memory whole. ValueErrors as of
     `json_lines`.
     """
-    first = next((line for line in _lines(path) if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
+    first = next(
+        (line for line in _lines(unpacked(path)) if line.strip(b" \t\r\n\xef\xbb\xbf")), b""
+    )
     if not first:
         return
     if not _is_whole(first):
@@ -62,10 +86,17 @@ def _is_whole(line: bytes) -> bool:
         return False
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path, span: Span) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        file.seek(span.start)
+        while chunk := file.read(min(1 << 20, span.stop - file.tell())):
+            yield chunk
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Lines without their line feed. A line over many pieces is joined once, at its end."""
     parts: list[bytes] = []
-    for chunk in unpacked(path):
+    for chunk in chunks:
         end, *others = chunk.split(b"\n")
         parts.append(end)
         for begin in others:

@@ -33,8 +33,8 @@ def curation_section(stages: Sequence[Stage], examples: int) -> Element | None:
 
 
 def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
-    told = stage.files["curation.json"]
-    sources = told["sources"]
+    curation = stage.files["curation.json"]
+    sources = curation["sources"]
     reasons = list(dict.fromkeys(name for source in sources.values() for name in source["dropped"]))
     colours = {name: COLOURS[1:][place % len(COLOURS[1:])] for place, name in enumerate(reasons)}
     read = sum(source["read"]["documents"] for source in sources.values())
@@ -43,26 +43,27 @@ def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
     intro = (
         f"Of {count(read)} documents {count(kept)} were kept ({percent(kept / max(1, read))}): "
         f"{count(tokens)} tokens to train on, with a vocabulary of "
-        f"{count(told['tokenizer']['vocab_size'])}."
+        f"{count(curation['tokenizer']['vocab_size'])}."
     )
     headings: list[Cell] = ["source", "domain", "kept and dropped", "read", "kept"]
     headings += [node("span", swatch(colours[name]), _spaced(name)) for name in reasons]
     headings += ["training tokens", "bytes a token"]
     rows = [
-        _source_row(name, source, reasons, colours, told["tokenizer"])
+        _source_row(name, source, reasons, colours, curation["tokenizer"])
         for name, source in sources.items()
     ]
     parts = [node("h3", stage.name)] if named else []
-    shown = [("c1", "kept"), *((colours[name], _spaced(name)) for name in reasons)]
+    labels = [("c1", "kept"), *((colours[name], _spaced(name)) for name in reasons)]
     parts += [
         paragraph(intro),
-        legend(shown),
+        legend(labels),
         table("Documents by source", headings, rows, class_="full wide"),
         *_files(sources),
+        *_throughput(stage.files.get("throughput.json")),
     ]
-    if examples and told["examples"]:
+    if examples and curation["examples"]:
         items = []
-        for name, texts in told["examples"].items():
+        for name, texts in curation["examples"].items():
             items.append(node("dt", _spaced(name)))
             items += [node("dd", text) for text in texts[:examples]]
         parts.append(
@@ -73,13 +74,13 @@ def _curation(stage: Stage, examples: int, *, named: bool) -> list[Element]:
 
 def _files(sources: dict[str, Any]) -> list[Element]:
     """How many files were read; a table of those that were not, where there are any."""
-    told = {
+    files_of = {
         name: source["files"]
         for name, source in sources.items()
         if source.get("files", {}).get("found")
     }
     rows: list[list[Cell]] = []
-    for name, files in told.items():
+    for name, files in files_of.items():
         for reason, unread in files["unread"].items():
             more = ", ..." if unread["count"] > len(unread["names"]) else ""
             cells = [
@@ -87,10 +88,10 @@ def _files(sources: dict[str, Any]) -> list[Element]:
                 ", ".join(unread["names"]) + more,
             ]
             rows.append([name, _spaced(reason), *cells])
-    found, read = (sum(files[key] for files in told.values()) for key in ("found", "read"))
+    found, read = (sum(files[key] for files in files_of.values()) for key in ("found", "read"))
     parts = (
         [paragraph(f"Of {count(found)} files in the sources' folders {count(read)} were read.")]
-        if told
+        if files_of
         else []
     )
     if rows:
@@ -103,6 +104,23 @@ def _files(sources: dict[str, Any]) -> list[Element]:
             )
         )
     return parts
+
+
+def _throughput(figures: dict[str, Any] | None) -> list[Element]:
+    """How fast curation was; nothing for a corpus of a version that did not measure it."""
+    if figures is None:
+        return []
+    read = figures["read"]
+    line = (
+        f"Read and filtered on {figures['executor']}: {read['documents_per_second']:,} documents "
+        f"and {read['megabytes_per_second']:,} MB a second."
+    )
+    if slowest := read.get("slowest_task"):
+        line += (
+            f" The slowest task, part {slowest['part']} of {slowest['source']}, took "
+            f"{slowest['seconds']:,} s."
+        )
+    return [paragraph(line)]
 
 
 def _source_row(
@@ -119,8 +137,8 @@ def _source_row(
     whole = max(1, kept + sum(dropped.values()))  # a long document may be kept as several
     parts = [(kept / whole, "c1", f"kept: {kept:,}")]
     parts += [
-        (dropped[each] / whole, colours[each], f"{_spaced(each)}: {dropped[each]:,}")
-        for each in dropped
+        (dropped[reason] / whole, colours[reason], f"{_spaced(reason)}: {dropped[reason]:,}")
+        for reason in dropped
     ]
     drawn = bar(f"{name}: {kept:,} kept, {sum(dropped.values()):,} dropped", parts)
     compression = tokenizer["bytes_per_token"].get(name)
@@ -130,7 +148,7 @@ def _source_row(
         node("td", drawn, class_="bar"),
         number(f"{read:,}"),
         number(f"{kept:,}"),
-        *(number(f"{dropped.get(each, 0):,}") for each in reasons),
+        *(number(f"{dropped.get(reason, 0):,}") for reason in reasons),
         number(count(train.get("tokens", 0))),
         None if compression is None else number(f"{compression:.2f}"),
     ]

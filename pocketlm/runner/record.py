@@ -187,13 +187,11 @@ def list_outputs(folder: Path) -> dict[str, int]:
 
 def as_json(value: Any, where: str = "config") -> Any:
     """A config as JSON: a nested dataclass keeps its class's name, a function is its name, a path
-    text.
+    text. Fields that are not compared (where something runs) are left out.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        values = {
-            field.name: as_json(getattr(value, field.name), f"{where}.{field.name}")
-            for field in fields(value)
-        }
+        names = [field.name for field in fields(value) if field.compare]
+        values = {name: as_json(getattr(value, name), f"{where}.{name}") for name in names}
         return values if where == "config" else {"class": type(value).__name__, **values}
     if isinstance(value, Mapping):
         return {str(key): as_json(item, f"{where}.{key}") for key, item in value.items()}

@@ -1,25 +1,37 @@
 """Curate: sources -> clean documents -> token shards, with a count and examples of whatever was
 left out.
+
+The work is datatrove's tasks: each reads one part of a source, then what is alike is found in
+sorted files, one pass decides what stays, and each part is encoded by a task again. So any number
+of processes or machines share it, memory does not grow with the corpus, and the bytes are the same.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pocketlm.corpus.clean import EXAMPLES, Cleaner, Report, write_splits
-from pocketlm.corpus.decontaminate import EvaluationIndex
-from pocketlm.corpus.dedup import DuplicateIndex, MinHash
-from pocketlm.corpus.documents import SPLITS, SplitRule, read_documents
+from pocketlm.corpus.decisions import Outcome, TooShort, decide, read_part_record
+from pocketlm.corpus.dedup import MinHash
+from pocketlm.corpus.documents import SPLITS, SplitRule
+from pocketlm.corpus.duplicates import Signatures, find_groups
+from pocketlm.corpus.executors import Place
 from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.kept import KeptDocuments, link, text_of
+from pocketlm.corpus.parts import check_source
 from pocketlm.corpus.problems import generate_problems
+from pocketlm.corpus.progress import Bar, progress_bars, write_progress
+from pocketlm.corpus.read_step import EXAMPLES, ReadStep, part_folder
 from pocketlm.corpus.reading import source_line
-from pocketlm.corpus.sources import LocalSource, Source, check_source
+from pocketlm.corpus.sources import LocalSource, Source
+from pocketlm.corpus.work import Work
 from pocketlm.data.encoding import encode_documents
-from pocketlm.data.shards import read_shard, write_shard
+from pocketlm.data.shards import join_shards, read_shard, write_shard
 from pocketlm.eval.suites import load_suite
 from pocketlm.model.files import read_json, write_folder, write_json
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
@@ -36,7 +48,10 @@ class CurateConfig:
     breaks into several documents; longer conversations are dropped (counted under "length").
     validation_share, probe_share: of each source's documents, by the hash of their content and the
     seed. suites: evaluations (names or files) whose problems must not be trained on, found by
-    n-grams of `ngram` words.
+    n-grams of `ngram` words. part_bytes: what one task reads, about; it decides into how many
+    files a source is written. executor: where tasks run, "local:N" (processes of this computer),
+    "slurm:PARTITION" or "ray:ADDRESS"; None: as many processes as cores, as far as the work is
+    worth it. It changes nothing of what is written.
     """
 
     name: str
@@ -52,6 +67,8 @@ class CurateConfig:
     validation_share: float = 0.01
     probe_share: float = 0.01
     seed: int = 0
+    part_bytes: int = 256_000_000
+    executor: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.sources]
@@ -76,9 +93,12 @@ class CurateConfig:
             raise ValueError(
                 "validation_share + probe_share leave nothing to train on; keep their sum below 1"
             )
-        for name in ("tokenizer_sample_bytes", "max_chars", "ngram"):
+        for name in ("tokenizer_sample_bytes", "max_chars", "ngram", "part_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+        if self.executor is not None:
+            Place.parse(self.executor)
 
     @property
     def split_rule(self) -> SplitRule:
@@ -106,118 +126,170 @@ class CurateConfig:
 
 
 def curate(config: CurateConfig, out: Path) -> Path:
-    """`out`, holding tokenizer/, documents/, shards/ and curation.json; a line on each source goes
-    to the terminal.
+    """`out`, holding tokenizer/, documents/, shards/, curation.json and throughput.json; a line on
+    each source goes to the terminal.
 
-    Each source runs through its filters, exact duplicates, contamination and near duplicates, in
-    this order. Duplicates are searched across sources; the source named first keeps the text. A
-    finished source is not read again, so an interrupted call goes on where it stopped, and ends
-    with the same bytes. FileNotFoundError or ValueError name the source, file and line that cannot
-    be read, or the filters that left nothing of a source.
+    Each document runs through its filters, exact duplicates, contamination and near duplicates, in
+    this order. Duplicates are searched across sources; the source named first keeps the text.
+    Finished tasks are not repeated, so an interrupted call goes on where it stopped, and ends with
+    the same bytes. FileNotFoundError or ValueError name the source, file and line that cannot be
+    read, or the filters that left nothing of a source.
     """
     for source in config.sources:
         check_source(source)
     given = Tokenizer.load(Path(config.tokenizer).expanduser()) if config.tokenizer else None
-    suites = {name: load_suite(name, generate_problems).problems for name in config.suites}
-    prompts = {
-        name: [problem["prompt"] for problem in problems] for name, problems in suites.items()
-    }
-    cleaner = Cleaner(
-        thresholds=config.thresholds,
-        max_chars=config.max_chars,
-        duplicates=DuplicateIndex(config.minhash),
-        evaluation=EvaluationIndex(prompts, ngram=config.ngram),
-    )
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}")
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        for source in config.sources:
-            _collect(source, config, cleaner, out, progress)
-        tokenizer = _tokenizer(config, given, out)
-        for source in config.sources:
-            _encode(source, out, tokenizer, progress)
+    call = repr(replace(config, executor=None))
+    work = Work(out.absolute() / "resume", config.sources, config.part_bytes, call)
+    place = Place.parse(config.executor) if config.executor else work.worth()
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, *times, console=Console(stderr=True)) as progress:
+        outcomes = _read(config, work, place, progress)
+        tokenizer = _tokenizer(config, given, out, work, outcomes)
+        _encode(work, out.absolute() / "tokenizer", place, progress, outcomes)
+    for name, outcome in outcomes.items():
+        _publish(out, work, name, outcome)
     summary = _summary(config, out, tokenizer)
-    for name, told in summary["sources"].items():
-        Console(stderr=True).print(
-            source_line(name, told), markup=False, highlight=False, soft_wrap=True
-        )
+    for name, counts in summary["sources"].items():
+        line = source_line(name, counts)
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+    throughput = work.write_throughput(out / "throughput.json", place)
+    Console(stderr=True).print(throughput, markup=False, highlight=False, soft_wrap=True)
     write_json(out / "curation.json", summary)
+    shutil.rmtree(work.folder)
     return out
 
 
-def _collect(
-    source: Source, config: CurateConfig, cleaner: Cleaner, out: Path, progress: Progress
-) -> None:
-    """Write out/documents/<source>, or where it stands from an earlier call, take note of what is
-    in it.
-    """
-    folder = out / "documents" / source.name
-    bar = progress.add_task(
-        f"read {source.name}", total=source.max_bytes or source.num_documents, told=""
+def _read(config: CurateConfig, work: Work, place: Place, progress: Progress) -> dict[str, Outcome]:
+    """Every part read, duplicates found, and decided what stays."""
+    suites = {name: load_suite(name, generate_problems).problems for name in config.suites}
+    prompts = tuple(
+        (name, tuple(problem["prompt"] for problem in problems))
+        for name, problems in suites.items()
     )
-    if folder.is_dir():
-        for split in SPLITS:
-            cleaner.remember(source, read_documents(out, source.name, split))
-        progress.update(bar, total=1, completed=1, told="finished before")
-        return
-    report = Report()
-    with write_folder(folder) as partial:
-        documents = cleaner.clean(source, report, _teller(progress, bar, source))
-        kept = write_splits(documents, partial, config.split_rule)
-        told = {"files": report.reading.summary(), "read": report.read, "capped": report.capped}
-        told |= {"dropped": report.dropped, "shortened": report.shortened, "kept": kept}
-        told["examples"] = report.examples
-        write_json(partial / REPORT, told)
-    progress.update(bar, total=1, completed=1)
+    searched = any(source.near_dedup is not False for source in config.sources)
+    unread = {name: source["unread"] for name, source in work.plan["sources"].items()}
+    (work.folder / "progress").mkdir(exist_ok=True)
+    bars = [work.bar(name) for name in work.sources]
+    while True:
+        work.forget_short_parts()
+        step = ReadStep(
+            tasks=work.tasks,
+            folder=work.folder / "parts",
+            progress=work.folder / "progress",
+            thresholds=config.thresholds,
+            max_chars=config.max_chars,
+            prompts=prompts,
+            ngram=config.ngram,
+            rule=config.split_rule,
+        )
+        steps: list[Any] = [step]
+        if searched:
+            steps.append(Signatures(work.folder / "signatures", config.minhash))
+        with progress_bars(progress, bars, work.folder / "progress"):
+            work.timed("read", place, steps, len(work.tasks))
+        begun = time.monotonic()
+        num_near = sum(read_part_record(work.folder, n)["near"] for n in range(len(work.tasks)))
+        groups = find_groups(place, work.folder, len(work.tasks), config.minhash, num_near)
+        try:
+            outcomes = decide(work.tasks, unread, groups, work.folder, config.split_rule)
+        except TooShort as short:
+            work.read_further(short.tasks)
+            continue
+        work.seconds["duplicates"] = time.monotonic() - begun
+        return outcomes
 
 
-def _tokenizer(config: CurateConfig, given: Tokenizer | None, out: Path) -> Tokenizer:
+def _tokenizer(
+    config: CurateConfig,
+    given: Tokenizer | None,
+    out: Path,
+    work: Work,
+    outcomes: dict[str, Outcome],
+) -> Tokenizer:
     """The tokenizer of this corpus, in out/tokenizer: the given one, or one trained on its training
     text.
     """
     folder = out / "tokenizer"
     if not folder.is_dir():
         if config.vocab_size is not None:
-            given = train_tokenizer(_tokenizer_sample(config, out), config.vocab_size)
+            sample = _tokenizer_sample(config.tokenizer_sample_bytes, work, outcomes)
+            given = train_tokenizer(sample, config.vocab_size)
         assert given is not None
         with write_folder(folder) as partial:
             given.save(partial)
     return Tokenizer.load(folder)
 
 
-def _tokenizer_sample(config: CurateConfig, out: Path) -> Iterator[str]:
-    """Training texts of about tokenizer_sample_bytes, spread evenly over each source.
+def _tokenizer_sample(sample_bytes: int, work: Work, outcomes: dict[str, Outcome]) -> Iterator[str]:
+    """Training texts of about sample_bytes, spread evenly over each source.
 
     Every source gives the same number of bytes; what a small one lacks, the larger ones give.
     """
-    names = [source.name for source in config.sources]
-    sizes = {
-        name: read_json(out / "documents" / name / REPORT)["kept"]["train"]["bytes"]
-        for name in names
-    }
-    left, shares = float(config.tokenizer_sample_bytes), {}
-    for number, name in enumerate(sorted(names, key=lambda name: sizes[name])):
-        taken = min(sizes[name], left / (len(names) - number))
-        left, shares[name] = left - taken, taken / max(1, sizes[name])
-    for name in names:
-        for number, document in enumerate(read_documents(out, name, "train")):
-            if int((number + 1) * shares[name]) > int(number * shares[name]):
-                yield document.text
+    sizes = {name: outcome.kept["train"]["bytes"] for name, outcome in outcomes.items()}
+    missing, shares = float(sample_bytes), {}
+    for number, name in enumerate(sorted(sizes, key=lambda name: sizes[name])):
+        taken = min(sizes[name], missing / (len(sizes) - number))
+        missing, shares[name] = missing - taken, taken / max(1, sizes[name])
+    for name, outcome in outcomes.items():
+        number = 0
+        for task in work.numbers(name):
+            for line in KeptDocuments(work.folder, task, outcome.moves).lines("train"):
+                if int((number + 1) * shares[name]) > int(number * shares[name]):
+                    yield text_of(line)
+                number += 1
 
 
-def _encode(source: Source, out: Path, tokenizer: Tokenizer, progress: Progress) -> None:
-    """Write out/shards/<source>: each document its start, then its text."""
-    folder = out / "shards" / source.name
-    bar = progress.add_task(f"encode {source.name}", total=len(SPLITS), told="")
-    if folder.is_dir():
-        progress.update(bar, completed=len(SPLITS), told="finished before")
-        return
-    with write_folder(folder) as partial:
+@dataclass(frozen=True, kw_only=True)
+class EncodeStep:
+    """A step of datatrove's: one task's documents that stay, put in order and encoded."""
+
+    work: Path
+    tokenizer: Path
+    moves: tuple[dict[float, str], ...]
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        begun = time.monotonic()
+        tokenizer = Tokenizer.load(self.tokenizer)
+        documents = KeptDocuments(self.work, rank, self.moves[rank])
+        count = size = 0
+        with write_folder(part_folder(self.work / "encoded", rank)) as folder:
+            for split in SPLITS:
+                texts = documents.texts(split, folder / f"{split}.jsonl")
+                ids = encode_documents(texts, tokenizer)
+                shard = write_shard(folder, split, ids, vocab_size=tokenizer.vocab_size)
+                count += len(shard)
+                size += (folder / f"{split}.jsonl").stat().st_size
+            # what fills a bar: one task more
+            write_progress(self.work / "encoding" / f"{rank:05d}", count, size, 1)
+            seconds = round(time.monotonic() - begun, 3)
+            write_json(folder / "encoded.json", {"seconds": seconds})
+
+
+def _encode(
+    work: Work, tokenizer: Path, place: Place, progress: Progress, outcomes: dict[str, Outcome]
+) -> None:
+    (work.folder / "encoding").mkdir(exist_ok=True)
+    moves = tuple(outcomes[task.source.name].moves for task in work.tasks)
+    step = EncodeStep(work=work.folder, tokenizer=tokenizer, moves=moves)
+    tasks = {name: work.numbers(name) for name in work.sources}
+    bars = [Bar(f"encode {name}", numbers, len(numbers), True) for name, numbers in tasks.items()]
+    with progress_bars(progress, bars, work.folder / "encoding"):
+        work.timed("encode", place, [step], len(work.tasks))
+
+
+def _publish(out: Path, work: Work, name: str, outcome: Outcome) -> None:
+    """out/documents/<source> and out/shards/<source>, by second names of what tasks wrote."""
+    parts = [part_folder(work.folder / "encoded", number) for number in work.numbers(name)]
+    with write_folder(out / "documents" / name) as folder:
         for split in SPLITS:
-            texts = (document.text for document in read_documents(out, source.name, split))
-            write_shard(
-                partial, split, encode_documents(texts, tokenizer), vocab_size=tokenizer.vocab_size
-            )
-            progress.advance(bar)
+            for number, part in enumerate(parts):
+                whole = f"{split}.jsonl" if len(parts) == 1 else f"{split}-{number:05d}.jsonl"
+                link(part / f"{split}.jsonl", folder / whole)
+        write_json(folder / REPORT, outcome.report())
+    with write_folder(out / "shards" / name) as folder:
+        for split in SPLITS:
+            join_shards(parts, folder, split, link)
 
 
 def _summary(config: CurateConfig, out: Path, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -230,32 +302,14 @@ def _summary(config: CurateConfig, out: Path, tokenizer: Tokenizer) -> dict[str,
         kept = report["kept"]
         for split in SPLITS:
             kept[split]["tokens"] = len(read_shard(out / "shards" / source.name, split).tokens)
-        counts = {name: told for name, told in report.items() if name != "examples"}
+        counts = {name: part for name, part in report.items() if name != "examples"}
         sources[source.name] = {"domain": source.domain, **counts}
         for name, texts in report["examples"].items():
-            shown = examples.setdefault(name, [])
-            shown += texts[: EXAMPLES - len(shown)]
+            kept_texts = examples.setdefault(name, [])
+            kept_texts += texts[: EXAMPLES - len(kept_texts)]
         start = len(tokenizer.document_start)  # it is no text
         text_tokens = sum(split["tokens"] - start * split["documents"] for split in kept.values())
         size = sum(split["bytes"] for split in kept.values())
         bytes_per_token[source.name] = round(size / max(1, text_tokens), 4)
-    told = {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token}
-    return {"sources": sources, "examples": examples, "tokenizer": told}
-
-
-def _teller(progress: Progress, bar: TaskID, source: Source) -> Callable[[Report], None]:
-    """Moves a source's bar, and says how much was kept and left out."""
-
-    def tell(report: Report) -> None:
-        done = report.read["documents"] if source.max_bytes is None else report.kept["bytes"]
-        left_out = report.read["documents"] - report.kept["documents"]
-        told = (
-            f"{report.kept['bytes'] / 1e6:.1f} MB kept, {left_out:,} of "
-            f"{report.read['documents']:,} left out"
-        )
-        unread = report.reading.summary()
-        if unread["unread"]:
-            told += f", {unread['found'] - unread['read']:,} files not read"
-        progress.update(bar, completed=done, told=told)
-
-    return tell
+    measured = {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token}
+    return {"sources": sources, "examples": examples, "tokenizer": measured}

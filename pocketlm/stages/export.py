@@ -27,6 +27,7 @@ from pocketlm.inference.open import opened
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.files import write_folder, write_json
+from pocketlm.model.json_lines import row_files
 from pocketlm.model.quant import scheme as scheme_named
 from pocketlm.model.quant import scheme_of
 from pocketlm.model.tokenizer import Tokenizer
@@ -265,11 +266,12 @@ def held_conversations(tokenizer: Tokenizer, length: int, corpus: Path) -> Itera
     the other.
     """
     files = [
-        corpus / "documents" / name / f"{split}.jsonl"
+        file
         for split in SPLITS
         for name in list_sources(corpus)
+        for file in row_files(corpus / "documents" / name, split)
     ]
-    readers = [read_conversations(file) for file in files if file.is_file()]
+    readers = [read_conversations(file) for file in files]
     for round_of_rows in zip_longest(*(islice(reader, PASSAGES) for reader in readers)):
         answers = tokenizer.answers([row for row in round_of_rows if row is not None])
         examples = [example for rows in answers if isinstance(rows, list) for example in rows[:1]]

@@ -26,6 +26,7 @@ from pocketlm.report.timeline import Stage, curves_section, recipe_section, road
 RECORD = "stage.json"
 SHOWN_FILES = (
     "curation.json",
+    "throughput.json",
     "conversations.json",
     "mix.json",
     "selection.json",

@@ -10,6 +10,7 @@ from typing import Any
 
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.join import Join
 from pocketlm.corpus.sources import (
     HubSource,
     LanguageReferenceSource,
@@ -94,6 +95,7 @@ BASES: dict[type, Any] = {
     HubSource: HubSource(
         name="own", domain="knowledge", dataset="them/texts", split="train", filters=()
     ),
+    Join: Join(name="them", dataset="them/asked", fields=("text",)),
     ProblemSource: ProblemSource(
         name="own", domain="maths", families=("chain_sum",), count=40, seed=1
     ),
@@ -243,7 +245,20 @@ FIELDS: dict[type, dict[str, Any]] = {
         "response_field": "title",
         "path": f"{FOLDER}/rows.jsonl",
     },
-    HubSource: {"dataset": "them/other", "config": "second", "split": "test", "revision": "v2"},
+    HubSource: {
+        "dataset": "them/other",
+        "config": "second",
+        "split": "test",
+        "revision": "v2",
+        "joins": (Join(name="them", dataset="them/asked", fields=("text",)),),
+    },
+    Join: {
+        "name": "others",
+        "dataset": "them/others",
+        "fields": ("text", "title"),
+        "config": "second",
+        "revision": "v2",
+    },
     ProblemSource: {"families": ("leg_counting",), "count": 30, "seed": 2},
     NoteSource: {"count": 30, "seed": 2, "pairs_range": (3, 4)},
     RecallSource: {"count": 30, "seed": 2, "pairs_range": (3, 4)},
@@ -296,6 +311,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "suites": (),
         "ngram": 40,
         "validation_share": 0.3,
+        "part_bytes": 2000,
+        "executor": "local:2",
         "probe_share": 0.3,
         "seed": 1,
     },
@@ -445,6 +462,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (OptimConfig, "on_nonfinite"): {"lr": 1e30},
     (MergeConfig, "num_steps"): {"search": "slopes"},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
+    (HubSource, "joins"): {"prompt_field": "question", "response_field": "text"},
     (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},
     (LocalSource, "prompt_field"): {**PAIR, "prompt_field": "text"},
     (LocalSource, "response_field"): {**PAIR, "response_field": "text"},

@@ -22,8 +22,10 @@ import pocketlm.stages
 import pocketlm.stages.export as export_stage
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
+from pocketlm.corpus.join import Join
 from pocketlm.corpus.sources import (
     KINDS,
+    HubSource,
     LocalSource,
     NoteSource,
     ProblemSource,
@@ -188,7 +190,7 @@ def files_of(out: Path) -> dict[str, Any]:
     """All that a stage left and that does not tell the time. config.json repeats the config, so it
     proves nothing.
     """
-    skipped = {"metrics.jsonl", "config.json"}
+    skipped = {"metrics.jsonl", "config.json", "throughput.json"}
     found = (file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in skipped)
     return {
         str(f.relative_to(out)): f.read_bytes()
@@ -205,11 +207,18 @@ def after_curate(config: CurateConfig, folder: Path, out: Path, patch: pytest.Mo
     ) -> Iterator[dict]:
         assert streaming
         asked = f"{dataset} {config} {split} {revision}"
-        return iter([{"text": f"Row {n} of {asked}: {asked * 3}"} for n in range(20)])
+        where = {"question": "-", "dataset": "them", "split": "train", "title": "A title"}
+        return iter(
+            [
+                {**where, "index": str(n), "text": f"Row {n} of {asked}: {asked * 3}"}
+                for n in range(20)
+            ]
+        )
 
     patch.setattr(datasets, "load_dataset", load)
     curate(placed(config, folder), out)
-    return files_of(out)
+    throughput = json.loads((out / "throughput.json").read_text())
+    return {**files_of(out), "executor": throughput["executor"]}
 
 
 def placed(value: Any, folder: Path) -> Any:
@@ -230,6 +239,13 @@ def with_source(
 ) -> CurateConfig:
     parts = {"thresholds": thresholds or Thresholds(), "minhash": minhash or MinHash()}
     return CurateConfig(name="corpus", sources=(source,), vocab_size=259, ngram=5, **parts)
+
+
+def joined_by(join: Join) -> HubSource:
+    """Rows whose questions stand in that set, or else in one of titles."""
+    titles = replace(BASES[Join], fields=("title", "text"))
+    fields = {"prompt_field": "question", "response_field": "text"}
+    return replace(BASES[HubSource], **fields, joins=(join, titles))
 
 
 def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., Any]:
@@ -440,6 +456,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     SaveConfig: after_save,
     ModelConfig: after_model,
     **dict.fromkeys(KINDS.values(), lambda config, *rest: after_curate(with_source(config), *rest)),
+    Join: lambda config, *rest: after_curate(with_source(joined_by(config)), *rest),
     Goal: lambda config, *rest: after_report(replace(BASES[ReportConfig], goals=(config,)), *rest),
     MinHash: lambda config, *rest: after_curate(
         with_source(BASES[LocalSource], minhash=config), *rest
@@ -575,7 +592,8 @@ def test_the_same_config_leaves_the_same(config: type, left_by: Seen, tmp_path: 
 def test_every_field_changes_what_is_left(config: type, name: str, left_by: Seen) -> None:
     base = replace(BASES[config], **BASE_CHANGES.get((config, name), {}))
     other = replace(base, **{name: FIELDS[config][name]}, **TOGETHER.get((config, name), {}))
-    assert other != base
+    compared = next(field for field in fields(config) if field.name == name).compare
+    assert (other != base) == compared
     assert left_by(other, name) != left_by(base, name)
 
 

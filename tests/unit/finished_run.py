@@ -95,7 +95,13 @@ def curation() -> dict[str, Any]:
         for name in ("length", "repetition")
     }
     tokenizer = {"vocab_size": 1024, "bytes_per_token": dict.fromkeys(SOURCES, 2.4)}
-    return {"curation.json": {"sources": sources, "examples": examples, "tokenizer": tokenizer}}
+    speed = {"seconds": 4.0, "documents_per_second": 812.5, "megabytes_per_second": 3.25}
+    slowest = {"source": "notes", "part": 2, "seconds": 1.75}
+    throughput = {"executor": "local:2", "read": {**speed, "slowest_task": slowest}}
+    return {
+        "curation.json": {"sources": sources, "examples": examples, "tokenizer": tokenizer},
+        "throughput.json": throughput,
+    }
 
 
 def mix() -> dict[str, Any]:

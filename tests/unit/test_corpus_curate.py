@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from pocketlm.corpus import read_step
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.filters import Thresholds
@@ -69,7 +70,9 @@ def run(config, out):
 
 
 def contents(out):
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    """All files but the one that tells the time."""
+    files = (p for p in sorted(out.rglob("*")) if p.is_file() and p.name != "throughput.json")
+    return {str(p.relative_to(out)): p.read_bytes() for p in files}
 
 
 def counts(out):
@@ -135,37 +138,38 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(
     )
     whole = contents(run(config, tmp_path / "whole"))
     assert counts(tmp_path / "whole")["sums"]["dropped"]["exact_duplicate"] == 2
-    calls = {
-        "second source": "_collect",
-        "tokenizer": "_tokenizer",
-        "second shard": "_encode",
-        "summary": "_summary",
+    places = {
+        "second source": (read_step.PartWriter, "finish"),
+        "tokenizer": (stage, "_tokenizer"),
+        "second shard": (stage, "write_shard"),
+        "summary": (stage, "_summary"),
     }
-    name = calls[stopped_at]
-    original, seen = getattr(stage, name), []
+    module, name = places[stopped_at]
+    original, seen = getattr(module, name), []
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         seen.append(1)
         if len(seen) == 1 + stopped_at.startswith("second"):
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(stage, name, stop)
+    monkeypatch.setattr(module, name, stop)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "out")
-    monkeypatch.setattr(stage, name, original)
+    monkeypatch.setattr(module, name, original)
     assert not (tmp_path / "out" / "curation.json").exists()
     assert contents(run(config, tmp_path / "out")) == whole
 
 
-def test_a_source_that_fails_midway_leaves_no_half_folder_and_finished_ones_are_not_read_again(
+def test_a_source_that_fails_midway_leaves_nothing_half_done_and_finished_ones_are_not_read_again(
     config, tmp_path
 ):
     good = (tmp_path / "sums.jsonl").read_text()
     (tmp_path / "sums.jsonl").write_text(good + "{broken\n")
     with pytest.raises(ValueError, match=r"source 'sums': .*sums\.jsonl:42:2: not JSON"):
         run(config, tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out" / "documents").iterdir()] == ["stories"]
+    assert not (tmp_path / "out" / "documents").exists()
+    assert [p.name for p in (tmp_path / "out" / "resume" / "parts").iterdir()] == ["00000"]
     (tmp_path / "sums.jsonl").write_text(good)
     (tmp_path / "stories.jsonl").write_text("no longer read")
     assert counts(run(config, tmp_path / "out"))["stories"]["read"]["documents"] == 64
@@ -240,6 +244,7 @@ CHANGES = {
     "validation_share": lambda c: 0.3,
     "probe_share": lambda c: 0.0,
     "seed": lambda c: 1,
+    "part_bytes": lambda c: 3000,
 }
 
 
@@ -336,8 +341,24 @@ def test_a_missing_source_stops_the_stage_before_any_work(config, tmp_path):
         (lambda c: {"probe_share": 1.5}, r"probe_share is 1\.5"),
         (lambda c: {"probe_share": 0.9}, "leave nothing to train on"),
         (lambda c: {"ngram": 0}, "ngram is 0"),
+        (lambda c: {"executor": "cluster:9"}, "executor is 'cluster:9'; use local:N"),
+        (lambda c: {"executor": "local:no"}, "local:N needs a number of processes from 1 on"),
     ],
 )
 def test_a_wrong_config_says_which_field(config, change, message):
     with pytest.raises(ValueError, match=message):
         replace(config, **change(config))
+
+
+def test_a_text_that_spells_a_special_token_is_plain_text_and_stops_nothing(config, tmp_path):
+    rows = [{"text": story(200 + number)} for number in range(5)]
+    spelt = "It ends with <|endoftext|> and goes on behind it, as text. " + story(300)
+    (tmp_path / "stories.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"text": spelt}])
+    )
+    sources = (replace(config.sources[0], filters=()),)
+    config = replace(config, sources=sources, validation_share=0.0, probe_share=0.0)
+    out = run(config, tmp_path / "out")
+    tokenizer, shard = Tokenizer.load(out / "tokenizer"), open_shard(out, "stories", "train")
+    ids = shard.document(len(shard) - 1).tolist()
+    assert ids.count(tokenizer.bos_id) == 1 and tokenizer.decode(ids[1:]) == spelt

@@ -19,18 +19,12 @@ import pytest
 import zstandard
 
 from pocketlm.corpus.documents import conversation, document_json, read_documents, row_document
+from pocketlm.corpus.join import Join
+from pocketlm.corpus.parts import check_source, read_part, read_source, split_source
 from pocketlm.corpus.reading import Reading
-from pocketlm.corpus.sources import (
-    KINDS,
-    HubSource,
-    LocalSource,
-    NoteSource,
-    Source,
-    check_source,
-    read_source,
-)
+from pocketlm.corpus.sources import KINDS, HubSource, LocalSource, NoteSource, Source
 from pocketlm.runner.record import differences, make_record
-from pocketlm.stages.curate import CurateConfig
+from pocketlm.stages.curate import CurateConfig, curate
 
 ROWS = [{"text": "first"}, {"text": "second"}, {"text": "third"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -278,6 +272,15 @@ def test_a_hub_dataset_is_streamed_with_its_own_fields(monkeypatch):
     }
 
 
+def test_a_hub_that_does_not_answer_is_named(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("no route to host\nwith details")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"source 'web': hub dataset 'org/web' .*host; run again"):
+        split_source(hub(), 10**6, Reading())
+
+
 def test_hub_failures_name_the_dataset_and_the_row(monkeypatch):
     fake_hub(monkeypatch, ROWS, fail_after=2)
     with pytest.raises(
@@ -409,3 +412,118 @@ def test_a_record_of_a_version_with_one_class_of_source_differs_in_one_line(tmp_
         'sources.0.path: "x" -> "y"',
         'sources.1.text_field: "body" -> null',
     ]
+
+
+def by_parts(source, part_bytes):
+    """The documents of each part, by tasks that know nothing of each other."""
+    reading = Reading()
+    parts = split_source(source, part_bytes, reading)
+    places = json.loads(json.dumps([part.place for part in parts]))  # as the plan keeps them
+    return [list(read_part(source, place, reading)) for place in places], reading
+
+
+@pytest.mark.parametrize("part_bytes", [1, 40, 300, 10**9])
+def test_a_file_of_lines_is_cut_between_lines(tmp_path, part_bytes):
+    rows = [{"text": f"é{number} " * (number % 7 + 1)} for number in range(60)]
+    content = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + content.encode())  # no last line feed
+    whole = list(read_source(local(tmp_path)))
+    parts, reading = by_parts(local(tmp_path), part_bytes)
+    assert [document for part in parts for document in part] == whole and len(whole) == 60
+    assert {1: len(parts) > 50, 40: len(parts) > 20, 300: 5 < len(parts) < 20}.get(
+        part_bytes, len(parts) == 1
+    )
+    assert reading.summary() == {"found": 1, "read": 1, "unread": {}}
+
+
+def test_a_bad_line_of_a_part_is_named_with_its_place_in_the_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(JSONL * 20 + b"{broken\n" + JSONL)
+    with pytest.raises(ValueError, match=r"source 'here': .*a\.jsonl:61:2: not JSON"):
+        by_parts(local(tmp_path), 100)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 500, 10**9])
+def test_a_parquet_file_is_cut_between_row_groups(tmp_path, part_bytes):
+    table = pyarrow.Table.from_pylist([{"text": f"row {number}"} for number in range(50)])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+    whole = list(read_source(local(tmp_path)))
+    parts, _ = by_parts(local(tmp_path), part_bytes)
+    assert [document for part in parts for document in part] == whole and len(whole) == 50
+    assert len(parts) == {1: 8, 500: len(parts), 10**9: 1}[part_bytes] <= 8
+
+
+def test_small_files_share_a_part_and_a_capped_source_is_one(tmp_path):
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text(str(number) * 100)
+    parts, _ = by_parts(local(tmp_path), 250)
+    assert [len(part) for part in parts] == [2, 2, 2, 2, 1]
+    parts, _ = by_parts(local(tmp_path, max_bytes=10**6), 250)
+    assert [len(part) for part in parts] == [9]
+
+
+def test_a_hub_dataset_is_read_by_its_files(tmp_path, monkeypatch):
+    """datasets itself streams, from parquet files of this machine."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(3):
+        rows = [{"body": f"file {number} row {row}"} for row in range(4)]
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, folder / f"train-{number}.parquet")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = HubSource(
+        name="web", domain="knowledge", dataset=str(folder), split="train", text_field="body"
+    )
+    parts, _ = by_parts(source, 1)
+    assert [[document.text for document in part] for part in parts] == [
+        [f"file {number} row {row}" for row in range(4)] for number in range(3)
+    ]
+    ids = [document.id for part in parts for document in part]
+    assert ids[:2] == ["train:1:1", "train:1:2"] and len(set(ids)) == 12
+    parts, _ = by_parts(replace(source, max_bytes=1000), 1)
+    assert [len(part) for part in parts] == [12]
+
+
+def test_questions_that_stand_in_other_sets_are_joined_and_the_others_counted(
+    monkeypatch, tmp_path
+):
+    place = {"split": "train", "index": "1"}
+    rows = [
+        {"question": "-", "answer": "one", "dataset": "taco", **place},
+        {"question": "own", "answer": "two", "dataset": "taco", **place},
+        {"question": "-", "answer": "three", "dataset": "taco", "split": "test", "index": "7"},
+        {"question": "-", "answer": "four", "dataset": "elsewhere", **place},
+        {"question": "-", "answer": "five", "dataset": "apps", **place},
+    ]
+    sets = {
+        "org/web": rows,
+        "BAAI/TACO": [{"question": "first"}, {"question": "asked in TACO"}],
+        "apps": [{"title": "t", "body": ""}, {"title": "Title", "body": "asked in APPS"}],
+    }
+    opened = []
+
+    def load_dataset(name, config, *, split, **options):
+        opened.append((name, config, split))
+        return iter(sets[name])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    joins = (
+        Join(name="taco", dataset="BAAI/TACO", fields=("question",), config="ALL"),
+        Join(name="apps", dataset="apps", fields=("title", "body")),
+    )
+    source = hub(prompt_field="question", response_field="answer", joins=joins)
+    found = [(d.prompts, d.dropped_by) for d in read_source(source)]
+    assert found == [
+        (["asked in TACO"], ""),
+        (["own"], ""),
+        ([], "not_joined"),
+        ([], "not_joined"),
+        (["Title\n\nasked in APPS"], ""),
+    ]
+    assert sorted(opened)[0] == ("BAAI/TACO", "ALL", "test") and len(opened) == 5
+    config = CurateConfig(name="corpus", sources=(source,), vocab_size=280, ngram=5)
+    curate(config, tmp_path)
+    counts = json.loads((tmp_path / "curation.json").read_text())
+    assert counts["sources"]["web"]["dropped"] == {"not_joined": 2}
+    assert "elsewhere" in counts["examples"]["not_joined"][1]
+    with pytest.raises(ValueError, match="join 'taco': fields is empty"):
+        replace(joins[0], fields=())

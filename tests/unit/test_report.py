@@ -126,6 +126,12 @@ def test_speeds_stand_beside_what_memory_would_allow(whole: str) -> None:
     assert "on 2 threads, medians of 3" in text and "at the 12.5 GB/s of memory" in text
 
 
+def test_how_fast_curation_was_and_its_slowest_task_are_told(whole: str) -> None:
+    text = Reader(whole).text
+    assert "on local:2: 812.5 documents and 3.25 MB a second" in text
+    assert "part 2 of notes, took 1.75 s" in text
+
+
 def test_files_that_were_not_read_stand_in_a_table_with_their_reason(whole: str) -> None:
     text = Reader(whole).text
     assert "Of 61 files in the sources' folders 54 were read." in text

@@ -1,0 +1,232 @@
+"""Curation measured: documents and bytes a second with 1 and more processes, beside datatrove's own
+FineWeb example on the same text, and memory at 1 and 4 times the corpus.
+
+    pip install orjson  # which the example needs
+    python benchmarks/curation.py TEXTS.jsonl.zst --megabytes 8
+
+TEXTS: rows with a "text". From them a file of so many megabytes is made, and one of four times as
+many. Each figure comes from a process of its own: seconds of the stage, and the highest memory
+(RSS) of any of its processes. Where others use the machine too, compare the processors' seconds, of
+all its processes.
+
+The example is examples/fineweb.py of datatrove from its repetition filter on: without what reads
+web archives and finds languages, with this project's words instead of spaCy's. Both write clean
+text without near duplicates; ours also drops exact duplicates, trains a tokenizer and encodes.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pocketlm.model.json_lines import json_lines
+
+PARTS = 4  # of the small corpus; as many bytes to a part of the large one
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("--megabytes", type=float, default=8)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ray", action="store_true", help="also on a Ray cluster of this machine")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        kind, workers, part_bytes, out = arguments.child
+        child(kind, arguments.texts, int(workers), int(part_bytes), Path(out))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = Path(folder) / "1x.jsonl", Path(folder) / "4x.jsonl"
+        size = int(arguments.megabytes * 1e6)
+        counts = {
+            path: cut(arguments.texts, path, n * size) for path, n in ((small, 1), (large, 4))
+        }
+        part_bytes = size // PARTS + 1
+        rows = [("pocketlm", small, workers) for workers in arguments.workers]
+        rows += [("fineweb", small, workers) for workers in arguments.workers]
+        rows += [("pocketlm", large, workers) for workers in arguments.workers]
+        rows += [("ray", small, os.cpu_count() or 1)] if arguments.ray else []
+        for number, (kind, path, workers) in enumerate(rows):
+            out = Path(folder) / f"out{number}"
+            measured = run(kind, path, workers, part_bytes, out)
+            documents, text_bytes = counts[path]
+            print(
+                f"{kind:8} {path.stem} {documents:6,} documents {text_bytes / 1e6:6.1f} MB "
+                f"{workers} processes: {measured['seconds']:6.1f} s, "
+                f"{documents / measured['seconds']:6.0f} documents/s, "
+                f"{text_bytes / measured['seconds'] / 1e6:5.2f} MB/s, "
+                f"processors {measured['processor_seconds']:5.1f} s, "
+                f"peak {measured['peak_megabytes']:5.0f} MB, kept {measured['kept']:,}",
+                flush=True,
+            )
+
+
+def cut(texts: Path, path: Path, size: int) -> tuple[int, int]:
+    """(documents, bytes of text) of the first texts that fill `size`; where they end, they come
+    again with other words in them.
+    """
+    count = written = turn = 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < size:
+            for _, row in json_lines(texts):
+                text = row["text"] if not turn else row["text"].replace("e", "e" * turn)
+                file.write(json.dumps({"text": text, "id": str(count)}) + "\n")
+                count, written = count + 1, written + len(text.encode())
+                if written >= size:
+                    break
+            turn += 1
+    return count, written
+
+
+def run(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> dict:
+    words = [sys.executable, __file__, str(path), "--child", kind, str(workers), str(part_bytes)]
+    with tempfile.TemporaryFile("w+") as shown, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [*words, str(out)], stdout=shown, stderr=errors, start_new_session=True
+        )
+        seen: dict[int, tuple[float, float]] = {}
+        while process.poll() is None:
+            seen |= usage(process.pid)
+            time.sleep(0.05)
+        for file in (shown, errors):
+            file.seek(0)
+        if process.returncode:
+            sys.exit(errors.read()[-3000:])
+        figures = json.loads(shown.read().splitlines()[-1])
+    seconds, peaks = zip(*seen.values(), strict=True)
+    return {**figures, "processor_seconds": sum(seconds), "peak_megabytes": max(peaks)}
+
+
+def usage(session: int) -> dict[int, tuple[float, float]]:
+    """{process: (seconds of processors, highest memory in MB)} of all processes of a session."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            status = (folder / "status").read_text()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[3]) == session and "VmHWM" in status:
+            peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+            ticks = int(fields[11]) + int(fields[12])
+            found[int(folder.name)] = (ticks / os.sysconf("SC_CLK_TCK"), peak)
+    return found
+
+
+def child(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> None:
+    out.mkdir()
+    begun = time.monotonic()
+    if kind == "fineweb":
+        kept = fineweb(path, workers, part_bytes, out)
+    else:
+        executor = "ray:local" if kind == "ray" else f"local:{workers}"
+        kept = ours(path, executor, part_bytes, out)
+    seconds = time.monotonic() - begun
+    print(json.dumps({"seconds": seconds, "kept": kept}))
+
+
+def ours(path: Path, executor: str, part_bytes: int, out: Path) -> int:
+    from pocketlm.corpus.sources import LocalSource
+    from pocketlm.stages.curate import CurateConfig, curate
+
+    filters = ("repetition", "prose")  # what the example has of ours
+    source = LocalSource(name="text", domain="knowledge", path=str(path), filters=filters)
+    config = CurateConfig(
+        name="corpus",
+        sources=(source,),
+        vocab_size=4096,
+        max_chars=10**9,
+        part_bytes=part_bytes,
+        executor=executor,
+    )
+    curate(config, out)
+    kept = json.loads((out / "curation.json").read_text())["sources"]["text"]["kept"]
+    return sum(split["documents"] for split in kept.values())
+
+
+def fineweb(path: Path, workers: int, part_bytes: int, out: Path) -> int:
+    """datatrove's example: the filters, then the four steps of MinHash."""
+    from datatrove.executor.local import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import (
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        FineWebQualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+    )
+    from datatrove.pipeline.formatters import PIIFormatter
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.writers import JsonlWriter
+
+    from pocketlm.corpus.dedup import MinHash
+    from pocketlm.corpus.duplicates import minhash_config
+    from pocketlm.corpus.word_split import WORDS
+
+    parts = out / "parts"
+    parts.mkdir()
+    tasks, lines = 0, path.read_text(encoding="utf-8").splitlines(keepends=True)
+    size = 0
+    for line in lines:
+        with open(parts / f"{tasks:03}.jsonl", "a", encoding="utf-8") as file:
+            file.write(line)
+        size += len(line)
+        if size > part_bytes:
+            tasks, size = tasks + 1, 0
+    tasks = len(list(parts.iterdir()))
+    config, words = minhash_config(MinHash()), {"language": WORDS}
+    steps = [
+        (
+            tasks,
+            [
+                JsonlReader(str(parts)),
+                GopherRepetitionFilter(**words),
+                GopherQualityFilter(**words),
+                C4QualityFilter(filter_no_terminal_punct=False, **words),
+                FineWebQualityFilter(**words),
+                JsonlWriter(str(out / "filtered")),
+            ],
+        ),
+        (
+            tasks,
+            [
+                JsonlReader(str(out / "filtered")),
+                MinhashDedupSignature(str(out / "signatures"), config, **words),
+            ],
+        ),
+        (
+            config.num_buckets,
+            [MinhashDedupBuckets(str(out / "signatures"), str(out / "buckets"), config=config)],
+        ),
+        (1, [MinhashDedupCluster(str(out / "buckets"), str(out / "remove"), config=config)]),
+        (
+            tasks,
+            [
+                JsonlReader(str(out / "filtered")),
+                MinhashDedupFilter(str(out / "remove")),
+                PIIFormatter(),
+                JsonlWriter(str(out / "clean"), compression=None),
+            ],
+        ),
+    ]
+    for number, (count, pipeline) in enumerate(steps):
+        LocalPipelineExecutor(
+            pipeline,
+            tasks=count,
+            workers=min(workers, count),
+            logging_dir=str(out / f"log{number}"),
+        ).run()
+    return sum(len(file.read_text().splitlines()) for file in (out / "clean").glob("*.jsonl"))
+
+
+if __name__ == "__main__":
+    main()
