@@ -124,6 +124,7 @@ PHASE1 = PretrainConfig(
     rows_per_step=1024,
     micro_batch_size=8,
     seed=1,
+    packing="concatenate",  # not found; R1's loader, of the same group
     # Pro, phase 1: forward KL over the whole vocabulary; temperature not found
     distillation=Distillation(label_share=0.0),
     save=SaveConfig(every_steps=5_000),
@@ -140,6 +141,7 @@ PHASE2 = ExtendConfig(
     rows_per_step=2,
     micro_batch_size=1,
     seed=2,
+    packing="concatenate",
     rope_theta_factor=16.0,  # not found: 8,000,000 is what R1 reads 32k with
     save=SaveConfig(every_steps=1_000),
 )
@@ -151,6 +153,7 @@ BRANCH = PretrainConfig(
     rows_per_step=1,  # Pro, section 6: about 60M tokens in 500 steps, so one window a step (65.5M)
     micro_batch_size=1,
     seed=3,
+    packing="concatenate",
 )
 MERGE = MergeConfig(  # Pro, section 6: unequal weights; how they were searched is not found
     name="base", resolution=20, seq_len=WINDOW, validation_rows=64
@@ -165,6 +168,7 @@ QAT = QuantizeConfig(
     micro_batch_size=8,
     seed=4,
     shares=SHARES,  # not found
+    packing="concatenate",
     save=SaveConfig(every_steps=1_000),
 )
 # Pro, table 3, accelerator: per channel, learned ranges; a length of its own is not found

@@ -224,7 +224,9 @@ PRETRAIN = PretrainConfig(
     rows_per_step=16 * GPUS,  # R1, table 2: 16 for each GPU
     micro_batch_size=16,
     seed=1,  # not found
-    separate_documents=False,  # the repository's loader masks nothing
+    # the repository's loader concatenates documents, cuts every seq_len tokens and masks nothing
+    separate_documents=False,
+    packing="concatenate",
     save=SaveConfig(every_steps=5_000),
 )
 MID = replace(

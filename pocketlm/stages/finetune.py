@@ -5,7 +5,7 @@ attention across conversations.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketlm.data.batches import Layout, make_batches
+from pocketlm.data.batches import BatchPlan, make_batches
 from pocketlm.data.conversations import conversation_rows, told
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import teach_chat_template
@@ -68,7 +68,7 @@ def finetune(
     )
     if own.first:
         told(tally, tokenizer, out, config.name)
-    layout = Layout(
+    layout = BatchPlan(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,

@@ -10,9 +10,10 @@ the window a document stands, so nothing would be taught.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pocketlm.data.batches import Layout, make_batches
+from pocketlm.data.batches import BatchPlan, make_batches
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
+from pocketlm.data.rows import Packing
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.quant import prepare, scheme_of
 from pocketlm.model.transformer import Transformer
@@ -31,7 +32,8 @@ class ExtendConfig:
     """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's
     value is not known.
 
-    distillation: with a teacher, how the model learns from it. A teacher from disk reads each
+    packing: how documents become rows (data/rows.py). distillation: with a teacher, how the model
+    learns from it. A teacher from disk reads each
     document by itself, and so teaches nothing of packed short ones: long range comes from documents
     that are long themselves. optim None: widen and train nothing, as R1 does before its reasoning
     SFT.
@@ -45,6 +47,7 @@ class ExtendConfig:
     seed: int
     rope_theta_factor: float
     shares: Shares | None = None
+    packing: Packing = "document_heads"
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=25)
 
@@ -90,8 +93,8 @@ def extend_context(
             save_checkpoint(out, student, tokenizer)
         return out
     shares = chosen_shares(config.shares, corpus, config.name, mix)
-    sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)
-    layout = Layout(
+    sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id, config.packing)
+    layout = BatchPlan(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,

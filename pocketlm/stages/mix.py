@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from pocketlm.data.batches import Layout, TextRows, make_batches
+from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.corpus_folder import held_out_texts, open_shards, source_domains
 from pocketlm.data.mixture import Shares, cap_repetition, proportional_shares, uniform_shares
 from pocketlm.data.utility import mean_gradient, shares_from_utility, utilities
@@ -129,7 +129,7 @@ def simulate(
     config: MixConfig, rows: dict[str, Split], domains: dict[str, str], uniform: Shares
 ) -> dict[str, dict[str, float]]:
     """utility[domain][source], added up over the looks of one run on the uniform mix."""
-    layout = Layout(
+    layout = BatchPlan(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.rows_per_step,
@@ -181,7 +181,7 @@ def compare(
     """Held-out bits per byte of each domain, and their mean, after the proxy's training on one mix
     from the same start.
     """
-    layout = Layout(
+    layout = BatchPlan(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.rows_per_step,
@@ -207,8 +207,8 @@ def compare(
     return bits | {"mean": sum(bits.values()) / len(bits)}
 
 
-def _other(layout: Layout, seed: int) -> Layout:
-    return Layout(
+def _other(layout: BatchPlan, seed: int) -> BatchPlan:
+    return BatchPlan(
         seq_len=layout.seq_len,
         rows_per_step=layout.rows_per_step,
         micro_batch_size=layout.rows_per_step,
@@ -216,7 +216,7 @@ def _other(layout: Layout, seed: int) -> Layout:
     )
 
 
-def _domain_batches(rows: Split, domains: dict[str, str], domain: str, layout: Layout):
+def _domain_batches(rows: Split, domains: dict[str, str], domain: str, layout: BatchPlan):
     """Batches of one domain, its sources in equal shares."""
     own = {name: source for name, source in rows.items() if domains[name] == domain and len(source)}
     if not own:

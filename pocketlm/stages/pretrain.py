@@ -5,9 +5,10 @@ teacher, annealing.
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketlm.data.batches import Layout, make_batches
+from pocketlm.data.batches import BatchPlan, make_batches
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
+from pocketlm.data.rows import Packing
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint, shape_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -27,7 +28,8 @@ class PretrainConfig:
 
     model: the shape of a new network; None to go on from the input `model`. shares: of each source;
     None to take those of the input `selection` or `mix`. separate_documents: tokens see only their
-    own document; R1's loader lets documents of a row see each other. distillation: with a teacher,
+    own document; R1's loader lets documents of a row see each other. packing: how documents
+    become rows (data/rows.py). distillation: with a teacher,
     how the model learns from it.
     """
 
@@ -40,6 +42,7 @@ class PretrainConfig:
     model: ModelConfig | None = None
     shares: Shares | None = None
     separate_documents: bool = False
+    packing: Packing = "document_heads"
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=50)
 
@@ -89,8 +92,8 @@ def pretrain(
         )
     text = selection or corpus
     shares = chosen_shares(config.shares, text, config.name, mix, selection)
-    sources = text_rows(text, shares, config.seq_len, tokenizer.eos_id)
-    layout = Layout(
+    sources = text_rows(text, shares, config.seq_len, tokenizer.eos_id, config.packing)
+    layout = BatchPlan(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,

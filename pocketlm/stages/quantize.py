@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pocketlm.data.batches import Layout, Rows, make_batches
+from pocketlm.data.batches import BatchPlan, Rows, make_batches
 from pocketlm.data.conversations import conversation_rows, told
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
+from pocketlm.data.rows import Packing
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.quant import fake_quantize_weight, prepare, scheme
@@ -30,7 +31,7 @@ class QuantizeConfig:
 
     distillation: how the model learns from its full-precision self. sources: whose conversations to
     train on; empty means all. shares: train on text in these shares instead, as a base model must
-    (Pro quantizes its base).
+    (Pro quantizes its base). packing: how documents become rows of text (data/rows.py).
     """
 
     name: str
@@ -42,6 +43,7 @@ class QuantizeConfig:
     seed: int = 0
     sources: tuple[str, ...] = ()
     shares: Shares | None = None
+    packing: Packing = "document_heads"
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=25)
 
@@ -101,7 +103,7 @@ def quantize(
                 f"{student.config.max_position_embeddings}"
             )
         sources, shares = training_rows(config, corpus, tokenizer, out)
-        layout = Layout(
+        layout = BatchPlan(
             seq_len=config.seq_len,
             rows_per_step=config.rows_per_step,
             micro_batch_size=config.micro_batch_size,
@@ -134,7 +136,9 @@ def training_rows(
     """
     if config.shares is not None:
         shares = chosen_shares(config.shares, corpus, config.name, None)
-        return dict(text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)), shares
+        return dict(
+            text_rows(corpus, shares, config.seq_len, tokenizer.eos_id, config.packing)
+        ), shares
     rows, tally = conversation_rows(corpus, config.sources, tokenizer, config.seq_len)
     if ranks().first:
         told(tally, tokenizer, out, config.name)

@@ -293,6 +293,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "model": replace(SHAPE, intermediate_size=64),
         "shares": {"texts": 1.0},
         "separate_documents": True,
+        "packing": "concatenate",
         "distillation": Distillation(label_share=0.5),
     },
     SelectConfig: {
@@ -311,6 +312,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "seq_len": 176,
         "rope_theta_factor": 1.0,
         "shares": {"texts": 1.0},
+        "packing": "concatenate",
         "distillation": WARM,
     },
     MergeConfig: {
@@ -335,6 +337,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "seq_len": 80,
         "sources": ("notes-asked",),
         "shares": SHARES,
+        "packing": "concatenate",
         "distillation": WARM,
     },
     Distillation: {"label_share": 0.5, "divergence": "reverse_kl", "temperature": 2.0},
@@ -418,6 +421,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     **{(Source, name): NOTES for name in ("count", "seed", "pairs_range")},
     (Source, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
     (CurateConfig, "tokenizer"): {"vocab_size": 320},
+    (QuantizeConfig, "packing"): {"shares": SHARES},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},

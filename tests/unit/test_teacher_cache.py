@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pocketlm.data.batches import ConversationRows, Layout, TextRows, make_batches
+from pocketlm.data.batches import BatchPlan, ConversationRows, TextRows, make_batches
 from pocketlm.data.shards import open_shard, write_shard
 from pocketlm.model.batch import Batch, Span, document_key
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
@@ -103,7 +103,7 @@ def drawn(
     folder: Path, seq_len: int, size: int, seed: int, step: int = 0
 ) -> tuple[Batch, tuple[Span, ...]]:
     """A batch of the corpus, and which documents it is of."""
-    layout = Layout(seq_len=seq_len, rows_per_step=size, micro_batch_size=size, seed=seed)
+    layout = BatchPlan(seq_len=seq_len, rows_per_step=size, micro_batch_size=size, seed=seed)
     shares = {"one": 0.5, "two": 0.5}
     draw = make_batches(
         sources_of(folder, seq_len), shares, layout, separate_documents=True, name_documents=True
@@ -354,7 +354,7 @@ def test_a_cache_without_the_documents_is_refused_before_training(folder, tmp_pa
     rows = make_batches(
         {"mine": strangers},
         {"mine": 1.0},
-        Layout(seq_len=16, rows_per_step=1, micro_batch_size=1, seed=1),
+        BatchPlan(seq_len=16, rows_per_step=1, micro_batch_size=1, seed=1),
         separate_documents=True,
         name_documents=True,
     )
