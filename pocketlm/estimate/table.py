@@ -142,22 +142,28 @@ def _legend(
 
 
 def memory_verdict(estimates: list[Estimate], device: Device, count: int) -> list[str]:
-    """Of each stage that trains, the memory it needs of what a device has, and whether all devices
-    have work: a line each.
+    """Of each stage that trains, the memory it needs of what a device has; then, once each, what
+    was assumed, or would make it fit.
     """
-    trained = [one for one in estimates if one.memory]
+    trained = [one for one in estimates if getattr(one.stage.call.config, "optim", None)]
     longest = max((len(one.stage.call.name) for one in trained), default=0)
+    notes: dict[str, list[str]] = {}
     lines = []
     for one in trained:
-        assert one.memory is not None and one.stage.work is not None
-        fits = one.memory.peak <= device.memory_bytes
+        name = one.stage.call.name
+        for note in one.notes:
+            notes.setdefault(note, []).append(name)
+        if one.memory is None:
+            lines.append(f"{name:<{longest}}  {UNKNOWN}")
+            continue
+        fits = "fits" if one.memory.peak <= device.memory_bytes else "TOO LARGE"
         share = count // at_once(one.stage.call.num_beside, count)
-        idle = "" if one.devices == share else f", {one.devices} of {share} devices busy"
+        busy = "" if one.devices == share else f", {one.devices} of {share} devices busy"
         lines.append(
-            f"{one.stage.call.name:<{longest}}  {size(one.memory.peak):>8} of "
-            f"{size(device.memory_bytes)}: {'fits' if fits else 'TOO LARGE'}{idle}"
+            f"{name:<{longest}}  {size(one.memory.peak):>8} of "
+            f"{size(device.memory_bytes)}: {fits}{busy}"
         )
-    return lines
+    return lines + [f"{', '.join(names)}: {note}" for note, names in notes.items()]
 
 
 def amount(number: float) -> str:
