@@ -200,6 +200,13 @@ INSTRUCT = FinetuneConfig(
     packed=False,
     save=SaveConfig(every_steps=500),
 )
+# as many epochs of the raised sets alone, 866K samples of Tulu 3 and 709K of Nemotron science
+RAISED_STEPS = 2 * (866_000 + 708_920) // 512
+INSTRUCT_RAISED = replace(
+    INSTRUCT,
+    sources=RAISED,
+    optim=replace(INSTRUCT.optim, num_steps=RAISED_STEPS, warmup_steps=round(0.03 * RAISED_STEPS)),
+)
 
 
 def with_windows(config, windows: int):
@@ -280,5 +287,5 @@ def recipe(
         ),
     )
     broad = run(finetune, replace(INSTRUCT, name="instruct-broad"), corpus=chats, model=base)
-    run(finetune, replace(INSTRUCT, name="instruct", sources=RAISED), corpus=chats, model=broad)
+    run(finetune, INSTRUCT_RAISED, corpus=chats, model=broad)
     return files

@@ -236,6 +236,7 @@ MID = replace(
         lr=3.6e-4,  # R1, table 2
         num_steps=50_000,  # R1, table 2
         warmup_steps=500,  # not found; short, because the optimizer's state starts anew
+        weight_decay=0.1,  # not found; pre-training's
         final_lr_share=0.0,  # R1, section 3.2
     ),
     seq_len=4096,  # R1, table 2
@@ -333,6 +334,8 @@ def recipe(
                 name=name,
                 sources=sources,
                 tokenizer=str(tokenizer),
+                # 32,768 tokens: section 7.1 uses chains of thought in full. Longer texts are cut
+                max_chars=150_000,
                 validation_share=held_out,
                 probe_share=held_out,
             ),

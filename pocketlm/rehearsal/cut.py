@@ -21,6 +21,8 @@ MOST: dict[str, float] = {
     "validation_rows": 1,
     "resolution": 2,
     "looks": 2,
+    "num_gradient_probes": 2,
+    "milestones": 2,
     "validation_tokens": 300,
     "max_new_tokens": 4,
     "bits_tokens": 200,
@@ -79,6 +81,9 @@ def _lengths(value: Any, name: str = "") -> Iterator[int]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _lengths(item, name)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _lengths(item, name)
     elif name in LENGTHS and isinstance(value, int):
         yield value
 
@@ -87,6 +92,8 @@ def cut_config(config: Any, cut: Cut) -> Any:
     """The config, or a part of one, with the same fields and small numbers."""
     if isinstance(config, (list, tuple)):
         return type(config)(cut_config(item, cut) for item in config)
+    if isinstance(config, dict):
+        return {name: cut_config(item, cut) for name, item in config.items()}
     if not is_dataclass(config) or isinstance(config, type):
         return config
     if hasattr(config, "num_hidden_layers"):
@@ -156,6 +163,9 @@ def cut_lines(before: Any, after: Any, where: str = "") -> Iterator[str]:
         for field in fields(before):
             place = f"{where}.{field.name}" if where else field.name
             yield from cut_lines(getattr(before, field.name), getattr(after, field.name), place)
+    elif isinstance(before, dict):
+        for name in before:
+            yield from cut_lines(before[name], after[name], f"{where}.{name}")
     elif isinstance(before, (list, tuple)) and before and is_dataclass(before[0]):
         changed = sum(one != other for one, other in zip(before, after, strict=True))
         if changed:
