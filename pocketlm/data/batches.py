@@ -244,7 +244,7 @@ def block_totals(shares: Sequence[float], blocks: int) -> np.ndarray:
 
     Largest remainders of what is exact up to there, so a source has had the floor or the ceiling of
     it, however long the training, and nothing is carried from block to block. A rare source, of
-    less than one row a block, keeps a pace of its own: taken by remainders its total could fall
+    less than one row a block, is counted by itself: taken by remainders its total could fall
     again. What rounding many rare sources leaves over goes to the largest.
     """
     exact = np.asarray(shares) / sum(shares) * BLOCK * blocks

@@ -20,8 +20,8 @@ def memory_parts(memory: TrainingMemory) -> str:
     """What weighs most, on one line: "activations 61 GB, teacher 12 GB"."""
     sizes = {words: sum(getattr(memory, name) for name in names) for names, words in PARTS}
     heavy = sorted(sizes.items(), key=lambda item: -item[1])
-    shown = [f"{words} {size / 1e9:.0f} GB" for words, size in heavy if size >= memory.peak / 20]
-    return ", ".join(shown)
+    parts = [f"{words} {size / 1e9:.0f} GB" for words, size in heavy if size >= memory.peak / 20]
+    return ", ".join(parts)
 
 
 def fitting_settings(name: str, work: Work, device: Device, count: int) -> str:

@@ -93,16 +93,16 @@ def test_the_states_on_disk_are_those_kept_and_the_one_being_written(
 
 
 def test_r1_is_followed_from_stage_to_stage(tmp_path: Path) -> None:
-    found = stages_of("r1", tmp_path, size="950m")
-    assert found["phase1"].tokens == found["phase2"].tokens == 500_000 * 2048 * 2048
-    work = found["reasoning"].work
+    planned = stages_of("r1", tmp_path, size="950m")
+    assert planned["phase1"].tokens == planned["phase2"].tokens == 500_000 * 2048 * 2048
+    work = planned["reasoning"].work
     assert (
         work is not None
         and work.model.max_position_embeddings == 32_768
         and work.model.rope_theta == 8_000_000
     )
-    assert found["phase2"].work is not None and found["phase2"].work.model == PRESETS["r1-950m"]
-    assert found["base-32k"].flops == 0 and found["base-32k"].disk == 4 * 949_685_760
+    assert planned["phase2"].work is not None and planned["phase2"].work.model == PRESETS["r1-950m"]
+    assert planned["base-32k"].flops == 0 and planned["base-32k"].disk == 4 * 949_685_760
 
 
 def test_a_missing_teacher_is_planned_by_its_name_or_as_one_of_8b_and_the_plan_says_so(
@@ -145,14 +145,14 @@ def test_a_teacher_that_pocketlm_does_not_open_is_planned_from_its_config_alone(
 
 
 def test_corpora_are_sized_by_the_papers_tables_before_they_are_counted(tmp_path: Path) -> None:
-    found = stages_of("r1", tmp_path)
-    text = found["corpus-pretrain"]
+    planned = stages_of("r1", tmp_path)
+    text = planned["corpus-pretrain"]
     assert text.tokens == pytest.approx(1784e9, rel=1e-3)  # the total of R1's table 3
     assert "R1, table 3" in text.notes[0] and not text.at_least
-    chosen = found["corpus-midtrain"]
+    chosen = planned["corpus-midtrain"]
     assert chosen.at_least and "not counted: nemotron-code, triviaqa" in chosen.notes[1]
     assert all(
-        stage.tokens and stage.disk for stage in found.values() if "corpus" in stage.call.name
+        stage.tokens and stage.disk for stage in planned.values() if "corpus" in stage.call.name
     )
 
 
@@ -221,18 +221,18 @@ def test_a_teacher_kept_on_disk_is_planned_and_costs_its_students_nothing(tmp_pa
 
 
 def test_every_kind_of_stage_of_the_demo_is_planned_or_said_not_to_be(tmp_path: Path) -> None:
-    found = stages_of("pocket", tmp_path)
-    unknown = {name for name, stage in found.items() if stage.flops is None}
-    assert unknown == {"evaluation", "speed", "report"} and found["corpus"].at_least
-    assert all(found[name].notes for name in unknown)
-    int4, chat = found["int4"].work, found["chat"].work
+    planned = stages_of("pocket", tmp_path)
+    unknown = {name for name, stage in planned.items() if stage.flops is None}
+    assert unknown == {"evaluation", "speed", "report"} and planned["corpus"].at_least
+    assert all(planned[name].notes for name in unknown)
+    int4, chat = planned["int4"].work, planned["chat"].work
     assert (
         int4 and chat and int4.teacher == int4.model == chat.model and int4.scheme == "int4_group32"
     )
-    assert found["mix"].work is not None and found["mix"].work.copies == 4
-    assert found["select1"].at_most and "at most" in found["select1"].notes[0]
-    assert found["long"].work is not None and found["merged"].like is not None
-    assert found["long"].work.model == found["merged"].like.model
+    assert planned["mix"].work is not None and planned["mix"].work.copies == 4
+    assert planned["select1"].at_most and "at most" in planned["select1"].notes[0]
+    assert planned["long"].work is not None and planned["merged"].like is not None
+    assert planned["long"].work.model == planned["merged"].like.model
 
 
 # ---- speed ----
@@ -311,7 +311,7 @@ def test_a_step_too_large_to_be_tried_is_put_together_from_a_part_of_it(
     assert here.step_seconds(work) is None
 
 
-# ---- what is told ----
+# ---- what is printed ----
 
 
 def estimated(stage: Stage, count: int = 8) -> Estimate:
@@ -323,11 +323,11 @@ def test_too_few_rows_and_too_little_memory_are_noted_with_what_would_fit(tmp_pa
     assert stage.work is not None
     work = replace(stage.work, model=PRESETS["pro"], rows_per_step=2, teacher=None)
     work = replace(work, optim=replace(work.optim, recompute_every=0))
-    found = estimated(replace(stage, work=work, notes=()))
-    assert found.devices == 2
-    assert "keep 2 of 8 busy, so that a run on all is refused" in found.notes[0]
-    assert re.search(r"needs \d+ GB and each h100 has 80 \(activations \d+ GB", found.notes[1])
-    assert "fits with --set phase2.optim.recompute_every=1" in found.notes[1]
+    planned = estimated(replace(stage, work=work, notes=()))
+    assert planned.devices == 2
+    assert "keep 2 of 8 busy, so that a run on all is refused" in planned.notes[0]
+    assert re.search(r"needs \d+ GB and each h100 has 80 \(activations \d+ GB", planned.notes[1])
+    assert "fits with --set phase2.optim.recompute_every=1" in planned.notes[1]
 
 
 @pytest.mark.parametrize("count", [8, 128])
@@ -338,16 +338,16 @@ def test_every_stage_of_the_published_recipes_fits_h100s_and_keeps_all_of_them_b
     """At the published global batches; no weights are made."""
     name, _, model_size = recipe.partition("-")
     stages = stages_of(name, tmp_path, **({"size": model_size} if model_size else {}))
-    found = [estimated(stage, count) for stage in stages.values()]
-    trained = [one for one in found if one.memory]
+    planned = [estimated(stage, count) for stage in stages.values()]
+    trained = [one for one in planned if one.memory]
     assert len(trained) == (6 if name == "r1" else 9)
     for one in trained:
         assert one.memory and one.memory.peak <= device("h100").memory_bytes, one.stage.call.name
         assert one.devices == count, one.stage.call.name
-    for one in found:
+    for one in planned:
         assert one.seconds is not None and one.stage.tokens is not None, one.stage.call.name
         assert one.stage.disk is not None and one.stage.flops is not None, one.stage.call.name
-    lines = memory_verdict(found, device("h100"), count)
+    lines = memory_verdict(planned, device("h100"), count)
     assert all(line.endswith(" of 80 GB: fits") for line in lines[: len(trained)])
     assert all("is not here: planned" in line for line in lines[len(trained) :])
 
@@ -366,9 +366,9 @@ def test_the_published_batches_are_kept(tmp_path: Path) -> None:
     assert pro["phase1"].tokens == 640_000 * 1024 * 2048
     # the 2M-token reading of Pro, whatever the windows of a step
     for windows in (16, 64, 128):
-        found = stages_of("pro", tmp_path, windows=windows)
-        assert found["phase2"].tokens == pytest.approx(100_000 * 16 * 131_072, rel=1e-3)
-        assert found["branch-code"].tokens == pytest.approx(500 * 16 * 131_072, rel=0.01)
+        planned = stages_of("pro", tmp_path, windows=windows)
+        assert planned["phase2"].tokens == pytest.approx(100_000 * 16 * 131_072, rel=1e-3)
+        assert planned["branch-code"].tokens == pytest.approx(500 * 16 * 131_072, rel=0.01)
 
 
 def test_on_one_gpu_of_24_gb_what_fits_is_planned_and_what_does_not_says_why(
@@ -391,9 +391,9 @@ def test_on_one_gpu_of_24_gb_what_fits_is_planned_and_what_does_not_says_why(
 
 
 def test_device_hours_are_those_of_the_devices_at_work(tmp_path: Path) -> None:
-    told = estimated(stages_of("r1", tmp_path)["phase1"], 128)
-    assert told.seconds and told.device_hours == pytest.approx(128 * told.seconds / 3600)
-    assert told.actual_seconds is None and told.ratio is None
+    planned = estimated(stages_of("r1", tmp_path)["phase1"], 128)
+    assert planned.seconds and planned.device_hours == pytest.approx(128 * planned.seconds / 3600)
+    assert planned.actual_seconds is None and planned.ratio is None
 
 
 @pytest.mark.parametrize(
@@ -412,12 +412,12 @@ def test_stages_side_by_side_share_the_devices_and_count_as_long_as_the_longest(
         run.side_by_side(pretrain, [train, longer, replace(train, name="c")], corpus=tmp_path)
 
     dry = plan(recipe, tmp_path / "run", missing_ok=True)
-    found = [estimated(stage, count) for stage in plan_stages(dry.calls)]
-    assert [each.devices for each in found] == [devices] * 3 and [
-        each.overlaps for each in found
+    planned = [estimated(stage, count) for stage in plan_stages(dry.calls)]
+    assert [one.devices for one in planned] == [devices] * 3 and [
+        one.overlaps for one in planned
     ] == overlaps
-    a, b, c = (each.seconds or 0.0 for each in found)
-    assert totals(found)["seconds"] == pytest.approx(b + {1: a + c, 2: c, 13: 0.0}[count])
+    a, b, c = (one.seconds or 0.0 for one in planned)
+    assert totals(planned)["seconds"] == pytest.approx(b + {1: a + c, 2: c, 13: 0.0}[count])
 
 
 def test_amounts_are_told_in_units_that_fit() -> None:
@@ -437,15 +437,15 @@ def test_at_80_columns_no_name_and_no_word_of_the_table_is_split(
     recipe: str, count: int, tmp_path: Path
 ) -> None:
     words = [str(ROOT / "recipes" / f"{recipe}.py"), "--out", "nowhere", "--gpu", "h100"]
-    status, shown = pocketlm(*words, "--count", count, columns="80")
+    status, output = pocketlm(*words, "--count", count, columns="80")
     assert status == 0
-    lines = shown.splitlines()
+    lines = output.splitlines()
     rows = lines[: next(i for i, line in enumerate(lines) if line.startswith("1  "))]
     names = stages_of(recipe, tmp_path)
     for name in names:  # a whole row each
         assert sum(line.startswith(f" {name} ") for line in rows) == 1, name
     assert len([line for line in rows if line.strip()]) == len(names) + 4  # title, head, rule, sum
-    assert max(map(len, lines)) <= 80 and "…" not in shown
+    assert max(map(len, lines)) <= 80 and "…" not in output
     assert any(re.match(r" together .* [GMT]B ", line) for line in rows)
 
 
@@ -458,12 +458,12 @@ def pocketlm(*words: str, columns: str = "200") -> tuple[int, str]:
 def test_the_command_shows_a_table_and_writes_the_figures(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     where = ["--gpu", "H100", "--count", "128", "--out", str(tmp_path / "run"), "--json", str(file)]
-    status, shown = pocketlm(str(ROOT / "recipes" / "r1.py"), "--size", "950m", *where)
+    status, output = pocketlm(str(ROOT / "recipes" / "r1.py"), "--size", "950m", *where)
     assert (
         status == 0
-        and "15 stages on 128 x h100" in " ".join(shown.split())
-        and "together" in shown
-        and "Not in the times" not in shown
+        and "15 stages on 128 x h100" in " ".join(output.split())
+        and "together" in output
+        and "Not in the times" not in output
     )
     written = json.loads(file.read_text())
     phase1 = written["stages"][1]
@@ -482,8 +482,8 @@ def test_memory_of_another_size_takes_the_devices_speed(tmp_path: Path) -> None:
 
 
 def test_a_recipes_flags_are_told_with_the_plans() -> None:
-    status, shown = pocketlm(str(ROOT / "recipes" / "r1.py"), "--help")
-    assert status == 0 and "--size" in shown and "--gpu NAME" in shown
+    status, output = pocketlm(str(ROOT / "recipes" / "r1.py"), "--help")
+    assert status == 0 and "--size" in output and "--gpu NAME" in output
 
 
 @pytest.mark.parametrize(
@@ -498,5 +498,5 @@ def test_a_recipes_flags_are_told_with_the_plans() -> None:
     ],
 )
 def test_a_mistake_is_one_message(words: list[str], message: str) -> None:
-    status, shown = pocketlm(str(ROOT / "recipes" / "r1.py"), *words)
-    assert status == 2 and message in " ".join(shown.split()) and "Traceback" not in shown
+    status, output = pocketlm(str(ROOT / "recipes" / "r1.py"), *words)
+    assert status == 2 and message in " ".join(output.split()) and "Traceback" not in output
