@@ -1,5 +1,6 @@
 """The command line in other processes, alone or as the ranks of one run, as torchrun would start
-them: from a server that has imported torch, so that each starts at once.
+them on this machine's processor: from a server that has imported torch, so that each starts at
+once.
 """
 
 import multiprocessing
@@ -20,6 +21,7 @@ def run_on(world_size: int, words: list[str]) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {
+        "CUDA_VISIBLE_DEVICES": "",  # there may be fewer GPUs than ranks
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(world_size),
@@ -46,8 +48,8 @@ def as_rank(environment: dict[str, str], words: list[str]) -> None:
 
     from pocketlm.cli import app
 
+    os.environ |= environment
     if environment["WORLD_SIZE"] != "1":
-        os.environ |= environment
         torch.set_num_threads(1)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout = nowhere  # what was made is not for use; progress and errors go to stderr

@@ -9,10 +9,12 @@ from pocketlm.estimate.stage import NO_TRAINING, Corpus, Known, Stage, counted, 
 from pocketlm.estimate.work import Work
 from pocketlm.model.costs import flops_of, num_parameters
 from pocketlm.runner.record import Call
+from pocketlm.runner.schedule import runs_on_all_ranks
 
 # Bytes a token of a teacher on disk by TeachConfig.min_gain, as benchmarks/teacher_cache.py printed
 # them for SmolLM2-135M
 CACHED_BYTES = {0.02: 37.2, 0.01: 58.3, 0.005: 92.5, 0.002: 170.4}
+MANY_BATCHES = 13_440  # 2^7 x 3 x 5 x 7
 # of text, by one process: encoding, measured (docs/benchmarks.md)
 CURATED_BYTES_PER_SECOND = 5.5e6
 # Bytes a weight of an exported file, full and with four bits, and weights written a second, asked
@@ -111,7 +113,7 @@ def select_cost(call: Call, known: Known) -> Stage:
         model=shape,
         optim=NO_TRAINING,
         seq_len=config.seq_len,
-        rows_per_step=config.batch_rows,
+        rows_per_step=config.batch_rows * batches_at_once(call),
         micro_batch_size=config.batch_rows,
     )
     notes = () if corpus.tokens else ("at most: its corpus is not counted yet",)
@@ -124,6 +126,13 @@ def select_cost(call: Call, known: Known) -> Stage:
         at_most=True,
         notes=notes,
     )
+
+
+def batches_at_once(call: Call) -> int:
+    """How many of its batches ranks may compute side by side: as many as any usual number of ranks
+    divides, or one where the first rank computes alone.
+    """
+    return MANY_BATCHES if runs_on_all_ranks(call.stage_fn) else 1
 
 
 def teach_cost(call: Call, known: Known) -> Stage:
@@ -181,7 +190,7 @@ def merge_cost(call: Call, known: Known) -> Stage:
         model=shape,
         optim=NO_TRAINING,
         seq_len=config.seq_len,
-        rows_per_step=rows,
+        rows_per_step=config.validation_rows * batches_at_once(call),
         micro_batch_size=config.validation_rows,
     )
     return Stage(

@@ -39,6 +39,9 @@ class Estimate:
 
     @property
     def device_hours(self) -> float | None:
+        """Of the devices that compute; a stage without products keeps none."""
+        if self.stage.other_seconds is not None:
+            return 0.0
         return None if self.seconds is None else self.seconds * self.devices / 3600
 
     @property
@@ -78,7 +81,8 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     work = stage.work
     together = at_once(stage.call.num_beside, count)
     share = count // together
-    ranks = work.ranks(share) if work else 1
+    computed = work or (stage.like if stage.other_flops else None)
+    ranks = computed.ranks(share) if computed else 1
     if work and ranks < share:
         notes.append(
             f"a step's {work.rows_per_step:,} rows, {work.micro_batch_size} at once, keep {ranks} "

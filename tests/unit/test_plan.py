@@ -18,7 +18,7 @@ from pocketlm.cli import app
 from pocketlm.corpus.sources import Source
 from pocketlm.estimate import local as here
 from pocketlm.estimate.corpora import source_size
-from pocketlm.estimate.data_costs import CACHED_BYTES, cached_bytes
+from pocketlm.estimate.data_costs import CACHED_BYTES, MANY_BATCHES, cached_bytes
 from pocketlm.estimate.devices import DEVICES, device
 from pocketlm.estimate.estimate import Estimate, estimate, totals
 from pocketlm.estimate.published import FITTED, HELD_OUT, LLAMA_8B
@@ -149,6 +149,7 @@ def test_corpora_are_sized_by_the_papers_tables_before_they_are_counted(tmp_path
     text = planned["corpus-pretrain"]
     assert text.tokens == pytest.approx(1784e9, rel=1e-3)  # the total of R1's table 3
     assert "R1, table 3" in text.notes[0] and not text.at_least
+    assert estimated(text).seconds and estimated(text).device_hours == 0  # no device reads text
     chosen = planned["corpus-midtrain"]
     assert chosen.at_least and "not counted: nemotron-code, triviaqa" in chosen.notes[1]
     assert all(
@@ -394,6 +395,19 @@ def test_device_hours_are_those_of_the_devices_at_work(tmp_path: Path) -> None:
     planned = estimated(stages_of("r1", tmp_path)["phase1"], 128)
     assert planned.seconds and planned.device_hours == pytest.approx(128 * planned.seconds / 3600)
     assert planned.actual_seconds is None and planned.ratio is None
+
+
+def test_a_stage_that_all_ranks_compute_takes_as_much_less_and_one_of_the_first_does_not(
+    tmp_path: Path,
+) -> None:
+    alone = stages_of("r1", tmp_path)["select1"]
+    assert alone.like is not None
+    like = replace(alone.like, rows_per_step=alone.like.micro_batch_size * MANY_BATCHES)
+    spread = replace(alone, like=like)
+    first, one, eight = (estimated(*pair) for pair in ((alone, 8), (spread, 1), (spread, 8)))
+    assert (first.devices, one.devices, eight.devices) == (1, 1, 8)
+    assert first.seconds and one.seconds and eight.seconds
+    assert eight.seconds < one.seconds / 7 and first.seconds >= one.seconds
 
 
 @pytest.mark.parametrize(
