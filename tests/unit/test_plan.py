@@ -144,6 +144,30 @@ def test_a_teacher_that_pocketlm_does_not_open_is_planned_from_its_config_alone(
         teacher_shape(tmp_path / "teacher", SHAPE)
 
 
+def test_llama_4_scout_is_planned_with_all_its_experts(tmp_path: Path) -> None:
+    text = {
+        "model_type": "llama4_text",
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "num_local_experts": 16,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 202_048,
+    }
+    (tmp_path / "scout").mkdir()
+    config = {"architectures": ["Llama4ForConditionalGeneration"], "text_config": text}
+    write_json(tmp_path / "scout" / "config.json", {"model_type": "llama4", **config})
+    shape, note = teacher_shape(tmp_path / "scout", SHAPE)
+    assert num_parameters(shape) == pytest.approx(108e9, rel=0.02)  # 109B with its vision part
+    assert note and "a mixture of 17 experts: all are held" in note
+    stages = stages_of("pro", tmp_path, teacher=tmp_path / "scout")
+    few, many = (estimated(stages["phase2"], count) for count in (8, 128))
+    assert few.memory and many.memory and few.memory.peak > many.memory.peak
+    assert "even one row at a time" in few.notes[-1] and "teacher" in few.notes[-1]
+
+
 def test_corpora_are_sized_by_the_papers_tables_before_they_are_counted(tmp_path: Path) -> None:
     planned = stages_of("r1", tmp_path)
     text = planned["corpus-pretrain"]
