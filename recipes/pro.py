@@ -19,6 +19,7 @@ from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
@@ -237,6 +238,9 @@ def recipe(
     --windows: of 131,072 tokens, in a step of phase 2 and of the specialists: 16 make 2M tokens,
     128 give each of 128 GPUs one. The tokens in all stay the same.
     """
+    # the teacher is needed after days: whether its words are these is asked now
+    words = VocabularyConfig(name="teacher-check", tokenizer=str(tokenizer), window=LONG_WINDOW)
+    run(check_vocabulary, words, teacher=teacher)
     # probes and validation: 1 document in 100,000 is some thousands of each set; not found in the
     # report
     corpus = run(

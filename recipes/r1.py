@@ -19,6 +19,7 @@ from pocketlm.stages.longcontext import ExtendConfig, extend_context
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.select import SelectConfig, select
+from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
@@ -323,6 +324,10 @@ def recipe(
     """
     if size not in SHAPES:
         raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
+
+    # the teacher is needed after days: whether its words are these is asked now
+    words = VocabularyConfig(name="teacher-check", tokenizer=str(tokenizer), window=MID.seq_len)
+    run(check_vocabulary, words, teacher=teacher)
 
     def collect(name: str, sources: tuple[Source, ...], held_out: float) -> Path:
         """held_out: of each source, for probes; R1 picks probes by a classifier and a language

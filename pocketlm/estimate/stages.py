@@ -56,4 +56,5 @@ COSTS: dict[str, Callable[[Call, Known], Stage]] = {
     "export": export_cost,
     "check_formats": check_cost,
     "check_chats": check_cost,
+    "check_vocabulary": check_cost,
 }

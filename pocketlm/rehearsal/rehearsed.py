@@ -43,7 +43,7 @@ class Rehearsal:
         """The config as it is rehearsed."""
         config = cut_config(apply_settings(config, self.settings.get(config.name, {})), self.cut)
         if getattr(config, "tokenizer", None) is not None:
-            config = replace(config, tokenizer=str(self.model), vocab_size=None)
+            config = replace(config, tokenizer=str(self.model))
         replaced = self.sources.get(config.name)
         if replaced:
             sources = tuple(

@@ -31,6 +31,7 @@ from pocketlm.stages.quantize import QuantizeConfig
 from pocketlm.stages.report import ReportConfig
 from pocketlm.stages.select import SelectConfig
 from pocketlm.stages.teach import TeachConfig
+from pocketlm.stages.vocabulary import VocabularyConfig
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
@@ -138,6 +139,7 @@ BASES: dict[type, Any] = {
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
     FormatsConfig: FormatsConfig(name="formats", formats=("gguf",)),
     ChatsConfig: ChatsConfig(name="chats", seq_len=160),
+    VocabularyConfig: VocabularyConfig(name="words", tokenizer=f"{FOLDER}/model", window=32),
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
     EvaluateConfig: EvaluateConfig(
         name="evaluation",
@@ -374,6 +376,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "layout": "qwen3",
         "scheme": "int4_group32",
     },
+    VocabularyConfig: {"name": "other", "tokenizer": f"{FOLDER}/tokenizer", "window": 100_000},
     ChatsConfig: {"name": "other", "seq_len": 80, "sources": ("notes-asked",)},
     BenchConfig: {"name": "speed", "contexts": (24,), "new_tokens": 4, "repeats": 2, "threads": 2},
     EvaluateConfig: {

@@ -499,16 +499,16 @@ def test_the_command_shows_a_table_and_writes_the_figures(tmp_path: Path) -> Non
     status, output = pocketlm(str(ROOT / "recipes" / "r1.py"), "--size", "950m", *where)
     assert (
         status == 0
-        and "15 stages on 128 x h100" in " ".join(output.split())
+        and "16 stages on 128 x h100" in " ".join(output.split())
         and "together" in output
         and "Not in the times" not in output
     )
     written = json.loads(file.read_text())
-    phase1 = written["stages"][1]
+    phase1 = written["stages"][2]
     assert (phase1["stage"], phase1["devices"]) == ("phase1", 128) and phase1[
         "tokens"
     ] == 2_097_152_000_000
-    assert written["together"]["unknown"] == [] and written["stages"][0]["tokens"] > 1.7e12
+    assert written["together"]["unknown"] == [] and written["stages"][1]["tokens"] > 1.7e12
     assert math.isclose(phase1["device_hours"], phase1["seconds"] * 128 / 3600)
     assert not (tmp_path / "run").exists()
 
