@@ -98,8 +98,8 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     )
     if work and memory and device and memory.peak > device.memory_bytes:
         notes.append(
-            f"needs {memory.peak / 1e9:.0f} GB and each {device.name} has "
-            f"{device.memory_bytes / 1e9:.0f} ({memory_parts(memory)}); "
+            f"needs {memory.peak / 1e9:.3g} GB and each {device.name} has "
+            f"{device.memory_bytes / 1e9:.3g} ({memory_parts(memory)}); "
             + fitting_settings(stage.call.name, work, device, share)
         )
     return Estimate(

@@ -351,7 +351,7 @@ def test_too_few_rows_and_too_little_memory_are_noted_with_what_would_fit(tmp_pa
     planned = estimated(replace(stage, work=work, notes=()))
     assert planned.devices == 2
     assert "keep 2 of 8 busy, so that a run on all is refused" in planned.notes[0]
-    assert re.search(r"needs \d+ GB and each h100 has 80 \(activations \d+ GB", planned.notes[1])
+    assert re.search(r"needs [\d.]+ GB and each h100 has 80 \(activations \d+ GB", planned.notes[1])
     assert "fits with --set phase2.optim.recompute_every=1" in planned.notes[1]
 
 
