@@ -472,7 +472,7 @@ def test_amounts_are_told_in_units_that_fit() -> None:
 @pytest.mark.parametrize("count", ["1", "128"])
 @pytest.mark.parametrize("recipe", ["r1", "pro", "pocket"])
 def test_at_80_columns_no_name_and_no_word_of_the_table_is_split(
-    recipe: str, count: int, tmp_path: Path
+    recipe: str, count: str, tmp_path: Path
 ) -> None:
     words = [str(ROOT / "recipes" / f"{recipe}.py"), "--out", "nowhere", "--gpu", "h100"]
     status, output = pocketlm(*words, "--count", count, columns="80")
