@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from training import LR, SHAPES
 
-from pocketlm.data.batches import ConversationRows, Layout, Rows, TextRows, make_batches
+from pocketlm.data.batches import BatchPlan, ConversationRows, Rows, TextRows, make_batches
 from pocketlm.data.shards import write_shard
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.loop import train_step
@@ -53,7 +53,7 @@ def main() -> None:
     model = Transformer(shape).train()
     optimizers = make_optimizers(model, config)
     model.compute = compute_settings(model, config)
-    layout = Layout(
+    layout = BatchPlan(
         seq_len=arguments.seq_len,
         rows_per_step=arguments.rows,
         micro_batch_size=arguments.rows,

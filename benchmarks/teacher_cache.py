@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.data.batches import ConversationRows, Layout, make_batches
+from pocketlm.data.batches import BatchPlan, ConversationRows, make_batches
 from pocketlm.model.batch import document_key
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.quant import SCHEMES, prepare
@@ -233,7 +233,7 @@ def reading(teacher: Transformer, documents: list[np.ndarray], shares: Tensor, t
         writer.finish({})
         cache = open_cache(Path(scratch))
         rows = ConversationRows([(ids.tolist(), [True] * len(ids)) for ids in documents], 2048, 0)
-        layout = Layout(seq_len=2048, rows_per_step=1, micro_batch_size=1, seed=0)
+        layout = BatchPlan(seq_len=2048, rows_per_step=1, micro_batch_size=1, seed=0)
         batches = make_batches(
             {"a": rows}, {"a": 1.0}, layout, separate_documents=True, name_documents=True
         )

@@ -1,5 +1,5 @@
-"""The command line: `pocketlm run | plan | verify-resume | chat | eval | bench | import | export |
-inspect`.
+"""The command line: `pocketlm run | plan | rehearse | verify-resume | chat | eval | bench |
+import | export | inspect`.
 
 Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a
 user's mistake into one message. Everything slow is imported inside the command that needs it, so
@@ -15,6 +15,7 @@ from pocketlm.commands.export import export_model
 from pocketlm.commands.import_ import import_a_model
 from pocketlm.commands.inspect import app as inspect
 from pocketlm.commands.plan import plan_recipe
+from pocketlm.commands.rehearse import rehearse
 from pocketlm.commands.run import RECIPE_COMMAND, run
 from pocketlm.commands.verify_resume import verify_resume
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command(context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(run)
 app.command(name="plan", context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(plan_recipe)
+app.command(context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(rehearse)
 app.command(context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(verify_resume)
 app.command()(chat)
 app.command(name="eval")(evaluate_models)

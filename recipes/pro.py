@@ -19,6 +19,7 @@ from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
@@ -121,35 +122,47 @@ PHASE1 = PretrainConfig(
     seq_len=WINDOW,
     # Pro, phase 1: batches of 2M tokens. 640k of them are 1.34T, not the 1.4T it names
     rows_per_step=1024,
-    micro_batch_size=8,
+    micro_batch_size=4,
     seed=1,
+    packing="concatenate",  # not found; R1's loader, of the same group
     # Pro, phase 1: forward KL over the whole vocabulary; temperature not found
     distillation=Distillation(label_share=0.0),
     save=SaveConfig(every_steps=5_000),
+)
+# Pro names 20B tokens for the 100k steps of phase 2: 1.5 windows each. At phase 1's 2M-token
+# batches, 16 windows, it would be 200B, which agrees with its 1.6T in all and 80B = 5 % for QAT.
+# Unresolved; the second reading is taken here. More windows a step are fewer steps of as many
+# tokens in all (--windows), so that every rank has one.
+BATCH_WINDOWS = 16
+LONG_ADAM = replace(
+    ADAM,
+    # without it a window of 131,072 leaves some 400 GB for the backward pass (`pocketlm plan`)
+    checkpoint_every_n_blocks=1,
+    shard_over="all",
 )
 PHASE2 = ExtendConfig(
     name="phase2",
     shares=SHARES,  # Pro, section 5: the same short documents, packed
     # Pro, section 5; warm-up not found
-    optim=replace(ADAM, lr=4e-5, num_steps=100_000, warmup_steps=1_000),
+    optim=replace(LONG_ADAM, lr=4e-5, num_steps=100_000, warmup_steps=1_000),
     seq_len=LONG_WINDOW,
-    # Pro names 20B tokens for 100k steps: 1.5 windows each. At phase 1's 2M-token batches it would
-    # be 200B, which agrees with its 1.6T in all and 80B = 5 % for QAT. Unresolved; two windows a
-    # step (26B) keep to what is printed.
-    rows_per_step=2,
+    rows_per_step=BATCH_WINDOWS,
     micro_batch_size=1,
     seed=2,
+    packing="concatenate",
     rope_theta_factor=16.0,  # not found: 8,000,000 is what R1 reads 32k with
     save=SaveConfig(every_steps=1_000),
 )
 BRANCH = PretrainConfig(
     name="branch",
-    # Pro, section 6: 1e-5 to 0
-    optim=replace(ADAM, lr=1e-5, num_steps=500, warmup_steps=0, schedule="linear"),
+    # Pro, section 6: 1e-5 to 0 in 500 steps. It names some 60M tokens, one window a step; here too
+    # it is the 2M-token reading, for one row keeps one rank busy
+    optim=replace(LONG_ADAM, lr=1e-5, num_steps=500, warmup_steps=0, schedule="linear"),
     seq_len=LONG_WINDOW,
-    rows_per_step=1,  # Pro, section 6: about 60M tokens in 500 steps, so one window a step (65.5M)
+    rows_per_step=BATCH_WINDOWS,
     micro_batch_size=1,
     seed=3,
+    packing="concatenate",
 )
 MERGE = MergeConfig(  # Pro, section 6: unequal weights; how they were searched is not found
     name="base", search="slopes", seq_len=WINDOW, validation_rows=64
@@ -164,6 +177,7 @@ QAT = QuantizeConfig(
     micro_batch_size=8,
     seed=4,
     shares=SHARES,  # not found
+    packing="concatenate",
     save=SaveConfig(every_steps=1_000),
 )
 # Pro, table 3, accelerator: per channel, learned ranges; a length of its own is not found
@@ -186,9 +200,31 @@ INSTRUCT = FinetuneConfig(
     packed=False,
     save=SaveConfig(every_steps=500),
 )
+# as many epochs of the raised sets alone, 866K samples of Tulu 3 and 709K of Nemotron science
+RAISED_STEPS = 2 * (866_000 + 708_920) // 512
+INSTRUCT_RAISED = replace(
+    INSTRUCT,
+    sources=RAISED,
+    optim=replace(INSTRUCT.optim, num_steps=RAISED_STEPS, warmup_steps=round(0.03 * RAISED_STEPS)),
+)
 
 
-def recipe(run, *, tokenizer: Path = Path("Llama-4-tokenizer"), teacher: Path = Path("teacher")):
+def with_windows(config, windows: int):
+    """The phase with so many windows a step, and as many tokens in all."""
+    optim = config.optim
+    steps = max(1, round(optim.num_steps * BATCH_WINDOWS / windows))
+    warmup = round(optim.warmup_steps * BATCH_WINDOWS / windows)
+    fewer = replace(optim, num_steps=steps, warmup_steps=min(warmup, steps - 1))
+    return replace(config, rows_per_step=windows, optim=fewer)
+
+
+def recipe(
+    run,
+    *,
+    tokenizer: Path = Path("Llama-4-tokenizer"),
+    teacher: Path = Path("teacher"),
+    windows: int = 128,
+):
     """MobileLLM-Pro as published: language, long context, specialists merged, 4 bits; and
     instruction tuning.
 
@@ -197,7 +233,13 @@ def recipe(run, *, tokenizer: Path = Path("Llama-4-tokenizer"), teacher: Path = 
 
     --teacher: a dense llama or qwen3 checkpoint with that vocabulary and 131,072 positions, in
     Llama 4 Scout's place
+
+    --windows: of 131,072 tokens, in a step of phase 2 and of the specialists: 16 make 2M tokens,
+    128 give each of 128 GPUs one. The tokens in all stay the same.
     """
+    # the teacher is needed after days: whether its words are these is asked now
+    words = VocabularyConfig(name="teacher-check", tokenizer=str(tokenizer), window=LONG_WINDOW)
+    run(check_vocabulary, words, teacher=teacher)
     # probes and validation: 1 document in 100,000 is some thousands of each set; not found in the
     # report
     corpus = run(
@@ -211,17 +253,20 @@ def recipe(run, *, tokenizer: Path = Path("Llama-4-tokenizer"), teacher: Path = 
         ),
     )
     phase1 = run(pretrain, PHASE1, corpus=corpus, teacher=teacher)
-    phase2 = run(extend_context, PHASE2, corpus=corpus, model=phase1, teacher=teacher)
-    branches = run.side_by_side(
-        pretrain,
-        [
-            replace(BRANCH, name=f"branch-{domain}", shares=shares)
-            for domain, shares in SPECIALISTS.items()
-        ],
-        corpus=corpus,
-        model=phase2,
-        teacher=teacher,  # loss of this phase not found; distillation, as in phases 1 and 2
+    phase2 = run(
+        extend_context, with_windows(PHASE2, windows), corpus=corpus, model=phase1, teacher=teacher
     )
+    # one after another, each on all ranks
+    branches = [
+        run(
+            pretrain,
+            replace(with_windows(BRANCH, windows), name=f"branch-{domain}", shares=shares),
+            corpus=corpus,
+            model=phase2,
+            teacher=teacher,  # loss of this phase not found; distillation, as in phases 1 and 2
+        )
+        for domain, shares in SPECIALISTS.items()
+    ]
     base = run(merge, MERGE, corpus=corpus, models=branches, trunk=phase2)
     # the full-precision base is its own teacher: Pro, phase 4
     int4 = run(quantize, QAT, model=base, corpus=corpus)
@@ -245,5 +290,5 @@ def recipe(run, *, tokenizer: Path = Path("Llama-4-tokenizer"), teacher: Path = 
         ),
     )
     broad = run(finetune, replace(INSTRUCT, name="instruct-broad"), corpus=chats, model=base)
-    run(finetune, replace(INSTRUCT, name="instruct", sources=RAISED), corpus=chats, model=broad)
+    run(finetune, INSTRUCT_RAISED, corpus=chats, model=broad)
     return files

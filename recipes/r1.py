@@ -20,6 +20,7 @@ from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.select import SelectConfig, select
+from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
@@ -230,9 +231,11 @@ PRETRAIN = PretrainConfig(
     ),
     seq_len=2048,  # R1, table 2
     rows_per_step=16 * GPUS,  # R1, table 2: 16 for each GPU
-    micro_batch_size=16,
+    micro_batch_size=8,  # 16 at once take more than the 80 GB of an H100 in the 950M
     seed=1,  # not found
-    separate_documents=False,  # the repository's loader masks nothing
+    # the repository's loader concatenates documents, cuts every seq_len tokens and masks nothing
+    separate_documents=False,
+    packing="concatenate",
     save=SaveConfig(every_steps=5_000),
 )
 MID = replace(
@@ -242,6 +245,7 @@ MID = replace(
         lr=3.6e-4,  # R1, table 2
         num_steps=50_000,  # R1, table 2
         warmup_steps=500,  # not found; short, because the optimizer's state starts anew
+        weight_decay=0.1,  # not found; pre-training's
         final_lr_share=0.0,  # R1, section 3.2
     ),
     seq_len=4096,  # R1, table 2
@@ -294,13 +298,14 @@ REASONING_SFT = replace(
     optim=OptimConfig(
         lr=8.0e-5,  # R1, table 2
         num_steps=4 * REASONING_SAMPLES // (8 * GPUS),  # R1, table 2: 4 epochs
+        checkpoint_every_n_blocks=1,  # the repository's script has gradient checkpointing on
         warmup_steps=round(0.1 * (4 * REASONING_SAMPLES // (8 * GPUS))),  # R1, section 3.2
         final_lr_share=0.0,
         weight_decay=0.0,
     ),
     seq_len=32_768,  # R1, table 2
     rows_per_step=8 * GPUS,  # R1, table 2
-    micro_batch_size=8,
+    micro_batch_size=1,  # 8 at once need 87 GB in the 950M even so
     seed=5,
 )
 # R1, table 10 rounds to int4 in groups of 128 (32 for the 140M), int8 activations; groups are of 32
@@ -328,6 +333,10 @@ def recipe(
     if size not in SHAPES:
         raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
 
+    # the teacher is needed after days: whether its words are these is asked now
+    words = VocabularyConfig(name="teacher-check", tokenizer=str(tokenizer), window=MID.seq_len)
+    run(check_vocabulary, words, teacher=teacher)
+
     def collect(name: str, sources: tuple[Source, ...], held_out: float) -> Path:
         """held_out: of each source, for probes; R1 picks probes by a classifier and a language
         model (section 5.1).
@@ -338,6 +347,8 @@ def recipe(
                 name=name,
                 sources=sources,
                 tokenizer=str(tokenizer),
+                # 32,768 tokens: section 7.1 uses chains of thought in full. Longer texts are cut
+                max_chars=150_000,
                 validation_share=held_out,
                 probe_share=held_out,
             ),

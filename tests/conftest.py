@@ -25,6 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW = (
     *("numerics/test_attention.py", "recipes/test_bad_input.py", "recipes/test_bad_states.py"),
     *("recipes/test_every_field.py", "recipes/test_killed.py", "recipes/test_plan_against_run.py"),
+    "recipes/test_rehearse_ranks.py",
     *("recipes/test_tiny_recipe.py", "recipes/test_torchrun.py", "recipes/test_verify_resume.py"),
     *(
         "unit/test_bench.py",

@@ -3,16 +3,19 @@ it.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pocketlm.runner.errors import BAD_INPUT, plain_errors
 from pocketlm.runner.recipe_file import load_recipe, parse_flags
 
+if TYPE_CHECKING:
+    from pocketlm.estimate.devices import Device
+
 RECIPE_OPTIONS = (
-    "These go with every recipe: --gpu NAME, --count N, --out DIR, --set stage.field=value, --json "
-    "FILE "
+    "These go with every recipe: --gpu NAME, --count N, --memory GB, --out DIR, --set "
+    "stage.field=value, --json FILE "
     "(pocketlm plan --help explains them)."
 )
 
@@ -25,10 +28,15 @@ def plan_recipe(
     gpu: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="a100, h100, h200, b200; or this: try steps on this processor."
+            metavar="NAME",
+            help="a100, h100, h200, b200, rtx4090; or this: try steps on this processor.",
         ),
     ] = "this",
     count: Annotated[int, typer.Option(metavar="N", help="How many of them.")] = 1,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Memory of each, where it is not what its maker says."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run to compare with. Default: runs/<recipe's name>"),
@@ -55,8 +63,9 @@ def plan_recipe(
     """Tell what a recipe will cost: tokens, FLOPs, memory, time and disk of each stage.
 
     Nothing runs but, on this machine, a few steps that are timed. Shapes are
-    followed from stage to stage; what is not known yet is a question mark. Where
-    a stage is finished, what it took stands beside the plan, with the ratio.
+    followed from stage to stage. A stage that does not fit is named, with the
+    settings that make it fit, or with what is too large. Where a stage is
+    finished, what it took stands beside the plan, with the ratio.
 
     [bold]Examples[/bold]
 
@@ -65,6 +74,9 @@ def plan_recipe(
 
     pocketlm plan recipes/r1.py --size 950m --gpu h100 --count 128
       [dim]as published, on a cluster; --size is the recipe's own flag[/dim]
+
+    pocketlm plan recipes/r1.py --gpu rtx4090
+      [dim]on one GPU of 24 GB; --gpu a100 --memory 24 takes another's speed[/dim]
 
     pocketlm plan recipes/pocket.py --set base.micro_batch_size=4 --json plan.json
       [dim]with one field changed; the figures in a file too[/dim]
@@ -89,10 +101,29 @@ def plan_recipe(
             flags,
             out or Path("runs") / recipe.stem,
             settings or [],
-            gpu,
+            chosen_device(gpu, count, memory),
             count,
             json_file,
         )
+
+
+def chosen_device(gpu: str, count: int, memory: float | None) -> "Device | None":
+    """The device that is named, with the memory given; None for this machine's processor."""
+    from dataclasses import replace
+
+    from pocketlm.estimate.devices import GB, HERE, device
+
+    chosen = None if gpu == HERE else device(gpu)
+    if count < 1 or (chosen is None and count > 1):
+        raise ValueError(
+            f"--count {count}: at least 1, and 1 on this machine; --gpu names what there are more "
+            "of"
+        )
+    if memory is None:
+        return chosen
+    if chosen is None or memory <= 0:
+        raise ValueError(f"--memory {memory:g}: GB of each device that --gpu names, above 0")
+    return replace(chosen, memory_bytes=memory * GB)
 
 
 def show_plan(
@@ -100,7 +131,7 @@ def show_plan(
     flags: dict,
     run_dir: Path,
     settings: list[str],
-    gpu: str,
+    chosen: "Device | None",
     count: int,
     json_file: Path | None,
 ) -> None:
@@ -110,7 +141,6 @@ def show_plan(
     from rich.console import Console
     from rich.progress import track
 
-    from pocketlm.estimate.devices import HERE, device
     from pocketlm.estimate.estimate import estimate, plan_report
     from pocketlm.estimate.stages import plan_stages
     from pocketlm.estimate.table import plan_tables
@@ -118,22 +148,17 @@ def show_plan(
     from pocketlm.runner.dry_run import dry_run
     from pocketlm.runner.overrides import parse_settings
 
-    chosen = None if gpu == HERE else device(gpu)
-    if count < 1 or (chosen is None and count > 1):
-        raise ValueError(
-            f"--count {count}: at least 1, and 1 on this machine; --gpu names what there are more "
-            "of"
-        )
     dry = dry_run(recipe, run_dir, parse_settings(settings), missing_ok=True, **flags)
     stages = plan_stages(dry.calls)
-    shown = (
+    watched = (
         track(stages, "  steps tried", console=Console(stderr=True), transient=True)
         if chosen is None
         else stages
     )
-    estimates = [estimate(stage, chosen, count) for stage in shown]
+    estimates = [estimate(stage, chosen, count) for stage in watched]
     if json_file is not None:
         write_json(json_file, plan_report(estimates, run_dir, chosen, count))
     where = f"{count} x {chosen.name}" if chosen else "this machine's processor"
     title = f"{run_dir}: {len(stages)} stages on {where}"
-    Console().print(plan_tables(estimates, title, published=chosen is not None))
+    console = Console()
+    console.print(plan_tables(estimates, title, console.width, published=chosen is not None))

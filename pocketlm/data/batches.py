@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from pocketlm.data.rows import row_index
+from pocketlm.data.rows import Packing, row_index
 from pocketlm.data.shards import Shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch, Span, document_key
 
@@ -23,9 +23,9 @@ BLOCK = 4096  # rows after which every source has had its share, to the row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How rows become steps: rows_per_step rows of seq_len tokens, micro_batch_size at a time, over
-    world_size ranks.
+class BatchPlan:
+    """How rows become the batches of a step: rows_per_step rows of seq_len tokens,
+    micro_batch_size at a time, over world_size ranks.
     """
 
     seq_len: int
@@ -45,17 +45,15 @@ class Layout:
 
 
 class TextRows:
-    """Rows of one shard. A row begins where a document begins (or where a long one was cut), so no
-    row opens in mid-sentence.
-
-    A document cut by the row's end comes again, whole, in the next row: our choice, for at short
-    windows torn solutions are noise. Inside a row documents follow each other and, as in R1's
-    loader, may look at one another.
+    """Rows of one shard, cut from its documents as `packing` says (data/rows.py). Inside a row
+    documents follow each other and, as in R1's loader, may look at one another.
     """
 
-    def __init__(self, shard: Shard, seq_len: int, eos_id: int) -> None:
+    def __init__(
+        self, shard: Shard, seq_len: int, eos_id: int, packing: Packing = "document_heads"
+    ) -> None:
         self.shard, self.seq_len, self.eos_id = shard, seq_len, eos_id
-        self.index = row_index(shard, seq_len)
+        self.index = row_index(shard, seq_len, packing)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -83,7 +81,7 @@ class TextRows:
         return len(self.shard)
 
     def key(self, document: int) -> bytes:
-        """What stands for a document: of its ids alone."""
+        """The digest of a document's ids, which names it."""
         return document_key(self.document(document))
 
     def document(self, number: int) -> np.ndarray:
@@ -125,10 +123,10 @@ class ConversationRows:
         documents = np.full(self.seq_len, -1)
         at = 0
         for place, which in enumerate(self.rows[number]):
-            tokens, own = self.conversations[which]
+            tokens, answered = self.conversations[which]
             n = len(tokens) - 1
             ids[at : at + n] = tokens[:-1]
-            labels[at : at + n] = np.where(own[1:], tokens[1:], IGNORE_INDEX)
+            labels[at : at + n] = np.where(answered[1:], tokens[1:], IGNORE_INDEX)
             documents[at : at + n] = place
             at += n
         return ids, labels, documents
@@ -145,7 +143,7 @@ class ConversationRows:
         return len(self.conversations)
 
     def key(self, document: int) -> bytes:
-        """What stands for a conversation: of its ids alone."""
+        """The digest of a conversation's ids, which names it."""
         return document_key(self.document(document))
 
     def document(self, number: int) -> np.ndarray:
@@ -181,7 +179,7 @@ Rows = TextRows | ConversationRows
 def make_batches(
     sources: Mapping[str, Rows],
     shares: Mapping[str, float],
-    layout: Layout,
+    plan: BatchPlan,
     *,
     separate_documents: bool,
     name_documents: bool = False,
@@ -199,13 +197,13 @@ def make_batches(
         raise ValueError(
             f"no rows in {', '.join(empty)}, yet the mix asks for them; give them share 0 or text"
         )
-    wanted = tuple(shares[name] for name in names)
+    weights = tuple(shares[name] for name in names)
 
     def place(number: int) -> tuple[str, int]:
-        which, count = draw_source(number, wanted, layout.seed)
+        which, count = draw_source(number, weights, plan.seed)
         size = len(sources[names[which]])
         epoch, at = divmod(count, size)
-        return names[which], permuted(at, size, (layout.seed, which, epoch))
+        return names[which], permuted(at, size, (plan.seed, which, epoch))
 
     def micro_batch(numbers: Sequence[int]) -> Batch:
         places = [place(number) for number in numbers]
@@ -219,10 +217,10 @@ def make_batches(
         return replace(batch, spans=tuple(spans))
 
     def batches(step: int) -> list[Batch]:
-        share = layout.rows_per_step // layout.world_size
-        first = step * layout.rows_per_step + layout.rank * share
+        share = plan.rows_per_step // plan.world_size
+        first = step * plan.rows_per_step + plan.rank * share
         numbers = range(first, first + share)
-        size = layout.micro_batch_size
+        size = plan.micro_batch_size
         return [micro_batch(numbers[i : i + size]) for i in range(0, share, size)]
 
     return batches
@@ -246,7 +244,7 @@ def block_totals(shares: Sequence[float], blocks: int) -> np.ndarray:
 
     Largest remainders of what is exact up to there, so a source has had the floor or the ceiling of
     it, however long the training, and nothing is carried from block to block. A rare source, of
-    less than one row a block, keeps a pace of its own: taken by remainders its total could fall
+    less than one row a block, is counted by itself: taken by remainders its total could fall
     again. What rounding many rare sources leaves over goes to the largest.
     """
     exact = np.asarray(shares) / sum(shares) * BLOCK * blocks

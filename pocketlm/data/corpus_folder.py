@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pocketlm.data.batches import TextRows
 from pocketlm.data.mixture import Shares, check_shares
+from pocketlm.data.rows import Packing
 from pocketlm.data.shards import Shard, list_sources, open_shard
 from pocketlm.model.json_shape import NUMBER, TEXT, read_object
 from pocketlm.model.tokenizer import Tokenizer
@@ -43,10 +44,12 @@ def held_out_texts(
     return texts
 
 
-def text_rows(corpus: Path, shares: Shares, seq_len: int, eos_id: int) -> dict[str, TextRows]:
+def text_rows(
+    corpus: Path, shares: Shares, seq_len: int, eos_id: int, packing: Packing = "document_heads"
+) -> dict[str, TextRows]:
     """Training rows of every source that has a share."""
     return {
-        name: TextRows(open_shard(corpus, name, "train"), seq_len, eos_id)
+        name: TextRows(open_shard(corpus, name, "train"), seq_len, eos_id, packing)
         for name, share in shares.items()
         if share > 0
     }

@@ -1,10 +1,20 @@
 """Where the rows of a shard begin, so that any of them is found without reading the tokens, or the
 offsets, before it.
 
-Which rows there are depends on the documents before, from the first one on: so they are worked out
-once for each length. Rows that follow each other in one long document are a run, whose rows are
-arithmetic: a shard of 10^12 tokens in a thousand books has a thousand runs. Where documents are
-many, the runs are kept beside the shard and mapped from then on.
+Two ways to cut documents into rows of T tokens (`Packing`):
+
+concatenate      one stream of all documents, cut every T tokens, as R1's loader does. Every token
+                 is read once an epoch. Most rows open inside a document.
+document_heads   a row begins where a document begins, or where a long one was cut; a document that
+                 the row's end cut comes again, whole, in the next row. No row opens in
+                 mid-sentence, which matters at short windows, where torn solutions are noise.
+                 Beginnings are read again: 2 to 33 % of the tokens, measured (docs/pipeline.md).
+
+With document heads, which rows there are depends on the documents before, from the first one on: so
+they are computed once for each length. Rows that follow each other in one long document are a run,
+whose rows are arithmetic: a shard of 10^12 tokens in a thousand books has a thousand runs. Where
+documents are many, the runs are kept beside the shard and mapped from then on. Concatenated, a
+shard is one run.
 """
 
 import os
@@ -12,12 +22,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from pocketlm.data.shards import Shard, write_array
 
-AT_ONCE = 2**20  # documents worked on together; a shard of more keeps its runs in a file
+AT_ONCE = 2**20  # documents read together; a shard of more keeps its runs in a file
+Packing = Literal["concatenate", "document_heads"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,15 @@ class RowIndex:
         return int(self.begins[run]) + (number - int(self.before[run])) * self.seq_len
 
 
-def row_index(shard: Shard, seq_len: int) -> RowIndex:
-    """The rows of a shard, of seq_len + 1 tokens each; of a large shard from the file kept beside
-    it, made when missing.
+def row_index(shard: Shard, seq_len: int, packing: Packing) -> RowIndex:
+    """The rows of a shard, of seq_len + 1 tokens each, the last a label alone; with document heads
+    of a large shard from the file kept beside it, made when missing.
     """
+    if packing == "concatenate":
+        rows = -(-max(0, len(shard.tokens) - 1) // seq_len)  # the last token is a label alone
+        return RowIndex(seq_len, np.zeros(1, dtype=np.int64), np.asarray([0, rows]))
+    if packing != "document_heads":
+        raise ValueError(f"packing {packing!r} is unknown; known: concatenate, document_heads")
     if len(shard) <= AT_ONCE:
         none = np.zeros(0, dtype=np.int64)
         begins, sizes = next(row_runs(shard.offsets, seq_len), (none, none))  # all of them

@@ -60,7 +60,20 @@ B200 = Device(
     per_machine=8,
     source="NVIDIA DGX B200 datasheet, an eighth of it",
 )
-DEVICES = {row.name: row for row in (A100, H100, H200, B200)}
+RTX4090 = Device(
+    name="rtx4090",
+    flops=165e12,
+    memory_bytes=24 * GB,
+    bandwidth=1008 * GB,
+    link=32 * GB,
+    network=12.5 * GB,
+    per_machine=8,
+    source=(
+        "NVIDIA Ada architecture whitepaper (products summed in float32); PCIe 4.0 x16; a network "
+        "of 100 Gb/s is our choice"
+    ),
+)
+DEVICES = {row.name: row for row in (A100, H100, H200, B200, RTX4090)}
 HERE = "this"
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from pocketlm.estimate import local as here
 from pocketlm.estimate.devices import Device
+from pocketlm.estimate.memory_fit import fitting_settings, memory_parts
 from pocketlm.estimate.speed import step_seconds
-from pocketlm.estimate.stages import Stage
+from pocketlm.estimate.stage import Stage
 from pocketlm.estimate.work import Work
 from pocketlm.runner.record import read_record
 from pocketlm.runner.schedule import at_once
@@ -38,6 +39,9 @@ class Estimate:
 
     @property
     def device_hours(self) -> float | None:
+        """Of the devices that compute; a stage without products keeps none."""
+        if self.stage.other_seconds is not None:
+            return 0.0
         return None if self.seconds is None else self.seconds * self.devices / 3600
 
     @property
@@ -54,6 +58,7 @@ class Estimate:
             "tokens": stage.tokens,
             "flops": stage.flops,
             "at_most": stage.at_most,
+            "at_least": stage.at_least,
             "seconds": self.seconds,
             "devices": self.devices,
             "overlaps": self.overlaps,
@@ -76,11 +81,12 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
     work = stage.work
     together = at_once(stage.call.num_beside, count)
     share = count // together
-    ranks = work.ranks(share) if work else 1
+    computed = work or (stage.like if stage.other_flops else None)
+    ranks = computed.ranks(share) if computed else 1
     if work and ranks < share:
         notes.append(
             f"a step's {work.rows_per_step:,} rows, {work.micro_batch_size} at once, keep {ranks} "
-            f"of {share} busy"
+            f"of {share} busy" + ("" if together > 1 else ", so that a run on all is refused")
         )
     seconds = _seconds(stage, device, share)
     if seconds is None and (work or stage.like):
@@ -90,9 +96,11 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
         if work
         else None
     )
-    if memory and device and memory.peak > device.memory_bytes:
+    if work and memory and device and memory.peak > device.memory_bytes:
         notes.append(
-            f"needs more memory than a {device.name} has ({device.memory_bytes / 1e9:.0f} GB)"
+            f"needs {memory.peak / 1e9:.3g} GB and each {device.name} has "
+            f"{device.memory_bytes / 1e9:.3g} ({memory_parts(memory)}); "
+            + fitting_settings(stage.call.name, work, device, share)
         )
     return Estimate(
         stage=stage,
@@ -106,7 +114,11 @@ def estimate(stage: Stage, device: Device | None, count: int) -> Estimate:
 
 
 def _seconds(stage: Stage, device: Device | None, count: int) -> float | None:
-    """Training, then whatever else is computed, at the pace of such a training."""
+    """Training, then whatever else is computed, at the pace of such a training; or the seconds of a
+    stage without products.
+    """
+    if stage.other_seconds is not None:
+        return stage.other_seconds
     total = 0.0
     for work, flops in (
         (stage.work, stage.work.flops if stage.work else 0),
@@ -157,30 +169,30 @@ def totals(estimates: list[Estimate]) -> dict[str, Any]:
     """Sums over the stages that are known, and which are not. Seconds are of the clock: of stages
     side by side the longest's.
     """
-    timed = [each for each in estimates if each.seconds is not None]
-    both = [each for each in timed if each.actual_seconds is not None and each.seconds]
+    timed = [one for one in estimates if one.seconds is not None]
+    both = [one for one in timed if one.actual_seconds is not None and one.seconds]
     return {
-        "tokens": sum(each.stage.tokens or 0 for each in estimates),
-        "flops": sum(each.stage.flops or 0 for each in estimates),
-        "seconds": _by_turns(estimates, [each.seconds for each in estimates]),
-        "device_hours": sum(each.device_hours or 0.0 for each in timed),
-        "memory_bytes": max((each.memory.peak for each in estimates if each.memory), default=None),
-        "disk_bytes": sum(each.stage.disk or 0 for each in estimates),
-        "resume_bytes": max((each.stage.resume for each in estimates), default=0),
-        "actual_seconds": _by_turns(estimates, [each.actual_seconds for each in estimates]),
+        "tokens": sum(one.stage.tokens or 0 for one in estimates),
+        "flops": sum(one.stage.flops or 0 for one in estimates),
+        "seconds": _by_turns(estimates, [one.seconds for one in estimates]),
+        "device_hours": sum(one.device_hours or 0.0 for one in timed),
+        "memory_bytes": max((one.memory.peak for one in estimates if one.memory), default=None),
+        "disk_bytes": sum(one.stage.disk or 0 for one in estimates),
+        "resume_bytes": max((one.stage.resume for one in estimates), default=0),
+        "actual_seconds": _by_turns(estimates, [one.actual_seconds for one in estimates]),
         "actual_over_planned": sum(e.actual_seconds or 0.0 for e in both)
         / sum(e.seconds or 0.0 for e in both)
         if both
         else None,
-        "unknown": [each.stage.call.name for each in estimates if each.seconds is None],
+        "unknown": [one.stage.call.name for one in estimates if one.seconds is None],
     }
 
 
 def _by_turns(estimates: list[Estimate], seconds: list[float | None]) -> float:
     """The sum of each turn's longest; unknown ones count as nothing."""
     longest: list[float] = []
-    for each, known in zip(estimates, seconds, strict=True):
-        if not each.overlaps:
+    for one, known in zip(estimates, seconds, strict=True):
+        if not one.overlaps:
             longest.append(0.0)
         longest[-1] = max(longest[-1], known or 0.0)
     return sum(longest)
@@ -194,6 +206,6 @@ def plan_report(
         "run": str(run_dir),
         "device": asdict(device) if device else here.describe(),
         "count": count,
-        "stages": [each.as_json() for each in estimates],
+        "stages": [one.as_json() for one in estimates],
         "together": totals(estimates),
     }

@@ -1,4 +1,4 @@
-"""How long a step takes on this machine's processor: tried, not worked out."""
+"""How long a step takes on this machine's processor: measured."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ REPEATS, ENOUGH_SECONDS = 3, 1.0  # at least so many tries, and so long
 
 
 def describe() -> dict[str, Any]:
-    """This machine, as a report tells it."""
+    """This machine, as a report names it."""
     return {"name": "this", "kind": "cpu", "threads": torch.get_num_threads()}
 
 
@@ -83,7 +83,7 @@ def _composed(work: Work) -> float | None:
         return None
     update = _update_seconds_a_parameter()
     first, second = (
-        max(0.0, _tried(each) - update * num_parameters(each.model)) for each in (one, two)
+        max(0.0, _tried(work) - update * num_parameters(work.model)) for work in (one, two)
     )
     layer = max(second - first, second / 20)
     layer_flops, whole = (

@@ -47,8 +47,8 @@ class Work:
         of both.
         """
         rows = self.micro_batch_size
-        own = flops_of(self.model, rows, self.seq_len).training(recomputed=self.recomputed)
-        return own + (flops_of(self.teacher, rows, self.seq_len).forward if self.teacher else 0)
+        student = flops_of(self.model, rows, self.seq_len).training(recomputed=self.recomputed)
+        return student + (flops_of(self.teacher, rows, self.seq_len).forward if self.teacher else 0)
 
     @property
     def recomputed(self) -> float:

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
+from pocketlm.data.rows import Packing
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.quant import prepare, scheme_of
 from pocketlm.model.transformer import Transformer
@@ -29,9 +30,10 @@ class ExtendConfig:
     """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's
     value is not known.
 
-    distillation: with a teacher, how the model learns from it. A teacher from disk has read each
-    document by itself, so packed short ones teach no long range: that comes from documents that are
-    long themselves. optim None: a longer window without training, as R1 has it before its reasoning
+    packing: how documents become rows (data/rows.py). distillation: with a teacher, how the model
+    learns from it. A teacher from disk has read each document by itself, so packed short ones teach
+    no long range: that comes from documents that are long themselves. optim None: a longer window
+    without training, as R1 has it before its reasoning
     SFT.
     """
 
@@ -44,6 +46,7 @@ class ExtendConfig:
     seed: int
     rope_theta_factor: float
     shares: Shares | None = None
+    packing: Packing = "document_heads"
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=25)
 
@@ -84,7 +87,7 @@ def extend_context(
     if config.optim is None:
         return save_first(out, student, tokenizer)
     shares = chosen_shares(config.shares, corpus, config.name, mix)
-    sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)
+    sources = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id, config.packing)
     return train_stage(
         config,
         config.optim,

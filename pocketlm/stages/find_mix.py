@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pocketlm.data.batches import Layout, TextRows, make_batches
+from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.corpus_folder import held_out_texts, open_shards, source_domains
 from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
@@ -172,10 +172,10 @@ def open_proxy(folder: Path, step: int) -> Transformer:
     return model.to(device())
 
 
-def _layout(config: MixConfig, seed: int = 0, *, whole: bool = False) -> Layout:
+def _layout(config: MixConfig, seed: int = 0, *, whole: bool = False) -> BatchPlan:
     """Steps of this rank's rows, or of all rows; another seed for other rows."""
     process = ranks()
-    return Layout(
+    return BatchPlan(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
@@ -238,7 +238,7 @@ def _own_part(jobs: list[Any]) -> list[Any]:
     return jobs[process.rank :: process.world_size]
 
 
-def _draw(rows: Rows, layout: Layout) -> Callable[[int], list[Batch]]:
+def _draw(rows: Rows, layout: BatchPlan) -> Callable[[int], list[Batch]]:
     """Rows of some sources in equal shares, on the device where this rank computes."""
     shares = uniform_shares(dict.fromkeys(rows, 1))
     batches = make_batches(rows, shares, layout, separate_documents=False)
@@ -246,7 +246,7 @@ def _draw(rows: Rows, layout: Layout) -> Callable[[int], list[Batch]]:
 
 
 def _draw_domain(
-    rows: Rows, domains: Mapping[str, str], domain: str, layout: Layout
+    rows: Rows, domains: Mapping[str, str], domain: str, layout: BatchPlan
 ) -> Callable[[int], list[Batch]]:
     """Held-out rows of one domain, its sources in equal shares."""
     serving = {

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
+from pocketlm.data.rows import Packing
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -25,9 +26,10 @@ class PretrainConfig:
 
     model: the shape of a new network; None to go on from the input `model`. shares: of each source;
     None to take those of the input `selection` or `mix`. separate_documents: tokens see only their
-    own document; R1's loader lets documents of a row see each other. distillation: with a teacher,
-    how the model learns from it. milestones: how many checkpoints to keep, evenly spaced, the last
-    that of the end, as Hugging Face folders milestones/step-N (R1's influence needs ten).
+    own document; R1's loader lets documents of a row see each other. packing: how documents become
+    rows (data/rows.py). distillation: with a teacher, how the model learns from it. milestones: how
+    many checkpoints to keep, evenly spaced, the last that of the end, as Hugging Face folders
+    milestones/step-N (R1's influence needs ten).
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -40,6 +42,7 @@ class PretrainConfig:
     model: ModelConfig | None = None
     shares: Shares | None = None
     separate_documents: bool = False
+    packing: Packing = "document_heads"
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=50)
     milestones: int = 0
@@ -89,7 +92,7 @@ def pretrain(
     check_seq_len(config, student)
     text = selection or corpus
     shares = chosen_shares(config.shares, text, config.name, mix, selection)
-    sources = text_rows(text, shares, config.seq_len, tokenizer.eos_id)
+    sources = text_rows(text, shares, config.seq_len, tokenizer.eos_id, config.packing)
     return train_stage(
         config,
         config.optim,

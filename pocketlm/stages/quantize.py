@@ -10,6 +10,7 @@ from typing import ClassVar
 from pocketlm.data.batches import Rows
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
+from pocketlm.data.rows import Packing
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, shape_of
 from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.quant import fake_quantize_weight, prepare, scheme
@@ -28,7 +29,7 @@ class QuantizeConfig:
 
     distillation: how the model learns from its full-precision self. sources: whose conversations to
     train on; empty means all. shares: train on text in these shares instead, as a base model must
-    (Pro quantizes its base).
+    (Pro quantizes its base). packing: how documents become rows of text (data/rows.py).
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -41,6 +42,7 @@ class QuantizeConfig:
     seed: int = 0
     sources: tuple[str, ...] = ()
     shares: Shares | None = None
+    packing: Packing = "document_heads"
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=25)
 
@@ -115,6 +117,7 @@ def training_rows(
     """
     if config.shares is not None:
         shares = chosen_shares(config.shares, corpus, config.name, None)
-        return dict(text_rows(corpus, shares, config.seq_len, tokenizer.eos_id)), shares
+        rows = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id, config.packing)
+        return dict(rows), shares
     rows = conversation_rows(config.name, out, corpus, config.sources, tokenizer, config.seq_len)
     return {"conversations": rows}, {"conversations": 1.0}

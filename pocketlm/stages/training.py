@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pocketlm.data.batches import ConversationRows, Layout, Rows, make_batches
+from pocketlm.data.batches import BatchPlan, ConversationRows, Rows, make_batches
 from pocketlm.data.conversation_store import StoredRows, is_store_of, read_tally, write_store
 from pocketlm.data.conversations import Tally, conversation_files, learnable_pairs, report_tally
 from pocketlm.data.padding import trimmed
@@ -62,7 +62,7 @@ def train_stage(
     Loss: cross-entropy with the labels, or with `teacher` as config.distillation says.
     teacher_window: tokens that it must read at once. milestones: how many checkpoints to keep.
     """
-    plan = Layout(
+    plan = BatchPlan(
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,

@@ -45,6 +45,7 @@ from pocketlm.stages.quantize import QuantizeConfig
 from pocketlm.stages.report import ReportConfig
 from pocketlm.stages.select import SelectConfig
 from pocketlm.stages.teach import TeachConfig
+from pocketlm.stages.vocabulary import VocabularyConfig
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
@@ -171,6 +172,7 @@ BASES: dict[type, Any] = {
     ExportConfig: ExportConfig(name="files", formats=("gguf",)),
     FormatsConfig: FormatsConfig(name="formats", formats=("gguf",)),
     ChatsConfig: ChatsConfig(name="chats", seq_len=160),
+    VocabularyConfig: VocabularyConfig(name="words", tokenizer=f"{FOLDER}/model", window=32),
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
     EvaluateConfig: EvaluateConfig(
         name="evaluation",
@@ -341,6 +343,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "model": replace(SHAPE, intermediate_size=64),
         "shares": {"texts": 1.0},
         "separate_documents": True,
+        "packing": "concatenate",
         "distillation": Distillation(label_share=0.5),
         "milestones": 2,
     },
@@ -361,6 +364,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "seq_len": 176,
         "rope_theta_factor": 1.0,
         "shares": {"texts": 1.0},
+        "packing": "concatenate",
         "distillation": WARM,
     },
     MergeConfig: {
@@ -387,6 +391,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "seq_len": 80,
         "sources": ("notes-asked",),
         "shares": SHARES,
+        "packing": "concatenate",
         "distillation": WARM,
     },
     Distillation: {"label_share": 0.5, "divergence": "reverse_kl", "temperature": 2.0},
@@ -423,6 +428,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "layout": "qwen3",
         "scheme": "int4_group32",
     },
+    VocabularyConfig: {"name": "other", "tokenizer": f"{FOLDER}/tokenizer", "window": 100_000},
     ChatsConfig: {"name": "other", "seq_len": 80, "sources": ("notes-asked",)},
     BenchConfig: {
         "name": "speed",
@@ -468,6 +474,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (LocalSource, "response_field"): {**PAIR, "response_field": "text"},
     (LocalSource, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
     (CurateConfig, "tokenizer"): {"vocab_size": 320},
+    (QuantizeConfig, "packing"): {"shares": SHARES},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},

@@ -62,6 +62,7 @@ from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.stages.teach import TeachConfig, teach
+from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
 from pocketlm.train import loop
 from pocketlm.train.checkpoint import SaveConfig, StateWriter, saved_states
 from pocketlm.train.distributed.fsdp import mesh_shape
@@ -451,6 +452,16 @@ def after_report(config: ReportConfig, folder: Path, out: Path, patch: pytest.Mo
     return files_of(report(config, out, stages=stages, evaluation=finished / "evaluation"))
 
 
+def after_vocabulary(
+    config: VocabularyConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch
+) -> Any:
+    """What it writes, or why it refuses."""
+    try:
+        return files_of(check_vocabulary(placed(config, folder), out, teacher=folder / "model"))
+    except ValueError as error:
+        return str(error)
+
+
 AFTER: dict[type, Callable[..., Any]] = {
     OptimConfig: after_optim,
     SaveConfig: after_save,
@@ -488,6 +499,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     ChatsConfig: lambda config, folder, out, patch: files_of(
         check_chats(config, out, corpus=folder / "corpus", model=folder / "model")
     ),
+    VocabularyConfig: after_vocabulary,
     ImportConfig: after_import,
     RopeScaling: lambda config, *rest: after_model(replace(SHAPE, rope_scaling=config), *rest),
     BenchConfig: after_bench,
@@ -515,6 +527,7 @@ STAGES = {
         BenchConfig: bench,
     },
     **{TeachConfig: teach, FormatsConfig: check_formats, ChatsConfig: check_chats},
+    VocabularyConfig: check_vocabulary,
 }
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from pocketlm.data.batches import (
     BLOCK,
+    BatchPlan,
     ConversationRows,
-    Layout,
     TextRows,
     block_totals,
     make_batches,
@@ -63,7 +63,7 @@ def test_each_stage_draws_its_first_and_last_step(trainings: list[Call], text: T
         shares = getattr(config, "shares", None)
         own = check_shares(shares, list(shares), call.name) if shares else {"conversations": 1.0}
         sources = dict.fromkeys(own, text if shares else chats)
-        layout = Layout(
+        layout = BatchPlan(
             seq_len=SEQ_LEN,
             rows_per_step=config.rows_per_step,
             micro_batch_size=config.micro_batch_size,

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from pocketlm.cli import app
 from pocketlm.estimate.estimate import actual_seconds, estimate
-from pocketlm.estimate.stages import Stage, plan_stages
+from pocketlm.estimate.stage import Stage
+from pocketlm.estimate.stages import plan_stages
 from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe
 

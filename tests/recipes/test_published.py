@@ -84,7 +84,10 @@ def test_a_dry_pass_without_data_prints_every_stage_and_what_it_needs(dry: DryRu
     assert set(states.values()) >= {"to do"} and states["phase1"].startswith(
         ("to do", "needs teacher")
     )
-    assert states[dry.calls[0].name].startswith("needs Llama-")
+    first, second = (states[call.name] for call in dry.calls[:2])
+    # the teacher's words are compared before anything is read or trained
+    assert dry.calls[0].name == "teacher-check" and first.startswith("needs ") and "Llama-" in first
+    assert second.startswith("needs Llama-")
     assert all(key_figures(call.config) for call in dry.calls)
 
 
@@ -153,10 +156,13 @@ def test_an_unknown_size_is_refused_with_the_known_ones(tmp_path: Path) -> None:
         dry_run(R1, tmp_path, size="1b")
 
 
-def test_without_the_tokenizer_a_real_run_stops_at_once_and_names_it(
+def test_without_the_teacher_or_the_tokenizer_a_real_run_stops_at_once_and_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Llama-3\.1-8B-Instruct does not exist"):
+        dry_run(R1, tmp_path / "run")
+    (tmp_path / "Llama-3.1-8B-Instruct").mkdir()
     with pytest.raises(FileNotFoundError, match=r"Llama-3\.2-1B does not exist"):
         dry_run(R1, tmp_path / "run")
 

@@ -14,19 +14,20 @@ import torch
 
 from pocketlm.data import rows as rows_module
 from pocketlm.data.batches import (
+    BatchPlan,
     ConversationRows,
-    Layout,
     TextRows,
     collate,
     make_batches,
     pack,
     permuted,
 )
+from pocketlm.data.rows import Packing
 from pocketlm.data.shards import read_shard, write_array, write_shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 
 EOS = 0
-LAYOUT = Layout(seq_len=16, rows_per_step=24, micro_batch_size=4, seed=5)
+LAYOUT = BatchPlan(seq_len=16, rows_per_step=24, micro_batch_size=4, seed=5)
 SHARES = {"code": 0.5, "maths": 0.3, "web": 0.2}
 
 
@@ -42,9 +43,12 @@ def drawn_documents(seed: int, count: int = 40, longest: int = 50) -> list[list[
     return documents
 
 
-def text_rows(folder: Path, documents: list[list[int]], seq_len: int = 16) -> TextRows:
+def text_rows(
+    folder: Path, documents: list[list[int]], seq_len: int = 16, packing: Packing = "document_heads"
+) -> TextRows:
     folder.mkdir(parents=True, exist_ok=True)
-    return TextRows(write_shard(folder, "train", documents, vocab_size=65536), seq_len, EOS)
+    shard = write_shard(folder, "train", documents, vocab_size=65536)
+    return TextRows(shard, seq_len, EOS, packing)
 
 
 @pytest.fixture()
@@ -134,7 +138,7 @@ def test_permutations_look_shuffled_and_differ_between_epochs():
 
 def test_every_row_of_a_source_comes_once_in_each_epoch(sources):
     rows = sources["code"]
-    layout = Layout(seq_len=16, rows_per_step=len(rows), micro_batch_size=len(rows), seed=2)
+    layout = BatchPlan(seq_len=16, rows_per_step=len(rows), micro_batch_size=len(rows), seed=2)
     batches = make_batches({"code": rows}, {"code": 1.0}, layout, separate_documents=False)
     expected = Counter(tuple(row[0].tolist()) for row in map(rows.__getitem__, range(len(rows))))
     epochs = [[tuple(ids) for ids in batches(step)[0].input_ids.tolist()] for step in range(3)]
@@ -166,8 +170,9 @@ def test_rows_found_by_number_are_those_found_one_after_the_other(
         folder.mkdir()
         shard = write_shard(folder, "train", drawn_documents(seed), vocab_size=65536)
         expected = row_starts(shard.offsets, seq_len)
+        index = None
         for _ in range(2):
-            index = rows_module.row_index(shard, seq_len)
+            index = rows_module.row_index(shard, seq_len, "document_heads")
             assert [index.start(number) for number in range(len(index))] == expected
             kept = len(shard) > at_once
             assert (folder / f"train.rows-{seq_len}").is_dir() == kept
@@ -175,6 +180,7 @@ def test_rows_found_by_number_are_those_found_one_after_the_other(
                 monkeypatch.setattr(rows_module, "row_runs", None)
         monkeypatch.undo()
         monkeypatch.setattr(rows_module, "AT_ONCE", at_once)
+        assert index is not None
         with pytest.raises(
             IndexError, match=f"row {len(index)} of a shard that holds {len(index)}"
         ):
@@ -239,6 +245,46 @@ def test_every_token_but_the_first_is_a_label_and_no_row_is_empty(seq_len, tmp_p
     assert labels == {i for document in documents for i in document} - {EOS}
     for number in range(len(rows) - 1):
         assert (rows[number][1] != IGNORE_INDEX).all()
+
+
+@pytest.mark.parametrize("seq_len", [1, 4, 16, 37, 5000])
+def test_concatenated_every_token_of_an_epoch_is_read_once_and_learnt_once(seq_len, tmp_path):
+    """The first token is no label and the last no input: nothing precedes and nothing follows."""
+    for seed in range(5):
+        documents = drawn_documents(seed)
+        stream = [token for document in documents for token in document]
+        rows = text_rows(tmp_path / str(seed), documents, seq_len, "concatenate")
+        plan = BatchPlan(seq_len=seq_len, rows_per_step=len(rows), micro_batch_size=1, seed=seed)
+        batches = make_batches({"text": rows}, {"text": 1.0}, plan, separate_documents=True)
+        for epoch in (0, 1):
+            inputs, labels = [], []
+            for batch in sorted(batches(epoch), key=lambda batch: batch.rows[0][1]):
+                learnt = batch.labels[0] != IGNORE_INDEX
+                inputs += batch.input_ids[0][learnt].tolist()
+                labels += batch.labels[0][learnt].tolist()
+            assert (inputs, labels) == (stream[:-1], stream[1:])
+
+
+def test_document_heads_are_read_again_and_concatenation_needs_fewer_rows(tmp_path):
+    documents = drawn_documents(1, count=400, longest=30)
+    heads, whole = (
+        text_rows(tmp_path / name, documents, 32, name)
+        for name in ("document_heads", "concatenate")
+    )
+    tokens = sum(map(len, documents))
+    assert len(whole) == -(-(tokens - 1) // 32) and len(heads) > 1.15 * len(whole)
+
+
+def test_a_shard_of_one_token_has_no_row_to_concatenate_and_an_unknown_packing_is_refused(tmp_path):
+    assert len(text_rows(tmp_path / "one", [[EOS]], 16, "concatenate")) == 0
+    with pytest.raises(ValueError, match="packing 'tight' is unknown; known: concatenate, doc"):
+        text_rows(tmp_path / "two", [[EOS]], 16, "tight")  # type: ignore[arg-type]
+
+
+def test_pieces_of_concatenated_documents_know_where_in_them_they_begin(tmp_path):
+    rows = text_rows(tmp_path, [[0, 1, 2, 3, 4], [0, 5, 6], [0, 7]], 4, "concatenate")
+    spans = [[(s.start, s.stop, s.offset) for s in rows.spans(n)] for n in range(len(rows))]
+    assert spans == [[(0, 4, 0)], [(0, 1, 4), (1, 4, 0)], [(0, 2, 0)]]
 
 
 def test_labels_are_the_next_tokens_and_padding_has_none(tmp_path):

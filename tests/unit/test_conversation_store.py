@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pocketlm.data.batches import ConversationRows, Layout, make_batches
+from pocketlm.data.batches import BatchPlan, ConversationRows, make_batches
 from pocketlm.data.conversation_store import (
     EXAMPLES,
     LEARNT,
@@ -56,7 +56,7 @@ def test_rows_on_disk_are_those_in_memory(packed: bool, tmp_path: Path) -> None:
             assert one.dtype == other.dtype and np.array_equal(one, other)
         assert list(memory.spans(number, 2)) == list(disk.spans(number, 2))
     assert (tmp_path / "store" / OFFSETS).is_file() == packed
-    plan = Layout(seq_len=SEQ_LEN, rows_per_step=4, micro_batch_size=2, seed=1)
+    plan = BatchPlan(seq_len=SEQ_LEN, rows_per_step=4, micro_batch_size=2, seed=1)
     draw = [
         make_batches({"chats": rows}, {"chats": 1.0}, plan, separate_documents=True)
         for rows in (memory, disk)
@@ -102,7 +102,7 @@ def test_ten_million_conversations_open_in_less_than_a_second(tmp_path: Path) ->
     np.save(tmp_path / OFFSETS, np.arange(0, count + 1, 2))
     started = time.perf_counter()
     rows = StoredRows(tmp_path, 8, EOS)
-    plan = Layout(seq_len=8, rows_per_step=4, micro_batch_size=4, seed=1)
+    plan = BatchPlan(seq_len=8, rows_per_step=4, micro_batch_size=4, seed=1)
     draw = make_batches({"chats": rows}, {"chats": 1.0}, plan, separate_documents=True)
     (batch,) = draw(123_456)
     assert time.perf_counter() - started < 1.0

@@ -78,10 +78,11 @@ def config(tmp_path):
 
 def texts_kept_in_one_pass(config: CurateConfig) -> dict[str, set[str]]:
     """What one process keeps that remembers every text and every band."""
-    signatures = MinhashDedupSignature("unused", minhash_config(config.minhash), language=WORDS)
+    signatures = MinhashDedupSignature("unused", minhash_config(config.minhash), language=WORDS)  # type: ignore[arg-type]
     hashes, bands = set(), set()
     kept = {}
     for source in config.sources:
+        assert isinstance(source, LocalSource)
         kept[source.name], size = set(), 0
         for line in Path(source.path).read_text().splitlines():
             text = json.loads(line)["text"]
@@ -222,7 +223,7 @@ def test_a_curation_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, 
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent.parent}"}
     words = [tmp_path / "script.py", tmp_path, executor, tmp_path / "out"]
-    randoms, kills = random.Random(4), 0
+    randoms, kills, returncode = random.Random(4), 0, None
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         process = subprocess.Popen(
@@ -235,13 +236,13 @@ def test_a_curation_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, 
             time.sleep(0.01)
         try:
             # the first kills may fall anywhere; the later, the longer it may go on
-            process.wait(timeout=randoms.uniform(0, 1.0 + kills))
+            returncode = process.wait(timeout=randoms.uniform(0, 1.0 + kills))
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
-    assert process.returncode == 0 and kills
+    assert returncode == 0 and kills
     assert contents(tmp_path / "out") == expected
 
 

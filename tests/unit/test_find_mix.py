@@ -10,7 +10,7 @@ import torch
 from rank_processes import on_ranks
 from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 
-from pocketlm.data.batches import Layout, TextRows, make_batches
+from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.corpus_folder import open_shards
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.problem import Milestone
@@ -107,7 +107,7 @@ def test_a_milestone_of_the_simulated_run_is_the_model_that_a_plain_loop_has_at_
     assert lrs == [lr_at(OPTIM, step) for step in (1, 3, 5)]
     assert stage.simulate(*arguments) == lrs  # from the files
 
-    layout = Layout(seq_len=24, rows_per_step=4, micro_batch_size=1, seed=CONFIG.seed)
+    layout = BatchPlan(seq_len=24, rows_per_step=4, micro_batch_size=1, seed=CONFIG.seed)
     batches = make_batches(rows["train"], flat, layout, separate_documents=False)
     model = Transformer(PROXY, seed=CONFIG.seed)
     optimizers = make_optimizers(model, OPTIM)

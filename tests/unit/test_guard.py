@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pocketlm.data.batches import Layout, TextRows, make_batches
+from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.shards import Shard
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -53,7 +53,7 @@ def rows_of(seed: int) -> TextRows:
 def drawn(
     rows_per_step: int = 4, micro_batch_size: int = 2, **ranks: int
 ) -> Callable[[int], list[Batch]]:
-    layout = Layout(
+    layout = BatchPlan(
         seq_len=16, rows_per_step=rows_per_step, micro_batch_size=micro_batch_size, seed=1, **ranks
     )
     return make_batches(

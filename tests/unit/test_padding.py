@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_train_loop import CONFIG
 
-from pocketlm.data.batches import ConversationRows, Layout, collate, make_batches
+from pocketlm.data.batches import BatchPlan, ConversationRows, collate, make_batches
 from pocketlm.data.padding import MULTIPLE, trim_padding, trimmed
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import Transformer
@@ -27,7 +27,7 @@ def some_rows() -> ConversationRows:
 
 
 def drawn(micro_batch_size: int = 2):
-    plan = Layout(seq_len=SEQ_LEN, rows_per_step=4, micro_batch_size=micro_batch_size, seed=1)
+    plan = BatchPlan(seq_len=SEQ_LEN, rows_per_step=4, micro_batch_size=micro_batch_size, seed=1)
     return make_batches({"chats": some_rows()}, {"chats": 1.0}, plan, separate_documents=True)
 
 

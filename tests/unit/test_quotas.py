@@ -48,6 +48,17 @@ def test_however_long_a_training_every_source_has_had_its_share_to_the_row(share
             assert (off < 1 + 1e-5).all()
 
 
+@pytest.mark.parametrize("share", [1e-6, 3.3e-6, 2.1e-5, 1e-4])
+def test_a_share_of_a_millionth_is_met_to_a_hundredth_over_half_a_million_steps(share):
+    """Of R1's 2,048 rows: beside twenty sources of usual shares, and counted by the very rows."""
+    shares = [share, *[(1 - share) / 20] * 20]
+    blocks = 500_000 * 2048 // BLOCK
+    drawn = int(block_totals(shares, blocks)[0])
+    assert drawn == pytest.approx(500_000 * 2048 * share, rel=0.01)
+    last = [draw_source(blocks * BLOCK - 1 - row, tuple(shares), seed=1) for row in range(BLOCK)]
+    assert all(count < drawn for which, count in last if which == 0)
+
+
 def test_a_source_of_less_than_one_row_in_a_block_is_read_once_in_so_many_blocks():
     shares = (1 - 2.1e-5, 2.1e-5)
     quotas = [block_quotas(shares, block)[1] for block in range(200)]

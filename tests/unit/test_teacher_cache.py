@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from pocketlm.data.batches import ConversationRows, Layout, TextRows, make_batches
+from pocketlm.data.batches import BatchPlan, ConversationRows, TextRows, make_batches
 from pocketlm.data.shards import open_shard, write_shard
 from pocketlm.model.batch import Batch, Span, document_key
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.files import read_json
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages import teach as stage
 from pocketlm.stages.teach import TeachConfig, teach
+from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
 from pocketlm.train.distill import cache as cache_file
 from pocketlm.train.distill.cache import DONE, cached_scores, open_cache
 from pocketlm.train.distill.codec import (
@@ -103,7 +105,7 @@ def drawn(
     folder: Path, seq_len: int, size: int, seed: int, step: int = 0
 ) -> tuple[Batch, tuple[Span, ...]]:
     """A batch of the corpus, and which documents it is of."""
-    layout = Layout(seq_len=seq_len, rows_per_step=size, micro_batch_size=size, seed=seed)
+    layout = BatchPlan(seq_len=seq_len, rows_per_step=size, micro_batch_size=size, seed=seed)
     shares = {"one": 0.5, "two": 0.5}
     draw = make_batches(
         sources_of(folder, seq_len), shares, layout, separate_documents=True, name_documents=True
@@ -354,7 +356,7 @@ def test_a_cache_without_the_documents_is_refused_before_training(folder, tmp_pa
     rows = make_batches(
         {"mine": strangers},
         {"mine": 1.0},
-        Layout(seq_len=16, rows_per_step=1, micro_batch_size=1, seed=1),
+        BatchPlan(seq_len=16, rows_per_step=1, micro_batch_size=1, seed=1),
         separate_documents=True,
         name_documents=True,
     )
@@ -373,6 +375,28 @@ def test_a_cache_of_another_tokenizer_is_refused(folder):
 def test_a_cache_that_reads_less_far_than_the_student_is_refused(folder):
     with pytest.raises(ValueError, match="reads 64 tokens, not the 96 required"):
         open_teacher(folder / "cache", Tokenizer.load(folder / "teacher"), {}, OPTIM, reads=96)
+
+
+def test_a_cache_is_compared_with_a_recipes_words_before_anything_trains(folder, tmp_path):
+    config = VocabularyConfig(name="words", tokenizer=str(folder / "teacher"), window=64)
+    check_vocabulary(config, tmp_path, teacher=folder / "cache")
+    assert read_json(tmp_path / "vocabulary.json") == {"tokens": 270, "positions": 64}
+    with pytest.raises(ValueError, match=r"cache reads 64 tokens, words\.window asks for 65"):
+        check_vocabulary(replace(config, window=65), tmp_path, teacher=folder / "cache")
+
+
+def test_every_token_of_concatenated_rows_is_found_in_the_cache(folder):
+    """Also of rows that open inside a document."""
+    rows = TextRows(open_shard(folder / "corpus", "one", "train"), 24, 0, "concatenate")
+    plan = BatchPlan(seq_len=24, rows_per_step=len(rows), micro_batch_size=len(rows), seed=1)
+    whole = make_batches(
+        {"one": rows}, {"one": 1.0}, plan, separate_documents=True, name_documents=True
+    )(0)[0]
+    spans = whole.spans
+    assert spans and any(span.offset > 0 and span.start == 0 for span in spans)
+    read = sum(span.stop - span.start for span in spans)
+    assert read == len(rows.shard.tokens)
+    assert cached_scores(open_cache(folder / "cache"), whole) is not None
 
 
 def test_too_little_room_is_told_before_anything_is_written(folder, tmp_path, monkeypatch):

@@ -1,0 +1,43 @@
+"""`pocketlm rehearse` as it is typed: every published size, alone and as four ranks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_rehearse import OWN
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+COMMANDS = {
+    **{f"r1-{size}": (["r1.py", "--size", size], "files") for size in ("140m", "360m", "950m")},
+    "pro": (["pro.py"], "instruct"),
+    "specialize": (["specialize.py", *OWN], "files"),
+}
+
+
+@pytest.mark.parametrize("processes", ["1", "4"])
+@pytest.mark.parametrize(("words", "last"), COMMANDS.values(), ids=list(COMMANDS))
+def test_it_reaches_the_last_stage_and_says_what_each_will_need(
+    words: list[str], last: str, processes: str, environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "pocketlm.cli", "rehearse", str(RECIPES / words[0])]
+    command += [*words[1:], "--processes", processes, "--count", "128"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"stages, to {last}" in done.stdout and "at full size, on 128 x h100:" in done.stdout
+    assert "TOO LARGE" not in done.stdout and "Traceback" not in done.stderr
+    if words[0] != "specialize.py":  # whose base is nowhere
+        assert done.stdout.count("of 80 GB: fits") >= 6
+
+
+def test_a_stage_that_stops_ends_the_rehearsal_with_its_message(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "broken.py"
+    text = (RECIPES / "r1.py").read_text().replace('"starcoder": 10.66', '"starcodes": 10.66')
+    recipe.write_text(text)
+    command = [sys.executable, "-m", "pocketlm.cli", "rehearse", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 2 and "the rehearsal stopped" in done.stdout
+    assert "shares name unknown sources starcodes" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
