@@ -11,7 +11,6 @@ from typing import Any
 from pocketlm.corpus.documents import Document, conversation, row_document
 from pocketlm.corpus.filters import FILTERS
 from pocketlm.corpus.local import read_local
-from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.python_docs import (
     read_language_reference,
     read_stdlib_code,
@@ -19,6 +18,7 @@ from pocketlm.corpus.python_docs import (
 )
 from pocketlm.corpus.reading import Reading
 from pocketlm.corpus.recall_notes import generate_notes
+from pocketlm.problems.generated import generate_problems
 
 # the capabilities that MobileLLM-R1 probes (section 5.1.1)
 DOMAINS = ("code", "maths", "knowledge")

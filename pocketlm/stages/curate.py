@@ -15,7 +15,6 @@ from pocketlm.corpus.decontaminate import EvaluationIndex
 from pocketlm.corpus.dedup import DuplicateIndex, MinHash
 from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.filters import Thresholds
-from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.reading import source_line
 from pocketlm.corpus.sources import Source, check_source
 from pocketlm.data.encoding import encode_documents
@@ -23,6 +22,7 @@ from pocketlm.data.shards import read_shard, write_shard
 from pocketlm.eval.suites import load_suite
 from pocketlm.model.files import read_json, write_folder, write_json
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
+from pocketlm.problems.generated import generate_problems
 
 REPORT = "source.json"
 

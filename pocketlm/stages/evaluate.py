@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.recall_notes import draw_notes
 from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.data.shards import open_shard
@@ -22,6 +21,7 @@ from pocketlm.export.runtimes import label_of, opened, size_of
 from pocketlm.model.files import write_json, write_text
 from pocketlm.model.generate import LanguageModel
 from pocketlm.model.json_shape import read_object
+from pocketlm.problems.generated import generate_problems
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it
 

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from pocketlm.corpus.problems import FAMILIES, generate_problems, is_held_out
 from pocketlm.eval.suites import SUITES, load_suite
+from pocketlm.problems.families import FAMILIES
+from pocketlm.problems.generated import generate_problems, is_held_out
 
 
 def test_the_pocket_suite_holds_only_held_out_questions_each_once():
