@@ -7,7 +7,7 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from pocketlm.eval.harness import prompt_ids
+from pocketlm.eval.prompts import prompt_ids
 from pocketlm.model.tokenizer import Tokenizer
 
 TOGETHER = 10  # long prompts answered in one batch

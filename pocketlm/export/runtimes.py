@@ -12,24 +12,36 @@ import torch
 from pocketlm.model.generate import LanguageModel
 
 
-def open_model(path: Path, *, exact: bool = False, threads: int | None = None) -> Any:
+def open_model(
+    path: Path,
+    *,
+    exact: bool = False,
+    threads: int | None = None,
+    context_length: int | None = None,
+) -> Any:
     """The model at `path`, ready for `logits` and `generate`: a checkpoint folder, a .gguf or a
     .pte, by its name.
 
     exact: float32 wherever the runtime has a choice; llama.cpp's own KV cache holds float16.
     threads: the runtime's own choice by default. Torch's and ExecuTorch's are the whole process's.
+    context_length: a checkpoint or .gguf reads at least so many tokens, more than it was trained
+    for; a .pte keeps what it was exported with.
     """
     path = Path(path)
     if threads:
         torch.set_num_threads(threads)  # for the choice of a token too, whatever runs the network
     if path.is_dir():
-        return LanguageModel.open(path)
+        model = LanguageModel.open(path)
+        model.max_length = max(model.max_length, context_length or 0)
+        return model
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}; give a checkpoint folder, a .gguf or a .pte")
     if path.suffix == ".gguf":
         from pocketlm.export.llamacpp import GgufModel
 
-        return GgufModel(path, cache_type="f32" if exact else "f16", threads=threads)
+        model = GgufModel(path, cache_type="f32" if exact else "f16", threads=threads)
+        model.max_length = max(model.max_length, context_length or 0)
+        return model
     if path.suffix == ".pte":
         from pocketlm.export.executorch import PteModel
 
@@ -74,7 +86,14 @@ def labels_of(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 @contextmanager
-def opened(path: Path, *, exact: bool = False, threads: int | None = None) -> Iterator[Any]:
-    """The model at `path`, closed at the end."""
-    with closing(open_model(path, exact=exact, threads=threads)) as model:
+def opened(
+    path: Path,
+    *,
+    exact: bool = False,
+    threads: int | None = None,
+    context_length: int | None = None,
+) -> Iterator[Any]:
+    """The model at `path`, closed at the end; the options are `open_model`'s."""
+    options: dict[str, Any] = {"exact": exact, "threads": threads, "context_length": context_length}
+    with closing(open_model(path, **options)) as model:
         yield model

@@ -19,10 +19,9 @@ from pocketlm.corpus.reading import source_line
 from pocketlm.corpus.sources import Source, check_source
 from pocketlm.data.encoding import encode_documents
 from pocketlm.data.shards import read_shard, write_shard
-from pocketlm.eval.suites import load_suite
+from pocketlm.eval.suites.named import load_problems, named_suites
 from pocketlm.model.files import read_json, write_folder, write_json
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.problems.generated import generate_problems
 
 REPORT = "source.json"
 
@@ -112,9 +111,9 @@ def curate(config: CurateConfig, out: Path) -> Path:
     for source in config.sources:
         check_source(source)
     given = Tokenizer.load(Path(config.tokenizer).expanduser()) if config.tokenizer else None
-    suites = {name: load_suite(name, generate_problems).problems for name in config.suites}
     prompts = {
-        name: [problem["prompt"] for problem in problems] for name, problems in suites.items()
+        name: [problem.prompt for suite in named_suites([name]) for problem in load_problems(suite)]
+        for name in config.suites
     }
     cleaner = Cleaner(
         thresholds=config.thresholds,

@@ -141,7 +141,7 @@ BASES: dict[type, Any] = {
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
     EvaluateConfig: EvaluateConfig(
         name="evaluation",
-        suite=f"{FOLDER}/exam.jsonl",
+        suites=(f"{FOLDER}/exam.jsonl",),
         max_new_tokens=3,
         bits_tokens=60,
         bits_window=32,
@@ -375,8 +375,10 @@ FIELDS: dict[type, dict[str, Any]] = {
     BenchConfig: {"name": "speed", "contexts": (24,), "new_tokens": 4, "repeats": 2, "threads": 2},
     EvaluateConfig: {
         "name": "other",
-        "suite": f"{FOLDER}/other.jsonl",
+        "suites": (f"{FOLDER}/other.jsonl",),
         "labels": ("mine",),
+        "data": f"{FOLDER}/other-benchmarks",
+        "limit": 1,
         "max_new_tokens": 5,
         "batch_size": 2,
         "bits_tokens": 90,
@@ -418,6 +420,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     **{(Source, name): NOTES for name in ("count", "seed", "pairs_range")},
     (Source, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
     (CurateConfig, "tokenizer"): {"vocab_size": 320},
+    (EvaluateConfig, "data"): {"suites": ("arc_easy",), "data": f"{FOLDER}/benchmarks"},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},

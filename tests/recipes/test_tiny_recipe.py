@@ -153,11 +153,12 @@ def test_the_evaluation_measures_each_model_on_everything(finished: Path) -> Non
     for label, found in models.items():
         assert set(found["bits_per_byte"]) == DOMAINS and set(found["needle"]) == {"256"}
         assert (
-            found["problems"]["exam"]["total"] == 6
+            found["suites"]["exam"]["problems"]["exam"]["total"] == 6
             and found["tokens_per_second"] > 0
             and found["bytes"] > 0
         )
-        rows = (finished / "evaluation" / "transcripts" / f"{label}.jsonl").read_text().splitlines()
+        answers = finished / "evaluation" / "transcripts" / label / "exam.jsonl"
+        rows = answers.read_text().splitlines()
         assert len(rows) == 6 and json.loads(rows[0]).keys() >= {
             "prompt",
             "completion",
