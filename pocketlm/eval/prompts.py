@@ -104,7 +104,8 @@ def _turns(
 
 
 def _key(suite: Suite, problem: Problem, content: object) -> str:
-    fields = {name: value for name, value in suite.protocol().items() if name != "sources"}
+    described = ("protocol", "sources")  # they decide no answer
+    fields = {name: value for name, value in suite.protocol().items() if name not in described}
     whole = [fields, suite.sampling.seed, problem.id, problem.answer, content]
     return hashlib.sha256(json.dumps(whole, ensure_ascii=True).encode()).hexdigest()[:16]
 

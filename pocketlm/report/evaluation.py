@@ -61,13 +61,13 @@ def first_suite(evaluation: dict[str, Any]) -> str:
 
 
 def families_of(evaluation: dict[str, Any], name: str) -> list[str]:
-    """The suite's families where they are few enough for a column each, in order, else none."""
+    """The suite's families where it has some, few enough for a column each, in order; else none."""
     names = dict.fromkeys(
         family
         for model in evaluation["models"].values()
         for family in model["suites"].get(name, {}).get("problems", {})
     )
-    return list(names) if len(names) <= MAX_FAMILIES else []
+    return list(names) if len(names) <= MAX_FAMILIES and set(names) != {""} else []
 
 
 def solved_of(figures: dict[str, Any]) -> tuple[int, int]:

@@ -148,7 +148,12 @@ def test_mix_selection_and_merge_say_how_they_chose(finished: Path) -> None:
 
 
 def test_the_evaluation_measures_each_model_on_everything(finished: Path) -> None:
-    models = read(finished / "evaluation" / "evaluation.json")["models"]
+    evaluation = read(finished / "evaluation" / "evaluation.json")
+    models = evaluation["models"]
+    (difference,) = evaluation["differences"]
+    assert (difference["model"], difference["compared_to"]) == ("model.gguf", "int4")
+    assert difference["n"] == 6 and difference["low"] <= difference["difference"]
+    assert len(models["model.gguf"]["sha256"]) == 64
     assert list(models) == ["base", "long", "chat", "ptq", "int4", "model.gguf"]
     for label, found in models.items():
         assert set(found["bits_per_byte"]) == DOMAINS and set(found["needle"]) == {"256"}

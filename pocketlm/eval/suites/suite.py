@@ -61,8 +61,8 @@ class Suite:
     prompt_format: "{prompt}" stands for the problem's, "{family}" in `preamble` for its family.
     chat: a model with a chat template gets the prompt as a user turn. stop_strings end the answer
     to a plain prompt; a turn ends by its own token. shots: the first so many of `shots_from`, or of
-    those of the problem's own family where shots_by_family. sources: for each field, where the
-    paper or program says so, or that it is not found.
+    those of the problem's own family where shots_by_family. protocol_name: of which protocol this
+    is a row; sources: for each field, where the paper or program says so, or that it is not found.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Suite:
     stop_strings: tuple[str, ...] = ()
     max_new_tokens: int = 160
     sampling: Sampling = GREEDY
+    protocol_name: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,6 +127,6 @@ class Suite:
                 "temperature": self.sampling.temperature,
                 "top_p": self.sampling.top_p,
             }
-        if self.sources:
-            fields["sources"] = dict(self.sources)
+        if self.protocol_name:
+            fields |= {"protocol": self.protocol_name, "sources": dict(self.sources)}
         return fields
