@@ -39,8 +39,7 @@ def figures_of(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
     if suite.kind == "generation":
         figures["answers_cut"] = sum(row["cut"] for row in rows)
         figures["answers_empty"] = sum(row["empty"] for row in rows)
-    else:
-        figures["contexts_truncated"] = sum(row["truncated"] for row in rows)
+    figures["contexts_truncated"] = sum(row["truncated"] for row in rows)
     if suite.kind != "bits_per_byte":
         counts: dict[str, dict[str, int]] = defaultdict(lambda: {"solved": 0, "total": 0})
         for row in rows:

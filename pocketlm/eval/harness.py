@@ -52,12 +52,12 @@ def run_suite(
     """One row a problem, in order: id, family, prompt, completion, answer, correct, scores and
     request, its key.
 
-    Written answers have `cut` (the answer reached max_new_tokens or the model's length) and
-    `empty`; log-likelihoods have `log_probs` (natural, a sum for each choice) and `truncated` (the
-    context was cut on the left to the model's length); bits_per_byte has `weight`, the answer's
-    bytes. `path` keeps answers as they come: what is in it already is not answered again, and the
-    rows are the same whether or not a run was interrupted. ValueError: the suite is empty, or a
-    prompt leaves no room to answer.
+    All have `truncated` (the context lost its beginning to fit the model's length). Written answers
+    have `cut` (the answer reached max_new_tokens or the model's length) and `empty`;
+    log-likelihoods have `log_probs` (natural, a sum for each choice); bits_per_byte has `weight`,
+    the answer's bytes. `path` keeps answers as they come: what is in it already is not answered
+    again, and the rows are the same whether or not a run was interrupted. ValueError: the suite is
+    empty, or a prompt leaves no room to answer.
     """
     if not problems:
         raise ValueError(f"suite {suite.name!r} holds no problems")
@@ -65,7 +65,7 @@ def run_suite(
     requests = requests_of(model.tokenizer, suite, problems, shots)
     kept = AnswersFile(path)
     if suite.kind == "generation":
-        _check_room(model, suite, requests)
+        requests = [_fitted(model, suite, request) for request in requests]
         batches, answer = _by_count(requests, batch_size), _written(model, suite)
     else:
         batches, answer = _by_tokens(suite, requests), _scored(model, suite)
@@ -80,13 +80,21 @@ def run_suite(
     return rows
 
 
-def _check_room(model: Model, suite: Suite, requests: Sequence[Request]) -> None:
-    for request in requests:
-        if len(request.prompt) >= model.max_length:
-            raise ValueError(
-                f"suite {suite.name!r}, problem {request.problem.id}: {len(request.prompt)} "
-                f"prompt tokens leave no room to answer in the model's {model.max_length}"
-            )
+def _fitted(model: Model, suite: Suite, request: Request) -> Request:
+    """The request, its shots cut on the left to leave room for an answer: max_new_tokens, or half
+    of the model's length where that is less. ValueError: a question alone, or a conversation, that
+    leaves none.
+    """
+    room, in_turns = model.max_length, suite.chat and model.tokenizer.chat_template is not None
+    if suite.shots and not in_turns:
+        room -= min(suite.max_new_tokens, model.max_length // 2)
+        return replace(request, prompt=request.prompt[-room:], cut=len(request.prompt) > room)
+    if len(request.prompt) >= room:
+        raise ValueError(
+            f"suite {suite.name!r}, problem {request.problem.id}: {len(request.prompt)} prompt "
+            f"tokens leave no room to answer in the model's {model.max_length}"
+        )
+    return request
 
 
 # ---- batches: the same whatever was answered before, so that an interruption changes no row ----
@@ -145,9 +153,8 @@ def _written(model: Model, suite: Suite) -> Callable[[int, list[Request]], list[
             cut = completion == text and len(ids) >= room
             completion = completion.strip()
             scores = suite.scorer(request.problem, without_thinking(completion))
-            rows.append(
-                {**_row(suite, request, completion, scores), "cut": cut, "empty": not completion}
-            )
+            row = _row(suite, request, completion, scores)
+            rows.append({**row, "cut": cut, "empty": not completion, "truncated": request.cut})
         return rows
 
     return answer

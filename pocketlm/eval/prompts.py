@@ -23,6 +23,7 @@ class Request:
     pairs: contexts and continuations (choices; one pair for bits_per_byte). key: a hash of the
     text and of all that decides the answer, by which a kept answer is known again. shared: how
     many ids of every context are the shots' (without their last, which may depend on what follows).
+    cut: whether `prompt` lost its beginning.
     """
 
     problem: Problem
@@ -31,6 +32,7 @@ class Request:
     prompt: tuple[int, ...] = ()
     pairs: tuple[Pair, ...] = ()
     shared: int = 0
+    cut: bool = False
 
     @property
     def num_tokens(self) -> int:

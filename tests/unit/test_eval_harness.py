@@ -8,7 +8,7 @@ import pytest
 
 from pocketlm.eval.figures import best_constant_answer, figures_of
 from pocketlm.eval.harness import run_suite
-from pocketlm.eval.prompts import prompt_ids
+from pocketlm.eval.prompts import prompt_ids, requests_of
 from pocketlm.eval.scorers import final_answer, match_answer
 from pocketlm.eval.suites.protocols import POCKET
 from pocketlm.eval.suites.suite import Problem
@@ -26,6 +26,21 @@ def solve(model, problems=PROBLEMS, *, max_new_tokens=50, batch_size=32, **field
     suite = replace(POCKET, name="six", max_new_tokens=max_new_tokens, **fields)
     rows = run_suite(model, suite, problems, batch_size=batch_size)
     return figures_of(suite, rows), rows
+
+
+class AnswersLast:
+    """A scripted model that reads shots too: the last question is what it answers."""
+
+    def __init__(self, model):
+        self.model, self.tokenizer, self.max_length = model, model.tokenizer, model.max_length
+
+    def generate(self, prompts, **options):
+        self.model.read = [list(ids) for ids in prompts]
+        last = [
+            self.tokenizer.encode(self.tokenizer.decode(ids).rpartition("Question:")[2])
+            for ids in prompts
+        ]
+        return self.model.generate(last, **options)
 
 
 @pytest.fixture()
@@ -132,6 +147,20 @@ def test_new_tokens_stay_within_the_models_length(tokenizer):
     assert {len(row["completion"]) for row in solve(model)[1]} <= set(range(8))
     with pytest.raises(ValueError, match=r"problem \S+: \d+ prompt tokens leave no room"):
         solve(Scripted(tokenizer, lambda p: "", max_length=longest))
+
+
+def test_shots_are_cut_on_the_left_where_they_leave_no_room_and_counted(tokenizer):
+    suite = replace(POCKET, name="six", shots=3, shots_from=POCKET.problems, max_new_tokens=9)
+    model = Scripted(tokenizer, lambda p: f"#### {p.answer}")
+    shots = {family: PROBLEMS[9:] for family in ("sums", "words")}
+    asked = PROBLEMS[:2]
+    whole = requests_of(tokenizer, suite, asked, shots)
+    assert whole[0].text.count("Answer: 0\n\n") == 1 and "words 3?" in whole[0].text
+    model.max_length = len(whole[0].prompt) - 5
+    # the scripted model answers the one question it reads whole
+    figures = figures_of(suite, run_suite(AnswersLast(model), suite, asked, shots))
+    assert figures["contexts_truncated"] == 2 and figures["value"] == 1.0
+    assert {len(ids) for ids in model.read} == {model.max_length - 9}
 
 
 def test_the_suites_scorer_decides(tokenizer):

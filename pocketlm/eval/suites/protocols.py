@@ -38,11 +38,7 @@ R1_HARNESS = f"not found: R1 released no evaluation of base models; {LM_EVAL}'s 
 def _under(protocol: str, name: str, sources: Mapping[str, str], **fields: Any) -> Suite:
     suite = SUITES[name]
     return replace(
-        suite,
-        name=f"{protocol}.{name}",
-        protocol_name=protocol,
-        sources=dict(sources),
-        **fields,
+        suite, name=f"{protocol}.{name}", protocol_name=protocol, sources=dict(sources), **fields
     )
 
 
