@@ -59,16 +59,14 @@ class ContinuationScorer:
             cache.keep_rows(torch.tensor([i for i, _ in rows]))
             lengths = [len(prefixes[i]) for i, _ in rows]
         hidden = self._continued(cache, lengths, [row for _, row in rows])
-        return [
-            self._log_probs(
-                hidden,
-                [
-                    (place[i, tuple(row)], len(row), ids)
-                    for row, (_, ids) in zip(group, pairs, strict=True)
-                ],
-            )
-            for i, (group, pairs) in enumerate(zip(inputs, problems, strict=True))
+        # of each pair: its row, and where in it the continuation's first id is predicted
+        pairs = [
+            (place[i, tuple(row)], len(row) - len(ids), ids)
+            for i, (group, rest) in enumerate(zip(inputs, problems, strict=True))
+            for row, (_, ids) in zip(group, rest, strict=True)
         ]
+        sums = iter(self._sums(hidden, pairs))
+        return [[next(sums) for _ in rest] for rest in problems]
 
     def _shared_cache(self, shared: tuple[int, ...], rows: int) -> KVCache:
         if self._shared is None or self._shared[0] != shared:
@@ -93,22 +91,27 @@ class ContinuationScorer:
         cache.take(part, 0, part.end)
         return self.network.hidden(ids, positions, cache)
 
-    def _log_probs(self, hidden: Tensor, rows: Sequence[tuple[int, int, list[int]]]) -> list[float]:
-        """Sums for (row of `hidden`, its length, continuation): the continuation's ids are
-        predicted by the row's last tokens.
+    def _sums(self, hidden: Tensor, pairs: Sequence[tuple[int, int, list[int]]]) -> list[float]:
+        """For each (row, place, ids) the sum over `ids`, the first predicted at `place` of the row
+        and each next one place on. The head sees each state once, and many together.
         """
-        sums = []
-        for number, length, ids in rows:
-            states = hidden[number, length - len(ids) : length]
-            total = 0.0
-            step = max(1, LOGITS_BYTES // (4 * self.network.config.vocab_size))
-            for first in range(0, len(ids), step):
-                logits = self.network.head(states[first : first + step])
-                targets = torch.tensor(ids[first : first + step])[:, None]
-                log_probs = logits.gather(1, targets)[:, 0] - logits.logsumexp(1)
-                total += log_probs.sum(dtype=torch.float64).item()
-            sums.append(total)
-        return sums
+        states: dict[tuple[int, int], int] = {}
+        tokens = [
+            (states.setdefault((row, place + n), len(states)), token)
+            for row, place, ids in pairs
+            for n, token in enumerate(ids)
+        ]
+        number, target = torch.tensor(tokens).T  # of each token: its state, its id
+        picked = torch.tensor(list(states))
+        flat = hidden[picked[:, 0], picked[:, 1]]  # [N, D]
+        log_probs = torch.empty(len(tokens), dtype=torch.float64)
+        step = max(1, LOGITS_BYTES // (4 * self.network.config.vocab_size))
+        for first in range(0, len(flat), step):
+            logits = self.network.head(flat[first : first + step])  # [N, V]
+            here = ((number >= first) & (number < first + step)).nonzero()[:, 0]
+            at = number[here] - first
+            log_probs[here] = (logits[at, target[here]] - logits.logsumexp(1)[at]).double()
+        return [part.sum().item() for part in log_probs.split([len(ids) for _, _, ids in pairs])]
 
 
 def _common_beginning(pairs: Sequence[Pair]) -> list[int]:
