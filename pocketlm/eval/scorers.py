@@ -1,7 +1,8 @@
 """Scorers: functions from a problem and its answer to named figures, each from 0 to 1 (bits per
 byte: from 0 up).
 
-For written answers: match, gsm8k, math. For log-likelihoods: multiple_choice, bits_per_byte.
+For written answers: match, gsm8k, math, exact_match. For log-likelihoods: multiple_choice,
+bits_per_byte.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import math as mathematics
 import re
+import string
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ UNBOUNDED = ("^", "**", "!")
 # lm-eval 0.4.13, tasks/gsm8k/gsm8k.yaml: its two filters, and what its comparison ignores
 GSM8K_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 GSM8K_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+ARTICLES = re.compile(r"\b(?:The |the |An |A |The |a |an )")  # tasks/nq_open/nq_open.yaml
 GSM8K_IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
 
 
@@ -31,6 +34,8 @@ class Asked(Protocol):
 
     @property
     def answer(self) -> str: ...
+    @property
+    def accepted(self) -> tuple[str, ...]: ...
     @property
     def choices(self) -> tuple[str, ...]: ...
     @property
@@ -62,6 +67,19 @@ def gsm8k(problem: Asked, completion: str) -> dict[str, float]:
         "flexible_extract": float(bool(numbers) and _normal_number(numbers[-1]) == gold),
         "math_verify": float(same_value(result, completion)),
     }
+
+
+def exact_match(problem: Asked, completion: str) -> dict[str, float]:
+    """exact_match: the completion is one of the accepted answers, but for case and punctuation
+    (lm-eval's).
+    """
+    return {"exact_match": float(_bare(completion) in map(_bare, problem.accepted))}
+
+
+def exact_match_without_articles(problem: Asked, completion: str) -> dict[str, float]:
+    """The same, articles left out too, as lm-eval has it for Natural Questions."""
+    given, *accepted = (_bare(ARTICLES.sub("", text)) for text in (completion, *problem.accepted))
+    return {"exact_match": float(given in accepted)}
 
 
 def multiple_choice(problem: Asked, log_probs: Sequence[float]) -> dict[str, float]:
@@ -118,6 +136,10 @@ def match_answer(expected: str, given: str) -> bool:
     if not given or not _is_number(expected) or any(mark in given for mark in UNBOUNDED):
         return False
     return _same_number(expected, given)
+
+
+def _bare(text: str) -> str:
+    return text.lower().translate(str.maketrans("", "", string.punctuation))
 
 
 def _normal_number(text: str) -> str:

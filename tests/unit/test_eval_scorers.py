@@ -9,7 +9,14 @@ from scipy.stats import binomtest, sem
 
 from pocketlm.eval.figures import RESAMPLES, figures_of, mcnemar, paired_difference
 from pocketlm.eval.math_judge import MathJudge
-from pocketlm.eval.scorers import bits_per_byte, gsm8k, math, multiple_choice
+from pocketlm.eval.scorers import (
+    bits_per_byte,
+    exact_match,
+    exact_match_without_articles,
+    gsm8k,
+    math,
+    multiple_choice,
+)
 from pocketlm.eval.suites.protocols import BY_NAME, SUITES
 from pocketlm.eval.suites.suite import Problem
 
@@ -60,6 +67,24 @@ def test_gsm8k_is_scored_by_lm_evals_two_filters(completion, strict, flexible):
 
 
 @pytest.mark.parametrize(
+    ("completion", "plain", "without_articles"),
+    [
+        ("sunset BLVD", 1, 1),
+        ("Sunset Blvd.", 1, 1),
+        ("The Sunset Blvd", 0, 1),
+        ("Sunset", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_short_answers_match_an_alias_but_for_case_punctuation_and_in_nq_articles(
+    completion, plain, without_articles
+):
+    problem = replace(GSM, answer="x", accepted=("a Sunset boulevard", "Sunset Blvd."))
+    assert exact_match(problem, completion) == {"exact_match": plain}
+    assert exact_match_without_articles(problem, completion) == {"exact_match": without_articles}
+
+
+@pytest.mark.parametrize(
     ("gold", "completion", "same"),
     [
         ("\\frac{1}{2}", "it is $\\boxed{0.5}$", 1),
@@ -91,8 +116,10 @@ def test_a_worker_that_dies_is_replaced():
     judge = MathJudge()
     try:
         assert judge.same_value("2", "2")
-        judge._worker.kill()
-        judge._worker.wait()
+        worker = judge._worker
+        assert worker is not None
+        worker.kill()
+        worker.wait()
         assert judge.same_value("2", "2")
     finally:
         judge.close()

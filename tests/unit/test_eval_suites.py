@@ -20,6 +20,7 @@ def problems_of(file):
 def test_the_pocket_suite_holds_only_held_out_questions_each_once():
     problems = load_problems(POCKET)
     drawn = POCKET.problems
+    assert isinstance(drawn, DrawnProblems)
     assert len(problems) == len(drawn.families) * drawn.per_family >= 300
     assert len({p.prompt for p in problems}) == len(problems)
     assert all(is_held_out(FAMILIES[p.family].asked(p.prompt)) for p in problems)
@@ -153,6 +154,8 @@ def test_the_prompts_are_lm_evals(tmp_path):
             "question": "Why?",
             **{"answerA": "a", "answerB": "b", "answerC": "c", "label": "3"},
         },
+        "nq_open_val": {"question": "who ran", "answer": ["Al", "Bo"]},
+        "triviaqa_val": {"question": "Who ran", "answer": {"aliases": ["Al", "Bo"]}},
         "mmlu_test": {
             "question": " 1+1? ",
             "choices": [*"1234"],
@@ -173,6 +176,13 @@ def test_the_prompts_are_lm_evals(tmp_path):
     assert wino.choices == ("was loud.", "was loud.") and wino.prompt == wino.contexts[1]
     (siqa,) = load_problems(SUITES["siqa"], tmp_path)
     assert SUITES["siqa"].prompt(siqa) == "Q: Al ran. Why?\nA:" and siqa.answer == "c"
+    (question,) = load_problems(SUITES["nq_open"], tmp_path)
+    assert SUITES["nq_open"].before(question, [question]) == (
+        "Answer these questions:\n\nQ: who ran?\nA: Al\n"
+    )
+    (question,) = load_problems(SUITES["triviaqa"], tmp_path)
+    assert SUITES["triviaqa"].prompt(question) == "Question: Who ran?\nAnswer:"
+    assert question.accepted == ("Al", "Bo")
     (mmlu,) = load_problems(SUITES["mmlu"], tmp_path)
     assert SUITES["mmlu"].prompt(mmlu) == "1+1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
     assert SUITES["mmlu"].before(mmlu, [mmlu]) == (

@@ -95,6 +95,8 @@ def _pro_base() -> list[Suite]:
         "arc_challenge": 25,
         "arc_easy": 0,
         "winogrande": 5,
+        "triviaqa": 5,
+        "nq_open": 5,
     }
     form = {"prompt_format": f"not found; {LM_EVAL}'s here", "metric": "not found"}
     rows = [
@@ -154,7 +156,7 @@ def _lm_eval() -> list[Suite]:
     shots = "the first of the split; lm-eval draws them for each document, MMLU's excepted"
     return [
         _under("lm-eval", name, {"definition": defined, "shots": shots}, prefix="tokenizer")
-        for name in (*CHOICES, "gsm8k")
+        for name in (*CHOICES, "gsm8k", "triviaqa", "nq_open")
     ]
 
 

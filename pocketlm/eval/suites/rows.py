@@ -50,7 +50,7 @@ class Rows:
     def _checked(self, row: dict[str, Any], where: str) -> Problem:
         problem = self.problem(JsonObject(row, where))
         texts = (problem.id, problem.family, problem.prompt, problem.answer)
-        for text in (*texts, *problem.choices, *problem.contexts):
+        for text in (*texts, *problem.accepted, *problem.choices, *problem.contexts):
             check_text(text, where)
         if problem.choices and not 0 <= problem.gold < len(problem.choices):
             raise ValueError(

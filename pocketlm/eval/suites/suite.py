@@ -18,7 +18,6 @@ Kind = Literal["generation", "choices", "bits_per_byte"]
 # tokenizer: what transformers adds to a text by itself, often nothing (lm-eval's rule)
 Prefix = Literal["document", "tokenizer"]
 Scores = dict[str, float]  # metric -> figure of one document
-SHOT_SEPARATOR = "\n\n"  # lm-eval's fewshot_delimiter
 ANSWER_SEPARATOR = " "  # lm-eval's target_delimiter: between a prompt and its answer
 
 
@@ -27,15 +26,16 @@ class Problem:
     """One document of a suite.
 
     family: its group, as MMLU's subject. prompt: what the prompt format takes. answer: the right
-    answer; of a shot, what stands after its prompt. choices: the answers to compare, of which
-    number `gold` is right. contexts: a prompt for each choice, where a choice stands inside it
-    (WinoGrande).
+    answer; of a shot, what stands after its prompt. accepted: all answers that count as right,
+    where there are several. choices: the answers to compare, of which number `gold` is right.
+    contexts: a prompt for each choice, where a choice stands inside it (WinoGrande).
     """
 
     id: str
     family: str
     prompt: str
     answer: str
+    accepted: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     gold: int = 0
     contexts: tuple[str, ...] = ()
@@ -78,6 +78,7 @@ class Suite:
     shots: int = 0
     shots_from: Problems | None = None
     shots_by_family: bool = False
+    shot_separator: str = "\n\n"  # lm-eval's fewshot_delimiter
     stop_strings: tuple[str, ...] = ()
     max_new_tokens: int = 160
     sampling: Sampling = GREEDY
@@ -103,7 +104,8 @@ class Suite:
         """What stands before the problem's own prompt: the preamble, and shots with answers."""
         family = problem.family.replace("_", " ")
         written = (
-            f"{self.prompt(shot)}{ANSWER_SEPARATOR}{shot.answer}{SHOT_SEPARATOR}" for shot in shots
+            f"{self.prompt(shot)}{ANSWER_SEPARATOR}{shot.answer}{self.shot_separator}"
+            for shot in shots
         )
         return self.preamble.replace("{family}", family) + "".join(written)
 
