@@ -74,7 +74,7 @@ def _suites_table(evaluation: dict[str, Any]) -> Table:
             name,
             figures[0]["metric"].replace("_", " "),
             f"{figures[0]['n']:,}",
-            *(f"{value_text(each)} ± {error_text(each)}" for each in figures),
+            *(f"{value_text(f)} ± {error_text(f)}" for f in figures),
             "" if blind is None else f"{100 * blind:.1f}",
         )
     table.add_section()

@@ -88,19 +88,19 @@ def paired_difference(suite: Suite, rows: Sequence[Row], others: Sequence[Row]) 
     """
     if [row["id"] for row in rows] != [row["id"] for row in others]:
         raise ValueError(f"suite {suite.name}: two models answered other documents; no difference")
-    ours, theirs = (
+    scores, other_scores = (
         np.array([row["scores"][suite.metric] for row in side], dtype=np.float64)
         for side in (rows, others)
     )
     weights = _weights(suite, rows)
-    gaps = ours - theirs
+    gaps = scores - other_scores
     rng, means = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         drawn = rng.integers(len(rows), size=len(rows))
         means.append((weights[drawn] * gaps[drawn]).sum() / weights[drawn].sum())
     low, high = np.percentile(means, [LOW, HIGH])
     better, worse = int((gaps > 0).sum()), int((gaps < 0).sum())
-    found = {
+    comparison: dict[str, Any] = {
         "metric": suite.metric,
         "difference": float((weights * gaps).sum() / weights.sum()),
         "low": float(low),
@@ -109,9 +109,9 @@ def paired_difference(suite: Suite, rows: Sequence[Row], others: Sequence[Row]) 
         "better": better,
         "worse": worse,
     }
-    if set(np.unique([ours, theirs])) <= {0.0, 1.0}:
-        found["p_value"] = mcnemar(better, worse)
-    return found
+    if set(np.unique([scores, other_scores])) <= {0.0, 1.0}:
+        comparison["p_value"] = mcnemar(better, worse)
+    return comparison
 
 
 def mcnemar(better: int, worse: int) -> float:

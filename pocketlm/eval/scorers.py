@@ -29,7 +29,7 @@ ARTICLES = re.compile(r"\b(?:The |the |An |A |The |a |an )")  # tasks/nq_open/nq
 GSM8K_IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
 
 
-class Asked(Protocol):
+class AnswerKey(Protocol):
     """What scorers read of a problem (suites/suite.py's Problem)."""
 
     @property
@@ -42,19 +42,19 @@ class Asked(Protocol):
     def gold(self) -> int: ...
 
 
-def match(problem: Asked, completion: str) -> dict[str, float]:
+def match(problem: AnswerKey, completion: str) -> dict[str, float]:
     """accuracy: the final answer is the right text, or has the right value."""
     return {"accuracy": float(match_answer(problem.answer, final_answer(completion)))}
 
 
-def math(problem: Asked, completion: str) -> dict[str, float]:
+def math(problem: AnswerKey, completion: str) -> dict[str, float]:
     """math_verify: math-verify finds the right answer's value in the completion (boxed, or the last
     expression).
     """
     return {"math_verify": float(same_value(problem.answer, completion))}
 
 
-def gsm8k(problem: Asked, completion: str) -> dict[str, float]:
+def gsm8k(problem: AnswerKey, completion: str) -> dict[str, float]:
     """strict_match: the number after "#### ". flexible_extract: the last number. Both as lm-eval
     defines them; math_verify as `math`.
     """
@@ -69,20 +69,20 @@ def gsm8k(problem: Asked, completion: str) -> dict[str, float]:
     }
 
 
-def exact_match(problem: Asked, completion: str) -> dict[str, float]:
+def exact_match(problem: AnswerKey, completion: str) -> dict[str, float]:
     """exact_match: the completion is one of the accepted answers, but for case and punctuation
     (lm-eval's).
     """
     return {"exact_match": float(_bare(completion) in map(_bare, problem.accepted))}
 
 
-def exact_match_without_articles(problem: Asked, completion: str) -> dict[str, float]:
+def exact_match_without_articles(problem: AnswerKey, completion: str) -> dict[str, float]:
     """The same, articles left out too, as lm-eval has it for Natural Questions."""
     given, *accepted = (_bare(ARTICLES.sub("", text)) for text in (completion, *problem.accepted))
     return {"exact_match": float(given in accepted)}
 
 
-def multiple_choice(problem: Asked, log_probs: Sequence[float]) -> dict[str, float]:
+def multiple_choice(problem: AnswerKey, log_probs: Sequence[float]) -> dict[str, float]:
     """acc: the right choice has the largest log-likelihood. acc_norm: the largest for each
     character of the choice (lm-eval's); acc_bytes: for each byte of it. Of equal ones the first
     counts.
@@ -98,7 +98,7 @@ def best_choice(log_probs: Sequence[float], lengths: Sequence[int]) -> int:
     return max(range(len(log_probs)), key=lambda i: log_probs[i] / lengths[i])
 
 
-def bits_per_byte(problem: Asked, log_probs: Sequence[float]) -> dict[str, float]:
+def bits_per_byte(problem: AnswerKey, log_probs: Sequence[float]) -> dict[str, float]:
     """bits_per_byte of the right answer: bits over the bytes of the answer and the space before
     it (our choice: the space is predicted too).
     """
@@ -106,7 +106,7 @@ def bits_per_byte(problem: Asked, log_probs: Sequence[float]) -> dict[str, float
     return {"bits_per_byte": -nats / mathematics.log(2) / answer_bytes(problem)}
 
 
-def answer_bytes(problem: Asked) -> int:
+def answer_bytes(problem: AnswerKey) -> int:
     """Bytes of the right answer and the space before it."""
     return len(f" {problem.answer}".encode())
 

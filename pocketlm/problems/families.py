@@ -79,15 +79,15 @@ class Family:
 
     `work` turns a reasoning-gym entry into a Worked problem, or None for one too hard to write out
     locally; `verifier_answer` writes our answer the way reasoning-gym's verifier reads it;
-    `metadata` gives back, from (prompt, answer), what that verifier needs of the entry; `asked` is
-    what the held-out hash sees.
+    `metadata` gives back, from (prompt, answer), what that verifier needs of the entry;
+    `question_key` is what the held-out hash sees.
     """
 
     name: str
     work: Callable[[dict], Worked | None]
     verifier_answer: Callable[[str], str] = lambda answer: answer
     metadata: Callable[[str, str], dict] = lambda prompt, answer: {}
-    asked: Callable[[str], str] = lambda prompt: prompt
+    question_key: Callable[[str], str] = lambda prompt: prompt
 
 
 def _chain_sum(entry: dict) -> Worked | None:
@@ -141,7 +141,7 @@ def _simple_equations(entry: dict) -> Worked | None:
     return Worked(prompt=f"Solve {equation}", steps=tuple(steps), answer=entry["answer"])
 
 
-def _equation_asked(prompt: str) -> str:
+def _equation_key(prompt: str) -> str:
     # the letter makes no new problem
     return "".join("x" if c.isalpha() else c for c in prompt.removeprefix("Solve "))
 
@@ -225,10 +225,10 @@ def _spiral_matrix(entry: dict) -> Worked | None:
 
 def _simple_geometry(entry: dict) -> Worked | None:
     first, second = (int(angle) for angle in entry["metadata"]["known_angles"])
-    left = 180 - first
+    rest = 180 - first
     return Worked(
         prompt=f"A triangle has angles {first} and {second}. Find the third.",
-        steps=(subtract(180, first), subtract(left, second)),
+        steps=(subtract(180, first), subtract(rest, second)),
         answer=entry["answer"],
     )
 
@@ -246,7 +246,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family(name="chain_sum", work=_chain_sum),
         Family(name="leg_counting", work=_leg_counting),
-        Family(name="simple_equations", work=_simple_equations, asked=_equation_asked),
+        Family(name="simple_equations", work=_simple_equations, question_key=_equation_key),
         Family(name="complex_arithmetic", work=_complex_arithmetic, metadata=_complex_metadata),
         Family(
             name="number_sorting",

@@ -47,7 +47,7 @@ def draw(family: str, seed: int, held_out: bool = False) -> Iterator[tuple[dict,
     for number in count_from(seed * SEED_STRIDE):
         entry = dataset[number]
         worked = FAMILIES[family].work(entry)
-        if worked is None or is_held_out(FAMILIES[family].asked(worked.prompt)) != held_out:
+        if worked is None or is_held_out(FAMILIES[family].question_key(worked.prompt)) != held_out:
             continue
         response = "\n".join([*worked.steps, ANSWER_MARK + worked.answer])
         yield (
@@ -78,9 +78,9 @@ def score_answer(family: str, problem: dict, answer: str) -> bool:
     return bool(_dataset(family).score_answer(given, entry) == 1.0)
 
 
-def is_held_out(asked: str) -> bool:
+def is_held_out(question: str) -> bool:
     """True for the one question in HELD_OUT_SHARE that only evaluation may ask."""
-    return zlib.crc32(asked.encode()) % HELD_OUT_SHARE == 0
+    return zlib.crc32(question.encode()) % HELD_OUT_SHARE == 0
 
 
 @cache

@@ -130,9 +130,11 @@ def difference_line(difference: dict[str, Any]) -> str:
     middle, low, high = (
         f"{scale * difference[key]:+.{digits}f}" for key in ("difference", "low", "high")
     )
-    told = (
+    sentence = (
         f"{difference['model']} against {difference['compared_to']} on {difference['suite']}: "
         f"{middle} {unit} (95 %: {low} to {high}), of {difference['n']:,} documents "
         f"{difference['better']:,} better and {difference['worse']:,} worse"
     )
-    return f"{told}, McNemar p {difference['p_value']:.2g}" if "p_value" in difference else told
+    if "p_value" in difference:
+        sentence += f", McNemar p {difference['p_value']:.2g}"
+    return sentence

@@ -95,8 +95,9 @@ def _sentence(
     sentence = f"{'; '.join(files)} of the suite {suite}"
     blind = constant_share(evaluation, suite)
     if blind is not None:
-        way = "guessing" if "chance" in evaluation["suites"][suite] else "the best constant answer"
-        sentence += f", where {way} to each family would solve {percent(blind)}"
+        guess = "chance" in evaluation["suites"][suite]
+        way = "a guess among choices" if guess else "the best constant answer to each family"
+        sentence += f", where {way} would solve {percent(blind)}"
     sentence += ". "
     sentence += f"All stages together took {duration(seconds)}."
     if verdicts:
@@ -151,12 +152,12 @@ def _file(label: str, model: dict[str, Any]) -> str:
 def _judged(label: str, kind_of: str, verdicts: Sequence[Verdict], words_for: Words) -> Element:
     rows = []
     for verdict in verdicts:
-        goal, shown = verdict.goal, points if verdict.goal.compared_to else percent
-        wanted = f"at least {shown(goal.at_least)}"
+        goal, as_text = verdict.goal, points if verdict.goal.compared_to else percent
+        wanted = f"at least {as_text(goal.at_least)}"
         against = f"against {goal.compared_to}" if goal.compared_to else ""
-        beside = [f"{label}: {shown(figure)}" for label, figure in verdict.beside.items()]
+        beside = [f"{label}: {as_text(figure)}" for label, figure in verdict.beside.items()]
         words, kind = words_for[verdict.met]
-        reached = number(shown(verdict.figure), strong=True)
+        reached = number(as_text(verdict.figure), strong=True)
         what = node("td", f"{goal.measure} of {goal.model} {against}")
         limit, others = node("td", wanted), node("td", "; ".join(beside) or MISSING)
         for cell, heading in (

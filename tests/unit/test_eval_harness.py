@@ -53,7 +53,7 @@ class Scripted:
 
     def __init__(self, tokenizer, reply, max_length=200):
         self.tokenizer, self.reply, self.max_length = tokenizer, reply, max_length
-        self.batches = []
+        self.batches, self.read = [], []
 
     def generate(self, prompts, *, max_new_tokens, stop_ids, stop_strings, sampling):
         assert ("\nQuestion:" in stop_strings) is (self.tokenizer.chat_template is None)
