@@ -62,8 +62,9 @@ class EvaluateConfig:
                 raise ValueError(f"{self.name}.{field} is {number}; it must be at least 1")
 
     def reads(self) -> list[Path]:
-        """The user's own suite files: when one changes, so does the stage."""
-        return [Path(suite) for suite in self.suites if is_suite_file(suite)]
+        """The user's own suite files and benchmarks: when one changes, so does the stage."""
+        files = [Path(suite) for suite in self.suites if is_suite_file(suite)]
+        return files if self.data is None else [*files, Path(self.data).expanduser()]
 
     def summary(self) -> str:
         needles = (

@@ -4,10 +4,14 @@ import gzip
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
 from pocketlm.eval.suites.own_problems import DrawnProblems
 from pocketlm.eval.suites.protocols import BY_NAME, POCKET, PROTOCOLS, SUITES
+from pocketlm.eval.suites.rows import Rows
+from pocketlm.model.json_shape import JsonObject
 from pocketlm.problems.families import FAMILIES
 from pocketlm.problems.generated import is_held_out
 
@@ -209,6 +213,71 @@ def test_a_damaged_row_of_a_benchmark_is_named_by_file_and_line(tmp_path, line, 
     with pytest.raises(ValueError, match=rf"arc_easy_test\.jsonl:2.*{complaint}"):
         load_problems(SUITES["arc_easy"], tmp_path)
     assert len(load_problems(SUITES["arc_easy"], tmp_path, limit=1)) == 1
+
+
+VALID = {
+    "arc_easy": [*ROWS["arc_easy_test"]],
+    "openbookqa": [*ROWS["openbookqa_test"]],
+    "boolq": [*ROWS["boolq_val"]],
+    "hellaswag": [
+        {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "1"}
+    ],
+    "piqa": [{"goal": "a", "sol1": "b", "sol2": "c", "label": 1}],
+    "siqa": [
+        {
+            "context": "a",
+            "question": "b",
+            "answerA": "c",
+            "answerB": "d",
+            "answerC": "e",
+            "label": "2",
+        }
+    ],
+    "winogrande": [{"sentence": "a _ b", "option1": "c", "option2": "d", "answer": "1"}],
+    "mmlu": [{"question": "a", "subject": "b", "choices": [*"cdef"], "answer": 2}],
+    "gsm8k": [{"question": "a", "answer": "b #### 1"}],
+    "math500": [{"problem": "a", "answer": "1", "unique_id": "c", "subject": "d"}],
+    "triviaqa": [{"question": "a", "answer": {"aliases": ["b"]}}],
+    "nq_open": [{"question": "a", "answer": ["b"]}],
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("name", VALID)
+def test_a_row_with_anything_in_a_field_is_a_problem_or_named_by_its_line(
+    tmp_path_factory, name, data
+):
+    row = dict(data.draw(st.sampled_from(VALID[name])))
+    key = data.draw(st.sampled_from([*row]))
+    if data.draw(st.booleans()):
+        del row[key]
+    else:
+        row[key] = data.draw(JSON)
+    source = SUITES[name].problems
+    assert isinstance(source, Rows)
+    folder = tmp_path_factory.mktemp("rows")
+    (folder / f"{source.file}.jsonl").write_text(json.dumps(row) + "\n")
+    try:
+        (problem,) = load_problems(SUITES[name], folder)
+    except ValueError as error:
+        assert f"{source.file}.jsonl:1" in str(error)
+    else:
+        assert problem.answer.strip() and isinstance(problem.prompt, str)
+
+
+def test_every_benchmark_has_a_valid_row_here():
+    assert set(VALID) == set(SUITES) - {"pocket", "arc_challenge"}  # which reads as arc_easy
+    for name in VALID:
+        source = SUITES[name].problems
+        assert isinstance(source, Rows)
+        for row in VALID[name]:
+            assert source.problem(JsonObject(row, "here")).answer
 
 
 def test_a_missing_folder_file_or_hub_is_one_message(tmp_path, monkeypatch):
