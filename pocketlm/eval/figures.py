@@ -82,9 +82,11 @@ def paired_difference(suite: Suite, rows: Sequence[Row], others: Sequence[Row]) 
     """How much `rows` lies above `others`, answers of two models to the same documents.
 
     difference: of the suite's figure. low, high: a 95 % interval, by resampling documents, which
-    both models keep in common. better, worse: documents where the first scores more, or less.
-    p_value: of McNemar's exact test, where every score is 0 or 1: how likely so uneven a split of
-    better and worse is between equal models. ValueError: other documents.
+    both models keep in common. other_ids: documents that the two tokenizers write as other ids, or
+    whose prompts differ: there not the models alone differ. better, worse: documents where the
+    first scores more, or less. p_value: of McNemar's exact test, where every score is 0 or 1: how
+    likely so uneven a split of better and worse is between equal models. ValueError: other
+    documents.
     """
     if [row["id"] for row in rows] != [row["id"] for row in others]:
         raise ValueError(f"suite {suite.name}: two models answered other documents; no difference")
@@ -106,6 +108,7 @@ def paired_difference(suite: Suite, rows: Sequence[Row], others: Sequence[Row]) 
         "low": float(low),
         "high": float(high),
         "n": len(rows),
+        "other_ids": sum(a["ids"] != b["ids"] for a, b in zip(rows, others, strict=True)),
         "better": better,
         "worse": worse,
     }

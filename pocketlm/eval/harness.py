@@ -49,8 +49,8 @@ def run_suite(
     path: Path | None = None,
     progress: Callable[[int], None] = lambda answered: None,
 ) -> list[Row]:
-    """One row a problem, in order: id, family, prompt, completion, answer, correct, scores and
-    request, its key.
+    """One row a problem, in order: id, family, prompt, completion, answer, correct, scores,
+    request (its key) and a hash of its token ids.
 
     All have `truncated` (the context lost its beginning to fit the model's length). Written answers
     have `cut` (the answer reached max_new_tokens or the model's length) and `empty`;
@@ -217,4 +217,4 @@ def _row(suite: Suite, request: Request, completion: str, scores: dict[str, floa
     }
     if suite.kind != "bits_per_byte":
         row["correct"] = scores[suite.metric] == 1.0
-    return {**row, "scores": scores, "request": request.key}
+    return {**row, "scores": scores, "request": request.key, "ids": request.ids_hash}

@@ -35,6 +35,11 @@ class Request:
     cut: bool = False
 
     @property
+    def ids_hash(self) -> str:
+        """Equal where two tokenizers read the same ids."""
+        return hashlib.sha256(json.dumps([self.prompt, self.pairs]).encode()).hexdigest()[:8]
+
+    @property
     def num_tokens(self) -> int:
         """Of the longest input."""
         return max([len(self.prompt), *(len(context) + len(ids) for context, ids in self.pairs)])

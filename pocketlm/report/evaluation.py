@@ -137,4 +137,6 @@ def difference_line(difference: dict[str, Any]) -> str:
     )
     if "p_value" in difference:
         sentence += f", McNemar p {difference['p_value']:.2g}"
+    if others := difference.get("other_ids"):
+        sentence += f"; {others:,} of them are other tokens to it"
     return sentence

@@ -152,7 +152,11 @@ def test_the_evaluation_measures_each_model_on_everything(finished: Path) -> Non
     models = evaluation["models"]
     (difference,) = evaluation["differences"]
     assert (difference["model"], difference["compared_to"]) == ("model.gguf", "int4")
-    assert difference["n"] == 6 and difference["low"] <= difference["difference"]
+    assert (
+        difference["n"] == 6
+        and difference["other_ids"] == 0
+        and difference["low"] <= difference["difference"]
+    )
     assert len(models["model.gguf"]["sha256"]) == 64
     assert list(models) == ["base", "long", "chat", "ptq", "int4", "model.gguf"]
     for label, found in models.items():

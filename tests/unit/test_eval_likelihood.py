@@ -190,6 +190,7 @@ def test_a_suite_of_choices_scores_each_by_the_whole_text(model, monkeypatch, sh
         ]
         if not row["truncated"]:
             assert row["log_probs"] == pytest.approx(sums, abs=TOLERANCE)
+        assert len(row["ids"]) == 8
         assert row["scores"] == multiple_choice(problem, row["log_probs"])
         assert row["correct"] == (row["scores"]["acc"] == 1.0)
 

@@ -137,6 +137,7 @@ def rows_of(suite, values, families=None, weights=None):
             "family": family,
             "scores": {suite.metric: value},
             "request": str(number),
+            "ids": str(number),
             "truncated": number == 0,
             "correct": value == 1.0,
         }
@@ -198,6 +199,10 @@ def test_documents_that_tell_two_models_apart_are_counted_and_tested():
     assert (found["better"], found["worse"]) == (7, 1)
     assert found["difference"] == pytest.approx(0.5)
     assert found["p_value"] == pytest.approx(binomtest(7, 8).pvalue)
+    others = rows_of(suite, theirs)
+    assert found["other_ids"] == 0
+    others[3]["ids"] = "another tokenizer's"
+    assert paired_difference(suite, rows_of(suite, ours), others)["other_ids"] == 1
     others = rows_of(suite, theirs)[::-1]
     with pytest.raises(ValueError, match="answered other documents"):
         paired_difference(suite, rows_of(suite, ours), others)

@@ -152,6 +152,7 @@ def test_answers_that_were_cut_stand_under_the_table_in_the_terminal() -> None:
     )
     assert shown.getvalue().count("were cut there") == 1 and line in shown.getvalue()
     assert "gguf against int4 on pocket: -1.00 points (95 %: -3.00 to +1.00)" in shown.getvalue()
+    assert "2 of them are other tokens to it" in shown.getvalue()
 
 
 def test_an_evaluation_of_an_earlier_version_is_drawn_alike(
