@@ -56,6 +56,8 @@ def evaluate_models(
         for model in models:
             check_model(model)
         names = tuple(name.strip() for name in suite.split(",") if name.strip())
+        if Path(suite).is_file():  # whose name may hold a comma
+            names = (suite,)
         from pocketlm.eval.suites.named import named_suites
 
         named_suites(names)  # a wrong name is said before a model is opened
