@@ -1,7 +1,7 @@
 """Scorers: functions from a problem and its answer to named figures, each from 0 to 1 (bits per
 byte: from 0 up).
 
-For written answers: match, gsm8k, math, exact_match. For log-likelihoods: multiple_choice,
+For written answers: match, gsm8k, math, r1_math, exact_match. For log-likelihoods: multiple_choice,
 bits_per_byte.
 """
 
@@ -52,6 +52,44 @@ def math(problem: AnswerKey, completion: str) -> dict[str, float]:
     expression).
     """
     return {"math_verify": float(same_value(problem.answer, completion))}
+
+
+def r1_math(problem: AnswerKey, completion: str) -> dict[str, float]:
+    """math_verify: the answer that R1's evaluation would extract has the right answer's value."""
+    gold = problem.answer.rpartition(ANSWER_MARK)[2].strip()  # of GSM8K the last line, else all
+    return {"math_verify": float(same_value(gold, f"${r1_answer(completion)}$"))}
+
+
+def r1_answer(completion: str) -> str:
+    """The answer in a completion, by the rules of facebookresearch/MobileLLM-R1@cfc816c,
+    evaluation/parser.py, in their order: a final answer in Minerva's words, the last \\boxed, what
+    follows "he answer is", the last number; "" without any.
+    """
+    _, begin, rest = completion.partition("final answer is $")
+    answer, end, _ = rest.partition("$. I hope")
+    if begin and end:
+        return answer.strip()
+    if "boxed" in completion:
+        return _in_braces(completion.rpartition("boxed")[2])
+    _, mark, answer = completion.rpartition("he answer is")
+    if mark:
+        return answer.strip().split("\n")[0].lstrip(":").rstrip("./").strip().strip("$")
+    numbers = re.findall(r"-?\d*\.?\d+", completion.replace(",", ""))
+    return numbers[-1] if numbers else ""
+
+
+def _in_braces(text: str) -> str:
+    """What stands in the braces that the text begins with, nested ones included; without braces,
+    what stands before the next "$".
+    """
+    if not text.startswith("{"):
+        return text.split("$")[0].strip()
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[1:place]
+    return text[1:]
 
 
 def gsm8k(problem: AnswerKey, completion: str) -> dict[str, float]:

@@ -16,6 +16,8 @@ from pocketlm.eval.scorers import (
     gsm8k,
     math,
     multiple_choice,
+    r1_answer,
+    r1_math,
 )
 from pocketlm.eval.suites.protocols import BY_NAME, SUITES
 from pocketlm.eval.suites.suite import Problem
@@ -98,6 +100,28 @@ def test_short_answers_match_an_alias_but_for_case_punctuation_and_in_nq_article
 )
 def test_mathematics_is_compared_by_value(gold, completion, same):
     assert math(replace(GSM, answer=gold), completion) == {"math_verify": same}
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("Final Answer: The final answer is $[2,5)$. I hope it is correct. \\boxed{3}", "[2,5)"),
+        ("\\boxed{1}, no: \\boxed{\\frac{1}{2}} so 7", "\\frac{1}{2}"),
+        ("it is $\\boxed 7$ then", "7"),
+        ("\\boxed{never closed", "never closed"),
+        ("so the answer is: 1,200.\nDone 5", "1,200"),
+        ("3 and -1,234.5 dollars", "-1234.5"),
+        ("no number", ""),
+    ],
+)
+def test_r1s_rules_find_the_answer_in_their_order(completion, answer):
+    assert r1_answer(completion) == answer
+
+
+def test_gsm8ks_and_maths_answers_are_compared_with_what_r1s_rules_find():
+    assert r1_math(GSM, "1000 + 200 = 1200, so \\boxed{1200}") == {"math_verify": 1.0}
+    assert r1_math(GSM, "\\boxed{1300} or 1200") == {"math_verify": 0.0}
+    assert r1_math(replace(GSM, answer="\\frac{1}{2}"), "\\boxed{0.5}") == {"math_verify": 1.0}
 
 
 def test_an_answer_that_never_ends_is_wrong_and_the_next_is_judged():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pocketlm.eval.scorers import bits_per_byte
+from pocketlm.eval.scorers import bits_per_byte, r1_math
 from pocketlm.eval.suites.choices import CHOICES
 from pocketlm.eval.suites.own_problems import POCKET
 from pocketlm.eval.suites.suite import Suite
@@ -67,6 +67,7 @@ def _r1_final() -> list[Suite]:
         "prompt_format": f"{code}: the problem alone, in the chat template",
         "sampling": f"{code}README.md: T 0.6, top-p 0.95, seed 0, one sample",
         "max_new_tokens": f"{code}README.md: 30,000",
+        "extraction": f"{code}parser.py",
         "scorer": f"differs: {code}grader.py compares by its own rules; math-verify here",
     }
     fields: dict[str, Any] = {
@@ -77,6 +78,7 @@ def _r1_final() -> list[Suite]:
         "stop_strings": (),
         "max_new_tokens": 30_000,
         "sampling": Sampling(temperature=0.6, top_p=0.95),
+        "scorer": r1_math,
         "metric": "math_verify",
     }
     return [_under("r1-final", name, sources, **fields) for name in ("gsm8k", "math500")]
