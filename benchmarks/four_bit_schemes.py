@@ -50,13 +50,14 @@ def main() -> None:
                     own, folder, model=run / "chat", corpus=run / "corpus"
                 )
         measure = EvaluateConfig(
-            name="evaluation", suite="pocket", labels=tuple(folders), batch_size=120
+            name="evaluation", suites=("pocket",), labels=tuple(folders), batch_size=120
         )
         evaluate(measure, Path(scratch), models=list(folders.values()))
-        solved = read_json(Path(scratch) / "evaluation.json")["models"]
+        models = read_json(Path(scratch) / "evaluation.json")["models"]
         for label, folder in folders.items():
             found = agreement(parent, LanguageModel.open(folder), passages)
-            figures = {"solved": solved[label]["accuracy"], "top": found.top_token, "kl": found.kl}
+            solved = models[label]["suites"]["pocket"]["value"]
+            figures = {"solved": solved, "top": found.top_token, "kl": found.kl}
             print(json.dumps({"model": label, **figures}), flush=True)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from pocketlm.report.evaluation import first_suite, read_evaluation
+
 ASK = (
     "Turn this command into JSON with device, room, action, value and time, as far as it says "
     "them.\n"
@@ -165,11 +167,13 @@ def show(run: Path) -> None:
     """What stands in runs/<run>: five answers before and after, the models' scores, sizes and
     speeds, the files' agreement.
     """
-    told = json.loads((run / "evaluation" / "evaluation.json").read_text())["models"]
+    evaluation = read_evaluation(run / "evaluation")
+    suite, models = first_suite(evaluation), evaluation["models"]
     answers = {
-        label: answers_of(run / "evaluation" / "transcripts" / f"{label}.jsonl") for label in told
+        label: answers_of(run / "evaluation" / "transcripts" / label / f"{suite}.jsonl")
+        for label in models
     }
-    last = list(told)[-1]
+    last = list(models)[-1]
     for prompt in list(answers[last])[::25][:5]:
         print(f"\n{prompt.removeprefix(ASK)}")
         for label in ("base", last):
@@ -180,18 +184,20 @@ def show(run: Path) -> None:
             )
     print(
         f"\n{'model':<12}{'solved':>8}"
-        + "".join(f"{family:>15}" for family in told[last]["problems"])
+        + "".join(f"{family:>15}" for family in models[last]["suites"][suite]["problems"])
         + "      MB  tokens/s"
     )
-    for label, model in told.items():
+    for label, model in models.items():
+        figures = model["suites"][suite]
         parts = "".join(
-            f"{each['solved'] / each['total']:>15.0%}" for each in model["problems"].values()
+            f"{counts['solved'] / counts['total']:>15.0%}"
+            for counts in figures["problems"].values()
         )
         print(
-            f"{label:<12}{model['accuracy']:>8.1%}{parts}{model['bytes'] / 1e6:>8.1f}"
+            f"{label:<12}{figures['value']:>8.1%}{parts}{model['bytes'] / 1e6:>8.1f}"
             f"{model['tokens_per_second']:>10.0f}"
         )
-    constant = told[last]["constant_answer"]
+    constant = evaluation["suites"][suite]["constant_answer"]
     print(f"{'constant':<20}" + "".join(f"{rate:>15.0%}" for rate in constant.values()))
     for file, found in json.loads((run / "files" / "export.json").read_text())["agreement"].items():
         print(

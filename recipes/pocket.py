@@ -163,7 +163,7 @@ INT4 = QuantizeConfig(
 )
 EVALUATE = EvaluateConfig(
     name="evaluation",
-    suite="pocket",
+    suites=("pocket",),
     labels=("base", "mid", "long", "merged", "chat", "ptq", "int4", "model.gguf", "model.pte"),
     batch_size=120,
     bits_tokens=2_000,

@@ -151,6 +151,6 @@ def recipe(
         ours = {model.name: model, "int4": int4} | (
             {"model.gguf": files / "model.gguf"} if "gguf" in wanted else {}
         )
-        config = EvaluateConfig(name="evaluation", suite=str(suite), labels=("base", *ours))
+        config = EvaluateConfig(name="evaluation", suites=(str(suite),), labels=("base", *ours))
         run(evaluate, config, models=[base, *ours.values()])
     return files

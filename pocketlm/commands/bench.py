@@ -67,7 +67,7 @@ def bench_models(
             )
         from rich.console import Console
 
-        from pocketlm.commands.tables import bench_table
+        from pocketlm.commands.bench_table import bench_table
         from pocketlm.model.files import read_json, write_json
         from pocketlm.stages.bench import BenchConfig, bench
 

@@ -1,40 +1,56 @@
-"""`pocketlm eval`: models on a suite of problems."""
+"""`pocketlm eval`: models on suites of problems."""
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pocketlm.commands.arguments import MODEL_HELP, RUNTIME_HELP, check_model, new_folder
 from pocketlm.runner.errors import plain_errors
 
-SUITE_HELP = "A suite by name, or a .jsonl file of your own: a prompt and an answer a line."
+SUITE_HELP = (
+    "Suites, with commas: pocket, a benchmark (arc_easy, hellaswag, gsm8k ...), a protocol (r1, "
+    "pro, bpb, lm-eval), or a .jsonl file of your own: a prompt and an answer a line."
+)
+DATA_HELP = "A folder with the benchmarks' JSONL files. Without it they come from the hub."
+REQUEST = "request.json"  # in --out: what the evaluation there was of
 
 
 def evaluate_models(
     models: Annotated[
         list[Path], typer.Argument(metavar="MODEL...", show_default=False, help=MODEL_HELP)
     ],
-    suite: Annotated[str, typer.Option(metavar="NAME", help=SUITE_HELP)],
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Keep evaluation.json and the transcripts there."),
+    suite: Annotated[str, typer.Option(metavar="NAME,NAME", help=SUITE_HELP)],
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help=DATA_HELP)] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The first N documents of each suite.")
     ] = None,
     runtime: Annotated[
         str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep evaluation.json and every answer there. The same command again goes on.",
+        ),
+    ] = None,
 ) -> None:
-    """Measure models on a suite of problems, beside what the best constant answer would score.
+    """Measure models on suites of problems, beside what needs no reading.
 
     [bold]Examples[/bold]
 
     pocketlm eval runs/pocket/chat --suite pocket
       [dim]a checkpoint[/dim]
 
-    pocketlm eval runs/pocket/chat runs/pocket/files/model.gguf --suite pocket
-      [dim]a checkpoint beside the file that ships[/dim]
+    pocketlm eval runs/pocket/int4 runs/pocket/files/model.gguf --suite pocket
+      [dim]a checkpoint beside the file that ships, and their paired difference[/dim]
+
+    pocketlm eval runs/pocket/chat --suite arc_easy,hellaswag,bpb --data benchmarks --limit 200
+      [dim]benchmarks from a folder of JSONL files[/dim]
 
     pocketlm eval runs/pocket/chat --suite questions.jsonl --out results
       [dim]your own problems; every answer is kept[/dim]
@@ -42,23 +58,67 @@ def evaluate_models(
     with plain_errors():
         for model in models:
             check_model(model)
+        names = tuple(name.strip() for name in suite.split(",") if name.strip())
+        if Path(suite).is_file():  # whose name may hold a comma
+            names = (suite,)
+        from pocketlm.eval.suites.named import named_suites
+
+        named_suites(names)  # a wrong name is said before a model is opened
         from rich.console import Console
 
-        from pocketlm.commands.tables import evaluation_table
+        from pocketlm.commands.evaluation_table import evaluation_table
         from pocketlm.inference.open import labels_of
-        from pocketlm.model.files import read_json
+        from pocketlm.report.evaluation import read_evaluation
         from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 
+        config = EvaluateConfig(
+            name="evaluation",
+            suites=names,
+            labels=labels_of(models),
+            runtime=runtime,
+            data=None if data is None else str(data),
+            limit=limit,
+        )
         with contextlib.ExitStack() as stack:
-            folder = Path(
-                stack.enter_context(new_folder(out) if out else tempfile.TemporaryDirectory())
-            )
-            evaluate(
-                EvaluateConfig(
-                    name="evaluation", suite=suite, labels=labels_of(models), runtime=runtime
-                ),
-                folder,
-                models=models,
-            )
+            if out is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            else:
+                folder = stack.enter_context(_evaluation_folder(out, config, models))
+            evaluate(config, folder, models=models)
             console = Console()
-            console.print(evaluation_table(read_json(folder / "evaluation.json"), console.width))
+            console.print(evaluation_table(read_evaluation(folder), console.width))
+
+
+@contextlib.contextmanager
+def _evaluation_folder(out: Path, config: Any, models: list[Path]) -> Iterator[Path]:
+    """The folder, new or of the same evaluation begun before. ValueError: it holds anything
+    else.
+    """
+    from pocketlm.model.files import write_json
+    from pocketlm.model.json_shape import read_object
+    from pocketlm.stages.evaluate import is_suite_file, sha256_of
+
+    request = {
+        "suites": {
+            name: sha256_of(Path(name)) if is_suite_file(name) else "" for name in config.suites
+        },
+        "models": {
+            label: sha256_of(model) for label, model in zip(config.labels, models, strict=True)
+        },
+        "data": config.data and str(Path(config.data).absolute()),
+        "limit": config.limit,
+        "runtime": config.runtime,
+    }
+    if not (out / REQUEST).is_file():
+        with new_folder(out) as folder:
+            write_json(folder / REQUEST, request)
+            yield folder
+        return
+    before = read_object(out / REQUEST)
+    other = [name for name in request if before.get(name) != request[name]]
+    if other:
+        raise ValueError(
+            f"{out} holds an evaluation with other {' and '.join(other)}; choose another --out, "
+            "or delete it"
+        )
+    yield out

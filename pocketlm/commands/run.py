@@ -179,13 +179,13 @@ def show_results(folders: list[Path]) -> None:
     """
     from rich.console import Console
 
-    from pocketlm.commands.tables import evaluation_table
-    from pocketlm.model.files import read_json
+    from pocketlm.commands.evaluation_table import evaluation_table
+    from pocketlm.report.evaluation import read_evaluation
 
     console = Console()
     for folder in folders:
         if (folder / "evaluation.json").is_file():
-            console.print(evaluation_table(read_json(folder / "evaluation.json"), console.width))
+            console.print(evaluation_table(read_evaluation(folder), console.width))
     for page in (
         folder / "report.html" for folder in folders if (folder / "report.html").is_file()
     ):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from random import Random
 
-from pocketlm.corpus.problems import is_held_out
+from pocketlm.problems.generated import is_held_out
 
 NOTE = "Note: the code of {name} is {value}."
 RECALL_QUESTION = "What is the code of {name}?"

@@ -15,7 +15,6 @@ from pocketlm.corpus.filters import DEFAULT_FILTERS, FILTERS
 from pocketlm.corpus.hub import HUB_FILE_BYTES, Dataset, count_files, hub_rows
 from pocketlm.corpus.join import NOT_JOINED, Join, with_joined_text
 from pocketlm.corpus.local import Slice, cut_file, list_files, read_files
-from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.python_docs import (
     read_language_reference,
     read_stdlib_code,
@@ -23,6 +22,7 @@ from pocketlm.corpus.python_docs import (
 )
 from pocketlm.corpus.reading import Reading
 from pocketlm.corpus.recall_notes import generate_notes
+from pocketlm.problems.generated import generate_problems
 
 # the capabilities that MobileLLM-R1 probes (section 5.1.1)
 DOMAINS = ("code", "maths", "knowledge")

@@ -1,190 +1,200 @@
-"""Solve a suite: ask a model, match its answers, and say what one constant answer would score."""
+"""Put a suite to a model: answers or log-likelihoods of every problem, scored, as rows."""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from pocketlm.eval.suites import Suite
+from pocketlm.eval.answers_file import AnswersFile, Row
+from pocketlm.eval.likelihood import scorer_of, shortened
+from pocketlm.eval.prompts import Request, requests_of
+from pocketlm.eval.scorers import answer_bytes, best_choice, without_thinking
+from pocketlm.eval.suites.suite import Problem, Suite
+from pocketlm.inference.continuations import Pair
 from pocketlm.inference.runtime import Runtime
 from pocketlm.inference.stop_strings import before_stop
-from pocketlm.model.tokenizer import Tokenizer
 
-ANSWER_MARK = "####"
-ANSWER_LABEL = "answer:"  # what a plain-text prompt ends in, so models write it before a result too
-# a base model goes on to the next problem: not part of its answer. A chat model ends its turn
-RUN_ONS = ("\nQuestion:", "\nAnswer:", "\n\n\n")
-# never evaluated in an answer: 9^9^9 would not finish, and there is no timeout
-UNBOUNDED = ("^", "**", "!")
+ROW_TOKENS = 2048  # of the contexts and continuations that are scored together
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """`problems`: solved and total of each family. `transcripts`: one row a problem, with its
-    completion.
-
-    A row's `cut` is true where the answer did not end by itself: it reached max_new_tokens, or the
-    model's length.
-    """
-
-    problems: dict[str, dict[str, int]]
-    transcripts: list[dict[str, Any]]
-
-    @property
-    def accuracy(self) -> float:
-        """Solved over all problems, 0 to 1."""
-        return sum(row["correct"] for row in self.transcripts) / len(self.transcripts)
-
-    @property
-    def answers_cut(self) -> int:
-        """How many answers did not end by themselves."""
-        return sum(row["cut"] for row in self.transcripts)
-
-
-def solve(
+def run_suite(
     model: Runtime,
     suite: Suite,
+    problems: Sequence[Problem],
+    shots: Mapping[str, Sequence[Problem]] | None = None,
     *,
-    max_new_tokens: int,
     batch_size: int = 32,
-    score: Callable[[dict[str, str], str], bool] | None = None,
-) -> Result:
-    """What the model solves of the suite, greedily, zero-shot.
+    path: Path | None = None,
+    progress: Callable[[int], None] = lambda answered: None,
+) -> list[Row]:
+    """One row a problem, in order: id, family, prompt, completion, answer, correct, scores,
+    request (its key) and a hash of its token ids.
 
-    A model with a chat template gets each prompt as a user turn, and its answer ends where its turn
-    does; others get "Question: ...\\nAnswer:", and end at RUN_ONS too. The answer is what stands
-    after the last "####" of the completion (the last line, where there is none) and has to match.
-    `score(problem, answer)` replaces `match_answer`. ValueError: the suite is empty, or a prompt
-    leaves no room to answer.
+    All have `truncated` (the context lost its beginning to fit the model's length). Written answers
+    have `cut` (the answer reached max_new_tokens or the model's length) and `empty`;
+    log-likelihoods have `log_probs` (natural, a sum for each choice); bits_per_byte has `weight`,
+    the answer's bytes. `path` keeps answers as they come: what is in it already is not answered
+    again, and the rows are the same whether or not a run was interrupted. ValueError: the suite is
+    empty, or a prompt leaves no room to answer.
     """
-    if not suite.problems:
+    if not problems:
         raise ValueError(f"suite {suite.name!r} holds no problems")
-    problems = list(suite.problems)
-    prompts = [prompt_ids(model.tokenizer, problem["prompt"]) for problem in problems]
-    for problem, ids in zip(problems, prompts, strict=True):
-        if len(ids) >= model.max_length:
-            raise ValueError(
-                f"suite {suite.name!r}, problem {problem['id']}: {len(ids)} prompt tokens leave no "
-                "room "
-                f"to answer in the model's {model.max_length}"
-            )
-    stops = run_ons(model.tokenizer)
-    completions, cut = [""] * len(problems), [False] * len(problems)
-    # little padding in a batch
-    by_length = sorted(range(len(problems)), key=lambda place: len(prompts[place]))
-    for start in range(0, len(by_length), batch_size):
-        places = by_length[start : start + batch_size]
+    shots = shots or {problem.family: [] for problem in problems}
+    requests = requests_of(model.tokenizer, suite, problems, shots)
+    kept = AnswersFile(path)
+    if suite.kind == "generation":
+        requests = [_fitted(model, suite, request) for request in requests]
+        batches, answer = _by_count(requests, batch_size), _written(model, suite)
+    else:
+        batches, answer = _by_tokens(suite, requests), _scored(model, suite)
+    answered = 0
+    for first, batch in batches:
+        if not all(request.key in kept.rows for request in batch):
+            kept.add(answer(first, batch))
+        answered += len(batch)
+        progress(answered)
+    rows = [kept.rows[request.key] for request in requests]
+    kept.finish(rows)
+    return rows
+
+
+def _fitted(model: Runtime, suite: Suite, request: Request) -> Request:
+    """The request, its shots cut on the left to leave room for an answer: max_new_tokens, or half
+    of the model's length where that is less. ValueError: a question alone, or a conversation, that
+    leaves none.
+    """
+    room, in_turns = model.max_length, suite.chat and model.tokenizer.chat_template is not None
+    if suite.shots and not in_turns:
+        room -= min(suite.max_new_tokens, model.max_length // 2)
+        return replace(request, prompt=request.prompt[-room:], cut=len(request.prompt) > room)
+    if len(request.prompt) >= room:
+        raise ValueError(
+            f"suite {suite.name!r}, problem {request.problem.id}: {len(request.prompt)} prompt "
+            f"tokens leave no room to answer in the model's {model.max_length}"
+        )
+    return request
+
+
+# ---- batches: the same whatever was answered before, so that an interruption changes no row ----
+
+
+def _by_count(requests: Sequence[Request], batch_size: int) -> Iterator[tuple[int, list[Request]]]:
+    """(place of the first, requests): the shortest first, for little padding in a batch."""
+    ordered = sorted(requests, key=lambda request: request.num_tokens)
+    for first in range(0, len(ordered), batch_size):
+        yield first, ordered[first : first + batch_size]
+
+
+def _by_tokens(suite: Suite, requests: Sequence[Request]) -> Iterator[tuple[int, list[Request]]]:
+    """The same, with at most ROW_TOKENS in a batch, of one family where each has its own shots."""
+    by_family = suite.shots_by_family and suite.shots > 0
+    ordered = sorted(
+        requests,
+        key=lambda request: (request.problem.family if by_family else "", request.num_tokens),
+    )
+    first, tokens, batch = 0, 0, []
+    for request in ordered:
+        size = len(request.pairs) * request.num_tokens
+        another = by_family and batch and batch[-1].problem.family != request.problem.family
+        if batch and (another or tokens + size > ROW_TOKENS):
+            yield first, batch
+            first, tokens, batch = first + len(batch), 0, []
+        tokens += size
+        batch.append(request)
+    yield first, batch
+
+
+# ---- answers ----
+
+
+def _written(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], list[Row]]:
+    """Answers that the model writes. A drawn answer's seed is its place in the suite ordered by
+    length, whatever the batch.
+    """
+    tokenizer = model.tokenizer
+    in_turns = suite.chat and tokenizer.chat_template is not None
+    stops = () if in_turns else suite.stop_strings
+
+    def answer(first: int, batch: list[Request]) -> list[Row]:
         answers = model.generate(
-            [prompts[place] for place in places],
-            max_new_tokens=max_new_tokens,
-            stop_ids=model.tokenizer.stop_ids,
+            [list(request.prompt) for request in batch],
+            max_new_tokens=suite.max_new_tokens,
+            stop_ids=tokenizer.stop_ids,
             stop_strings=stops,
+            sampling=replace(suite.sampling, seed=suite.sampling.seed + first),
         )
-        for place, ids in zip(places, answers, strict=True):
-            text = model.tokenizer.decode(ids)
-            answer = before_stop(text, stops)
-            room = min(max_new_tokens, model.max_length - len(prompts[place]))
-            completions[place], cut[place] = answer.strip(), answer == text and len(ids) >= room
-    return _result(problems, completions, cut, score)
+        rows = []
+        for request, ids in zip(batch, answers, strict=True):
+            text = tokenizer.decode(ids)
+            completion = before_stop(text, stops)
+            room = min(suite.max_new_tokens, model.max_length - len(request.prompt))
+            cut = completion == text and len(ids) >= room
+            completion = completion.strip()
+            scores = suite.scorer(request.problem, without_thinking(completion))
+            row = _row(suite, request, completion, scores)
+            rows.append({**row, "cut": cut, "empty": not completion, "truncated": request.cut})
+        return rows
+
+    return answer
 
 
-def run_ons(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The texts that end an answer: none where a chat template gives turns, which end in a token of
-    their own.
+def _scored(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], list[Row]]:
+    """Log-likelihoods of given answers."""
+    score = scorer_of(model)
+
+    def answer(first: int, batch: list[Request]) -> list[Row]:
+        problems = [
+            [shortened(pair, model.max_length) for pair in request.pairs] for request in batch
+        ]
+        shared = _shared(problems, min(request.shared for request in batch))
+        rows = []
+        for request, pairs, log_probs in zip(batch, problems, score(problems, shared), strict=True):
+            problem = request.problem
+            scores = suite.scorer(problem, log_probs)
+            chosen = problem.answer
+            if suite.kind == "choices":
+                chosen = problem.choices[best_choice(log_probs, _lengths(suite, problem))]
+            row = _row(suite, request, chosen, scores)
+            row |= {"log_probs": log_probs, "truncated": pairs != list(request.pairs)}
+            if suite.kind == "bits_per_byte":
+                row["weight"] = answer_bytes(problem)
+            rows.append(row)
+        return rows
+
+    return answer
+
+
+def _lengths(suite: Suite, problem: Problem) -> list[int]:
+    """What the suite's metric divides a choice's log-likelihood by."""
+    if suite.metric == "acc_norm":
+        return [len(choice) for choice in problem.choices]
+    if suite.metric == "acc_bytes":
+        return [len(choice.encode()) for choice in problem.choices]
+    return [1] * len(problem.choices)
+
+
+def _shared(problems: Sequence[Sequence[Pair]], most: int) -> list[int]:
+    """The ids that all contexts of a batch begin with, at most so many: those of the shots, so that
+    the next batch shares the same.
     """
-    return () if tokenizer.chat_template else RUN_ONS
+    contexts = [context for pairs in problems for context, _ in pairs]
+    first, length = contexts[0], min(most, *(len(context) - 1 for context in contexts))
+    for context in contexts[1:]:
+        length = next((i for i in range(length) if context[i] != first[i]), length)
+    return first[:length]
 
 
-def _result(
-    problems: list[dict[str, str]],
-    completions: list[str],
-    cut: list[bool],
-    score: Callable[[dict[str, str], str], bool] | None,
-) -> Result:
-    transcripts, counts = [], defaultdict(lambda: {"solved": 0, "total": 0})
-    for problem, completion, was_cut in zip(problems, completions, cut, strict=True):
-        answer = final_answer(completion)
-        correct = score(problem, answer) if score else match_answer(problem["answer"], answer)
-        counts[problem["family"]]["solved"] += correct
-        counts[problem["family"]]["total"] += 1
-        transcripts.append(
-            {
-                "id": problem["id"],
-                "family": problem["family"],
-                "prompt": problem["prompt"],
-                "completion": completion,
-                "answer": problem["answer"],
-                "correct": correct,
-                "cut": was_cut,
-            }
-        )
-    return Result(problems=dict(counts), transcripts=transcripts)
-
-
-def best_constant_answer(suite: Suite) -> dict[str, float]:
-    """For each family the share that one answer, given to every problem, would solve."""
-    answers = defaultdict(list)
-    for problem in suite.problems:
-        answers[problem["family"]].append(problem["answer"].strip())
-    return {
-        family: Counter(given).most_common(1)[0][1] / len(given)
-        for family, given in answers.items()
+def _row(suite: Suite, request: Request, completion: str, scores: dict[str, float]) -> Row:
+    problem = request.problem
+    row: dict[str, Any] = {
+        "id": problem.id,
+        "family": problem.family,
+        "prompt": problem.prompt,
+        "completion": completion,
+        "answer": problem.answer,
     }
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str, passage: str = "") -> list[int]:
-    """Ids that ask `prompt`, after a passage to read if there is one; a plain one starts a
-    document.
-    """
-    if tokenizer.chat_template:
-        content = f"{passage}\n{prompt}" if passage else prompt
-        return tokenizer.encode_chat(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-    before = f"{passage}\n" if passage else ""
-    return [*tokenizer.document_start, *tokenizer.encode(f"{before}Question: {prompt}\nAnswer:")]
-
-
-def final_answer(completion: str) -> str:
-    """The line after the last "####", or the last line of all where there is none; "" for no text.
-
-    A label "Answer:" before it is no part of it.
-    """
-    _, mark, after = completion.rpartition(ANSWER_MARK)
-    line = after.strip().split("\n")[0 if mark else -1].strip()
-    return line[len(ANSWER_LABEL) :].strip() if line.lower().startswith(ANSWER_LABEL) else line
-
-
-def match_answer(expected: str, given: str) -> bool:
-    """True for the same text up to spaces, or for the same value where a number is expected."""
-    if " ".join(expected.split()) == " ".join(given.split()):
-        return True
-    if not given or not _is_number(expected) or any(mark in given for mark in UNBOUNDED):
-        return False
-    return _same_number(expected, given)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.replace(",", ""))
-    except ValueError:
-        return False
-    return True
-
-
-@cache
-def _same_number(expected: str, given: str) -> bool:
-    """math-verify's judgement: "24/2" is 12. Its timeouts are off: only the main thread may set
-    signals.
-    """
-    from math_verify import parse, verify
-
-    # else it warns of the missing timeouts
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    off: Any = None  # accepted, and documented, though annotated as int
-    gold, answer = parse(expected, parsing_timeout=off), parse(given, parsing_timeout=off)
-    return bool(gold and answer and verify(gold, answer, timeout_seconds=None))
+    if suite.kind != "bits_per_byte":
+        row["correct"] = scores[suite.metric] == 1.0
+    return {**row, "scores": scores, "request": request.key, "ids": request.ids_hash}

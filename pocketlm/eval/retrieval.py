@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from random import Random
 
-from pocketlm.eval.harness import prompt_ids
+from pocketlm.eval.prompts import prompt_ids
 from pocketlm.inference.runtime import Runtime
 from pocketlm.model.tokenizer import Tokenizer
 

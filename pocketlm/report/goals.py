@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-MEASURES = re.compile(r"accuracy|needle \S+")
+MEASURES = re.compile(r"accuracy( \S+)?|needle \S+")
 ROUNDING = 1e-9  # 0.98 - 1.0 is a little below -0.02
 
 
@@ -12,7 +12,8 @@ ROUNDING = 1e-9  # 0.98 - 1.0 is a little below -0.02
 class Goal:
     """`measure` of the evaluated model `model` is at least `at_least`, all as shares from 0 to 1.
 
-    measure: "accuracy", or "needle 1024" for a context length of the evaluation. compared_to:
+    measure: "accuracy", the figure of the evaluation's first suite, "accuracy NAME", that of
+    another one, or "needle 1024" for a context length of the evaluation. compared_to:
     another label; then the figure judged is the difference from it, and at_least -0.02 allows two
     points less. beside: labels whose figures are shown with it and not judged: the model before, or
     a plainer method. tried: what was done to reach it, shown where it is missed.
@@ -30,7 +31,7 @@ class Goal:
         if not MEASURES.fullmatch(self.measure):
             raise ValueError(
                 f"goal {self.text!r}: measure {self.measure!r} is unknown; "
-                'use "accuracy" or "needle LENGTH", as in "needle 1024"'
+                'use "accuracy", "accuracy SUITE" or "needle LENGTH", as in "needle 1024"'
             )
 
 
@@ -61,16 +62,17 @@ def judge(goal: Goal, models: dict[str, Any]) -> Verdict:
 
 def measured(model: dict[str, Any], measure: str) -> float | None:
     """A share from one model's figures, or None if it was not measured."""
-    kind, _, length = measure.partition(" ")
+    kind, _, name = measure.partition(" ")
     if kind == "accuracy":
-        return model.get("accuracy")
-    needle = model.get("needle", {}).get(length)
+        suites = model["suites"]
+        return suites.get(name or next(iter(suites)), {}).get("value")
+    needle = model.get("needle", {}).get(name)
     return needle["found"] / needle["of"] if needle and needle["of"] else None
 
 
 def _figure(goal: Goal, label: str, models: dict[str, Any]) -> float | None:
-    own = measured(models[label], goal.measure)
-    if goal.compared_to is None or own is None:
-        return own
+    figure = measured(models[label], goal.measure)
+    if goal.compared_to is None or figure is None:
+        return figure
     other = measured(models[goal.compared_to], goal.measure)
-    return None if other is None else own - other
+    return None if other is None else figure - other

@@ -1,15 +1,15 @@
 """What came out: the files that ship, the goals, the table of all models, and answers to read."""
 
-import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from pocketlm.report.goals import Verdict, measured
+from pocketlm.report.evaluation import constant_share, first_suite, solved_of, value_text
+from pocketlm.report.goals import Verdict
 from pocketlm.report.markup import node
 from pocketlm.report.number_format import MISSING, duration, percent, points, size
-from pocketlm.report.page import Cell, number, paragraph, section, table
+from pocketlm.report.page import number, paragraph, section, table
 
 SHIPPED = (".gguf", ".pte")
 SPEED = "tokens_per_second"
@@ -48,7 +48,8 @@ def headline(
     """
     models = evaluation["models"]
     shipped = shipped_labels(models)
-    tiles = [_tile(label, models[label]) for label in shipped]
+    suite = first_suite(evaluation)
+    tiles = [_tile(label, models[label], suite) for label in shipped]
     measured_files = {(models[label]["path"], models[label]["bytes"]) for label in shipped}
     for report in exports:
         for name, num_bytes in report["bytes"].items():
@@ -85,15 +86,19 @@ def _tried(verdict: Verdict) -> str:
 def _sentence(
     evaluation: dict[str, Any], shipped: Sequence[str], verdicts: Sequence[Verdict], seconds: float
 ) -> str:
-    models = evaluation["models"]
-    told = []
-    for label in shipped:
-        solved, total = _solved(models[label])
-        file = f"{_file(label, models[label])} ({size(models[label]['bytes'])})"
-        told.append(f"{file} solves {solved} of {total} problems")
-    constant = percent(constant_total(models[shipped[0]]))
-    sentence = f"{'; '.join(told)} of the suite {evaluation.get('suite', MISSING)}"
-    sentence += f", where the best constant answer to each family would solve {constant}. "
+    models, suite = evaluation["models"], first_suite(evaluation)
+    files = [
+        f"{_file(label, models[label])} ({size(models[label]['bytes'])}) "
+        f"{_reached(models[label]['suites'][suite])}"
+        for label in shipped
+    ]
+    sentence = f"{'; '.join(files)} of the suite {suite}"
+    blind = constant_share(evaluation, suite)
+    if blind is not None:
+        guess = "chance" in evaluation["suites"][suite]
+        way = "a guess among choices" if guess else "the best constant answer to each family"
+        sentence += f", where {way} would solve {percent(blind)}"
+    sentence += ". "
     sentence += f"All stages together took {duration(seconds)}."
     if verdicts:
         met = sum(verdict.met is True for verdict in verdicts)
@@ -105,15 +110,24 @@ def _sentence(
     return sentence
 
 
-def _tile(label: str, model: dict[str, Any]) -> Element:
+def _reached(figures: dict[str, Any]) -> str:
+    solved, total = solved_of(figures)
+    if not total:
+        return f"needs {value_text(figures)} {_spaced(figures['metric'])} for the answers"
+    return f"solves {solved} of {total} problems"
+
+
+def _tile(label: str, model: dict[str, Any], suite: str) -> Element:
+    figures = model["suites"][suite]
+    what = "of the problems solved" if solved_of(figures)[1] else _spaced(figures["metric"])
     facts = [size(model["bytes"])]
     if model.get(SPEED):
         facts.append(f"{model[SPEED]:,.0f} tokens/s")
     return node(
         "li",
         node("span", _file(label, model), class_="file"),
-        node("b", percent(model["accuracy"])),
-        node("span", "of the problems solved"),
+        node("b", percent(figures["value"]) if solved_of(figures)[1] else value_text(figures)),
+        node("span", what),
         node("span", " · ".join(facts)),
     )
 
@@ -138,12 +152,12 @@ def _file(label: str, model: dict[str, Any]) -> str:
 def _judged(label: str, kind_of: str, verdicts: Sequence[Verdict], words_for: Words) -> Element:
     rows = []
     for verdict in verdicts:
-        goal, shown = verdict.goal, points if verdict.goal.compared_to else percent
-        wanted = f"at least {shown(goal.at_least)}"
+        goal, as_text = verdict.goal, points if verdict.goal.compared_to else percent
+        wanted = f"at least {as_text(goal.at_least)}"
         against = f"against {goal.compared_to}" if goal.compared_to else ""
-        beside = [f"{label}: {shown(figure)}" for label, figure in verdict.beside.items()]
+        beside = [f"{label}: {as_text(figure)}" for label, figure in verdict.beside.items()]
         words, kind = words_for[verdict.met]
-        reached = number(shown(verdict.figure), strong=True)
+        reached = number(as_text(verdict.figure), strong=True)
         what = node("td", f"{goal.measure} of {goal.model} {against}")
         limit, others = node("td", wanted), node("td", "; ".join(beside) or MISSING)
         for cell, heading in (
@@ -158,87 +172,6 @@ def _judged(label: str, kind_of: str, verdicts: Sequence[Verdict], words_for: Wo
     if not any(verdict.goal.beside for verdict in verdicts):
         headings, rows = headings[:-1], [row[:-1] for row in rows]
     return table(label, headings, rows, class_="full goals")
-
-
-def evaluation_section(evaluation: dict[str, Any]) -> Element:
-    """Every model in order: solved problems by family, bits per byte, needles, size and speed."""
-    models = evaluation["models"]
-    families = _names(models, "problems")
-    domains, lengths = _names(models, "bits_per_byte"), _names(models, "needle")
-    headings = ["model", "all problems", "size", "tokens/s", *map(_spaced, families)]
-    headings += [f"bits/byte, {domain}" for domain in domains]
-    headings += [f"needle, {length}" for length in lengths]
-    rows = [_model_row(label, model, families, domains, lengths) for label, model in models.items()]
-    whole = table("Evaluation of every model", headings, rows, class_="sticky wide")
-    next(whole.iter("tbody")).append(
-        _constant_row(next(iter(models.values())), families, domains + lengths)
-    )
-    _, problems = _solved(next(iter(models.values())))
-    error = 50 / math.sqrt(max(1, problems))  # of a share of one half, where it is largest
-    note = (
-        f"Greedy answers, no examples given; in percent. With {problems} problems a total has a "
-        "standard "
-        f"error of up to {error:.1f} points, a family's is larger: small differences mean little. "
-        "The last row is what one answer, given to every problem of a family, would score."
-    )
-    more = (
-        ["Tokens/s: one answer at a time, on the machine of this run."]
-        if _any(models, SPEED)
-        else []
-    )
-    more += ["Bits/byte: of held-out text, lower is better."] if domains else []
-    more += ["Needle: how often a fact hidden in that many tokens is found."] if lengths else []
-    words = [paragraph(note), whole, paragraph(" ".join(more), quiet=True)]
-    cut = [line for label, model in models.items() if (line := _cut(label, model))]
-    if cut:
-        limit = f"max_new_tokens {evaluation.get('max_new_tokens', MISSING)} or the model's length"
-        words.append(
-            paragraph(f"Answers that reached {limit} and were cut there: {'; '.join(cut)}.")
-        )
-    return section("evaluation", "Every model, measured", *words)
-
-
-def _cut(label: str, model: dict[str, Any]) -> str:
-    """'chat 3 of 60', or "" where every answer ended by itself."""
-    cut, (_, total) = model.get("answers_cut", 0), _solved(model)
-    return f"{label} {cut:,} of {total:,}" if cut else ""
-
-
-def _constant_row(model: dict[str, Any], families: list[str], others: list[str]) -> Element:
-    """The last row: what one answer to every problem of a family would solve."""
-    rates = [number(_bare(model["constant_answer"].get(family))) for family in families]
-    heading = node("th", "best constant answer", scope="row")
-    blank = [node("td") for _ in others]
-    cells = [number(percent(constant_total(model))), node("td"), node("td"), *rates, *blank]
-    return node("tr", heading, *cells, class_="apart")
-
-
-def _model_row(
-    label: str, model: dict[str, Any], families: list[str], domains: list[str], lengths: list[str]
-) -> list[Cell]:
-    solved, total = _solved(model)
-    row: list[Cell] = [
-        label,
-        number(percent(model["accuracy"]), strong=True, note=f"{solved} of {total}"),
-    ]
-    speed = model.get(SPEED)
-    row += [number(size(model["bytes"])), None if speed is None else number(f"{speed:,.0f}")]
-    for family in families:
-        told = model["problems"].get(family)
-        share = told["solved"] / told["total"] if told and told["total"] else None
-        note = f"{told['solved']} of {told['total']}" if told else None
-        row.append(number(_bare(share), heat=share, note=note))
-    for domain in domains:
-        bits = model.get("bits_per_byte", {}).get(domain)
-        row.append(None if bits is None else number(f"{bits:.3f}"))
-    for length in lengths:
-        found = measured(model, f"needle {length}")
-        told = model.get("needle", {}).get(length)
-        cut = f", {told['cut']} cut" if told and told.get("cut") else ""
-        row.append(
-            number(_bare(found), heat=found, note=told and f"{told['found']} of {told['of']}{cut}")
-        )
-    return row
 
 
 def transcripts_section(
@@ -281,35 +214,6 @@ def _in_turn(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         by_family.setdefault(row["family"], []).append(row)
     return [row for turn in zip_longest(*by_family.values()) for row in turn if row is not None]
-
-
-def constant_total(model: dict[str, Any]) -> float | None:
-    """What the best constant answer of each family would solve of all problems."""
-    problems, rates = model["problems"], model.get("constant_answer", {})
-    total = sum(counts["total"] for family, counts in problems.items() if family in rates)
-    solved = sum(
-        counts["total"] * rates[family] for family, counts in problems.items() if family in rates
-    )
-    return solved / total if total else None
-
-
-def _solved(model: dict[str, Any]) -> tuple[int, int]:
-    counts = model["problems"].values()
-    return sum(each["solved"] for each in counts), sum(each["total"] for each in counts)
-
-
-def _names(models: Models, key: str) -> list[str]:
-    """The families, domains or lengths that any model was measured on, in order."""
-    return list(dict.fromkeys(name for model in models.values() for name in model.get(key, {})))
-
-
-def _bare(share: float | None) -> str:
-    """A percentage in a column of them."""
-    return MISSING if share is None else f"{100 * share:.1f}"
-
-
-def _any(models: Models, key: str) -> bool:
-    return any(key in model for model in models.values())
 
 
 def _spaced(name: str) -> str:

@@ -24,7 +24,6 @@ from pocketlm.corpus.executors import Place
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.kept import KeptDocuments, link, text_of
 from pocketlm.corpus.parts import check_source
-from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.progress import Bar, progress_bars, write_progress
 from pocketlm.corpus.read_step import EXAMPLES, ReadStep, part_folder
 from pocketlm.corpus.reading import source_line
@@ -32,7 +31,7 @@ from pocketlm.corpus.sources import LocalSource, Source
 from pocketlm.corpus.work import Work
 from pocketlm.data.encoding import encode_documents
 from pocketlm.data.shards import join_shards, read_shard, write_shard
-from pocketlm.eval.suites import load_suite
+from pocketlm.eval.suites.named import load_problems, named_suites
 from pocketlm.model.files import read_json, write_folder, write_json
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 
@@ -162,10 +161,12 @@ def curate(config: CurateConfig, out: Path) -> Path:
 
 def _read(config: CurateConfig, work: Work, place: Place, progress: Progress) -> dict[str, Outcome]:
     """Every part read, duplicates found, and decided what stays."""
-    suites = {name: load_suite(name, generate_problems).problems for name in config.suites}
+    suites = {
+        name: [problem for suite in named_suites([name]) for problem in load_problems(suite)]
+        for name in config.suites
+    }
     prompts = tuple(
-        (name, tuple(problem["prompt"] for problem in problems))
-        for name, problems in suites.items()
+        (name, tuple(problem.prompt for problem in problems)) for name, problems in suites.items()
     )
     searched = any(source.near_dedup is not False for source in config.sources)
     unread = {name: source["unread"] for name, source in work.plan["sources"].items()}

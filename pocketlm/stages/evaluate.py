@@ -1,45 +1,53 @@
-"""Evaluate: models, and the exported files themselves, on problems, held-out text and needles, in
-one table.
+"""Evaluate: models, and the exported files themselves, on suites, held-out text and needles, in one
+table.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pocketlm.corpus.problems import generate_problems
 from pocketlm.corpus.recall_notes import draw_notes
 from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.data.shards import open_shard
-from pocketlm.eval.harness import Result, best_constant_answer, solve
+from pocketlm.eval.figures import best_constant_answer, chance, figures_of, paired_difference
+from pocketlm.eval.harness import run_suite
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
-from pocketlm.eval.suites import Suite, load_suite
+from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
+from pocketlm.eval.suites.suite import Problem, Suite
+from pocketlm.inference.gguf_file import part_files
 from pocketlm.inference.open import label_of, opened, size_of
-from pocketlm.inference.runtime import Runtime
-from pocketlm.inference.torch_runtime import LanguageModel
-from pocketlm.model.files import write_json, write_text
+from pocketlm.model.files import write_json
+from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it
+CHECKPOINT_FILES = ("*.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What to measure. suite: a name or a .jsonl file. labels: a name for each model; empty takes
-    folder and file names.
+    """What to measure. suites: names (eval/suites), protocols, or .jsonl files. labels: a name for
+    each model; empty takes folder and file names.
 
+    data: a folder with the benchmarks' files; None reads them from the hub. limit: the first so
+    many documents of each suite; None takes all. max_new_tokens: None takes each suite's own.
     bits_tokens: held-out text of each domain (0: none). needle_tokens: context lengths to search a
     needle in, each with needle_trials trials, hidden in held-out text of the sources `haystack`.
     """
 
     name: str
-    suite: str
+    suites: tuple[str, ...]
     labels: tuple[str, ...] = ()
-    max_new_tokens: int = 160
+    data: str | None = None
+    limit: int | None = None
+    max_new_tokens: int | None = None
     batch_size: int = 32
     bits_tokens: int = 0
     bits_window: int = 256
@@ -49,13 +57,15 @@ class EvaluateConfig:
     speed_tokens: int = 32
     runtime: str | None = None  # what computes the folders among the models (inference/open.py)
 
+    def __post_init__(self) -> None:
+        for field in ("limit", "max_new_tokens", "batch_size"):
+            if (number := getattr(self, field)) is not None and number < 1:
+                raise ValueError(f"{self.name}.{field} is {number}; it must be at least 1")
+
     def reads(self) -> list[Path]:
-        """The user's own suite file, when it is one: when it changes, so does the stage."""
-        return (
-            [Path(self.suite)]
-            if self.suite.endswith(".jsonl") or Path(self.suite).is_file()
-            else []
-        )
+        """The user's own suite files and benchmarks: when one changes, so does the stage."""
+        files = [Path(suite) for suite in self.suites if is_suite_file(suite)]
+        return files if self.data is None else [*files, Path(self.data).expanduser()]
 
     def summary(self) -> str:
         needles = (
@@ -63,19 +73,24 @@ class EvaluateConfig:
             if self.needle_tokens
             else ""
         )
-        return f"suite {self.suite}{needles}"
+        return f"suite{'s' * (len(self.suites) > 1)} {', '.join(self.suites)}{needles}"
+
+
+def is_suite_file(name: str) -> bool:
+    """Whether a suite's name is a file's."""
+    return name.endswith(".jsonl") or Path(name).is_file()
 
 
 def evaluate(
     config: EvaluateConfig, out: Path, *, models: list[Path], corpus: Path | None = None
 ) -> Path:
-    """`out`, with evaluation.json (figures of every model) and transcripts/<label>.jsonl (every
-    answer).
+    """`out`, with evaluation.json (figures of every model, and how an exported file differs from
+    its model) and transcripts/<label>/<suite>.jsonl (every answer).
 
-    Held-out text and needles need the `corpus`: its validation split, and its knowledge text as
-    haystack.
+    An interrupted call goes on with the answers it kept. An exported file is compared, document by
+    document, with the last checkpoint before it in `models`. Held-out text and needles need the
+    `corpus`: its validation split, and its knowledge text as haystack.
     """
-    suite = load_suite(config.suite, generate_problems)
     labels = config.labels or tuple(label_of(path) for path in models)
     if len(labels) != len(models) or len(set(labels)) != len(labels):
         raise ValueError(
@@ -84,58 +99,114 @@ def evaluate(
         )
     if corpus is None and (config.bits_tokens or config.needle_tokens):
         raise ValueError(f"{config.name}: bits_tokens and needle_tokens need a corpus as input")
-    found: dict[str, Any] = {}
-    columns = (
-        TextColumn("  {task.description:<44}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    (out / "transcripts").mkdir(exist_ok=True)
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(models))
+    tests = [_loaded(suite, config) for suite in named_suites(config.suites)]
+    figures: dict[str, Any] = {}
+    with _progress() as progress:
+        bar = progress.add_task("", total=len(models) * sum(len(test.problems) for test in tests))
         for label, path in zip(labels, models, strict=True):
-            done = out / f".{label}.json"
-            if not done.is_file():
-                with opened(path, runtime=config.runtime if path.is_dir() else None) as model:
-                    figures, result = measure(
-                        config,
-                        model,
-                        suite,
-                        corpus,
-                        lambda what, label=label: progress.update(
-                            bar, description=f"{label}: {what}"
-                        ),
-                    )
-                write_transcripts(out / "transcripts" / f"{label}.jsonl", result)
-                write_json(done, {"path": path.name, "bytes": size_of(path), **figures})
-            found[label] = read_object(done)
-            progress.advance(bar)
-    told = {"suite": config.suite, "max_new_tokens": config.max_new_tokens, "models": found}
-    write_json(out / "evaluation.json", told)
+            finished = out / f".{label}.json"
+            if not finished.is_file():
+                report = _reporter(progress, bar, label)
+                answers = out / "transcripts" / label
+                answers.mkdir(parents=True, exist_ok=True)
+                described = {"path": path.name, "bytes": size_of(path), "sha256": sha256_of(path)}
+                measured = measure(config, path, tests, corpus, answers, report)
+                write_json(finished, {**described, **measured})
+            figures[label] = read_object(finished)
+            progress.update(bar, completed=len(figures) * sum(len(test.problems) for test in tests))
+    write_json(
+        out / "evaluation.json",
+        {
+            "suites": {test.suite.name: test.described(config) for test in tests},
+            "models": figures,
+            "differences": _differences(out, tests, dict(zip(labels, models, strict=True))),
+        },
+    )
     return out
 
 
+@dataclass(frozen=True)
+class Test:
+    """A suite with its problems and the shots of each family."""
+
+    suite: Suite
+    problems: tuple[Problem, ...]
+    shots: dict[str, list[Problem]]
+
+    def described(self, config: EvaluateConfig) -> dict[str, Any]:
+        """Its protocol, and what an answer without reading would score."""
+        blind: dict[str, Any] = {}
+        if self.suite.kind == "generation":
+            blind = {"constant_answer": best_constant_answer(self.problems)}
+        elif self.suite.kind == "choices":
+            blind = {"chance": chance(self.problems)}
+        return {**self.suite.protocol(), "n": len(self.problems), "limit": config.limit, **blind}
+
+
+def _loaded(suite: Suite, config: EvaluateConfig) -> Test:
+    data = None if config.data is None else Path(config.data).expanduser()
+    if config.max_new_tokens is not None:
+        suite = replace(suite, max_new_tokens=config.max_new_tokens)
+    problems = load_problems(suite, data, config.limit)
+    return Test(suite, problems, shots_of(suite, data, {problem.family for problem in problems}))
+
+
 def measure(
-    config: EvaluateConfig, model: Runtime, suite: Suite, corpus: Path | None, tell: Any
-) -> tuple[dict[str, Any], Result]:
-    """(the figures of one opened model, its answers)."""
-    tell("problems")
-    result = solve(model, suite, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
-    figures: dict[str, Any] = {
-        "accuracy": result.accuracy,
-        "answers_cut": result.answers_cut,  # at max_new_tokens, or the model's length
-        "problems": result.problems,
-        "constant_answer": best_constant_answer(suite),
-    }
-    if corpus is not None and config.bits_tokens:
-        tell("bits per byte")
-        texts = held_out_texts(corpus, model.tokenizer, "validation", config.bits_tokens)
-        window = min(config.bits_window, model.max_length)
-        figures["bits_per_byte"] = {
-            domain: bits_per_byte(model, own, window) for domain, own in texts.items()
-        }
+    config: EvaluateConfig,
+    path: Path,
+    tests: Sequence[Test],
+    corpus: Path | None,
+    answers: Path,
+    report: Callable[[str, int], None],
+) -> dict[str, Any]:
+    """The figures of one model; its answers are kept in `answers`. report(what, documents): hears
+    what is measured, and how many documents of it are done.
+    """
+    figures: dict[str, Any] = {"suites": {}}
+    before = 0
+    with opened(path, runtime=config.runtime if path.is_dir() else None) as model:
+        for test in tests:
+            name = test.suite.name
+
+            def progress(answered: int, name: str = name, before: int = before) -> None:
+                report(name, before + answered)
+
+            progress(0)
+            rows = run_suite(
+                model,
+                test.suite,
+                test.problems,
+                test.shots,
+                batch_size=config.batch_size,
+                path=answers / f"{name}.jsonl",
+                progress=progress,
+            )
+            figures["suites"][name] = figures_of(test.suite, rows)
+            before += len(test.problems)
+        if corpus is not None and config.bits_tokens:
+            report("bits per byte", before)
+            texts = held_out_texts(corpus, model.tokenizer, "validation", config.bits_tokens)
+            window = min(config.bits_window, model.max_length)
+            figures["bits_per_byte"] = {
+                domain: bits_per_byte(model, documents, window)
+                for domain, documents in texts.items()
+            }
+        report("speed", before)
+        speed = measure_speed(model, config.speed_tokens, config.speed_tokens, repeats=3)
     if corpus is not None and config.needle_tokens:
+        report("needles", before)
+        figures["needle"] = _needles(config, path, corpus)
+    figures["tokens_per_second"] = speed["decode_tokens_per_second"]
+    return figures
+
+
+def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict[str, int]]:
+    """How many needles are found at each context length, beyond the model's own too: that is the
+    figure before context extension.
+    """
+    figures = {}
+    runtime = config.runtime if path.is_dir() else None
+    with opened(path, runtime=runtime, context_length=max(config.needle_tokens)) as model:
         haystack = [
             model.tokenizer.decode(
                 shard.document(number)[len(model.tokenizer.document_start) :].tolist()
@@ -143,26 +214,67 @@ def measure(
             for shard in (open_shard(corpus, name, "validation") for name in config.haystack)
             for number in range(len(shard))
         ]
-        figures["needle"] = {}
-        # asked beyond its window too: that is the figure before context extension
-        if isinstance(model, LanguageModel):
-            model.max_length = max(model.max_length, *config.needle_tokens)
         for tokens in config.needle_tokens:
-            tell(f"needles in {tokens} tokens")
             notes = draw_notes(NEEDLE_SEED, held_out=True)
             trials = needle_trials(
                 model.tokenizer, tokens, config.needle_trials, NEEDLE_SEED, haystack, notes
             )
-            figures["needle"][str(tokens)] = find_needles(model, trials)
-    tell("speed")
-    speed = measure_speed(model, config.speed_tokens, config.speed_tokens, repeats=3)
-    figures["tokens_per_second"] = speed["decode_tokens_per_second"]
-    return figures, result
+            figures[str(tokens)] = find_needles(model, trials)
+    return figures
 
 
-def write_transcripts(file: Path, result: Result) -> None:
-    import json
+def _differences(out: Path, tests: Sequence[Test], models: dict[str, Path]) -> list[dict[str, Any]]:
+    """For each exported file and suite: the paired difference from the last checkpoint before
+    it.
+    """
+    differences, checkpoint = [], None
+    for label, path in models.items():
+        if path.is_dir():
+            checkpoint = label
+        elif checkpoint is not None:
+            for test in tests:
+                name = test.suite.name
+                rows, others = (
+                    [row for _, row in json_lines(out / "transcripts" / side / f"{name}.jsonl")]
+                    for side in (label, checkpoint)
+                )
+                difference = paired_difference(test.suite, rows, others)
+                differences.append(
+                    {"suite": name, "model": label, "compared_to": checkpoint, **difference}
+                )
+    return differences
 
-    write_text(
-        file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.transcripts)
+
+def sha256_of(path: Path) -> str:
+    """Of an exported file (all its parts), or of a checkpoint's weights, config and tokenizer."""
+    if path.is_file():
+        files = part_files(path)
+    else:
+        files = [file for name in CHECKPOINT_FILES for file in sorted(path.glob(name))]
+    whole = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as content:
+            while chunk := content.read(2**20):
+                whole.update(chunk)
+    return whole.hexdigest()
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("  {task.description:<44}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,}/{task.total:,}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _reporter(progress: Progress, bar: Any, label: str) -> Callable[[str, int], None]:
+    """Moves the bar on from where this model begins."""
+    begin = progress.tasks[bar].completed
+
+    def report(what: str, documents: int) -> None:
+        progress.update(bar, description=f"{label}: {what}", completed=begin + documents)
+
+    return report

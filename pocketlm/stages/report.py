@@ -9,17 +9,14 @@ from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
 from pocketlm.report.conversations import conversations_section
 from pocketlm.report.corpus import curation_section, selection_section
+from pocketlm.report.evaluation import first_suite, read_evaluation
 from pocketlm.report.goals import Goal, judge
 from pocketlm.report.merging import merging_section
 from pocketlm.report.mixing import mix_section
+from pocketlm.report.model_table import evaluation_section
 from pocketlm.report.number_format import duration
 from pocketlm.report.page import page
-from pocketlm.report.results import (
-    evaluation_section,
-    headline,
-    shipped_labels,
-    transcripts_section,
-)
+from pocketlm.report.results import headline, shipped_labels, transcripts_section
 from pocketlm.report.speed import speed_section
 from pocketlm.report.timeline import Stage, curves_section, recipe_section, road_section
 
@@ -77,8 +74,7 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
     exports = [stage.files["export.json"] for stage in read if "export.json" in stage.files]
     seconds = sum(stage.seconds for stage in read)
     label = shipped_labels(models)[0]
-    transcripts = evaluation / "transcripts" / f"{label}.jsonl"
-    answers = read_lines(transcripts) if transcripts.is_file() else []
+    answers = read_answers(evaluation, label, first_suite(measured))
     sections = [
         headline(measured, exports, verdicts, claims, seconds),
         evaluation_section(measured),
@@ -120,15 +116,13 @@ def read_stage(folder: Path) -> Stage:
     return Stage(folder.name, record, files, read_lines(metrics) if metrics.is_file() else ())
 
 
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """evaluation.json of an evaluate stage. ValueError if it is not there or holds no model."""
-    path = folder / "evaluation.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no evaluation.json; give the folder of an evaluate stage")
-    report = read_object(path)
-    if not report.object("models", None):
-        raise ValueError(f"{path} holds no model's figures; run the evaluate stage anew")
-    return report
+def read_answers(evaluation: Path, label: str, suite: str) -> list[dict[str, Any]]:
+    """A model's answers to a suite; versions up to 0.1 kept them in transcripts/<label>.jsonl."""
+    folder = evaluation / "transcripts"
+    for path in (folder / label / f"{suite}.jsonl", folder / f"{label}.jsonl"):
+        if path.is_file():
+            return read_lines(path)
+    return []
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

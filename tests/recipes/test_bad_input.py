@@ -486,7 +486,7 @@ def test_ctrl_c_is_no_error(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pocketlm.stages.evaluate.solve", interrupted)
+    monkeypatch.setattr("pocketlm.stages.evaluate.run_suite", interrupted)
     status, shown = pocketlm("eval", finished / "base", "--suite", documents / "exam.jsonl")
     assert status == 130 and shown.strip().endswith("interrupted") and "Traceback" not in shown
 

@@ -154,16 +154,26 @@ def test_mix_selection_and_merge_say_how_they_chose(finished: Path) -> None:
 
 
 def test_the_evaluation_measures_each_model_on_everything(finished: Path) -> None:
-    models = read(finished / "evaluation" / "evaluation.json")["models"]
+    evaluation = read(finished / "evaluation" / "evaluation.json")
+    models = evaluation["models"]
+    (difference,) = evaluation["differences"]
+    assert (difference["model"], difference["compared_to"]) == ("model.gguf", "int4")
+    assert (
+        difference["n"] == 6
+        and difference["other_ids"] == 0
+        and difference["low"] <= difference["difference"]
+    )
+    assert len(models["model.gguf"]["sha256"]) == 64
     assert list(models) == ["base", "long", "chat", "ptq", "int4", "model.gguf"]
     for label, found in models.items():
         assert set(found["bits_per_byte"]) == DOMAINS and set(found["needle"]) == {"256"}
         assert (
-            found["problems"]["exam"]["total"] == 6
+            found["suites"]["exam"]["problems"]["exam"]["total"] == 6
             and found["tokens_per_second"] > 0
             and found["bytes"] > 0
         )
-        rows = (finished / "evaluation" / "transcripts" / f"{label}.jsonl").read_text().splitlines()
+        answers = finished / "evaluation" / "transcripts" / label / "exam.jsonl"
+        rows = answers.read_text().splitlines()
         assert len(rows) == 6 and json.loads(rows[0]).keys() >= {
             "prompt",
             "completion",

@@ -228,7 +228,7 @@ def every_stage(run, folder: Path, corpus: Path) -> Path:
         evaluate,
         EvaluateConfig(
             name="evaluation",
-            suite=str(folder / "exam.jsonl"),
+            suites=(str(folder / "exam.jsonl"),),
             labels=("base", "long", "chat", "ptq", "int4", "model.gguf"),
             max_new_tokens=8,
             bits_tokens=300,

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import pocketlm.stages.bench as stage
 from pocketlm.cli import app
-from pocketlm.commands.tables import bench_table
+from pocketlm.commands.bench_table import bench_table
 from pocketlm.eval import hardware as machine
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.pte_network import PteNetwork

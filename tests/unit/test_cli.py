@@ -1,5 +1,6 @@
 """The command line: it teaches, and a user's mistake is one message with exit status 2."""
 
+import json
 import os
 import shutil
 import signal
@@ -259,11 +260,34 @@ def test_models_are_measured_side_by_side(checkpoint: Path) -> None:
         and "accuracy" in shown
         and "best constant answer" in shown
     )
-    assert len(Path("results/transcripts/other-tiny.jsonl").read_text().splitlines()) == 2
+    answers = Path("results/transcripts/other-tiny/asked.jsonl")
+    assert len(answers.read_text().splitlines()) == 2
+    status, again = pocketlm(
+        "eval", "tiny", "other/tiny", "--suite", "asked.jsonl", "--out", "results"
+    )
+    assert status == 0 and "best constant answer" in again  # the same one: nothing is left to do
+    status, shown = pocketlm("eval", "tiny", "--suite", "asked.jsonl", "--out", "results")
+    assert status == 2 and "holds an evaluation with other models" in shown
+    Path("results/request.json").unlink()
     status, shown = pocketlm("eval", "tiny", "--suite", "asked.jsonl", "--out", "results")
     assert status == 2 and "not empty" in shown
     status, shown = pocketlm("eval", "tiny", "--suite", "nothing")
     assert status == 2 and "nothing" in shown
+
+
+def test_benchmarks_are_read_from_a_folder_and_shown_a_row_each(checkpoint: Path) -> None:
+    Path("benchmarks").mkdir()
+    row = {"query": "Question: 1 + 1?\nAnswer:", "choices": ["2", "7"], "gold": 0}
+    Path("benchmarks/arc_easy_test.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    status, shown = pocketlm(
+        "eval", "tiny", "--suite", "arc_easy,bpb.arc_easy", "--data", "benchmarks", "--limit", "2"
+    )
+    assert status == 0, shown
+    assert "arc_easy" in shown and "bits per byte" in shown and "50.0" in shown  # the guess
+    status, shown = pocketlm("eval", "tiny", "--suite", "piqa", "--data", "benchmarks")
+    assert status == 2 and "holds no piqa_val.jsonl" in shown and "Traceback" not in shown
+    status, shown = pocketlm("eval", "tiny", "--suite", "piqa", "--data", "nowhere")
+    assert status == 2 and "no such folder" in shown
 
 
 def test_a_checkpoint_is_exported_beside_itself(checkpoint: Path) -> None:

@@ -4,28 +4,37 @@ import gzip
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pocketlm.corpus.problems import FAMILIES, generate_problems, is_held_out
-from pocketlm.eval.suites import SUITES, load_suite
+from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
+from pocketlm.eval.suites.own_problems import DrawnProblems
+from pocketlm.eval.suites.protocols import BY_NAME, POCKET, PROTOCOLS, SUITES
+from pocketlm.eval.suites.rows import Rows
+from pocketlm.model.json_shape import JsonObject
+from pocketlm.problems.families import FAMILIES
+from pocketlm.problems.generated import is_held_out
+
+
+def problems_of(file):
+    (suite,) = named_suites([str(file)])
+    return load_problems(suite)
 
 
 def test_the_pocket_suite_holds_only_held_out_questions_each_once():
-    suite = load_suite("pocket", generate_problems)
-    row = SUITES["pocket"]
-    assert len(suite.problems) == len(row.families) * row.per_family >= 300
-    assert len({p["prompt"] for p in suite.problems}) == len(suite.problems)
-    assert all(is_held_out(FAMILIES[p["family"]].asked(p["prompt"])) for p in suite.problems)
+    problems = load_problems(POCKET)
+    drawn = POCKET.problems
+    assert isinstance(drawn, DrawnProblems)
+    assert len(problems) == len(drawn.families) * drawn.per_family >= 300
+    assert len({p.prompt for p in problems}) == len(problems)
+    assert all(is_held_out(FAMILIES[p.family].question_key(p.prompt)) for p in problems)
 
 
-def test_a_generator_that_repeats_itself_is_refused():
-    def one_problem(families, count, seed, held_out):
-        return (
-            {"prompt": "1+1", "answer": "2", "family": families[0], "id": str(i)}
-            for i in range(count)
-        )
-
-    with pytest.raises(ValueError, match="only 1 distinct held-out"):
-        load_suite("pocket", one_problem)
+def test_a_family_that_repeats_itself_is_refused():
+    # triangles with a whole angle of 10 to 99 degrees: a few hundred are held out
+    drawn = DrawnProblems(families=("simple_geometry",), per_family=1000, seed=1)
+    with pytest.raises(ValueError, match=r"simple_geometry: only \d+ distinct held-out"):
+        list(drawn.load())
 
 
 def test_a_users_jsonl_file_is_a_suite(tmp_path):
@@ -33,9 +42,9 @@ def test_a_users_jsonl_file_is_a_suite(tmp_path):
     file.write_text(
         '{"prompt": "1+1?", "answer": 2}\n\n{"prompt": "sky?", "answer": "blue", "family": "x"}\n'
     )
-    first, second = load_suite(str(file)).problems
-    assert (first["id"], first["family"], first["answer"]) == ("mine-1", "mine", "2")
-    assert (second["id"], second["family"]) == ("mine-3", "x")
+    first, second = problems_of(file)
+    assert (first.id, first.family, first.answer) == ("mine-1", "mine", "2")
+    assert (second.id, second.family) == ("mine-3", "x")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +70,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, complaint):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"prompt": "1+1?", "answer": "2"}\n' + line + "\n")
     with pytest.raises(ValueError, match=rf"mine\.jsonl:2:.*{complaint}"):
-        load_suite(str(file))
+        problems_of(file)
 
 
 def test_packed_files_and_texts_with_unicode_line_separators_are_suites(tmp_path):
@@ -75,17 +84,249 @@ def test_packed_files_and_texts_with_unicode_line_separators_are_suites(tmp_path
             "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode("utf-8-sig")
         )
     )
-    first, second = load_suite(str(file)).problems
-    assert (
-        first["prompt"] == "a\u2028b\u0085c?" and first["id"] == "7" and second["answer"] == "blue"
-    )
+    first, second = problems_of(file)
+    assert first.prompt == "a\u2028b\u0085c?" and first.id == "7" and second.answer == "blue"
 
 
 def test_an_empty_file_and_an_unknown_name_are_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no problems"):
-        load_suite(str(tmp_path / "empty.jsonl"))
-    with pytest.raises(FileNotFoundError, match="neither one of pocket nor a file"):
-        load_suite("poket")
-    with pytest.raises(ValueError, match="problem generator"):
-        load_suite("pocket")
+        problems_of(tmp_path / "empty.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"'poket' is neither one of pocket, .*nor a file"):
+        named_suites(["poket"])
+    with pytest.raises(ValueError, match="no suite is named"):
+        named_suites([])
+
+
+# ---- benchmarks ----
+
+ROWS = {
+    "arc_easy_test": (
+        {"query": "Question: Wet?\nAnswer:", "choices": ["sun", "rain"], "gold": 1, "id": "m1"},
+        {
+            "id": "m1",
+            "question": "Wet?",
+            "choices": {"text": ["sun", "rain"], "label": ["1", "2"]},
+            "answerKey": "2",
+        },
+    ),
+    "openbookqa_test": (
+        {"query": "Question: Wet\nAnswer:", "choices": ["sun", "rain"], "gold": 1, "id": "m1"},
+        {
+            "id": "m1",
+            "question_stem": "Wet",
+            "choices": {"text": ["sun", "rain"], "label": ["A", "B"]},
+            "answerKey": "B ",
+        },
+    ),
+    "boolq_val": (
+        {"question": "is it wet", "passage": "Rain.", "answer": True},
+        {"question": "is it wet", "passage": "Rain.", "label": 1, "idx": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("file", ROWS)
+def test_a_folders_rows_and_the_hubs_give_the_same_problems(tmp_path, file):
+    suite = next(suite for suite in SUITES.values() if getattr(suite.problems, "file", "") == file)
+    both = []
+    for row in ROWS[file]:
+        (tmp_path / f"{file}.jsonl").write_text(json.dumps(row) + "\n")
+        both += load_problems(suite, tmp_path)
+    assert both[0] == both[1] and both[0].choices[both[0].gold] == both[0].answer
+    assert both[0].answer in ("rain", "yes")
+
+
+def test_the_prompts_are_lm_evals(tmp_path):
+    """Expected texts: lm-eval 0.4.13's doc_to_text on the same rows, with choices after a space."""
+    rows = {
+        "hellaswag_val": {
+            "activity_label": "Baking",
+            "ctx_a": "A man [title] stirs.",
+            "ctx_b": "he",
+            "endings": ["eats [step] it.", "sings  loud."],
+            "label": "1",
+        },
+        "winogrande_val": {
+            "sentence": "The cat saw the dog because _ was loud.",
+            "option1": "the cat",
+            "option2": "the dog",
+            "answer": "2",
+        },
+        "siqa_val": {
+            "context": "Al ran.",
+            "question": "Why?",
+            **{"answerA": "a", "answerB": "b", "answerC": "c", "label": "3"},
+        },
+        "nq_open_val": {"question": "who ran", "answer": ["Al", "Bo"]},
+        "triviaqa_val": {"question": "Who ran", "answer": {"aliases": ["Al", "Bo"]}},
+        "mmlu_test": {
+            "question": " 1+1? ",
+            "choices": [*"1234"],
+            "answer": 1,
+            "subject": "high_maths",
+        },
+    }
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    (hella,) = load_problems(SUITES["hellaswag"], tmp_path)
+    assert SUITES["hellaswag"].prompt(hella) == "Baking: A man. stirs. He"
+    assert hella.choices == ("eats it.", "sings loud.") and hella.gold == 1
+    (wino,) = load_problems(SUITES["winogrande"], tmp_path)
+    assert wino.contexts == (
+        "The cat saw the dog because the cat",
+        "The cat saw the dog because the dog",
+    )
+    assert wino.choices == ("was loud.", "was loud.") and wino.prompt == wino.contexts[1]
+    (siqa,) = load_problems(SUITES["siqa"], tmp_path)
+    assert SUITES["siqa"].prompt(siqa) == "Q: Al ran. Why?\nA:" and siqa.answer == "c"
+    (question,) = load_problems(SUITES["nq_open"], tmp_path)
+    assert SUITES["nq_open"].before(question, [question]) == (
+        "Answer these questions:\n\nQ: who ran?\nA: Al\n"
+    )
+    (question,) = load_problems(SUITES["triviaqa"], tmp_path)
+    assert SUITES["triviaqa"].prompt(question) == "Question: Who ran?\nAnswer:"
+    assert question.accepted == ("Al", "Bo")
+    (mmlu,) = load_problems(SUITES["mmlu"], tmp_path)
+    assert SUITES["mmlu"].prompt(mmlu) == "1+1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    assert SUITES["mmlu"].before(mmlu, [mmlu]) == (
+        "The following are multiple choice questions (with answers) about high maths.\n\n"
+        "1+1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: B\n\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{oops", "not JSON"),
+        ("[1]", "expected an object"),
+        ('{"query": "q", "choices": ["a"]}', "field gold is missing"),
+        ('{"query": "q", "choices": ["a"], "gold": 1}', "the right choice is number 1 of 1"),
+        ('{"query": "q", "choices": "ab", "gold": 0}', "field choices is the text 'ab'"),
+        ('{"query": "q", "choices": ["a", " "], "gold": 0}', "an answer is empty"),
+        ('{"query": "q\\ud800", "choices": ["a", "b"], "gold": 0}', "half a surrogate pair"),
+    ],
+)
+def test_a_damaged_row_of_a_benchmark_is_named_by_file_and_line(tmp_path, line, complaint):
+    file = tmp_path / "arc_easy_test.jsonl"
+    file.write_text(json.dumps(ROWS["arc_easy_test"][0]) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=rf"arc_easy_test\.jsonl:2.*{complaint}"):
+        load_problems(SUITES["arc_easy"], tmp_path)
+    assert len(load_problems(SUITES["arc_easy"], tmp_path, limit=1)) == 1
+
+
+VALID = {
+    "arc_easy": [*ROWS["arc_easy_test"]],
+    "openbookqa": [*ROWS["openbookqa_test"]],
+    "boolq": [*ROWS["boolq_val"]],
+    "hellaswag": [
+        {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d", "e"], "label": "1"}
+    ],
+    "piqa": [{"goal": "a", "sol1": "b", "sol2": "c", "label": 1}],
+    "siqa": [
+        {
+            "context": "a",
+            "question": "b",
+            "answerA": "c",
+            "answerB": "d",
+            "answerC": "e",
+            "label": "2",
+        }
+    ],
+    "winogrande": [{"sentence": "a _ b", "option1": "c", "option2": "d", "answer": "1"}],
+    "mmlu": [{"question": "a", "subject": "b", "choices": [*"cdef"], "answer": 2}],
+    "gsm8k": [{"question": "a", "answer": "b #### 1"}],
+    "math500": [{"problem": "a", "answer": "1", "unique_id": "c", "subject": "d"}],
+    "triviaqa": [{"question": "a", "answer": {"aliases": ["b"]}}],
+    "nq_open": [{"question": "a", "answer": ["b"]}],
+}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("name", VALID)
+def test_a_row_with_anything_in_a_field_is_a_problem_or_named_by_its_line(
+    tmp_path_factory, name, data
+):
+    row = dict(data.draw(st.sampled_from(VALID[name])))
+    key = data.draw(st.sampled_from([*row]))
+    if data.draw(st.booleans()):
+        del row[key]
+    else:
+        row[key] = data.draw(JSON)
+    source = SUITES[name].problems
+    assert isinstance(source, Rows)
+    folder = tmp_path_factory.mktemp("rows")
+    (folder / f"{source.file}.jsonl").write_text(json.dumps(row) + "\n")
+    try:
+        (problem,) = load_problems(SUITES[name], folder)
+    except ValueError as error:
+        assert f"{source.file}.jsonl:1" in str(error)
+    else:
+        assert problem.answer.strip() and isinstance(problem.prompt, str)
+
+
+def test_every_benchmark_has_a_valid_row_here():
+    assert set(VALID) == set(SUITES) - {"pocket", "arc_challenge"}  # which reads as arc_easy
+    for name in VALID:
+        source = SUITES[name].problems
+        assert isinstance(source, Rows)
+        for row in VALID[name]:
+            assert source.problem(JsonObject(row, "here")).answer
+
+
+def test_a_missing_folder_file_or_hub_is_one_message(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"--data .*none: no such folder"):
+        load_problems(SUITES["arc_easy"], tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"holds no arc_easy_test\.jsonl \(nor"):
+        load_problems(SUITES["arc_easy"], tmp_path)
+    import datasets
+
+    def offline(*arguments, **options):
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(ValueError, match=r"allenai/ai2_arc .*\(no network\); give --data DIR"):
+        load_problems(SUITES["arc_easy"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: [ROWS["arc_easy_test"][1]])
+    assert load_problems(SUITES["arc_easy"])[0].answer == "rain"
+
+
+def test_shots_are_the_first_of_their_split_or_of_the_problems_family(tmp_path):
+    rows = [
+        {"question": f"{n}?", "choices": [*"1234"], "answer": n % 4, "subject": subject}
+        for n in range(6)
+        for subject in ("maths", "law")
+    ]
+    (tmp_path / "mmlu_dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shots = shots_of(SUITES["mmlu"], tmp_path, {"law"})
+    assert [shot.prompt[0] for shot in shots["law"]] == [*"01234"]
+    assert {shot.family for shot in shots["law"]} == {"law"}
+    with pytest.raises(ValueError, match="shows 5 examples, but there are only 0 of family art"):
+        shots_of(SUITES["mmlu"], tmp_path, {"art"})
+
+
+def test_every_row_of_a_protocol_says_where_its_fields_come_from():
+    for name, rows in PROTOCOLS.items():
+        assert named_suites([name]) == rows and rows
+        for suite in rows:
+            assert "shots" in suite.sources and BY_NAME[suite.name] == suite
+            assert suite.protocol()["sources"] == suite.sources
+    by_name = {suite.name: suite for suite in named_suites(["r1", "pro"])}
+    assert by_name["r1-base.gsm8k"].shots == 8 and by_name["r1-base.mmlu"].shots == 5
+    assert by_name["pro-base.arc_challenge"].shots == 25
+    assert by_name["r1-final.math500"].sampling.temperature == 0.6
+    assert len(named_suites(["arc_easy", "arc_easy"])) == 1
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.jsonl").write_text('{"prompt": "1?", "answer": "1"}\n')
+    with pytest.raises(ValueError, match="two suites are called 'mine'"):
+        named_suites([str(tmp_path / "a" / "mine.jsonl"), str(tmp_path / "b" / "mine.jsonl")])

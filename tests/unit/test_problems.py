@@ -8,18 +8,11 @@ from itertools import islice
 
 import pytest
 
-from pocketlm.corpus.problems import (
-    ANSWER_MARK,
-    FAMILIES,
-    _dataset,
-    add,
-    draw,
-    generate_problems,
-    score_answer,
-    subtract,
-)
 from pocketlm.corpus.recall_notes import draw_notes, generate_notes
-from pocketlm.eval.harness import final_answer, match_answer
+from pocketlm.eval.scorers import final_answer, match_answer
+from pocketlm.problems.digits import add, subtract
+from pocketlm.problems.families import FAMILIES
+from pocketlm.problems.generated import ANSWER_MARK, _dataset, draw, generate_problems, score_answer
 
 EVERY = sorted(FAMILIES)
 

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished_run import evaluation, mix, mix_of_0_1, steps, whole_run, write_stage
+from finished_run import (
+    earlier_evaluation,
+    evaluation,
+    mix,
+    mix_of_0_1,
+    steps,
+    whole_run,
+    write_stage,
+)
 from rich.console import Console
 
-from pocketlm.commands.tables import evaluation_table
+from pocketlm.commands.evaluation_table import evaluation_table
+from pocketlm.report.evaluation import read_evaluation
 from pocketlm.report.goals import Goal, judge
 from pocketlm.report.plots import smoothed, thinned, ticks
 from pocketlm.stages.report import ReportConfig, report
@@ -141,8 +150,8 @@ def test_files_that_were_not_read_stand_in_a_table_with_their_reason(whole: str)
 def test_answers_that_were_cut_are_counted_and_marked(whole: str) -> None:
     text = Reader(whole).text
     assert (
-        "Answers that reached max_new_tokens 160 or the model's length and were cut there: phase2 "
-        "12 of 300." in text
+        "phase2: 12 of 300 answers reached max_new_tokens 160 or the model's length and were cut "
+        "there." in text
     )
     assert "cut before its end" in text
 
@@ -156,6 +165,54 @@ def test_answers_that_were_cut_stand_under_the_table_in_the_terminal() -> None:
         "there"
     )
     assert shown.getvalue().count("were cut there") == 1 and line in shown.getvalue()
+    assert "gguf against int4 on pocket: -1.00 points (95 %: -3.00 to +1.00)" in shown.getvalue()
+    assert "2 of them are other tokens to it" in shown.getvalue()
+
+
+def test_an_evaluation_of_an_earlier_version_is_drawn_alike(
+    whole: str, run: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = write_stage(tmp_path, "evaluate", "evaluation", 1.0, earlier_evaluation())
+    stages = [path for path in run.values() if path.name != "evaluation"]
+    before, today = Reader(make_page(tmp_path, CONFIG, stages, folder)), Reader(whole)
+    assert before.parts == today.parts
+    for text in ("solves 230 of 300 problems", "3 of 3 goals are met.", "12 of 300 answers"):
+        assert text in before.text and text in today.text
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    console.print(evaluation_table(read_evaluation(folder), console.width))
+    assert "best constant answer" in shown.getvalue() and "chain sum" in shown.getvalue()
+
+
+def test_several_suites_have_a_column_each_in_the_report_and_a_row_in_the_terminal(
+    tmp_path: Path,
+) -> None:
+    content = evaluation()
+    measured = content["evaluation.json"]
+    measured["suites"]["bpb.arc_easy"] = {
+        "kind": "bits_per_byte",
+        "metric": "bits_per_byte",
+        "sources": {"shots": "not found here"},
+    }
+    measured["suites"]["mmlu"] = {"kind": "choices", "metric": "acc", "chance": 0.25}
+    for model in measured["models"].values():
+        figures = {"value": 1.2345, "standard_error": 0.0123, "n": 50, "contexts_truncated": 0}
+        model["suites"]["bpb.arc_easy"] = {"metric": "bits_per_byte", **figures}
+        problems = {f"subject_{n}": {"solved": 1, "total": 2} for n in range(57)}
+        figures = {"value": 0.5, "standard_error": 0.047, "n": 114, "contexts_truncated": 3}
+        model["suites"]["mmlu"] = {"metric": "acc", "problems": problems, **figures}
+    folder = write_stage(tmp_path, "evaluate", "evaluation", 1.0, content)
+    text = Reader(make_page(tmp_path, CONFIG, [], folder)).text
+    assert "bpb.arc easy" in text and "1.234" in text and "subject" not in text
+    assert "3 of 3 goals are met." in text  # the first suite's
+    shown = io.StringIO()
+    console = Console(file=shown, width=300)
+    console.print(evaluation_table(read_evaluation(folder), console.width))
+    lines = shown.getvalue().splitlines()
+    (row,) = (line for line in lines if line.startswith("│ mmlu"))
+    assert "50.0 ± 4.7" in row and "25.0" in row
+    assert "bpb.arc_easy: shots (not found here)" in lines
+    assert "gguf, mmlu: 3 of 114 contexts are longer than the model reads" in shown.getvalue()
 
 
 CHATS = {
@@ -318,9 +375,15 @@ def test_figures_an_evaluation_lacks_are_left_blank(tmp_path: Path) -> None:
 
 
 MODELS: dict[str, Any] = {
-    "before": {"accuracy": 1.0, "needle": {"1024": {"found": 1, "of": 50}}},
-    "after": {"accuracy": 0.98, "needle": {"1024": {"found": 45, "of": 50}}},
-    "other": {"accuracy": 0.5},
+    "before": {
+        "suites": {"pocket": {"value": 1.0}, "piqa": {"value": 0.6}},
+        "needle": {"1024": {"found": 1, "of": 50}},
+    },
+    "after": {
+        "suites": {"pocket": {"value": 0.98}, "piqa": {"value": 0.7}},
+        "needle": {"1024": {"found": 45, "of": 50}},
+    },
+    "other": {"suites": {"pocket": {"value": 0.5}}},
 }
 
 
@@ -337,6 +400,8 @@ MODELS: dict[str, Any] = {
             True,
         ),
         (Goal(text="", model="other", at_least=0.9, measure="needle 1024"), None, None),
+        (Goal(text="", model="after", at_least=0.7, measure="accuracy piqa"), 0.7, True),
+        (Goal(text="", model="other", at_least=0.1, measure="accuracy piqa"), None, None),
     ],
 )
 def test_a_goal_is_judged_by_the_evaluation(

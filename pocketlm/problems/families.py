@@ -1,24 +1,21 @@
-"""Worked problems: reasoning-gym draws them and checks them, this file words them and writes out
+"""Families of worked problems: reasoning-gym draws an entry, a family here words it and writes out
 every step.
 
 A network of a million parameters learns a step when all it needs stands a few tokens away: one
 digit sum, one comparison, one letter. So additions go digit by digit with the carry, sorting takes
 one number at a time, counting keeps a running count, and a question is one short line
 (reasoning-gym writes for large models).
-
-A problem is held out by a hash of what is asked, whatever its seed: training streams never hold it.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import count as count_from
 
-ANSWER_MARK = "#### "  # GSM8K's convention: the last line of a response is the mark and the answer
+from pocketlm.problems.digits import add, subtract
+
 # of leg_counting's animals: names of a token or two, so that copying one is no task of its own
 SHORT_NAMES = (
     "chicken",
@@ -35,9 +32,6 @@ SHORT_NAMES = (
     "spider",
     "crab",
 )
-HELD_OUT_SHARE = 16  # one question in 16 is never trained on
-# stream `seed` reads reasoning-gym's items [seed * stride, (seed + 1) * stride)
-SEED_STRIDE = 10_000_000
 
 # family: reasoning-gym's options. Numbers stay below 100 and lists short: a response is 15 to 80
 # tokens, and each family has thousands of distinct questions (tests/unit/test_problems.py samples
@@ -85,118 +79,15 @@ class Family:
 
     `work` turns a reasoning-gym entry into a Worked problem, or None for one too hard to write out
     locally; `verifier_answer` writes our answer the way reasoning-gym's verifier reads it;
-    `metadata` gives back, from (prompt, answer), what that verifier needs of the entry; `asked` is
-    what the held-out hash sees.
+    `metadata` gives back, from (prompt, answer), what that verifier needs of the entry;
+    `question_key` is what the held-out hash sees.
     """
 
     name: str
     work: Callable[[dict], Worked | None]
     verifier_answer: Callable[[str], str] = lambda answer: answer
     metadata: Callable[[str, str], dict] = lambda prompt, answer: {}
-    asked: Callable[[str], str] = lambda prompt: prompt
-
-
-def generate_problems(
-    families: Sequence[str], count: int, seed: int, held_out: bool = False
-) -> Iterator[dict[str, str]]:
-    """`count` problems, the families taking turns: dicts with id, prompt, response, family, answer.
-
-    The same arguments give the same problems. With held_out=False none of the held-out questions is
-    drawn, whatever the seed; with held_out=True only they are. A question may repeat in a long
-    stream. ValueError: no family, an unknown one, or a negative seed.
-    """
-    unknown = [name for name in families if name not in FAMILIES]
-    if unknown or not families:
-        raise ValueError(
-            f"families {unknown or '(none given)'}: choose from {', '.join(sorted(FAMILIES))}"
-        )
-    if seed < 0:
-        raise ValueError(f"seed {seed} is negative; problems are drawn with seeds from 0 on")
-    streams = {name: draw(name, seed, held_out) for name in families}
-    for number in range(count):
-        _, problem = next(streams[families[number % len(families)]])
-        yield problem
-
-
-def draw(family: str, seed: int, held_out: bool = False) -> Iterator[tuple[dict, dict[str, str]]]:
-    """Endless (reasoning-gym's entry, our problem) pairs of one family."""
-    dataset = _dataset(family)
-    for number in count_from(seed * SEED_STRIDE):
-        entry = dataset[number]
-        worked = FAMILIES[family].work(entry)
-        if worked is None or is_held_out(FAMILIES[family].asked(worked.prompt)) != held_out:
-            continue
-        response = "\n".join([*worked.steps, ANSWER_MARK + worked.answer])
-        yield (
-            entry,
-            {
-                "id": f"{family}-{number}",
-                "prompt": worked.prompt,
-                "response": response,
-                "family": family,
-                "answer": worked.answer,
-            },
-        )
-
-
-def score_answer(family: str, problem: dict, answer: str) -> bool:
-    """True where reasoning-gym's own verifier gives `answer` full marks for this problem."""
-    row = FAMILIES[family]
-    expected = row.verifier_answer(problem["answer"])
-    entry = {
-        "question": problem["prompt"],
-        "answer": expected,
-        "metadata": row.metadata(problem["prompt"], problem["answer"]),
-    }
-    given = row.verifier_answer(answer.strip())
-    if family == "number_sorting" and given != expected:
-        # the verifier forgives a distance of 1, meant for rounded decimals; ours are whole
-        return False
-    return bool(_dataset(family).score_answer(given, entry) == 1.0)
-
-
-def is_held_out(asked: str) -> bool:
-    """True for the one question in HELD_OUT_SHARE that only evaluation may ask."""
-    return zlib.crc32(asked.encode()) % HELD_OUT_SHARE == 0
-
-
-@cache
-def _dataset(family: str):
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise ValueError(
-            "worked problems need the reasoning-gym package: pip install reasoning-gym"
-        ) from error
-    return reasoning_gym.create_dataset(family, seed=0, size=1, **CONFIGS[family])
-
-
-# One digit at a time
-
-
-def add(a: int, b: int) -> str:
-    """The line that adds two numbers below 100: '38+47: 8+7=15, 1+3+4=8, 85'."""
-    if a < 10 and b < 10:
-        return f"{a}+{b}={a + b}"
-    ones, tens = a % 10 + b % 10, a // 10 + b // 10
-    carry = "1+" if ones > 9 else ""
-    return (
-        f"{a}+{b}: {a % 10}+{b % 10}={ones}, {carry}{a // 10}+{b // 10}={tens + (ones > 9)}, "
-        f"{a + b}"
-    )
-
-
-def subtract(a: int, b: int) -> str:
-    """The line that takes b from a, 0 <= b <= a < 100: '52-38: 12-8=4, 5-1-3=1, 14'."""
-    if a < 10:
-        return f"{a}-{b}={a - b}"
-    borrow = a % 10 < b % 10
-    top = a % 10 + 10 * borrow
-    tens = f"{a // 10}{'-1' if borrow else ''}-{b // 10}={a // 10 - borrow - b // 10}"
-    return f"{a}-{b}: {top}-{b % 10}={top - b % 10}, {tens}, {a - b}"
-
-
-# Families: from an entry to its worked form
+    question_key: Callable[[str], str] = lambda prompt: prompt
 
 
 def _chain_sum(entry: dict) -> Worked | None:
@@ -250,7 +141,7 @@ def _simple_equations(entry: dict) -> Worked | None:
     return Worked(prompt=f"Solve {equation}", steps=tuple(steps), answer=entry["answer"])
 
 
-def _equation_asked(prompt: str) -> str:
+def _equation_key(prompt: str) -> str:
     # the letter makes no new problem
     return "".join("x" if c.isalpha() else c for c in prompt.removeprefix("Solve "))
 
@@ -334,10 +225,10 @@ def _spiral_matrix(entry: dict) -> Worked | None:
 
 def _simple_geometry(entry: dict) -> Worked | None:
     first, second = (int(angle) for angle in entry["metadata"]["known_angles"])
-    left = 180 - first
+    rest = 180 - first
     return Worked(
         prompt=f"A triangle has angles {first} and {second}. Find the third.",
-        steps=(subtract(180, first), subtract(left, second)),
+        steps=(subtract(180, first), subtract(rest, second)),
         answer=entry["answer"],
     )
 
@@ -355,7 +246,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family(name="chain_sum", work=_chain_sum),
         Family(name="leg_counting", work=_leg_counting),
-        Family(name="simple_equations", work=_simple_equations, asked=_equation_asked),
+        Family(name="simple_equations", work=_simple_equations, question_key=_equation_key),
         Family(name="complex_arithmetic", work=_complex_arithmetic, metadata=_complex_metadata),
         Family(
             name="number_sorting",

@@ -1,0 +1,112 @@
+"""What an evaluation measured, as tables for the terminal."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pocketlm.report.evaluation import (
+    constant_share,
+    difference_line,
+    error_text,
+    families_of,
+    first_suite,
+    limits_reached,
+    value_text,
+)
+
+UNLIKE = ("not found", "differs")  # how a protocol's row says that a figure is not the paper's
+
+
+def evaluation_table(evaluation: dict[str, Any], width: int) -> RenderableType:
+    """A row for each model where there is one suite, a row for each suite where there are several;
+    below, what was cut, and how files differ from their checkpoints.
+    """
+    several = len(evaluation["suites"]) > 1
+    table = _suites_table(evaluation) if several else _models_table(evaluation, width)
+    notes = [*limits_reached(evaluation), *map(difference_line, evaluation["differences"])]
+    return Group(table, *(Text(line) for line in (*notes, *_protocol_notes(evaluation))))
+
+
+def _models_table(evaluation: dict[str, Any], width: int) -> Table:
+    """The families of problems have columns where `width` allows."""
+    models, suite = evaluation["models"], first_suite(evaluation)
+    first = next(iter(models.values()))
+    needles, families = list(first.get("needle", {})), families_of(evaluation, suite)
+    if width < 70 + 11 * len(families):
+        families = []
+    title = f"solved on suite {suite}" + ", and needles found" * bool(needles)
+    table = Table(title=title, title_justify="left")
+    table.add_column("model", no_wrap=True)
+    metric = first["suites"][suite]["metric"].replace("_", " ")
+    narrow = (metric, "MB", "tokens/s")
+    needle_columns = [f"needle {tokens}" for tokens in needles]
+    spaced = [family.replace("_", " ") for family in families]
+    for name in [metric, *spaced, *needle_columns, "MB", "tokens/s"]:
+        table.add_column(name, justify="right", no_wrap=name in narrow)
+    for label, model in models.items():
+        figures = model["suites"][suite]
+        counts = [figures["problems"][family] for family in families]
+        cells = [_value(figures), *(f"{c['solved'] / c['total']:.0%}" for c in counts)]
+        cells += [f"{model['needle'][n]['found']}/{model['needle'][n]['of']}" for n in needles]
+        table.add_row(label, *cells, *_size_and_speed(model))
+    blind = constant_share(evaluation, suite)
+    if blind is not None:
+        table.add_section()
+        constant = evaluation["suites"][suite].get("constant_answer", {})
+        rates = (f"{constant[family]:.0%}" for family in families if family in constant)
+        table.add_row(f"[dim]{_blind_name(evaluation, suite)}[/dim]", f"{blind:.1%}", *rates)
+    return table
+
+
+def _suites_table(evaluation: dict[str, Any]) -> Table:
+    """Figures with their standard errors: percent, or bits per byte."""
+    models = evaluation["models"]
+    table = Table(title="figures with standard errors", title_justify="left")
+    table.add_column("suite", no_wrap=True)
+    for name in ("metric", "n", *models, "blind"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name in evaluation["suites"]:
+        figures = [model["suites"][name] for model in models.values()]
+        blind = constant_share(evaluation, name)
+        table.add_row(
+            name,
+            figures[0]["metric"].replace("_", " "),
+            f"{figures[0]['n']:,}",
+            *(f"{value_text(f)} ± {error_text(f)}" for f in figures),
+            "" if blind is None else f"{100 * blind:.1f}",
+        )
+    table.add_section()
+    sizes = [_size_and_speed(model) for model in models.values()]
+    table.add_row("MB", "", "", *(size for size, _ in sizes), "")
+    table.add_row("tokens/s", "", "", *(speed for _, speed in sizes), "")
+    return table
+
+
+def _value(figures: dict[str, Any]) -> str:
+    return value_text(figures) + "%" * (figures["metric"] != "bits_per_byte")
+
+
+def _size_and_speed(model: dict[str, Any]) -> tuple[str, str]:
+    return f"{model['bytes'] / 1e6:,.2f}", f"{model['tokens_per_second']:,.0f}"
+
+
+def _blind_name(evaluation: dict[str, Any], suite: str) -> str:
+    guess = "chance" in evaluation["suites"][suite]
+    return "a guess among the choices" if guess else "best constant answer"
+
+
+def _protocol_notes(evaluation: dict[str, Any]) -> list[str]:
+    """The fields that keep a figure from being the paper's, one line for suites with the same."""
+    names: dict[str, list[str]] = {}
+    for name, suite in evaluation["suites"].items():
+        sources = suite.get("sources", {}).items()
+        unlike = [f"{field} ({text})" for field, text in sources if _is_unlike(text)]
+        if unlike:
+            names.setdefault("; ".join(unlike), []).append(name)
+    return [f"{', '.join(suites)}: {fields}" for fields, suites in names.items()]
+
+
+def _is_unlike(text: str) -> bool:
+    return any(word in text for word in UNLIKE)

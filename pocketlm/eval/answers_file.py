@@ -1,0 +1,62 @@
+"""Answers on disk while they are made: JSON lines, a batch at a time, read again after an
+interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pocketlm.model.files import write_text
+from pocketlm.model.json_lines import json_lines
+
+Row = dict[str, Any]
+
+
+class AnswersFile:
+    """The answers of one model to one suite, by the key of their request.
+
+    A line that an interrupted process left half written is dropped when the file is opened. None
+    for `path` keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """ValueError: a damaged line that is not the last, with file and line."""
+        self.path = path
+        self.rows: dict[str, Row] = {}
+        if path is not None and path.is_file():
+            _drop_half_line(path)
+            advice = "delete the file to answer anew"
+            for number, row in json_lines(path, advice):
+                if not isinstance(row, dict) or not isinstance(row.get("request"), str):
+                    raise ValueError(f"{path}:{number}: not a kept answer; {advice}")
+                self.rows[row["request"]] = row
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Keep these answers; once this returns, a kill does not lose them."""
+        rows = list(rows)
+        self.rows |= {row["request"]: row for row in rows}
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(lines_of(rows))
+                file.flush()
+                os.fsync(file.fileno())
+
+    def finish(self, rows: Iterable[Row]) -> None:
+        """The file holds these rows, in this order, and no other."""
+        if self.path is not None:
+            write_text(self.path, lines_of(rows))
+
+
+def lines_of(rows: Iterable[Row]) -> str:
+    """JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _drop_half_line(path: Path) -> None:
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)

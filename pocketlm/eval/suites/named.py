@@ -1,0 +1,75 @@
+"""Suites by name: a benchmark, a protocol's row or all of its rows, a JSONL file; and their
+problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from pocketlm.eval.suites.own_problems import file_suite
+from pocketlm.eval.suites.protocols import BY_NAME, PROTOCOLS, SUITES
+from pocketlm.eval.suites.suite import Problem, Suite
+
+
+def named_suites(names: Sequence[str]) -> tuple[Suite, ...]:
+    """The suites that these names stand for, in order, each once.
+
+    A name is a suite's ("arc_easy", "pocket"), a protocol's ("r1": all its rows;
+    "r1-base.arc_easy": one), or a JSONL file with "prompt" and "answer" on each line.
+    FileNotFoundError: none of these. ValueError: no name, or two files that would have the same.
+    """
+    suites: dict[str, Suite] = {}
+    for suite in (suite for name in names for suite in _named(name)):
+        if suites.setdefault(suite.name, suite) != suite:
+            raise ValueError(f"two suites are called {suite.name!r}; rename one of the files")
+    if not suites:
+        raise ValueError("no suite is named; give --suite NAME")
+    return tuple(suites.values())
+
+
+def _named(name: str) -> tuple[Suite, ...]:
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    if name in BY_NAME:
+        return (BY_NAME[name],)
+    if not Path(name).is_file():
+        raise FileNotFoundError(
+            f"suite {name!r} is neither one of {', '.join(SUITES)}, nor a protocol "
+            f"({', '.join(PROTOCOLS)}), nor a file; "
+            'a suite file is JSONL with "prompt" and "answer" on each line'
+        )
+    return (file_suite(Path(name)),)
+
+
+def load_problems(
+    suite: Suite, data: Path | None = None, limit: int | None = None
+) -> tuple[Problem, ...]:
+    """The suite's problems, the first `limit` of them."""
+    return tuple(islice(suite.problems.load(data), limit))
+
+
+def shots_of(
+    suite: Suite, data: Path | None, problem_families: set[str]
+) -> dict[str, list[Problem]]:
+    """The shots for the problems of each family. ValueError: fewer than the suite shows."""
+    if not suite.shots or suite.shots_from is None:
+        return {family: [] for family in problem_families}
+    chosen: dict[str, list[Problem]] = {}
+    for shot in suite.shots_from.load(data):
+        shots = chosen.setdefault(shot.family if suite.shots_by_family else "", [])
+        if len(shots) < suite.shots:
+            shots.append(shot)
+    by_family = {
+        family: chosen.get(family if suite.shots_by_family else "", [])
+        for family in problem_families
+    }
+    for family, shots in by_family.items():
+        if len(shots) < suite.shots:
+            where = f" of family {family}" if suite.shots_by_family else ""
+            raise ValueError(
+                f"suite {suite.name} shows {suite.shots} examples, but there are only "
+                f"{len(shots)}{where} to take them from"
+            )
+    return by_family

@@ -1,0 +1,193 @@
+"""Named protocols: lists of suites with the shots and the form that a paper or program gives them.
+
+Each row says where its fields come from, and "not found" where the paper does not say: a figure of
+such a row is not the paper's figure, and the field is shown instead. R1: arXiv 2509.24945. Pro:
+arXiv 2511.06719. Card: meta-llama/llama-models@a9c89c4, models/llama3_2/MODEL_CARD.md and
+eval_details.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pocketlm.eval.scorers import bits_per_byte, r1_math
+from pocketlm.eval.suites.choices import CHOICES
+from pocketlm.eval.suites.own_problems import POCKET
+from pocketlm.eval.suites.suite import Suite
+from pocketlm.eval.suites.written import WRITTEN
+from pocketlm.inference.sampling import Sampling
+
+SUITES: dict[str, Suite] = {POCKET.name: POCKET, **CHOICES, **WRITTEN}
+
+LM_EVAL = "lm-eval 0.4.13"
+COMMONSENSE = (  # R1, table 13, in its order
+    "arc_easy",
+    "arc_challenge",
+    "boolq",
+    "piqa",
+    "siqa",
+    "hellaswag",
+    "openbookqa",
+    "winogrande",
+)
+R1_HARNESS = f"not found: R1 released no evaluation of base models; {LM_EVAL}'s form here"
+
+
+def _under(protocol: str, name: str, sources: Mapping[str, str], **fields: Any) -> Suite:
+    suite = SUITES[name]
+    return replace(
+        suite, name=f"{protocol}.{name}", protocol_name=protocol, sources=dict(sources), **fields
+    )
+
+
+def _r1_base() -> list[Suite]:
+    base = {"prompt_format": R1_HARNESS, "scorer": R1_HARNESS}
+    zero = {"shots": "R1, table 13: 0-shot", "metric": "R1, section 7: acc", **base}
+    rows = [_under("r1-base", name, zero, metric="acc", shots=0) for name in COMMONSENSE]
+    five = {"shots": "R1, table 4: 5-shot", "metric": "R1: acc", **base}
+    eight = {"shots": "R1, table 4: 8-shot; which: not found", "metric": "R1: em", **base}
+    four = {"shots": "R1, table 4: 4-shot; which: not found", "metric": "R1: em", **base}
+    return [
+        *rows,
+        _under("r1-base", "mmlu", five, shots=5),
+        _under("r1-base", "gsm8k", eight, shots=8),
+        _under("r1-base", "math500", four, shots=4),
+    ]
+
+
+def _r1_final() -> list[Suite]:
+    """R1's mathematics after post-training: in the model's own chat template, which asks for a
+    boxed answer.
+    """
+    code = "facebookresearch/MobileLLM-R1@cfc816c, evaluation/"
+    sources = {
+        "shots": "R1, table 5: 0-shot",
+        "prompt_format": f"{code}: the problem alone, in the chat template",
+        "sampling": f"{code}README.md: T 0.6, top-p 0.95, seed 0, one sample",
+        "max_new_tokens": f"{code}README.md: 30,000",
+        "extraction": f"{code}parser.py",
+        "scorer": f"differs: {code}grader.py compares by its own rules; math-verify here",
+    }
+    fields: dict[str, Any] = {
+        "shots": 0,
+        "shots_from": None,
+        "prompt_format": "{prompt}",
+        "chat": True,
+        "stop_strings": (),
+        "max_new_tokens": 30_000,
+        "sampling": Sampling(temperature=0.6, top_p=0.95),
+        "scorer": r1_math,
+        "metric": "math_verify",
+    }
+    return [_under("r1-final", name, sources, **fields) for name in ("gsm8k", "math500")]
+
+
+def _pro_base() -> list[Suite]:
+    """Pro's table 4. Its Gemma column is copied from Gemma 3's card, so its shots are likely the
+    card's; the report does not say.
+    """
+    card = "Gemma 3's card; that Pro used the same: likely, not found"
+    shots = {
+        "hellaswag": 10,
+        "boolq": 0,
+        "piqa": 0,
+        "siqa": 0,
+        "arc_challenge": 25,
+        "arc_easy": 0,
+        "winogrande": 5,
+        "triviaqa": 5,
+        "nq_open": 5,
+    }
+    form = {"prompt_format": f"not found; {LM_EVAL}'s here", "metric": "not found"}
+    rows = [
+        _under("pro-base", name, {"shots": card, **form}, shots=count)
+        for name, count in shots.items()
+    ]
+    unknown = {"shots": "not found (not on Gemma 3's card)", **form}
+    return [*rows, _under("pro-base", "openbookqa", unknown, shots=0)]
+
+
+def _pro_instruct() -> list[Suite]:
+    """Pro's table 7, whose Llama column is the Llama 3.2 card's: the card's protocol, task by
+    task.
+    """
+    letter = "differs: the card's models write the letter; its log-likelihood here"
+    mmlu = {"shots": "Card: 5-shot", "metric": "Card: macro average", "kind": letter}
+    arc = {"shots": "Card: 0-shot", "metric": "Card: acc", "kind": letter}
+    gsm = {
+        "shots": "Card: 8-shot with reasoning; which: not found",
+        "max_new_tokens": "Card: 1,024",
+        "scorer": "not found; the last number here",
+    }
+    maths = {
+        "problems": "differs: the card takes all of MATH; its 500 problems here",
+        "shots": "Card: 0-shot",
+        "max_new_tokens": "Card: 5,120",
+        "scorer": "not found; math-verify here",
+    }
+    return [
+        _under("pro-instruct", "mmlu", mmlu, macro=True),
+        _under("pro-instruct", "arc_challenge", arc, metric="acc"),
+        _under("pro-instruct", "hellaswag", {**arc, "metric": "Card: acc"}, metric="acc"),
+        _under(
+            "pro-instruct",
+            "gsm8k",
+            gsm,
+            shots=8,
+            max_new_tokens=1024,
+            metric="flexible_extract",
+            chat=True,
+        ),
+        _under(
+            "pro-instruct",
+            "math500",
+            maths,
+            shots=0,
+            max_new_tokens=5120,
+            chat=True,
+            prompt_format="{prompt}",
+        ),
+    ]
+
+
+def _lm_eval() -> list[Suite]:
+    """lm-eval's own definitions, its rule for what stands before a text included."""
+    defined = f"{LM_EVAL}, tasks/"
+    shots = "the first of the split; lm-eval draws them for each document, MMLU's excepted"
+    return [
+        _under("lm-eval", name, {"definition": defined, "shots": shots}, prefix="tokenizer")
+        for name in (*CHOICES, "gsm8k", "triviaqa", "nq_open")
+    ]
+
+
+def _bits_per_byte() -> list[Suite]:
+    """The right answer's bits per byte: the figure that moves where a small model's accuracy is
+    chance.
+    """
+    sources = {
+        "definition": "after OLMES's bpb forms; the space before an answer counts (our choice)",
+        "shots": "0: our choice",
+    }
+    fields: dict[str, Any] = {
+        "kind": "bits_per_byte",
+        "scorer": bits_per_byte,
+        "metric": "bits_per_byte",
+        "shots": 0,
+    }
+    names = [name for name in (*COMMONSENSE, "gsm8k") if name != "winogrande"]
+    return [_under("bpb", name, sources, **fields) for name in names]
+
+
+PROTOCOLS: dict[str, tuple[Suite, ...]] = {
+    "r1-base": tuple(_r1_base()),
+    "r1-final": tuple(_r1_final()),
+    "pro-base": tuple(_pro_base()),
+    "pro-instruct": tuple(_pro_instruct()),
+    "lm-eval": tuple(_lm_eval()),
+    "bpb": tuple(_bits_per_byte()),
+}
+PROTOCOLS["r1"] = PROTOCOLS["r1-base"] + PROTOCOLS["r1-final"]
+PROTOCOLS["pro"] = PROTOCOLS["pro-base"] + PROTOCOLS["pro-instruct"]
+BY_NAME = SUITES | {suite.name: suite for rows in PROTOCOLS.values() for suite in rows}

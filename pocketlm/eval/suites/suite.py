@@ -1,0 +1,134 @@
+"""What a suite is: its problems, how they are put to a model, where an answer ends, how it is
+scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pocketlm.inference.sampling import GREEDY, Sampling
+
+# generation: the model writes an answer. choices: the log-likelihoods of given answers are
+# compared. bits_per_byte: that of the right answer alone is measured
+Kind = Literal["generation", "choices", "bits_per_byte"]
+# what stands before a plain prompt. document: the tokenizer's document_start, as in training.
+# tokenizer: what transformers adds to a text by itself, often nothing (lm-eval's rule)
+Prefix = Literal["document", "tokenizer"]
+Scores = dict[str, float]  # metric -> figure of one document
+ANSWER_SEPARATOR = " "  # lm-eval's target_delimiter: between a prompt and its answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One document of a suite.
+
+    family: its group, as MMLU's subject. prompt: what the prompt format takes. answer: the right
+    answer; of a shot, what stands after its prompt. accepted: all answers that count as right,
+    where there are several. choices: the answers to compare, of which number `gold` is right.
+    contexts: a prompt for each choice, where a choice stands inside it (WinoGrande).
+    """
+
+    id: str
+    family: str
+    prompt: str
+    answer: str
+    accepted: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    gold: int = 0
+    contexts: tuple[str, ...] = ()
+
+
+class Problems(Protocol):
+    """Where problems come from: drawn, a user's file, or rows of a benchmark."""
+
+    def load(self, data: Path | None) -> Iterable[Problem]:
+        """All problems in order. `data`: the folder with the benchmarks' files; None reads the
+        hub.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One benchmark with all that makes its figures comparable.
+
+    scorer: (problem, answer) -> scores, where answer is the text (generation) or the summed natural
+    log-probability of each continuation (choices, bits_per_byte). metric: the score that is the
+    suite's figure. macro: the mean of the families' means instead of the mean of all documents.
+    prompt_format: "{prompt}" stands for the problem's, "{family}" in `preamble` for its family.
+    chat: a model with a chat template gets the prompt as a user turn. stop_strings end the answer
+    to a plain prompt; a turn ends by its own token. shots: the first so many of `shots_from`, or of
+    those of the problem's own family where shots_by_family. protocol_name: of which protocol this
+    is a row; sources: for each field, where the paper or program says so, or that it is not found.
+    """
+
+    name: str
+    problems: Problems
+    kind: Kind
+    scorer: Callable[[Problem, Any], Scores]
+    metric: str
+    macro: bool = False
+    prompt_format: str = "Question: {prompt}\nAnswer:"
+    preamble: str = ""
+    prefix: Prefix = "document"
+    chat: bool = False
+    shots: int = 0
+    shots_from: Problems | None = None
+    shots_by_family: bool = False
+    shot_separator: str = "\n\n"  # lm-eval's fewshot_delimiter
+    stop_strings: tuple[str, ...] = ()
+    max_new_tokens: int = 160
+    sampling: Sampling = GREEDY
+    protocol_name: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.shots < 0 or (self.shots and self.shots_from is None):
+            raise ValueError(
+                f"suite {self.name}: {self.shots} shots need problems to take them from "
+                "(shots_from)"
+            )
+        if self.kind == "generation" and self.max_new_tokens < 1:
+            raise ValueError(
+                f"suite {self.name}: max_new_tokens {self.max_new_tokens} leaves no answer"
+            )
+
+    def prompt(self, problem: Problem) -> str:
+        """The problem in the suite's words, without shots."""
+        return self.prompt_format.replace("{prompt}", problem.prompt)
+
+    def before(self, problem: Problem, shots: Iterable[Problem]) -> str:
+        """What stands before the problem's own prompt: the preamble, and shots with answers."""
+        family = problem.family.replace("_", " ")
+        written = (
+            f"{self.prompt(shot)}{ANSWER_SEPARATOR}{shot.answer}{self.shot_separator}"
+            for shot in shots
+        )
+        return self.preamble.replace("{family}", family) + "".join(written)
+
+    def protocol(self) -> dict[str, Any]:
+        """The fields that a figure of this suite depends on, for its result row."""
+        fields: dict[str, Any] = {
+            "kind": self.kind,
+            "metric": self.metric,
+            "average": "families" if self.macro else "documents",
+            "prompt_format": self.prompt_format,
+            "prefix": self.prefix,
+            "chat": self.chat,
+            "shots": self.shots,
+        }
+        if self.preamble:
+            fields["preamble"] = self.preamble
+        if self.kind == "generation":
+            fields |= {
+                "stop_strings": list(self.stop_strings),
+                "max_new_tokens": self.max_new_tokens,
+                "temperature": self.sampling.temperature,
+                "top_p": self.sampling.top_p,
+            }
+        if self.protocol_name:
+            fields |= {"protocol": self.protocol_name, "sources": dict(self.sources)}
+        return fields
