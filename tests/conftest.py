@@ -29,6 +29,7 @@ SLOW = (
     *("recipes/test_tiny_recipe.py", "recipes/test_torchrun.py", "recipes/test_verify_resume.py"),
     *(
         "unit/test_bench.py",
+        "unit/test_corpus_duplicates.py",
         "unit/test_executorch.py",
         "unit/test_export_gate.py",
         "unit/test_parallel.py",

@@ -75,6 +75,8 @@ class GroupStep:
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         first = rank * self.units_per_task
         for unit in range(first, min(first + self.units_per_task, self.num_units)):
+            if part_folder(self.work / "groups", unit).is_dir():
+                continue  # of a task that was interrupted
             members = self._exact(unit) if unit < self.num_ranges else self._near(unit)
             members.sort(order=["task", "item"])
             with write_folder(part_folder(self.work / "groups", unit)) as folder:

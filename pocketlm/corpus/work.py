@@ -84,7 +84,8 @@ class Work:
                 repeat_task(logs / "read", number)
                 unfinished.append(number)
         if unfinished:
-            shutil.rmtree(logs / "groups", ignore_errors=True)
+            for folder in (logs / "groups", self.folder / "groups"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def timed(self, phase: str, place: Place, steps: list[Any], num_tasks: int) -> None:
         """Runs the tasks of a phase, and keeps which were run and in how many seconds."""

@@ -281,6 +281,9 @@ def _encode(
 
 def _publish(out: Path, work: Work, name: str, outcome: Outcome) -> None:
     """out/documents/<source> and out/shards/<source>, by second names of what tasks wrote."""
+    done = work.folder / "published" / name
+    if done.is_file():
+        return
     parts = [part_folder(work.folder / "encoded", number) for number in work.numbers(name)]
     with write_folder(out / "documents" / name) as folder:
         for split in SPLITS:
@@ -291,6 +294,8 @@ def _publish(out: Path, work: Work, name: str, outcome: Outcome) -> None:
     with write_folder(out / "shards" / name) as folder:
         for split in SPLITS:
             join_shards(parts, folder, split, link)
+    done.parent.mkdir(exist_ok=True)
+    done.touch()
 
 
 def _summary(config: CurateConfig, out: Path, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -521,3 +521,15 @@ def test_questions_that_stand_in_other_sets_are_joined_and_the_others_counted(
     assert "elsewhere" in counts["examples"]["not_joined"][1]
     with pytest.raises(ValueError, match="join 'taco': fields is empty"):
         replace(joins[0], fields=())
+
+
+def test_where_curation_runs_is_no_part_of_what_a_finished_stage_is_compared_by(tmp_path):
+    def stage(config, out):
+        raise AssertionError
+
+    config = CurateConfig(name="corpus", sources=(local("x"),), vocab_size=300)
+    records = [
+        make_record(stage, replace(config, executor=executor), {}, tmp_path, {})
+        for executor in (None, "local:3", "slurm:cpu")
+    ]
+    assert records[0] == records[1] == records[2] and "executor" not in records[0]["config"]
