@@ -96,7 +96,7 @@ PHASE1 = {  # R1, table 3: percent
     "stackexchange": 5.03,
     "algebraic-stack": 2.25,
 }
-COSMOPEDIA = 2.70  # R1, table 3: percent; shared out by the rows of its parts
+COSMOPEDIA = 2.70  # R1, table 3: percent; divided by the rows of its parts
 PHASE2 = {  # R1, table 3: percent
     "starcoder": 0.52,
     "openwebmath": 23.33,

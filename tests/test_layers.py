@@ -237,3 +237,118 @@ def test_an_optional_package_is_imported_in_its_wrapper_only(package: str) -> No
         if module.split(".")[0] == package
     }
     assert importing == WRAPPERS[package]
+
+
+# Prose and code: docs/log.md is history, and keeps its words.
+WIDTH, LONGEST_FILE = 100, 350
+PRONOUNS = {"own", "found", "told", "each", "shown", "some", "theirs", "asked"}
+PARAPHRASES = {  # what is not written -> the field's words for it
+    "so-manieth": "every n-th",
+    "worked out": "computed",
+    "way back": "backward pass",
+    "is told": "is reported, logged or printed",
+    "are told": "are reported, logged or printed",
+    "made ahead": "prefetched",
+    "shared out": "sharded",
+    "polite kill": "SIGTERM",
+    "looks at whom": "attention mask",
+    "hollow": "without weights, on the meta device",
+}
+GUIDES = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+    if path.name != "log.md"
+)
+
+
+def modules_imported(path: Path) -> set[Path]:
+    """Our own files that a file imports when it is imported itself, not inside a function."""
+    source = ast.parse((ROOT / path).read_text())
+    late = {
+        node
+        for function in ast.walk(source)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    names: set[str] = set()
+    for node in ast.walk(source):
+        if node in late:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {file for name in names if (file := Path(*name.split(".")).with_suffix(".py")) in KNOWN}
+
+
+KNOWN = set(FILES)
+
+
+def circles(graph: dict[Path, set[Path]]) -> list[list[Path]]:
+    """Groups of two or more files each of which reaches the others by imports."""
+    reach: dict[Path, set[Path]] = {}
+    for start in graph:
+        seen, waiting = set(), [start]
+        while waiting:
+            for file in graph[waiting.pop()] - seen:
+                seen.add(file)
+                waiting.append(file)
+        reach[start] = seen
+    groups = {frozenset({a, *(b for b in reach[a] if a in reach[b])}) for a in graph}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles({Path("a"): {Path("b")}, Path("b"): {Path("a")}}) == [[Path("a"), Path("b")]]
+    assert not circles({path: modules_imported(path) for path in FILES})
+
+
+def test_no_file_is_longer_than_a_reader_holds() -> None:
+    """A recipe's tables of published sources are as long as they are."""
+    files = [path for path in FILES if path.parts[0] == "pocketlm"]
+    lengths = {path: len((ROOT / path).read_text().splitlines()) for path in files}
+    assert not {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE}
+
+
+def test_no_line_is_wider_than_a_hundred_columns() -> None:
+    """A row of a document's table, or a chat template, cannot be broken; everything else can."""
+    tests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py")]
+    tests.remove(Path("tests/chat_templates.py"))
+    benchmarks = [path.relative_to(ROOT) for path in (ROOT / "benchmarks").glob("*.py")]
+    wide = [
+        f"{path}:{number}"
+        for path in [*FILES, *tests, *benchmarks, *GUIDES, Path("docs/log.md")]
+        for number, line in enumerate((ROOT / path).read_text().splitlines(), start=1)
+        if len(line.split("  # type: ignore")[0].split("  # noqa")[0]) > WIDTH
+        and not (path.suffix == ".md" and line.lstrip().startswith("|"))
+    ]
+    assert not wide
+
+
+def names_bound(source: str) -> Iterator[tuple[str, int]]:
+    """(name, line) of every variable and parameter of a source."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+
+
+def test_names_are_nouns_and_no_pronouns() -> None:
+    wrong = [
+        f"{path}:{line}: {name}"
+        for path in FILES
+        for name, line in names_bound((ROOT / path).read_text())
+        if name in PRONOUNS
+    ]
+    assert not wrong, f"{len(wrong)} names say nothing of what they hold: {wrong[:40]}"
+
+
+def test_the_field_s_words_are_used() -> None:
+    wrong = [
+        f"{path}: {phrase!r}; write: {instead}"
+        for path in [*FILES, *GUIDES]
+        for phrase, instead in PARAPHRASES.items()
+        if phrase in " ".join((ROOT / path).read_text().split())
+    ]
+    assert not wrong

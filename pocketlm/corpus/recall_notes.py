@@ -69,14 +69,14 @@ def generate_notes(
             for note in pairs.values()
             for sentence in (*rng.sample(filler, min(len(filler), rng.randint(0, 2))), note["note"])
         )
-        asked = rng.sample(list(pairs.values()), min(len(pairs), rng.randint(1, 3)))
-        questions = "\n".join(
-            f"Question: {note['question']}\nAnswer: {note['response']}" for note in asked
+        questions = rng.sample(list(pairs.values()), min(len(pairs), rng.randint(1, 3)))
+        exchanges = "\n".join(
+            f"Question: {note['question']}\nAnswer: {note['response']}" for note in questions
         )
         yield {
             "id": f"notes-{seed}-{number}",
-            "text": f"{passage}\n{questions}",
-            "prompt": f"{passage}\n{asked[0]['question']}",
-            "response": asked[0]["response"],
-            "answer": asked[0]["answer"],
+            "text": f"{passage}\n{exchanges}",
+            "prompt": f"{passage}\n{questions[0]['question']}",
+            "response": questions[0]["response"],
+            "answer": questions[0]["answer"],
         }

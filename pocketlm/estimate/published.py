@@ -93,7 +93,7 @@ A100_40 = replace(A100, name="a100 of 40 GB", memory_bytes=40 * GB, bandwidth=15
 def torchtitan(count: int, fused: bool, tokens_per_second: float) -> Published:
     name = f"torchtitan, Llama 3.1 8B, {count} H100{', compiled' if fused else ''}"
     work = on(LLAMA_8B, count, 2, 8192)
-    # "selective": every other product is worked out twice
+    # "selective": every other product is computed twice
     work = replace(work, optim=replace(STEP, checkpoint_every_n_blocks=2, shard_over="all"))
     return Published(
         name=name,

@@ -58,7 +58,7 @@ def step_seconds(work: Work, device: Device, count: int, *, fused: bool, fit: Fi
 
 
 def communication_seconds(work: Work, device: Device, ranks: int) -> float:
-    """Of a micro-batch: weights gathered twice and gradients shared out, in float32 (FSDP2), the
+    """Of a micro-batch: weights gathered twice and gradients sharded, in float32 (FSDP2), the
     slowest wire deciding.
     """
     shards = work.shards(ranks, device.per_machine)

@@ -62,7 +62,7 @@ class Work:
         return self.copies * self.optim.num_steps * self.micro_batches * self.micro_batch_flops()
 
     def ranks(self, count: int) -> int:
-        """How many of `count` devices a step's micro-batches can be shared out to evenly."""
+        """How many of `count` devices a step's micro-batches divide among evenly."""
         return max(
             n
             for n in range(1, max(1, min(count, self.micro_batches)) + 1)
@@ -70,7 +70,7 @@ class Work:
         )
 
     def memory(self, device: str, ranks: int, per_machine: int = 8) -> TrainingMemory:
-        """Of one rank, weights and states shared out as training does."""
+        """Of one rank, weights and states sharded as in training."""
         return training_memory(
             self.model,
             self.optim,

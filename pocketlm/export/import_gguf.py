@@ -28,7 +28,7 @@ OUTER_TENSORS = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-BLOCK_TENSORS = {theirs: ours for ours, theirs in LAYER_TENSORS.items()} | {
+BLOCK_TENSORS = {stored: ours for ours, stored in LAYER_TENSORS.items()} | {
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
 }

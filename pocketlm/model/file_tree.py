@@ -8,8 +8,8 @@ def files_below(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """(files in the order of their names, {what else lies there: why it is no file to read}).
 
     Linked folders are followed, each folder once: one that leads to a folder walked already, as a
-    circle does, is told as "linked_folder_seen_already". The folder's own folders come before links
-    to them.
+    circle does, is reported as "linked_folder_seen_already". The folder's own folders come before
+    links to them.
     """
     files: list[Path] = []
     others: dict[Path, str] = {}

@@ -16,7 +16,7 @@ FLAG, TEXT, OBJECT, LIST = "true or false", "text", "an object", "a list"
 TEXTS, WHOLES = "a list of texts", "a list of whole numbers"
 OR_NULL = " or null"  # added to one of them
 LARGEST = 1e308  # beyond it a whole number has no float
-LONGEST = 10**15  # beyond it a number is told by its digits
+LONGEST = 10**15  # beyond it a number is described by its digits
 
 
 def _is_whole(value: Any) -> bool:

@@ -127,8 +127,8 @@ def _cut_rows(config: Any, micro_batch_size: int | None, cut: Cut) -> int:
     """As few rows as keep every process busy; two micro-batches each where a step has more."""
     if micro_batch_size is None:
         return min(config.rows_per_step, 4)
-    each = config.rows_per_step // (config.micro_batch_size * cut.processes)
-    return micro_batch_size * cut.processes * min(2, max(1, each))
+    per_rank = config.rows_per_step // (config.micro_batch_size * cut.processes)
+    return micro_batch_size * cut.processes * min(2, max(1, per_rank))
 
 
 def _cut_model(shape: Any, cut: Cut) -> Any:

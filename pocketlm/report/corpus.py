@@ -27,8 +27,9 @@ BINS = 24  # of a histogram, even: 0 is the edge in the middle
 
 def curation_section(stages: Sequence[Stage], examples: int) -> Element | None:
     """Documents kept and dropped of each source, and what the filters dropped looks like."""
-    found = [stage for stage in stages if "curation.json" in stage.files]
-    parts = [part for stage in found for part in _curation(stage, examples, named=len(found) > 1)]
+    curations = [stage for stage in stages if "curation.json" in stage.files]
+    several = len(curations) > 1
+    parts = [part for stage in curations for part in _curation(stage, examples, named=several)]
     return section("curation", "Curation: what was left out", *parts) if parts else None
 
 
@@ -88,9 +89,9 @@ def _files(sources: dict[str, Any]) -> list[Element]:
                 ", ".join(unread["names"]) + more,
             ]
             rows.append([name, _spaced(reason), *cells])
-    found, read = (sum(files[key] for files in files_of.values()) for key in ("found", "read"))
+    present, read = (sum(files[key] for files in files_of.values()) for key in ("found", "read"))
     parts = (
-        [paragraph(f"Of {count(found)} files in the sources' folders {count(read)} were read.")]
+        [paragraph(f"Of {count(present)} files in the sources' folders {count(read)} were read.")]
         if files_of
         else []
     )
@@ -159,19 +160,21 @@ def selection_section(stages: Sequence[Stage]) -> Element | None:
     rounds = [stage for stage in stages if "selection.json" in stage.files]
     if not rounds:
         return None
-    told = {stage.name: stage.files["selection.json"] for stage in rounds}
-    sources = list(dict.fromkeys(source for each in told.values() for source in each["kept"]))
+    selections = {stage.name: stage.files["selection.json"] for stage in rounds}
+    kept_sources = (source for selection in selections.values() for source in selection["kept"])
+    sources = list(dict.fromkeys(kept_sources))
     rows: list[list[Cell]] = []
     for source in sources:
         row: list[Cell] = [source]
-        for each in told.values():
-            kept = each["kept"].get(source)
+        for selection in selections.values():
+            kept = selection["kept"].get(source)
             share = kept["documents"] / kept["of"] if kept and kept["of"] else None
             note = f"{kept['documents']:,} of {kept['of']:,}" if kept else None
-            row += [number(percent(share), note=note), number(percent(each["shares"].get(source)))]
+            in_mix = percent(selection["shares"].get(source))
+            row += [number(percent(share), note=note), number(in_mix)]
         rows.append(row)
     headings: list[Cell] = ["source"]
-    headings += [f"{name}: {what}" for name in told for what in ("kept", "share of the mix")]
+    headings += [f"{name}: {what}" for name in selections for what in ("kept", "share of the mix")]
     intro = (
         "Influence: how much a sample's gradient points the way that the probe sets ask for. What "
         "is above 0 "
@@ -179,21 +182,21 @@ def selection_section(stages: Sequence[Stage]) -> Element | None:
     )
     parts: list[Element] = [paragraph(intro), table("Samples kept in each round", headings, rows)]
     parts.append(legend([("c1", "above 0: kept"), ("rest", "below: left out")]))
-    for name, each in told.items():
-        parts += [node("h3", name), _histograms(name, each)]
+    for name, selection in selections.items():
+        parts += [node("h3", name), _histograms(name, selection)]
     return section("selection", "Selection: which samples still help", *parts)
 
 
-def _histograms(round_name: str, told: dict[str, Any]) -> Element:
+def _histograms(round_name: str, selection: dict[str, Any]) -> Element:
     """A histogram for each source, all of a round on one scale; a fiftieth at either end is folded
     in.
     """
-    influence = {source: values for source, values in told["influence"].items() if values}
+    influence = {source: values for source, values in selection["influence"].items() if values}
     sizes = sorted(abs(value) for values in influence.values() for value in values)
     reach = (sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0.0) or 1.0
     figures = []
     for source, values in influence.items():
-        kept = told["kept"][source]
+        kept = selection["kept"][source]
         share = percent(kept["documents"] / max(1, kept["of"]))
         label = f"Influence of {source} in {round_name}: {share} kept"
         chart = histogram(label, values, -reach, reach, BINS)

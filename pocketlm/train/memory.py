@@ -243,15 +243,15 @@ def free_bytes(where: torch.device) -> int:
 
 
 def _control_group_bytes(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+    root: Path = Path("/sys/fs/cgroup"), memberships: Path = Path("/proc/self/cgroup")
 ) -> list[int]:
     """What each memory limit above this process leaves (containers, Slurm); none outside Linux.
     Version 2, then version 1.
     """
-    if not own.is_file():
+    if not memberships.is_file():
         return []
     limits = []
-    for line in own.read_text().splitlines():
+    for line in memberships.read_text().splitlines():
         _, controllers, place = line.split(":", 2)
         if controllers in ("", "memory"):
             base = root / controllers

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import small
 from torch import Tensor
 
 from pocketlm.inference.kv_cache import KVCache, int8_levels
@@ -25,16 +26,13 @@ from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
 TOLERANCE = 1e-5  # float32 against float64, of outputs and logits of about one unit
 WINDOW = 8
-CONFIG = ModelConfig(
-    vocab_size=300,
+CONFIG = small(
     hidden_size=64,
     intermediate_size=96,
     num_hidden_layers=4,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
     max_position_embeddings=128,
-    rope_theta=10000.0,
     initializer_range=0.1,
     layer_types=(GLOBAL, LOCAL, LOCAL, GLOBAL),
     sliding_window=WINDOW,

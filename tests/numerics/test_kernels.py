@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shapes import small
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import create_block_mask
@@ -19,7 +20,7 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.kernels import blockwise, flex, sdpa, varlen
 from pocketlm.model.kernels.choose import ATTENTION, KERNELS, choose_kernel
 from pocketlm.model.kernels.kernel import AttentionCase, Kernel, first_keys
-from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, Transformer
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, compute_settings, describe
 
@@ -292,16 +293,12 @@ def test_an_unknown_kernel_is_refused_with_the_known_ones():
 
 # ---- in the network ----
 
-CONFIG = ModelConfig(
-    vocab_size=300,
+CONFIG = small(
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
     max_position_embeddings=512,
-    rope_theta=10_000.0,
     initializer_range=0.1,
     layer_types=(GLOBAL, LOCAL),
     sliding_window=40,

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from shapes import small
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -120,7 +121,7 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-SHAPE = ModelConfig(
+SHAPE = small(
     vocab_size=320,
     hidden_size=64,
     intermediate_size=96,
@@ -129,7 +130,6 @@ SHAPE = ModelConfig(
     num_key_value_heads=2,
     head_dim=32,
     max_position_embeddings=128,
-    rope_theta=10000.0,
     initializer_range=0.1,
 )
 SCALING = RopeScaling(

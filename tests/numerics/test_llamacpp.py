@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shapes import small
 
 from pocketlm.export.gguf import write_gguf
 from pocketlm.inference import libllama
@@ -25,16 +26,15 @@ from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 
-QWEN3 = ModelConfig(
+QWEN3 = small(
     vocab_size=320,
-    hidden_size=96,  # 3 blocks of 32, 9 heads on 3: R1's 576 with 9 on 3, smaller
+    hidden_size=96,
     intermediate_size=160,
     num_hidden_layers=5,
     num_attention_heads=9,
     num_key_value_heads=3,
     head_dim=32,
     max_position_embeddings=1024,
-    rope_theta=10000.0,
     initializer_range=0.1,
 )
 SCALING = RopeScaling(

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import small
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from pocketlm.model.batch import IGNORE_INDEX, Batch
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train import vocab_loss as vocabulary
 from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, Divergence
@@ -25,18 +26,7 @@ from pocketlm.train.vocab_loss import UNKNOWN, head_loss
 
 # B batch, T tokens, V vocabulary, N labels that count
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
-    initializer_range=0.1,
-)
+CONFIG = small(initializer_range=0.1)
 OPTIM = OptimConfig(
     lr=1e-2,
     num_steps=10,

@@ -5,23 +5,14 @@ from math import comb
 
 import pytest
 import torch
+from shapes import small
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.merging import average, check_mergeable, descend, weight_grid
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.merge import domain_losses, mean_shares
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
-)
+CONFIG = small()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from shapes import small
 
 from pocketlm.export import packed_folders as repack
 from pocketlm.export.packed_folders import write_repacked
@@ -21,19 +22,16 @@ from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.quant import SCALE, SCHEMES, FakeQuantized, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, RopeScaling, Transformer
 from pocketlm.stages.export import ExportConfig, dequantized_model, export
 
-QWEN3 = ModelConfig(
-    vocab_size=300,
+QWEN3 = small(
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=32,
     max_position_embeddings=256,
-    rope_theta=10000.0,
     initializer_range=0.1,
 )
 LLAMA = replace(QWEN3, use_qk_norm=False)

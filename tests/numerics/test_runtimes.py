@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import small
 from transformers import AutoModelForCausalLM
 
 from pocketlm.inference import torch_runtime
@@ -22,19 +23,17 @@ from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 TOLERANCE = 1e-4  # nats, of log-probabilities of 2 to 10; float32 everywhere. 1.4e-5 measured
-CONFIG = ModelConfig(
+CONFIG = small(
     vocab_size=320,
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=32,
     max_position_embeddings=600,
-    rope_theta=10000.0,
     initializer_range=0.2,
 )
 IDS = torch.randint(3, 320, (600,), generator=torch.Generator().manual_seed(1)).tolist()

@@ -5,30 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import small
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train import vocab_loss
 from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig
 from pocketlm.train.vocab_loss import token_log_probs
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
-    initializer_range=0.1,
-)
+CONFIG = small(initializer_range=0.1)
 OPTIM = OptimConfig(
     lr=1e-2, num_steps=10, warmup_steps=0, final_lr_share=1.0, compute_dtype="float32"
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from shapes import small
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -20,16 +21,15 @@ from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
 
 TOLERANCE = 1e-4  # of logits of about one unit, float32
-QWEN3 = ModelConfig(
+QWEN3 = small(
     vocab_size=320,
     hidden_size=64,
     intermediate_size=96,
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=32,  # not hidden_size / heads
+    head_dim=32,
     max_position_embeddings=128,
-    rope_theta=10000.0,
     initializer_range=0.1,
 )
 LAYERS = (LOCAL, GLOBAL, LOCAL)

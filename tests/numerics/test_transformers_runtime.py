@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shapes import small
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -26,7 +27,7 @@ from pocketlm.inference.transformers_runtime import UNSAID_LENGTH, TransformersM
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 TOLERANCE = 1e-4  # of logits of about two units, float32; 8e-6 measured
 SIZES = {
@@ -181,18 +182,13 @@ def test_memory_is_what_the_librarys_cache_takes(model, theirs, folder) -> None:
     assert model.memory(40).step_bytes == weights - (0 if tied else table.nbytes) + kept
 
 
-OURS = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
+OURS = small(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
     max_position_embeddings=128,
-    rope_theta=10000.0,
     initializer_range=0.2,
-    qk_norm_weight=True,  # the library stores weights of one where there are none
+    qk_norm_weight=True,
 )
 
 

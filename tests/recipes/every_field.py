@@ -8,6 +8,8 @@ BASE_CHANGES.
 from dataclasses import replace
 from typing import Any
 
+from shapes import small
+
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.join import Join
@@ -55,16 +57,10 @@ STEPS = OptimConfig(
     lr=1e-2, num_steps=3, warmup_steps=0, final_lr_share=0.1, compute_dtype="float32"
 )
 FASTER = replace(STEPS, lr=2e-2)
-SHAPE = ModelConfig(
+SHAPE = small(
     vocab_size=320,
-    hidden_size=32,
     intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
     max_position_embeddings=160,
-    rope_theta=10_000.0,
     layer_types=("full_attention", "sliding_attention"),
     sliding_window=8,
     initializer_range=0.1,

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from shapes import small
 
 from pocketlm.model.arithmetic import on_threads
-from pocketlm.model.transformer import ModelConfig
 from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.run import Run
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
@@ -22,16 +22,12 @@ from pocketlm.train.optim import OptimConfig
 OLD = Path(__file__).with_name("run_013bce2")
 BASE = PretrainConfig(
     name="base",
-    model=ModelConfig(
-        vocab_size=300,
+    model=small(
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=16,
         max_position_embeddings=32,
-        rope_theta=10_000.0,
     ),
     optim=OptimConfig(
         lr=1e-2, num_steps=8, warmup_steps=1, final_lr_share=0.1, compute_dtype="float32"

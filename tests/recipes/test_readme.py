@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from shapes import small
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.export import ExportConfig, export
 
 ROOT = Path(__file__).parents[2]
@@ -45,17 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "recipes").symlink_to(ROOT / "recipes")
     tokenizer = train_tokenizer(["Compute 11+31+20. a question and an answer " * 30], 270)
     torch.manual_seed(0)
-    shape = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=1024,
-        rope_theta=1e4,
-        initializer_range=0.3,
+    shape = small(
+        vocab_size=tokenizer.vocab_size, max_position_embeddings=1024, initializer_range=0.3
     )
     (place / "chat").mkdir()
     save_checkpoint(

@@ -177,7 +177,7 @@ def evaluation() -> dict[str, Any]:
     """evaluation.json and the transcripts of a run whose models answered one suite."""
     files = earlier_evaluation()
     before = files.pop("evaluation.json")
-    models = before["models"]
+    models, constant = before["models"], {}
     for model in models.values():
         constant = model.pop("constant_answer")
         share = model.pop("accuracy")

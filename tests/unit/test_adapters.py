@@ -10,24 +10,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shapes import small
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
-SHAPE = ModelConfig(
+SHAPE = small(
     vocab_size=288,
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=1e4,
     tie_word_embeddings=False,
 )
 RANK = 4

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from shapes import small
 from typer.testing import CliRunner
 
 import pocketlm.stages.bench as stage
@@ -44,16 +45,14 @@ from pocketlm.inference.executorch import PteModel
 from pocketlm.inference.llamacpp import GgufModel
 
 WINDOW, KV_NUMBERS = 16, 2 * 2 * 32  # keys and values, two heads of 32
-SHAPE = ModelConfig(
+SHAPE = small(
     vocab_size=320,
     hidden_size=96,
     intermediate_size=160,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=32,
     max_position_embeddings=1024,
-    rope_theta=10000.0,
     layer_types=(LOCAL, GLOBAL),
     sliding_window=WINDOW,
 )

@@ -10,27 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shapes import small
 
 from pocketlm.model import checkpoint
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import write_folder, write_json, write_text
 from pocketlm.model.quant import SCHEMES, FakeQuantEmbedding, FakeQuantLinear, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
 
-QWEN3 = ModelConfig(
-    vocab_size=310,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=12345.0,
-    rms_norm_eps=1e-6,
-    initializer_range=0.03,
-)
+QWEN3 = small(vocab_size=310, rope_theta=12345.0, rms_norm_eps=1e-6, initializer_range=0.03)
 CONFIGS = {
     "weightless QK-norm": QWEN3,
     "learned QK-norm": replace(QWEN3, qk_norm_weight=True),

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from shapes import small
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 RECIPE = '''"""A toy recipe of two stages.
 
@@ -229,17 +230,7 @@ def test_an_interrupted_run_says_how_to_go_on(toy: Path, number: signal.Signals)
 def checkpoint(toy: Path) -> Path:
     """A tiny model of random weights, on disk."""
     tokenizer = train_tokenizer(["a few words"], 262)
-    shape = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=256,
-        rope_theta=10_000.0,
-    )
+    shape = small(vocab_size=tokenizer.vocab_size, num_hidden_layers=1, max_position_embeddings=256)
     folder = toy / "tiny"
     folder.mkdir()
     save_checkpoint(folder, Transformer(shape), tokenizer)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shapes import small
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
@@ -187,19 +188,9 @@ def test_inspect_shows_what_is_learnt_and_counts_the_rest(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     from pocketlm.model.checkpoint import save_checkpoint
-    from pocketlm.model.transformer import ModelConfig, Transformer
+    from pocketlm.model.transformer import Transformer
 
-    shape = ModelConfig(
-        vocab_size=290,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        rope_theta=10_000.0,
-    )
+    shape = small(vocab_size=290, intermediate_size=32, num_hidden_layers=1)
     (tmp_path / "base").mkdir()
     save_checkpoint(tmp_path / "base", Transformer(shape), Tokenizer(tokenizer.backend))
     file = write(

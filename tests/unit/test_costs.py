@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shapes import small
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,16 +14,14 @@ from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 
-GLOBAL_ONLY = ModelConfig(
+GLOBAL_ONLY = small(
     vocab_size=512,
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=32,
     max_position_embeddings=512,
-    rope_theta=10_000.0,
 )
 SHAPES = {
     "global": GLOBAL_ONLY,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shapes import small
 
 from pocketlm.eval.agreement import Passage, agreement
 from pocketlm.eval.perplexity import bits_per_byte
@@ -15,18 +16,15 @@ from pocketlm.eval.retrieval import find_needles
 from pocketlm.inference.sampling import GREEDY, Sampling
 from pocketlm.inference.torch_runtime import PREFILL_TOKENS, LanguageModel
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
+CONFIG = small(
     intermediate_size=48,
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
     max_position_embeddings=1024,
-    rope_theta=10000.0,
     initializer_range=0.2,
     layer_types=(LOCAL, GLOBAL, LOCAL),
     sliding_window=8,

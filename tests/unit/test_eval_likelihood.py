@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from shapes import small
 
 from pocketlm.eval.harness import run_suite
 from pocketlm.eval.likelihood import encoded_pairs, scorer_of, shortened
@@ -13,7 +14,7 @@ from pocketlm.eval.suites.protocols import SUITES
 from pocketlm.eval.suites.suite import Problem
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from tests.unit.silent_runtime import SilentRuntime
 
 SENTENCE = "the rain falls on the road and the cat sits by the door in the sun all day"
@@ -29,16 +30,14 @@ def tokenizer():
 def network(vocab_size: int, window: int | None) -> Transformer:
     torch.manual_seed(3)
     return Transformer(
-        ModelConfig(
+        small(
             vocab_size=vocab_size,
-            hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,
             max_position_embeddings=96,
-            rope_theta=10_000.0,
             initializer_range=0.3,
             layer_types=()
             if window is None

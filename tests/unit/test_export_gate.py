@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shapes import small
 
 from pocketlm.corpus.sources import NoteSource, ProblemSource
 from pocketlm.export import gguf as gguf_file
@@ -15,13 +16,13 @@ from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.quant import SCALE, SCHEMES, Scheme, prepare, scheme
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.export import COMPARED_TOKENS, ExportConfig, check_text, export, real_passages
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 
-SHAPE = ModelConfig(
+SHAPE = small(
     vocab_size=320,
     hidden_size=96,
     intermediate_size=160,
@@ -30,7 +31,6 @@ SHAPE = ModelConfig(
     num_key_value_heads=3,
     head_dim=32,
     max_position_embeddings=256,
-    rope_theta=10000.0,
     use_qk_norm=False,
     initializer_range=0.1,
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rank_processes import on_ranks
+from shapes import small
 from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 
 from pocketlm.data.batches import BatchPlan, TextRows, make_batches
@@ -19,7 +20,7 @@ from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.files import read_json
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages import find_mix as stage
 from pocketlm.stages.find_mix import MixConfig, find_mix
 from pocketlm.train import loop
@@ -27,17 +28,8 @@ from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
 
-PROXY = ModelConfig(
-    vocab_size=VOCAB_SIZE,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=32,
-    rope_theta=1e4,
-    initializer_range=0.1,
+PROXY = small(
+    vocab_size=VOCAB_SIZE, num_hidden_layers=1, max_position_embeddings=32, initializer_range=0.1
 )
 OPTIM = OptimConfig(
     lr=1e-2, num_steps=6, warmup_steps=1, final_lr_share=0.1, compute_dtype="float32"

@@ -8,24 +8,21 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from shapes import small
 
 from pocketlm.inference.sampling import Sampling, penalised, race, restricted, sample
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
 
-CONFIG = ModelConfig(
-    vocab_size=300,
+CONFIG = small(
     hidden_size=64,
     intermediate_size=96,
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
     initializer_range=0.2,
     layer_types=(LOCAL, GLOBAL, LOCAL),
     sliding_window=8,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from shapes import small
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from pocketlm.export.gguf import architecture, write_gguf
@@ -23,7 +24,7 @@ TEXTS = [
     "def add(a, b):\n    return a + b\n",
     "naïve 日本語 I'll ",
 ]
-GLOBAL = ModelConfig(
+GLOBAL = small(
     vocab_size=288,
     hidden_size=96,
     intermediate_size=160,

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from shapes import small
 
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.import_gguf import read_gguf, stored_tensors
@@ -16,7 +17,7 @@ from pocketlm.model.quant import SCHEMES, FakeQuantEmbedding, FakeQuantLinear, p
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
 
-SHAPE = ModelConfig(
+SHAPE = small(
     vocab_size=288,
     hidden_size=96,
     intermediate_size=160,

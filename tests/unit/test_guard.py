@@ -13,29 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shapes import small
 from torch import Tensor
 
 from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.shards import Shard
 from pocketlm.model.batch import Batch
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.health import MOST_SKIPPED, WINDOW, LossMonitor, sigmas_above, token_digest
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
-)
+CONFIG = small(intermediate_size=32, num_hidden_layers=1)
 OPTIM = OptimConfig(
     lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, compute_dtype="float32"
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shapes import small
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
@@ -19,19 +20,9 @@ from pocketlm.export.gguf import write_gguf
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
-SHAPE = ModelConfig(
-    vocab_size=288,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    max_position_embeddings=64,
-    rope_theta=1e6,
-)
+SHAPE = small(vocab_size=288, hidden_size=64, intermediate_size=96, head_dim=32, rope_theta=1e6)
 IDS = torch.arange(3, 40)[None]
 
 

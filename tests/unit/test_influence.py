@@ -7,27 +7,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import small
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pocketlm.data.influence import influence, probe_directions, table_gradient
 from pocketlm.model import softmax_blocks
 from pocketlm.model.batch import IGNORE_INDEX, Batch
-from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, Transformer
 from pocketlm.train.optim import computing
 
 # B samples, T tokens, V vocabulary, D hidden, C probes, M matrices
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
+CONFIG = small(
     max_position_embeddings=256,
-    rope_theta=10000.0,
     initializer_range=0.1,
     layer_types=(LOCAL, GLOBAL),
     sliding_window=8,

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from shapes import small
 from torch import Tensor
 
 from pocketlm.model.batch import Batch
@@ -29,7 +30,7 @@ from pocketlm.model.quant import (
     scheme_of,
 )
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.importing import ImportConfig, import_model
 from pocketlm.train.loop import train_step
@@ -37,16 +38,11 @@ from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, make_optimizers
 
 CHANNEL = SCHEMES["int4_channel"]
-CONFIG = ModelConfig(
-    vocab_size=300,
+CONFIG = small(
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
     use_qk_norm=False,
     tie_word_embeddings=False,
     initializer_range=0.1,

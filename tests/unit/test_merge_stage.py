@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 import torch
 from rank_processes import on_ranks
+from shapes import small
 from tokenizers import normalizers
 
 from pocketlm.data.shards import write_shard
@@ -20,7 +21,7 @@ from pocketlm.model.files import read_json, write_json
 from pocketlm.model.merging import average
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.merge import (
     MergeConfig,
     domain_losses,
@@ -30,18 +31,7 @@ from pocketlm.stages.merge import (
 )
 from pocketlm.train.losses import next_token_loss
 
-SHAPE = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=1e4,
-    initializer_range=0.2,
-)
+SHAPE = small(initializer_range=0.2)
 CONFIG = MergeConfig(name="merged", resolution=4, seq_len=32, validation_rows=4)
 
 

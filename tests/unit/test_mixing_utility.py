@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import small
 
 from pocketlm.data.mixing.utility import (
     UtilityMix,
@@ -14,7 +15,7 @@ from pocketlm.data.mixing.utility import (
     utilities,
 )
 from pocketlm.model.batch import IGNORE_INDEX, Batch
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.losses import next_token_loss
 
 PRIOR = {"code": 0.2, "maths": 0.3, "web": 0.5}
@@ -26,17 +27,7 @@ def drawn(size: int, seed: int) -> torch.Tensor:
 
 
 def test_the_mean_gradient_is_that_of_the_mean_loss_over_all_parameters():
-    config = ModelConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        rope_theta=10000.0,
-    )
+    config = small(num_hidden_layers=1)
     model, reference = Transformer(config), Transformer(config)
     ids = torch.randint(300, (3, 17), generator=torch.Generator().manual_seed(0))
     labels = ids[:, 1:].clone()

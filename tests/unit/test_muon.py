@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shapes import small
 
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.muon import MOMENTUM, Muon, orthogonalised
 from pocketlm.train.optim import NO_BFLOAT16, OptimConfig, dtype_of, make_optimizers
 
@@ -62,17 +63,7 @@ def test_a_matrix_is_orthogonalised_as_exact_products_would(shape):
     ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
 )
 def test_muon_computes_in_the_dtype_of_products(name, dtype):
-    config = ModelConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        rope_theta=10000.0,
-    )
+    config = small(vocab_size=64, num_hidden_layers=1)
     muon, _ = make_optimizers(Transformer(config), replace(OPTIM, compute_dtype=name))
     assert isinstance(muon, Muon) and muon.dtype == dtype
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from rank_processes import on_ranks, start_ranks
 from safetensors.torch import load_file, save_file
+from shapes import small
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -33,19 +34,8 @@ from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig, ShardOver
 
-SHAPE = ModelConfig(
-    vocab_size=301,  # odd, so that ranks hold unequal parts of the table
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10_000.0,
-    qk_norm_weight=True,
-    initializer_range=0.1,
-)
+# an odd vocabulary, so that ranks hold unequal parts of the table
+SHAPE = small(vocab_size=301, qk_norm_weight=True, initializer_range=0.1)
 OPTIM = OptimConfig(
     lr=1e-2, num_steps=4, warmup_steps=1, final_lr_share=0.1, compute_dtype="float32"
 )

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from shapes import small
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
@@ -33,7 +34,7 @@ from pocketlm.model.costs import flops_of, num_parameters
 from pocketlm.model.files import write_json
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.overrides import parse_settings
 from pocketlm.runner.recipe_file import load_recipe
@@ -44,17 +45,7 @@ from pocketlm.train.optim import OptimConfig
 
 ROOT = Path(__file__).parents[2]
 STEPS = OptimConfig(lr=1e-3, num_steps=100, warmup_steps=0, final_lr_share=0.1)
-SHAPE = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10_000.0,
-)
+SHAPE = small()
 WORK = Work(model=SHAPE, optim=STEPS, seq_len=64, rows_per_step=8, micro_batch_size=2)
 
 

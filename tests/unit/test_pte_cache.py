@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import small
 from torch import Tensor
 
 from pocketlm.export import pte_network
@@ -20,7 +21,7 @@ from pocketlm.inference.kv_cache import KVCache
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
 from pocketlm.stages.export import ExportConfig, export, real_passages
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
@@ -32,16 +33,13 @@ TEXT = 600  # 26 times the ring of the local layer; and attention takes 512 keys
 CHUNK = 16
 WINDOW = 8
 STEPS = 60
-CONFIG = ModelConfig(
+CONFIG = small(
     vocab_size=VOCABULARY,
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
     max_position_embeddings=CONTEXT,
-    rope_theta=10000.0,
     layer_types=(LOCAL, GLOBAL),
     sliding_window=WINDOW,
     initializer_range=0.2,

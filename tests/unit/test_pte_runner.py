@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from shapes import small
 from torch import nn
 
 from pocketlm.export import pte_network
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
 from pocketlm.export.pte import write_pte
@@ -62,16 +63,13 @@ def model() -> Transformer:
     """A network that says ASCII letters: the Python binding of the runner decodes each token's
     bytes by itself.
     """
-    config = ModelConfig(
+    config = small(
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
         max_position_embeddings=CONTEXT,
-        rope_theta=10000.0,
         layer_types=(LOCAL, GLOBAL),
         sliding_window=8,
         initializer_range=0.2,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import small
 from torch import Tensor
 
 from pocketlm.model.batch import Batch
@@ -19,23 +20,13 @@ from pocketlm.model.quant import (
     quantize_weight,
     scheme,
 )
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, make_optimizers
 
 INT4 = SCHEMES["int4_group32"]
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
-)
+CONFIG = small(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
 IDS = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(1))
 
 

@@ -10,27 +10,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from shapes import small
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.checkpoint import SaveConfig, StateWriter, named_tensors
 from pocketlm.train.distributed.fsdp import gather_for_muon, shard_model
 from pocketlm.train.optim import OptimConfig, make_optimizers
 from pocketlm.train.resume import load_state, newest_whole
 
-CONFIG = ModelConfig(
-    vocab_size=301,  # odd, so that ranks hold parts of different sizes
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
-    qk_norm_weight=True,
-)
+# an odd vocabulary, so that ranks hold parts of different sizes
+CONFIG = small(vocab_size=301, intermediate_size=48, qk_norm_weight=True)
 OPTIM = OptimConfig(lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, optimizer="muon")
 # ranks, and how many are a node
 WRITERS = {"1": (1, 1), "2": (2, 2), "4": (4, 4), "2 nodes of 2": (4, 2)}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shapes import small
 from torch import Tensor
 
 from pocketlm.export.gguf import write_gguf
@@ -22,7 +23,7 @@ from pocketlm.model.quant import (
     quantize_weight,
 )
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.importing import ImportConfig, import_model
 from pocketlm.stages.quantize import QuantizeConfig, quantize
@@ -30,17 +31,8 @@ from pocketlm.stages.quantize import QuantizeConfig, quantize
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
 
 INT4 = SCHEMES["int4_group32"]
-CONFIG = ModelConfig(
-    vocab_size=288,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    max_position_embeddings=64,
-    rope_theta=1e4,
-    initializer_range=0.1,
+CONFIG = small(
+    vocab_size=288, hidden_size=64, intermediate_size=96, head_dim=32, initializer_range=0.1
 )
 IDS = torch.arange(3, 60)[None]
 PTQ = QuantizeConfig(name="ptq", scheme="int4_group32", optim=None)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import on_ranks
+from shapes import small
 from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 
 from pocketlm.data.batches import TextRows, collate
@@ -17,23 +18,12 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.files import read_json
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.runner.schedule import num_ranks
 from pocketlm.stages import select as stage
 from pocketlm.stages.select import SelectConfig, candidates, select
 
-SHAPE = ModelConfig(
-    vocab_size=VOCAB_SIZE,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=1e4,
-    initializer_range=0.1,
-)
+SHAPE = small(vocab_size=VOCAB_SIZE, initializer_range=0.1)
 CONFIG = SelectConfig(
     name="select",
     seq_len=24,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shapes import small
 
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.model.weights import open_safetensors
@@ -20,17 +21,7 @@ from pocketlm.train.distributed import sharded_tensors as pieces
 from pocketlm.train.optim import OptimConfig, make_optimizers
 from pocketlm.train.resume import load_state
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
-)
+CONFIG = small()
 OPTIM = OptimConfig(lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, optimizer="muon")
 EACH = SaveConfig(every_steps=1)
 FILE = "rank-00000.safetensors"

@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from shapes import small
 
 from pocketlm.export.gguf import write_gguf
 from pocketlm.export.pte import write_pte
@@ -14,19 +15,15 @@ from pocketlm.inference.llamacpp import GgufModel
 from pocketlm.inference.stop_strings import StopMatcher, before_stop, text_pieces
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 TEXT = "the quick brown fox jumps over the lazy dog, in the end; naïve ☃ and 🦊 \nQuestion: what?\n"
-CONFIG = ModelConfig(
-    vocab_size=300,
+CONFIG = small(
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
-    head_dim=16,
     max_position_embeddings=96,
-    rope_theta=10000.0,
     initializer_range=0.3,
 )
 PROMPTS = [[40, 41, 42], [77], [5, 90, 120, 200, 7, 8, 9]]

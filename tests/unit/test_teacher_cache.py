@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shapes import small
 
 from pocketlm.data.batches import BatchPlan, ConversationRows, TextRows, make_batches
 from pocketlm.data.shards import open_shard, write_shard
@@ -17,7 +18,7 @@ from pocketlm.model.batch import Batch, Span, document_key
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.files import read_json
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages import teach as stage
 from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
@@ -39,18 +40,7 @@ from pocketlm.train.losses import Distillation, distillation_loss
 from pocketlm.train.optim import OptimConfig
 
 VOCAB = 300
-SHAPE = ModelConfig(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10_000.0,
-    initializer_range=0.3,
-)
+SHAPE = small(vocab_size=VOCAB, intermediate_size=32, initializer_range=0.3)
 OPTIM = OptimConfig(
     lr=1e-2, num_steps=2, warmup_steps=0, final_lr_share=1.0, compute_dtype="float32"
 )

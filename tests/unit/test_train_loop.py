@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from shapes import small
 from torch import Tensor
 
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import Attention, ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import Attention, ComputeSettings, Transformer
 from pocketlm.train.checkpoint import SaveConfig, saved_states
 from pocketlm.train.loop import train, train_step
 from pocketlm.train.losses import next_token_loss
@@ -35,18 +36,7 @@ from pocketlm.train.optim import (
 )
 from pocketlm.train.resume import load_state
 
-CONFIG = ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=10000.0,
-    qk_norm_weight=True,
-)
+CONFIG = small(qk_norm_weight=True)
 OPTIM = OptimConfig(
     lr=1e-2, num_steps=6, warmup_steps=2, final_lr_share=0.1, compute_dtype="float32"
 )

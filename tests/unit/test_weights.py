@@ -8,23 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shapes import small
 
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import INDEX, WEIGHTS, unread_weights
 
-SHAPE = ModelConfig(
-    vocab_size=288,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=16,
-    max_position_embeddings=64,
-    rope_theta=1e4,
-)
+SHAPE = small(vocab_size=288)
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
