@@ -74,9 +74,11 @@ class Call:
         disagree; none for the same call.
 
         A field that the record lacks, and that has its default here, is one that a later version
-        added: a default computes what was computed before.
+        added: a default computes what was computed before. A field may have had another name then,
+        which its metadata tells: field(metadata={"was": NAME}).
         """
-        return differences(record, self.record, set(default_fields(self.config)))
+        before = {**record, "config": with_todays_names(record["config"], self.config)}
+        return differences(before, self.record, set(default_fields(self.config)))
 
 
 def make_record(
@@ -230,6 +232,20 @@ def default_fields(value: Any, where: str = "config") -> Iterator[str]:
         return
     for place, item in parts:
         yield from default_fields(item, place)
+
+
+def with_todays_names(config: Any, value: Any) -> Any:
+    """A recorded config whose dataclasses' fields have the names that `value`'s have now."""
+    if not isinstance(config, dict) or not is_dataclass(value):
+        return config
+    config = dict(config)
+    for field in fields(value):
+        name, before = field.name, field.metadata.get("was")
+        if before in config and name not in config:
+            config[name] = config.pop(before)
+        if name in config:
+            config[name] = with_todays_names(config[name], getattr(value, name))
+    return config
 
 
 # ---- inputs ----

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -60,7 +60,7 @@ class OptimConfig:
     # each block by torch.compile; auto: where it pays
     compile: Literal["auto", "yes", "no"] = "auto"
     # activation checkpointing: every n-th block is recomputed in the backward pass; 0: none
-    checkpoint_every_n_blocks: int = 0
+    checkpoint_every_n_blocks: int = field(default=0, metadata={"was": "recompute_every"})
     schedule: Literal["linear", "cosine"] = "linear"  # R1: linear; Pro phase 1: cosine
     # of the peak, reached after the last step: R1 0.1 in pre-training, 0 in mid-training and SFT
     final_lr_share: float
