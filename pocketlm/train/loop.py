@@ -2,6 +2,7 @@
 differ in its arguments.
 """
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -73,12 +74,8 @@ def train(
     optimizers = make_optimizers(model, config)
     first_step = load_state(model, optimizers, out)
     model.train()
-    settings = compute_settings(model, config)
-    if first_step < config.num_steps:
-        batch = batches(first_step)[0]
-        label += f" ({describe(settings, model.config, batch, next(model.parameters()).device)})"
-    monitor = LossMonitor(read_metrics(out, first_step))
-    metrics = Metrics(out, label, config.num_steps, first_step) if ranks().first else NoMetrics()
+    settings, where = compute_settings(model, config), next(model.parameters()).device
+    monitor, metrics = LossMonitor(read_metrics(out, first_step)), NoMetrics()
     last_step = config.num_steps - 1
     try:
         with (
@@ -90,6 +87,11 @@ def train(
         ):
             for step in range(first_step, config.num_steps):
                 lr, micro_batches = lr_at(config, step), batches(step)
+                if step == first_step:
+                    how = describe(settings, model.config, micro_batches[0], where)
+                    if ranks().first:
+                        print(f"  {label}: {how}", file=sys.stderr, flush=True)
+                        metrics = Metrics(out, label, config.num_steps, step)
                 loss, grad_norm, tokens = train_step(
                     model,
                     optimizers,

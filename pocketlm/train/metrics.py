@@ -29,7 +29,7 @@ class Metrics:
         self.tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=first_step)
         columns = (
             TextColumn("  {task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=16),
             TextColumn("{task.completed}/{task.total} steps  {task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
