@@ -1,7 +1,4 @@
-"""The command line in other processes, alone or as the ranks of one run, as torchrun would start
-them on this machine's processor: from a server that has imported torch, so that each starts at
-once.
-"""
+"""Starts `pocketlm` in forked processes, one or a rank each, from a server with torch imported."""
 
 import multiprocessing
 import os

@@ -120,7 +120,7 @@ def run_recipe(
     check_rows([call for call in dry.calls if only in (None, call.name)], ranks().world_size)
     if list_only:
         console = Console()
-        console.print(stages_table(dry, console.width))
+        console.print(stages_table(dry, console.width), soft_wrap=True)
         return
     with Run(run_dir, plan=dry, only=only, coordinator=launch) as live, sigterm_as_interrupt():
         launch.broadcast("go")

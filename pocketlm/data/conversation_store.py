@@ -39,7 +39,7 @@ def write_store(
     """Writes the store, which has its name when it is whole. Memory holds a thousand examples, and
     some numbers of each.
 
-    tally: as it stands when all pairs were read. made_of: what `open_store` must be given.
+    tally: as it stands when all pairs were read. made_of: what `is_store_of` must be given.
     """
     with write_folder(folder) as partial:
         with open(partial / ".learnt.raw", "wb") as raw:

@@ -44,7 +44,7 @@ def step_seconds(work: Work, device: Device, count: int, *, fused: bool, fit: Fi
         "device": "cuda",
     }
     bytes_passed = kept_bytes(work.model, **shape)
-    if work.teacher is not None:  # a forward pass alone, of about three that forward and back are
+    if work.teacher is not None:  # a forward pass alone, about a third of forward and backward
         bytes_passed += kept_bytes(work.teacher, **shape) // 3
     passes = fit.fused_passes if fused else fit.eager_passes
     micro_batch = (

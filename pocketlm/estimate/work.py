@@ -41,7 +41,7 @@ class Work:
         return self.rows_per_step // self.micro_batch_size
 
     def micro_batch_flops(self) -> int:
-        """Forward and back, and the teacher's forward pass.
+        """Of the forward and the backward pass, and the teacher's forward pass.
 
         Every token counts as a label, and every row as one document; in fine-tuning there is less
         of both.

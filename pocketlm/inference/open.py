@@ -64,7 +64,10 @@ def _open_folder(folder: Path, runtime: str | None) -> Runtime:
     if runtime == TRANSFORMERS or reason:
         from pocketlm.inference.transformers_runtime import TransformersModel
 
-        return TransformersModel(folder)
+        try:
+            return TransformersModel(folder)
+        except ValueError as error:
+            raise ValueError(f"{reason}; {error}" if reason else str(error)) from None
     return LanguageModel.open(folder)
 
 

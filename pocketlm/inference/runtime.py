@@ -28,7 +28,8 @@ class Memory:
 
 
 class Runtime(Protocol):
-    """A checkpoint, a .gguf or a .pte, opened for its answers; a caller cannot tell which.
+    """A checkpoint, a .gguf, a .pte or a folder in transformers, opened for its answers; a caller
+    cannot tell which.
 
     Ids come in and go out as Python lists, figures as float32 arrays on the processor, wherever the
     network itself is computed. ValueError: no ids, ids outside the vocabulary, or more than

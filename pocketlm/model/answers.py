@@ -82,7 +82,7 @@ def _located(
     if consistent:
         return [Located(rendering=whole, spans=[part.span for part in parts if part is not None])]
     if None in parts:
-        raise ChatRefused("it cannot be told where an answer begins that nothing comes before")
+        raise ChatRefused("an answer that nothing comes before has no place where it begins")
     return [
         Located(rendering=part.rendering, spans=[part.span]) for part in parts if part is not None
     ]

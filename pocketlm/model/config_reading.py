@@ -140,13 +140,13 @@ def read_pro(raw: JsonObject) -> ModelConfig:
     ):
         if raw.get(field) is None:
             raise ValueError(
-                f"{raw.file}: field {field} is missing, and the report does not tell it; add it to "
-                "config.json"
+                f"{raw.file}: field {field} is missing, and the MobileLLM-Pro report does "
+                "not state it; add it to config.json"
             )
     if not (raw.get("rope_theta") or rope_fields(raw).get("rope_theta")):
         raise ValueError(
-            f"{raw.file}: field rope_theta is missing, and the report does not tell it; add it to "
-            "config.json"
+            f"{raw.file}: field rope_theta is missing, and the MobileLLM-Pro report does not "
+            "state it; add it to config.json"
         )
     return _shape(
         _dense_width(raw),

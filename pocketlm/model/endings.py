@@ -61,7 +61,7 @@ def reconciled(
         end_of_turn = of_template or next(
             (t for t in ends_by_text(special) if t in TURN_ENDS), eos_token
         )
-    tokens.setdefault(end_of_turn, ["told beside the tokenizer"])
+    tokens.setdefault(end_of_turn, ["given by the caller"])
     return Endings(
         tokens={token: tuple(dict.fromkeys(sources)) for token, sources in tokens.items()},
         end_of_turn=end_of_turn,

@@ -143,9 +143,8 @@ def _load_by_transformers(folder: Path) -> "Tokenizer":
         )
     if getattr(foreign, "split_special_tokens", False):
         raise ValueError(
-            f"{folder / CONFIG}: split_special_tokens makes the template's own tokens text, so no "
-            "turn would be told "
-            "from another; remove it"
+            f"{folder / CONFIG}: split_special_tokens makes the template's own tokens text, so "
+            "turns could not be distinguished; remove it"
         )
     template, named = _templates(foreign.chat_template, folder)
     adds_bos, adds_eos = _adds(foreign)

@@ -20,7 +20,6 @@ MOST: dict[str, float] = {
     "budget_tokens": 1_000,
     "validation_rows": 1,
     "resolution": 2,
-    "looks": 2,
     "num_gradient_probes": 2,
     "milestones": 2,
     "validation_tokens": 300,

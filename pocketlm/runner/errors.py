@@ -65,7 +65,7 @@ def say(message: str, title: str | None = None) -> None:
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """A polite `kill` ends a run as Ctrl-C does, so that training saves before it stops."""
+    """SIGTERM ends a run as Ctrl-C does, so that training saves before it stops."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -29,7 +29,7 @@ def stages_table(dry: DryRun, width: int) -> Text:
     headings = ("", "stage", "function", "state")
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     room = width - sum(widths) - GAP * len(widths)
-    table = Text(f"{dry.run_dir}: {len(dry.calls)} stages\n", overflow="ignore", no_wrap=True)
+    table = Text(f"{len(dry.calls)} stages in {dry.run_dir}\n", overflow="ignore", no_wrap=True)
     figures = [key_figures(call.config) for call in dry.calls]
     colours = ["bold", *(STATE_COLOURS.get(row[3], "yellow") for row in rows)]
     for row, last, colour in zip([headings, *rows], ["config", *figures], colours, strict=True):

@@ -126,7 +126,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Test:
+class LoadedSuite:
     """A suite with its problems and the shots of each family."""
 
     suite: Suite
@@ -143,24 +143,26 @@ class Test:
         return {**self.suite.protocol(), "n": len(self.problems), "limit": config.limit, **blind}
 
 
-def _loaded(suite: Suite, config: EvaluateConfig) -> Test:
+def _loaded(suite: Suite, config: EvaluateConfig) -> LoadedSuite:
     data = None if config.data is None else Path(config.data).expanduser()
     if config.max_new_tokens is not None:
         suite = replace(suite, max_new_tokens=config.max_new_tokens)
     problems = load_problems(suite, data, config.limit)
-    return Test(suite, problems, shots_of(suite, data, {problem.family for problem in problems}))
+    return LoadedSuite(
+        suite, problems, shots_of(suite, data, {problem.family for problem in problems})
+    )
 
 
 def measure(
     config: EvaluateConfig,
     path: Path,
-    tests: Sequence[Test],
+    tests: Sequence[LoadedSuite],
     corpus: Path | None,
     answers: Path,
     report: Callable[[str, int], None],
 ) -> dict[str, Any]:
-    """The figures of one model; its answers are kept in `answers`. report(what, documents): hears
-    what is measured, and how many documents of it are done.
+    """The figures of one model; its answers are kept in `answers`. report(what, documents): the
+    progress callback, with how many documents are done.
     """
     figures: dict[str, Any] = {"suites": {}}
     before = 0
@@ -223,7 +225,9 @@ def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict
     return figures
 
 
-def _differences(out: Path, tests: Sequence[Test], models: dict[str, Path]) -> list[dict[str, Any]]:
+def _differences(
+    out: Path, tests: Sequence[LoadedSuite], models: dict[str, Path]
+) -> list[dict[str, Any]]:
     """For each exported file and suite: the paired difference from the last checkpoint before
     it.
     """

@@ -2,8 +2,9 @@
 on each and measuring it on held-out text.
 """
 
+import itertools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,14 +115,14 @@ def write_mixes(config: MixConfig, out: Path, corpus: Path) -> None:
     domains = source_domains(corpus)
     mixes: dict[str, Mix] = {}
     for name, method in config.methods.items():
-        folder = out / PROXIES / f"{name}-simulated"
+        folders = (out / PROXIES / f"{name}-simulated-{number}" for number in itertools.count(1))
         problem = MixProblem(
             tokens={source: len(rows.shard.tokens) for source, rows in train_rows.items()},
             domains=domains,
             budget_tokens=config.budget_tokens,
             max_epochs=config.max_epochs,
             where=f"{config.name}.methods.{name}",
-            simulate=partial(simulate, config, folder, tokenizer, train_rows, probe_rows, domains),
+            simulate=partial(simulate, config, folders, tokenizer, train_rows, probe_rows, domains),
         )
         mixes[name] = METHODS[type(method)](method, problem)
     for name, mix in mixes.items():
@@ -190,7 +191,7 @@ def _layout(config: MixConfig, seed: int = 0, *, whole: bool = False) -> BatchPl
 
 def simulate(
     config: MixConfig,
-    folder: Path,
+    folders: Iterator[Path],
     tokenizer: Tokenizer,
     train_rows: Rows,
     probe_rows: Rows,
@@ -202,9 +203,11 @@ def simulate(
     """What `measure` gives at `count` evenly spaced milestones of a proxy's training on these
     shares, in order.
 
-    Each milestone is measured by one rank, and what it gave is a file: it is not computed again
-    when the stage is resumed.
+    Each run of a method has a folder of its own, in the order of its calls. Each milestone is
+    measured by one rank, and what it gave is a file: it is not computed again when the stage is
+    resumed.
     """
+    folder = next(folders)
     draw_sources = {
         source: _draw({source: rows}, _layout(config, 1, whole=True))
         for source, rows in train_rows.items()

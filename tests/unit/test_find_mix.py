@@ -14,7 +14,7 @@ from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.corpus_folder import open_shards
 from pocketlm.data.mixing.given import GivenMix
-from pocketlm.data.mixing.problem import Milestone
+from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
@@ -78,6 +78,25 @@ def test_any_number_of_mixes_is_compared_under_the_names_of_the_config(mixed):
     assert bits["mostly sums"]["code"] == max(losses["code"] for losses in bits.values())
 
 
+def test_a_method_may_simulate_several_runs_each_on_shares_of_its_own(
+    corpus, tmp_path, monkeypatch
+):
+    def weight(milestone: Milestone) -> float:
+        return float(milestone.model.model.embed_tokens.weight.detach().sum())
+
+    def twice(config: UtilityMix, problem: MixProblem) -> Mix:
+        mixes = [{source: float(source == name) for source in DOMAINS} for name in DOMAINS]
+        figures = [problem.simulate(shares, 1, weight) for shares in mixes[:2]]
+        assert figures[0] != figures[1]
+        return Mix(shares=mixes[0])
+
+    monkeypatch.setattr(stage, "METHODS", {UtilityMix: twice})
+    method = {"twice": UtilityMix(num_gradient_probes=1, temperature=1.0)}
+    find_mix(replace(CONFIG, methods=method, selected="twice"), tmp_path, corpus=corpus)
+    folders = {folder.name for folder in (tmp_path / "proxies").iterdir()}
+    assert folders == {"twice", "twice-simulated-1", "twice-simulated-2"}
+
+
 def test_a_milestone_of_the_simulated_run_is_the_model_that_a_plain_loop_has_at_that_step(
     corpus, tmp_path
 ):
@@ -93,11 +112,15 @@ def test_a_milestone_of_the_simulated_run_is_the_model_that_a_plain_loop_has_at_
     }
     flat = dict.fromkeys(DOMAINS, 1 / 3)
     tokenizer = Tokenizer.load(corpus / "tokenizer")
-    problem = (CONFIG, tmp_path / "run", tokenizer, rows["train"], rows["probe"], DOMAINS)
-    arguments = (*problem, flat, 3, measure)
-    lrs = stage.simulate(*arguments)
+    run = tmp_path / "run"
+    corpora = (tokenizer, rows["train"], rows["probe"], DOMAINS)
+
+    def simulated(folder: Path) -> list[float]:
+        return stage.simulate(CONFIG, iter([folder]), *corpora, flat, 3, measure)
+
+    lrs = simulated(run)
     assert lrs == [lr_at(OPTIM, step) for step in (1, 3, 5)]
-    assert stage.simulate(*arguments) == lrs  # from the files
+    assert simulated(run) == lrs  # from the files
 
     layout = BatchPlan(seq_len=24, rows_per_step=4, micro_batch_size=1, seed=CONFIG.seed)
     batches = make_batches(rows["train"], flat, layout, separate_documents=False)

@@ -415,10 +415,12 @@ def test_device_hours_are_those_of_the_devices_at_work(tmp_path: Path) -> None:
 def test_a_stage_that_all_ranks_compute_takes_as_much_less_and_one_of_the_first_does_not(
     tmp_path: Path,
 ) -> None:
-    alone = stages_of("r1", tmp_path)["select1"]
-    assert alone.like is not None
-    like = replace(alone.like, rows_per_step=alone.like.micro_batch_size * MANY_BATCHES)
-    spread = replace(alone, like=like)
+    spread = stages_of("r1", tmp_path)["select1"]
+    assert spread.like and spread.like.rows_per_step == (
+        spread.like.micro_batch_size * MANY_BATCHES
+    )
+    like = replace(spread.like, rows_per_step=spread.like.micro_batch_size)
+    alone = replace(spread, like=like)
     first, one, eight = (estimated(*pair) for pair in ((alone, 8), (spread, 1), (spread, 8)))
     assert (first.devices, one.devices, eight.devices) == (1, 1, 8)
     assert first.seconds and one.seconds and eight.seconds
