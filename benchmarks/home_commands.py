@@ -170,7 +170,7 @@ def show(run: Path) -> None:
     evaluation = read_evaluation(run / "evaluation")
     suite, models = first_suite(evaluation), evaluation["models"]
     answers = {
-        label: answers_of(run / "evaluation" / "transcripts" / label / f"{suite}.jsonl")
+        label: answers_of(run / "evaluation" / "transcripts" / f"{label}.{suite}.jsonl")
         for label in models
     }
     last = list(models)[-1]

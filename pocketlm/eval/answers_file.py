@@ -16,6 +16,11 @@ from pocketlm.model.json_lines import json_lines
 Row = dict[str, Any]
 
 
+def transcript(evaluation: Path, label: str, suite: str) -> Path:
+    """Where an evaluation's folder keeps a model's answers to a suite."""
+    return evaluation / "transcripts" / f"{label}.{suite}.jsonl"
+
+
 class AnswersFile:
     """The answers of one model to one suite, by the key of their request.
 

@@ -5,6 +5,7 @@ table.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from pocketlm.corpus.recall_notes import draw_notes
 from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.data.shards import open_shard
+from pocketlm.eval.answers_file import transcript
 from pocketlm.eval.figures import best_constant_answer, chance, figures_of, paired_difference
 from pocketlm.eval.harness import run_suite
 from pocketlm.eval.latency import measure_speed
@@ -85,7 +87,7 @@ def evaluate(
     config: EvaluateConfig, out: Path, *, models: list[Path], corpus: Path | None = None
 ) -> Path:
     """`out`, with evaluation.json (figures of every model, and how an exported file differs from
-    its model) and transcripts/<label>/<suite>.jsonl (every answer).
+    its model) and transcripts/<label>.<suite>.jsonl (every answer).
 
     An interrupted call goes on with the answers it kept. An exported file is compared, document by
     document, with the last checkpoint before it in `models`. Held-out text and needles need the
@@ -101,14 +103,14 @@ def evaluate(
         raise ValueError(f"{config.name}: bits_tokens and needle_tokens need a corpus as input")
     tests = [_loaded(suite, config) for suite in named_suites(config.suites)]
     figures: dict[str, Any] = {}
+    (out / "transcripts").mkdir(exist_ok=True)
     with _progress() as progress:
         bar = progress.add_task("", total=len(models) * sum(len(test.problems) for test in tests))
         for label, path in zip(labels, models, strict=True):
             finished = out / f".{label}.json"
             if not finished.is_file():
                 report = _reporter(progress, bar, label)
-                answers = out / "transcripts" / label
-                answers.mkdir(parents=True, exist_ok=True)
+                answers = partial(transcript, out, label)
                 described = {"path": path.name, "bytes": size_of(path), "sha256": sha256_of(path)}
                 measured = measure(config, path, tests, corpus, answers, report)
                 write_json(finished, {**described, **measured})
@@ -158,10 +160,11 @@ def measure(
     path: Path,
     tests: Sequence[LoadedSuite],
     corpus: Path | None,
-    answers: Path,
+    answers: Callable[[str], Path],
     report: Callable[[str, int], None],
 ) -> dict[str, Any]:
-    """The figures of one model; its answers are kept in `answers`. report(what, documents): the
+    """The figures of one model; its answers to a suite are kept in
+    the file answers(suite). report(what, documents): the
     progress callback, with how many documents are done.
     """
     figures: dict[str, Any] = {"suites": {}}
@@ -180,7 +183,7 @@ def measure(
                 test.problems,
                 test.shots,
                 batch_size=config.batch_size,
-                path=answers / f"{name}.jsonl",
+                path=answers(name),
                 progress=progress,
             )
             figures["suites"][name] = figures_of(test.suite, rows)
@@ -239,7 +242,7 @@ def _differences(
             for test in tests:
                 name = test.suite.name
                 rows, others = (
-                    [row for _, row in json_lines(out / "transcripts" / side / f"{name}.jsonl")]
+                    [row for _, row in json_lines(transcript(out, side, name))]
                     for side in (label, checkpoint)
                 )
                 difference = paired_difference(test.suite, rows, others)

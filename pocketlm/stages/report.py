@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketlm.eval.answers_file import transcript
 from pocketlm.model.files import read_json, write_text
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
@@ -118,8 +119,8 @@ def read_stage(folder: Path) -> Stage:
 
 def read_answers(evaluation: Path, label: str, suite: str) -> list[dict[str, Any]]:
     """A model's answers to a suite; versions up to 0.1 kept them in transcripts/<label>.jsonl."""
-    folder = evaluation / "transcripts"
-    for path in (folder / label / f"{suite}.jsonl", folder / f"{label}.jsonl"):
+    before = evaluation / "transcripts" / f"{label}.jsonl"
+    for path in (transcript(evaluation, label, suite), before):
         if path.is_file():
             return read_lines(path)
     return []

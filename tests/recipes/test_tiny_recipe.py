@@ -172,7 +172,7 @@ def test_the_evaluation_measures_each_model_on_everything(finished: Path) -> Non
             and found["tokens_per_second"] > 0
             and found["bytes"] > 0
         )
-        answers = finished / "evaluation" / "transcripts" / label / "exam.jsonl"
+        answers = finished / "evaluation" / "transcripts" / f"{label}.exam.jsonl"
         rows = answers.read_text().splitlines()
         assert len(rows) == 6 and json.loads(rows[0]).keys() >= {
             "prompt",
@@ -304,7 +304,8 @@ def test_a_dry_run_shows_states_and_starts_nothing(
     shutil.rmtree(copy / "report")
     before = state(copy)
     status, shown = run(documents, copy, "--dry-run", "--set", "int4.seed=9")
-    lines = {line.split()[1]: line for line in shown.splitlines() if line[:1].isdecimal()}
+    listed = shown.splitlines()[1:]  # below the title
+    lines = {line.split()[1]: line for line in listed if line[:1].isdecimal()}
     assert status == 0 and len(lines) == len((*CHECKPOINTS, *OTHERS))
     assert "done" in lines["chat"] and "changed" in lines["int4"] and "to do" in lines["report"]
     assert state(copy) == before

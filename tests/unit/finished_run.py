@@ -209,7 +209,7 @@ def evaluation() -> dict[str, Any]:
                 }
             ],
         },
-        **{file.replace(".jsonl", "/pocket.jsonl"): rows for file, rows in files.items()},
+        **{file.replace(".jsonl", ".pocket.jsonl"): rows for file, rows in files.items()},
     }
 
 

@@ -251,7 +251,7 @@ def test_models_are_measured_side_by_side(checkpoint: Path) -> None:
         and "accuracy" in shown
         and "best constant answer" in shown
     )
-    answers = Path("results/transcripts/other-tiny/asked.jsonl")
+    answers = Path("results/transcripts/other-tiny.asked.jsonl")
     assert len(answers.read_text().splitlines()) == 2
     status, again = pocketlm(
         "eval", "tiny", "other/tiny", "--suite", "asked.jsonl", "--out", "results"
