@@ -17,7 +17,7 @@ from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.stages.chats import ChatsConfig
 from pocketlm.stages.finetune import FinetuneConfig
 from pocketlm.stages.quantize import QuantizeConfig
-from pocketlm.stages.teach import TeachConfig
+from pocketlm.stages.teach import TeachConfig, training_documents
 from pocketlm.stages.training import conversation_sources
 from pocketlm.train.optim import OptimConfig
 
@@ -161,6 +161,23 @@ def test_a_cap_and_what_becomes_of_long_conversations_make_another_store(
         seen.append(len(rows["conversations"]))
         assert json.loads((out / "conversations.json").read_text())["learnt"] == seen[-1]
     assert seen[0] == 65 == seen[2] and 0 < seen[1] < 65 and seen[3] == 12
+
+
+def test_a_teacher_on_disk_reads_truncated_conversations_as_the_student_does(
+    corpus: Path, tokenizer: Tokenizer
+) -> None:
+    shares = {"few": 0.5, "many": 0.5}
+    student = replace(CONFIG, seq_len=20, too_long="truncate", conversation_shares=shares)
+    rows, _ = conversation_sources(student, corpus.parent / "out", corpus, tokenizer, packed=False)
+    cache = TeachConfig(name="cache", window=20, conversations=True, too_long="truncate")
+    taught = training_documents(cache, corpus, tokenizer, None, corpus.parent / "cache")
+    learnt = {one.key(number) for one in rows.values() for number in range(one.documents())}
+    assert len(learnt) == 65 and learnt == taught.keys()
+    dropped = replace(cache, too_long="drop")
+    assert (
+        learnt
+        > training_documents(dropped, corpus, tokenizer, None, corpus.parent / "dropped").keys()
+    )
 
 
 @pytest.mark.parametrize(
