@@ -3,12 +3,13 @@ by reason.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from pocketlm.model.answers import Example
 from pocketlm.model.chat_template import ChatRefused
 from pocketlm.model.conversation import Conversation, conversation_of, is_conversation
 from pocketlm.model.files import read_json, write_json
@@ -17,17 +18,48 @@ from pocketlm.model.tokenizer import Tokenizer
 
 NO_CONVERSATION = 'no row is a conversation ("messages", or "prompt" and "response")'
 AT_ONCE = 1000  # conversations encoded together, on all cores
+UNREADABLE = "a row that cannot be read"
 NAMED = 3  # rows named for each reason
 Pair = tuple[list[int], list[bool]]  # ids, and which of them are learnt
+TooLong = Literal["drop", "truncate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is learnt of the conversations of some sources.
+
+    seq_len: a row reads so many tokens, and the one after is a label. too_long: a conversation of
+    more is left out, or keeps its beginning. max_conversations: of a source, taken evenly spaced;
+    one that is not named gives all.
+    """
+
+    seq_len: int
+    too_long: TooLong = "drop"
+    max_conversations: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.too_long not in get_args(TooLong):
+            raise ValueError(
+                f"too_long {self.too_long!r} is unknown; known: {', '.join(get_args(TooLong))}"
+            )
+        for name, most in self.max_conversations.items():
+            if most < 1:
+                raise ValueError(f"max_conversations of {name} is {most}; it must be at least 1")
+
+    @property
+    def long(self) -> str:
+        """Of a conversation beyond them, in words to count by."""
+        return f"longer than {self.seq_len + 1:,} tokens"
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of the conversations of some files. left_out: by reason; where: the first few of each
-    reason.
+    """Counts of the conversations of some files. left_out, truncated: by reason; where: the first
+    few of each reason.
 
     not_rendered: fields of messages that the template does not use, and that do not change what is
-    said.
+    said. beyond_cap: not among the rows, because max_conversations is below what the source holds.
+    sources: the same of each source.
     """
 
     rows: int = 0
@@ -38,14 +70,34 @@ class Tally:
     without_end: int = 0  # examples with an answer that ends in no token that ends answers
     words_as_text: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    truncated: Counter[str] = field(default_factory=Counter)
     where: dict[str, list[str]] = field(default_factory=dict)
     not_rendered: Counter[str] = field(default_factory=Counter)
+    beyond_cap: int = 0
+    sources: dict[str, "Tally"] = field(default_factory=dict)
 
-    def leave_out(self, reason: str, conversation: Conversation) -> None:
+    def leave_out(self, reason: str, where: str) -> None:
         self.left_out[reason] += 1
+        self._name(reason, where)
+
+    def truncate(self, reason: str, where: str) -> None:
+        self.truncated[reason] += 1
+        self._name(reason, where)
+
+    def _name(self, reason: str, where: str) -> None:
         places = self.where.setdefault(reason, [])
         if len(places) < NAMED:
-            places.append(conversation.where)
+            places.append(where)
+
+    def add(self, other: "Tally") -> None:
+        """Counts what another tally counted too."""
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in REASONS:
+            getattr(self, name).update(getattr(other, name))
+        for reason, places in other.where.items():
+            self.where[reason] = [*self.where.get(reason, []), *places][:NAMED]
+        self.sources.update(other.sources)
 
     @property
     def share_left_out(self) -> float:
@@ -56,11 +108,14 @@ class Tally:
         yield f"{self.learnt:,} of {self.rows:,} conversations are learnt" + (
             f", as {self.examples:,} examples" if self.examples != self.learnt else ""
         )
-        for reason, count in self.left_out.most_common():
-            places = ", ".join(self.where[reason]) + (
-                ", ..." if count > len(self.where[reason]) else ""
-            )
-            yield f"{count:,} left out ({count / self.rows:.1%}): {reason} ({places})"
+        for what, reasons in (("left out", self.left_out), ("truncated", self.truncated)):
+            for reason, count in reasons.most_common():
+                places = ", ".join(self.where[reason]) + (
+                    ", ..." if count > len(self.where[reason]) else ""
+                )
+                yield f"{count:,} {what} ({count / self.rows:.1%}): {reason} ({places})"
+        if self.beyond_cap:
+            yield f"{self.beyond_cap:,} more are not taken: max_conversations"
         for name, count in self.not_rendered.most_common():
             yield f'the chat template does not render "{name}" of {count:,} messages'
         if self.words_as_text:
@@ -85,86 +140,99 @@ class Tally:
 
     def as_json(self) -> dict[str, Any]:
         """conversations.json of a stage's folder."""
-        return {
-            "rows": self.rows,
-            "learnt": self.learnt,
-            "examples": self.examples,
-            "tokens": self.tokens,
-            "learnt_tokens": self.learnt_tokens,
-            "examples_without_end": self.without_end,
-            "special_words_as_text": self.words_as_text,
-            "left_out": dict(self.left_out),
-            "where": self.where,
-            "fields_not_rendered": dict(self.not_rendered),
-        }
+        content = {WRITTEN.get(name, name): getattr(self, name) for name in COUNTS}
+        content |= {WRITTEN.get(name, name): dict(getattr(self, name)) for name in REASONS}
+        content["where"] = self.where
+        if self.sources:
+            content["sources"] = {name: tally.as_json() for name, tally in self.sources.items()}
+        return content
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Tally":
-        """The tally that `as_json` gave."""
-        return Tally(
-            rows=content["rows"],
-            learnt=content["learnt"],
-            examples=content["examples"],
-            tokens=content["tokens"],
-            learnt_tokens=content["learnt_tokens"],
-            without_end=content["examples_without_end"],
-            words_as_text=content["special_words_as_text"],
-            left_out=Counter(content["left_out"]),
-            where=dict(content["where"]),
-            not_rendered=Counter(content["fields_not_rendered"]),
-        )
+        """The tally that `as_json` gave, perhaps that of an earlier version, which counted less."""
+        tally = Tally(where=dict(content["where"]))
+        for name in COUNTS:
+            setattr(tally, name, content.get(WRITTEN.get(name, name), 0))
+        for name in REASONS:
+            setattr(tally, name, Counter(content.get(WRITTEN.get(name, name), {})))
+        for name, source in content.get("sources", {}).items():
+            tally.sources[name] = Tally.from_json(source)
+        return tally
 
 
-def too_long(seq_len: int) -> str:
-    """Why a conversation of more tokens is left out: a row reads seq_len of them, and the one after
-    is a label.
-    """
-    return f"longer than {seq_len + 1:,} tokens"
+COUNTS = (
+    *("rows", "learnt", "examples", "tokens", "learnt_tokens"),
+    *("without_end", "words_as_text", "beyond_cap"),
+)
+REASONS = ("left_out", "truncated", "not_rendered")
+WRITTEN = {  # names in conversations.json, where they are others
+    "without_end": "examples_without_end",
+    "words_as_text": "special_words_as_text",
+    "not_rendered": "fields_not_rendered",
+}
 
 
-def read_conversations(file: Path) -> Iterator[Conversation]:
+def read_conversations(file: Path, tally: Tally | None = None) -> Iterator[Conversation]:
     """The conversation of each row of a JSON-lines file that has "messages" or "prompt" and
-    "response".
+    "response". A row that cannot be read is a ValueError; with a tally, it is left out and counted.
     """
-    for number, row in json_lines(file, advice="curate again"):
+
+    def leave_out(error: ValueError) -> None:
+        if tally is None:
+            raise error
+        tally.rows += 1
+        tally.leave_out(UNREADABLE, str(error))
+
+    for number, row in json_lines(file, advice="curate again", unreadable=leave_out):
         if isinstance(row, dict) and is_conversation(row):
-            yield conversation_of(row, str(row.get("id") or f"{file}:{number}"))
-
-
-def encode_conversations(
-    files: Sequence[Path], tokenizer: Tokenizer, seq_len: int
-) -> tuple[list[Pair], int]:
-    """((ids, mask of what is learnt) of each example that fits in seq_len, how many conversations
-    were left out).
-
-    ValueError when the files hold no conversation at all, or none that can be learnt.
-    """
-    pairs, tally = learnable(files, tokenizer, seq_len)
-    return pairs, sum(tally.left_out.values())
-
-
-def learnable(
-    files: Sequence[Path], tokenizer: Tokenizer, seq_len: int
-) -> tuple[list[Pair], Tally]:
-    """The same with the tally: what was left out and why."""
-    tally = Tally()
-    return list(learnable_pairs(files, tokenizer, seq_len, tally)), tally
+            try:
+                conversation = conversation_of(row, str(row.get("id") or f"{file}:{number}"))
+            except ValueError as error:
+                leave_out(error)
+            else:
+                yield conversation
 
 
 def learnable_pairs(
-    files: Sequence[Path], tokenizer: Tokenizer, seq_len: int, tally: Tally
+    files: Mapping[str, Sequence[Path]], tokenizer: Tokenizer, limits: Limits, tally: Tally
 ) -> Iterator[Pair]:
-    """The same pairs one after another, a thousand conversations in memory; the tally is counted
-    on.
+    """(ids, mask of what is learnt) of each example of the sources' files that the limits admit,
+    one source after another, a thousand conversations in memory; the tally is counted on.
+
+    ValueError when the files hold no conversation at all, or none that can be learnt.
     """
-    conversations = (conversation for file in files for conversation in read_conversations(file))
-    yield from _pairs(conversations, tokenizer, seq_len, tally)
+    for source, parts in files.items():
+        counted = Tally()
+        yield from _pairs(_taken(source, parts, limits, counted), tokenizer, limits, counted)
+        tally.add(counted)
+        if counted.rows:
+            tally.sources[source] = counted
     if not tally.examples:
-        names = ", ".join(str(file) for file in files) or "the corpus"
+        names = ", ".join(str(file) for parts in files.values() for file in parts)
         why = "; ".join(list(tally.lines())[1:]) if tally.left_out else NO_CONVERSATION
-        if set(tally.left_out) == {too_long(seq_len)}:
-            why = f"no conversation of at most {seq_len + 1} tokens ({tally.rows} are longer)"
-        raise ValueError(f"{names}: {why}; nothing to train on")
+        if set(tally.left_out) == {limits.long}:
+            longer = f"{tally.rows} are longer"
+            why = f"no conversation of at most {limits.seq_len + 1} tokens ({longer})"
+        raise ValueError(f"{names or 'the corpus'}: {why}; nothing to train on")
+
+
+def _taken(
+    source: str, files: Sequence[Path], limits: Limits, tally: Tally
+) -> Iterator[Conversation]:
+    """The conversations of a source, evenly spaced where there are more than max_conversations, so
+    that a file in order of topics or difficulty gives of all. Counting them first reads it twice.
+    """
+    conversations = (one for file in files for one in read_conversations(file, tally))
+    most = limits.max_conversations.get(source)
+    if most is None:
+        yield from conversations
+        return
+    count = sum(1 for file in files for _ in read_conversations(file, Tally()))
+    taken = min(most, count)
+    tally.beyond_cap += count - taken
+    for number, conversation in enumerate(conversations):
+        if (number + 1) * taken // count > number * taken // count:
+            yield conversation
 
 
 def examples_of(
@@ -174,53 +242,83 @@ def examples_of(
     conversations.
     """
     tally = Tally()
-    return list(_pairs(conversations, tokenizer, seq_len, tally)), tally
+    return list(_pairs(conversations, tokenizer, Limits(seq_len=seq_len), tally)), tally
 
 
 def _pairs(
-    conversations: Iterable[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally
+    conversations: Iterable[Conversation], tokenizer: Tokenizer, limits: Limits, tally: Tally
 ) -> Iterator[Pair]:
     remaining = iter(conversations)
     while batch := list(islice(remaining, AT_ONCE)):
-        yield from _batch(batch, tokenizer, seq_len, tally)
+        yield from _batch(batch, tokenizer, limits, tally)
 
 
 def _batch(
-    conversations: list[Conversation], tokenizer: Tokenizer, seq_len: int, tally: Tally
+    conversations: list[Conversation], tokenizer: Tokenizer, limits: Limits, tally: Tally
 ) -> list[Pair]:
     pairs: list[Pair] = []
     for conversation, result in zip(conversations, tokenizer.answers(conversations), strict=True):
         tally.rows += 1
         if isinstance(result, ChatRefused):
-            tally.leave_out(
-                str(result) if result.reason.startswith("the chat") else result.reason, conversation
-            )
+            reason = str(result) if result.reason.startswith("the chat") else result.reason
+            tally.leave_out(reason, conversation.where)
             continue
-        if any(len(example.ids) - 1 > seq_len for example in result):  # the last is a label alone
-            tally.leave_out(too_long(seq_len), conversation)
+        examples = _within(result, limits, conversation, tally)
+        if not examples:
             continue
         tally.learnt += 1
-        tally.examples += len(result)
-        tally.without_end += sum(not example.ends for example in result)
-        tally.words_as_text += any(example.words_as_text for example in result)
-        tally.not_rendered.update(result[0].not_rendered)
-        for example in result:
+        tally.examples += len(examples)
+        tally.without_end += sum(not example.ends for example in examples)
+        tally.words_as_text += any(example.words_as_text for example in examples)
+        tally.not_rendered.update(examples[0].not_rendered)
+        for example in examples:
             tally.tokens += len(example.ids)
             tally.learnt_tokens += sum(example.learnt)
             pairs.append((example.ids, example.learnt))
     return pairs
 
 
-def conversation_files(corpus: Path, sources: tuple[str, ...]) -> list[Path]:
-    """The files of training conversations of these sources of a corpus; of all where none is
-    named.
+def _within(
+    examples: list[Example], limits: Limits, conversation: Conversation, tally: Tally
+) -> list[Example]:
+    """The examples of a conversation as its row can hold them; none where it is left out, which is
+    counted, as a truncation is.
+    """
+    if all(len(example.ids) - 1 <= limits.seq_len for example in examples):
+        return examples  # the last id is a label alone
+    if limits.too_long == "drop":
+        tally.leave_out(limits.long, conversation.where)
+        return []
+    cut = [part for one in examples if (part := beginning(one, limits.seq_len)) is not None]
+    if cut:
+        tally.truncate(limits.long, conversation.where)
+    else:
+        tally.leave_out(f"{limits.long}, and no answer begins in them", conversation.where)
+    return cut
+
+
+def beginning(example: Example, seq_len: int) -> Example | None:
+    """The example without what lies beyond seq_len tokens and a label, up to its last token that is
+    learnt then; None where none is.
+
+    An answer that is cut loses its end, so no model learns to stop there. `ends` stays: it tells
+    whether the chat template ends answers.
+    """
+    learnt = example.learnt[: seq_len + 1]
+    last = max((place for place, learn in enumerate(learnt) if learn), default=0)
+    if not last:  # the first token is read, and never a label
+        return None
+    return replace(example, ids=example.ids[: last + 1], learnt=learnt[: last + 1])
+
+
+def conversation_files(corpus: Path, sources: tuple[str, ...]) -> dict[str, list[Path]]:
+    """The files of training conversations of these sources of a corpus, by source; of all where
+    none is named.
     """
     names = sources or tuple(sorted(p.name for p in (corpus / "documents").iterdir() if p.is_dir()))
-    files: list[Path] = []
-    for name in names:
-        if not (parts := row_files(corpus / "documents" / name, "train")):
-            raise FileNotFoundError(f"{corpus} has no source {name!r} with training documents")
-        files += parts
+    files = {name: row_files(corpus / "documents" / name, "train") for name in names}
+    if missing := [name for name, parts in files.items() if not parts]:
+        raise FileNotFoundError(f"{corpus} has no source {missing[0]!r} with training documents")
     return files
 
 

@@ -8,7 +8,7 @@ them; empty lines are no rows.
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,20 +37,31 @@ def row_files(folder: Path, name: str) -> list[Path]:
 
 
 def json_lines(
-    path: Path, advice: str = ADVICE, span: Span | None = None
+    path: Path,
+    advice: str = ADVICE,
+    span: Span | None = None,
+    unreadable: Callable[[ValueError], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """(line number, row) of each line of a file, plain or compressed, in time that grows with its
     size alone.
 
     span: of a plain file, a part of it that begins at a line's beginning.
     ValueError names file, line and column of what is not UTF-8, not JSON, or beyond what Python
-    reads of it (nesting, digits of a number), then gives `advice`.
+    reads of it (nesting, digits of a number), then gives `advice`; with `unreadable`, that is given
+    the error, and the lines behind are read.
     """
     chunks = unpacked(path) if span is None else _chunks(path, span)
     for number, line in enumerate(_lines(chunks), start=span.first_line if span else 1):
-        text = _text(line, f"{path}:{number}", advice, first=number == 1)
+        try:
+            text = _text(line, f"{path}:{number}", advice, first=number == 1)
+            row = _parsed(text, f"{path}:{number}", advice) if text.strip() else None
+        except ValueError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+            continue
         if text.strip():
-            yield number, _parsed(text, f"{path}:{number}", advice)
+            yield number, row
 
 
 def json_rows(path: Path, advice: str = ADVICE) -> Iterator[tuple[str, int, Any]]:

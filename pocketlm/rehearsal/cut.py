@@ -34,6 +34,7 @@ MOST: dict[str, float] = {
     "tokenizer_sample_bytes": 40_000,
     "count": 200,
     "max_bytes": 50_000,
+    "max_conversations": 20,
     "micro_batch_size": 2,
     "min_agreement": 0.0,  # random weights have no likeliest token to agree on
 }
@@ -115,6 +116,8 @@ def _cut_field(name: str, value: Any, cut: Cut) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(cut.length(item) for item in value)
         return cut.length(value)
+    if name in MOST and isinstance(value, dict):
+        return {key: _cut_field(name, item, cut) for key, item in value.items()}
     if name in MOST:
         return min(value, type(value)(MOST[name]))
     if name in LEAST and value:

@@ -121,7 +121,8 @@ def chat_sources(corpus: Call, calls: Iterable[Call]) -> set[str]:
         if shares is not None:
             read |= set(shares)
         elif hasattr(call.config, "sources"):
-            answered |= set(call.config.sources) or names
+            chosen = getattr(call.config, "conversation_shares", None) or call.config.sources
+            answered |= set(chosen) or names
     return (answered & names) - read
 
 

@@ -16,6 +16,8 @@ HEADINGS = (
     "learnt",
     "examples",
     "left out",
+    "truncated",
+    "beyond the cap",
     "fields the template does not show",
     "special words read as text",
 )
@@ -39,8 +41,9 @@ def conversations_section(stages: Sequence[Stage]) -> Element | None:
     parts: list[Element] = [
         paragraph(
             "A row is one conversation of a source; it may give several examples, or none. What "
-            "was left out, "
-            "and fields that rows have and the chat template does not write, a model never sees."
+            "was left out, what is beyond max_conversations or behind the place where a "
+            "conversation was truncated, and fields that rows have and the chat template does not "
+            "write, a model never sees."
         ),
         table("Conversations of each training stage", list(HEADINGS), rows, class_="full wide"),
     ]
@@ -57,6 +60,8 @@ def _row(name: str, counts: Mapping[str, Any]) -> list[Cell]:
             for key in ("rows", "learnt", "examples")
         ),
         _counts(counts.get("left_out", {})) or "none",
+        _counts(counts.get("truncated", {})) or "none",
+        number(f"{counts['beyond_cap']:,}") if counts.get("beyond_cap") else "none",
         _counts(counts.get("fields_not_rendered", {})) or "none",
         number(f"{counts['special_words_as_text']:,}")
         if "special_words_as_text" in counts

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from pocketlm.data.conversations import TooLong
+from pocketlm.data.mixture import Shares, shares_summary
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.tokenizer import teach_chat_template
-from pocketlm.stages.training import check_seq_len, conversation_rows, train_stage
+from pocketlm.stages.training import check_seq_len, conversation_sources, limits_of, train_stage
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distill.teacher import live_shape
 from pocketlm.train.losses import Distillation
@@ -21,8 +23,11 @@ class FinetuneConfig:
     """One stage of SFT. sources: which of the corpus's sources hold the conversations; empty means
     all that do.
 
-    distillation: with a teacher, how the model learns from it. packed: several conversations share
-    a row; R1's script gives each a row of its own, so a step is as many samples.
+    conversation_shares: of the rows, by source; None draws all conversations equally. Packed rows
+    are full, so these are shares of tokens; unpacked, of conversations. max_conversations: at most
+    so many of a source, evenly spaced. too_long: what does not fit in seq_len is left out, or keeps
+    its beginning. packed: several conversations share a row; R1's script gives each a row of its
+    own, so a step is as many samples. distillation: with a teacher, how the model learns from it.
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -33,13 +38,22 @@ class FinetuneConfig:
     micro_batch_size: int
     seed: int
     sources: tuple[str, ...] = field(default=())
+    conversation_shares: Shares | None = None
+    max_conversations: dict[str, int] = field(default_factory=dict)
+    too_long: TooLong = "drop"
     packed: bool = True
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=50)
 
+    def __post_init__(self) -> None:
+        limits_of(self)
+
     def summary(self) -> str:
         rows = f"{self.rows_per_step:,} {'rows' if self.packed else 'samples'}"
-        return f"{self.optim.num_steps:,} steps x {rows} x {self.seq_len:,}, {self.optim.summary()}"
+        steps = f"{self.optim.num_steps:,} steps x {rows} x {self.seq_len:,}, "
+        shares = self.conversation_shares
+        mix = f", {shares_summary(shares)}" if shares else ""
+        return f"{steps}{self.optim.summary()}{mix}"
 
 
 def finetune(
@@ -55,17 +69,15 @@ def finetune(
     student, tokenizer = load_checkpoint(model)
     teach_chat_template(tokenizer)
     check_seq_len(config, student)
-    rows = conversation_rows(
-        config.name, out, corpus, config.sources, tokenizer, config.seq_len, packed=config.packed
-    )
+    rows, shares = conversation_sources(config, out, corpus, tokenizer, packed=config.packed)
     return train_stage(
         config,
         config.optim,
         out,
         student,
         tokenizer,
-        {"conversations": rows},
-        {"conversations": 1.0},
+        rows,
+        shares,
         separate_documents=True,
         teacher=teacher,
     )

@@ -2,12 +2,13 @@
 teacher, or rounding (PTQ).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from pocketlm.data.batches import Rows
+from pocketlm.data.conversations import TooLong
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares
 from pocketlm.data.rows import Packing
@@ -15,7 +16,13 @@ from pocketlm.model.checkpoint import load_checkpoint, quantization_of, shape_of
 from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.quant import fake_quantize_weight, prepare, scheme
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.stages.training import check_seq_len, conversation_rows, save_first, train_stage
+from pocketlm.stages.training import (
+    check_seq_len,
+    conversation_sources,
+    limits_of,
+    save_first,
+    train_stage,
+)
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distill.teacher import live_shape
 from pocketlm.train.losses import Distillation
@@ -28,8 +35,9 @@ class QuantizeConfig:
     """scheme: a row of model/quant.py. optim None: round the weights (PTQ), train nothing.
 
     distillation: how the model learns from its full-precision self. sources: whose conversations to
-    train on; empty means all. shares: train on text in these shares instead, as a base model must
-    (Pro quantizes its base). packing: how documents become rows of text (data/rows.py).
+    train on; empty means all. conversation_shares, max_conversations, too_long: as in finetune.
+    shares: train on text in these shares instead, as a base model must (Pro quantizes its base).
+    packing: how documents become rows of text (data/rows.py).
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -41,6 +49,9 @@ class QuantizeConfig:
     micro_batch_size: int = 8
     seed: int = 0
     sources: tuple[str, ...] = ()
+    conversation_shares: Shares | None = None
+    max_conversations: dict[str, int] = field(default_factory=dict)
+    too_long: TooLong = "drop"
     shares: Shares | None = None
     packing: Packing = "document_heads"
     distillation: Distillation = Distillation()
@@ -48,6 +59,12 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         scheme(self.scheme)
+        limits_of(self)
+        if self.shares is not None and (self.conversation_shares or self.max_conversations):
+            raise ValueError(
+                f"{self.name}: shares train on text, conversation_shares and max_conversations on "
+                "conversations; give one of them"
+            )
 
     def summary(self) -> str:
         if self.optim is None:
@@ -112,12 +129,11 @@ def quantize(
 def training_rows(
     config: QuantizeConfig, corpus: Path, tokenizer: Tokenizer, out: Path
 ) -> tuple[dict[str, Rows], Shares]:
-    """(rows by source, their shares): of text where the config has shares, else of all
-    conversations together.
+    """(rows by source, their shares): of text where the config has shares, else of
+    conversations.
     """
     if config.shares is not None:
         shares = chosen_shares(config.shares, corpus, config.name, None)
         rows = text_rows(corpus, shares, config.seq_len, tokenizer.eos_id, config.packing)
         return dict(rows), shares
-    rows = conversation_rows(config.name, out, corpus, config.sources, tokenizer, config.seq_len)
-    return {"conversations": rows}, {"conversations": 1.0}
+    return conversation_sources(config, out, corpus, tokenizer, packed=True)

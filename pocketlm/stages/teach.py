@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pocketlm.data.batches import Rows
+from pocketlm.data.conversations import Limits, TooLong, conversation_files
 from pocketlm.data.corpus_folder import text_rows
 from pocketlm.data.shards import list_sources
 from pocketlm.model.batch import document_key
@@ -37,10 +38,10 @@ class TeachConfig:
     """window: tokens the teacher reads at once; longer documents in overlapping windows. sources:
     empty means all.
 
-    conversations: the corpus's conversations as finetune and quantize render them (one longer than
-    window is left out), not its text. min_gain: nats; a word is stored for a token where that
-    lowers the KL error by as much, so a smaller one costs disk and is nearer to the whole
-    distribution (docs/benchmarks.md has figures). batch_tokens: read together. shard_tokens:
+    conversations: the corpus's conversations as finetune and quantize render them, not its text;
+    too_long: as there, of those longer than window. min_gain: nats; a word is stored for a token
+    where that lowers the KL error by as much, so a smaller one costs disk and is nearer to the
+    whole distribution (docs/benchmarks.md has figures). batch_tokens: read together. shard_tokens:
     written together; an interrupted stage loses no more. compute_dtype: of the teacher's products.
     """
 
@@ -48,12 +49,14 @@ class TeachConfig:
     window: int
     sources: tuple[str, ...] = ()
     conversations: bool = False
+    too_long: TooLong = "drop"
     min_gain: float = 5e-3
     batch_tokens: int = 8192
     shard_tokens: int = 2**18
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
+        Limits(seq_len=self.window, too_long=self.too_long)
         if self.min_gain <= 0:
             raise ValueError(
                 f"min_gain {self.min_gain} must be above 0: every word of every token would be "
@@ -115,8 +118,9 @@ def training_documents(
     sources: dict[str, Rows]
     if config.conversations:
         teach_chat_template(tokenizer)
-        rows = conversation_rows(config.name, out, corpus, config.sources, tokenizer, config.window)
-        sources = {"conversations": rows}
+        files = conversation_files(corpus, config.sources)
+        limits = Limits(seq_len=config.window, too_long=config.too_long)
+        sources = dict(conversation_rows(config.name, out, corpus, files, tokenizer, limits))
     else:
         corpus_tokenizer = Tokenizer.load(corpus / "tokenizer")
         if corpus_tokenizer.backend.get_vocab() != tokenizer.backend.get_vocab():

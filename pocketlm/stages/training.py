@@ -2,13 +2,21 @@
 loop, and a checkpoint at the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pocketlm.data.batches import BatchPlan, ConversationRows, Rows, make_batches
+from pocketlm.data.batches import BatchPlan, Rows, make_batches
 from pocketlm.data.conversation_store import StoredRows, is_store_of, read_tally, write_store
-from pocketlm.data.conversations import Tally, conversation_files, learnable_pairs, report_tally
+from pocketlm.data.conversations import (
+    Limits,
+    Tally,
+    TooLong,
+    conversation_files,
+    learnable_pairs,
+    report_tally,
+)
+from pocketlm.data.mixture import Shares, check_shares
 from pocketlm.data.padding import trimmed
 from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
@@ -21,6 +29,8 @@ from pocketlm.train.loop import train
 from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.milestones import Milestones
 from pocketlm.train.optim import OptimConfig
+
+ALL = "conversations"  # the rows of all sources together
 
 
 class TrainingConfig(Protocol):
@@ -40,6 +50,23 @@ class TrainingConfig(Protocol):
     def distillation(self) -> Distillation: ...
     @property
     def save(self) -> SaveConfig: ...
+
+
+class ConversationFields(Protocol):
+    """The fields that say which conversations a stage learns."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+    @property
+    def conversation_shares(self) -> Shares | None: ...
+    @property
+    def max_conversations(self) -> dict[str, int]: ...
+    @property
+    def too_long(self) -> TooLong: ...
 
 
 def train_stage(
@@ -94,48 +121,125 @@ def train_stage(
     return save_first(out, student, tokenizer)
 
 
+def conversation_sources(
+    config: ConversationFields, out: Path, corpus: Path, tokenizer: Tokenizer, *, packed: bool
+) -> tuple[dict[str, Rows], Shares]:
+    """(rows by source, their shares) of a corpus's training conversations: all packed together, or
+    each source by itself where the config has conversation_shares.
+    """
+    shares = config.conversation_shares
+    if shares is not None:
+        shares = check_shares(shares, list(shares), f"{config.name}.conversation_shares")
+        shares = {name: share for name, share in shares.items() if share > 0}
+    files = conversation_files(corpus, config.sources or tuple(shares or ()))
+    known = files.keys() | (config.conversation_shares or {}).keys()
+    if unknown := sorted(set(config.max_conversations) - known):
+        raise ValueError(
+            f"{config.name}.max_conversations names {', '.join(unknown)}, which the stage does not "
+            f"train on; it has {', '.join(files)}"
+        )
+    rows = conversation_rows(
+        config.name,
+        out,
+        corpus,
+        files,
+        tokenizer,
+        limits_of(config),
+        packed=packed,
+        by_source=shares is not None,
+    )
+    return dict(rows), shares or {ALL: 1.0}
+
+
 def conversation_rows(
     name: str,
     out: Path,
     corpus: Path,
-    sources: tuple[str, ...],
+    files: Mapping[str, Sequence[Path]],
     tokenizer: Tokenizer,
-    seq_len: int,
+    limits: Limits,
     *,
     packed: bool = True,
-) -> ConversationRows:
-    """Rows of the training conversations of these sources of a corpus, packed or one a row.
+    by_source: bool = False,
+) -> dict[str, StoredRows]:
+    """Rows of the conversations in these files of each source, packed or one a row: of all
+    together, {"conversations": rows}, or by source.
 
     The first rank tokenises them once, into out/resume/conversations, which every rank maps and a
     resumed stage finds again; it prints what is left out, and writes conversations.json.
     """
-    store, files = out / RESUME / "conversations", conversation_files(corpus, sources)
+    folder = out / RESUME / "conversations"
+    stores = {ALL: (folder, files)}
+    if by_source:
+        stores = {source: (folder / source, {source: parts}) for source, parts in files.items()}
+    for store, parts in stores.values():
+        write_conversations(store, corpus, parts, tokenizer, limits, packed=packed)
+    if ranks().first:
+        tally = Tally()
+        for store, _ in stores.values():
+            tally.add(read_tally(store))
+        report_tally(tally, tokenizer, out, name)
+    return {
+        source: StoredRows(store, limits.seq_len, tokenizer.eos_id)
+        for source, (store, _) in stores.items()
+    }
+
+
+def write_conversations(
+    store: Path,
+    corpus: Path,
+    files: Mapping[str, Sequence[Path]],
+    tokenizer: Tokenizer,
+    limits: Limits,
+    *,
+    packed: bool,
+) -> None:
+    """The store of these sources' conversations, which the first rank writes unless it is there."""
+    paths = [file for parts in files.values() for file in parts]
     made_of = {
-        "files": [[str(file.relative_to(corpus)), file.stat().st_size] for file in files],
+        "files": [[str(file.relative_to(corpus)), file.stat().st_size] for file in paths],
         "tokenizer": tokenizer_digest(tokenizer),
         "chat_template": tokenizer.chat_template,
-        "seq_len": seq_len,
+        "seq_len": limits.seq_len,
         "packed": packed,
     }
+    # where they change nothing they are not named: stores of earlier versions stay valid
+    if limits.too_long != "drop":
+        made_of["too_long"] = limits.too_long
+    if caps := {name: most for name, most in limits.max_conversations.items() if name in files}:
+        made_of["max_conversations"] = caps
 
     def tokenise() -> None:
         if not is_store_of(store, made_of):
             tally = Tally()
-            pairs = learnable_pairs(files, tokenizer, seq_len, tally)
+            pairs = learnable_pairs(files, tokenizer, limits, tally)
             write_store(
                 store,
                 pairs,
                 tally,
-                seq_len=seq_len,
+                seq_len=limits.seq_len,
                 vocab_size=tokenizer.vocab_size,
                 packed=packed,
                 made_of=made_of,
             )
 
     on_first_rank(tokenise)
-    if ranks().first:
-        report_tally(read_tally(store), tokenizer, out, name)
-    return StoredRows(store, seq_len, tokenizer.eos_id)
+
+
+def limits_of(config: ConversationFields) -> Limits:
+    """The limits of a config. ValueError names the field that is wrong, or two that contradict."""
+    if config.sources and config.conversation_shares is not None:
+        raise ValueError(
+            f"{config.name}: conversation_shares name the sources; leave `sources` empty"
+        )
+    try:
+        return Limits(
+            seq_len=config.seq_len,
+            too_long=config.too_long,
+            max_conversations=config.max_conversations,
+        )
+    except ValueError as error:
+        raise ValueError(f"{config.name}.{error}") from None
 
 
 def save_first(out: Path, model: Transformer, tokenizer: Tokenizer) -> Path:

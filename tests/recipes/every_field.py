@@ -81,6 +81,7 @@ TRAINING = {
 WARM = Distillation(temperature=2.0)
 UTILITY = UtilityMix(num_gradient_probes=1, temperature=1.0)
 SHARES = {"problems": 0.5, "notes": 0.5}
+CHAT_SHARES = {"problems": 0.25, "notes-asked": 0.75}
 FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when tests run
 
 BASES: dict[type, Any] = {
@@ -377,6 +378,9 @@ FIELDS: dict[type, dict[str, Any]] = {
         **TRAINING,
         "seq_len": 80,
         "sources": ("notes-asked",),
+        "conversation_shares": CHAT_SHARES,
+        "max_conversations": {"notes-asked": 3},
+        "too_long": "truncate",
         "packed": False,
         "distillation": WARM,
     },
@@ -386,6 +390,9 @@ FIELDS: dict[type, dict[str, Any]] = {
         "scheme": "int4_group32_weight_only",
         "seq_len": 80,
         "sources": ("notes-asked",),
+        "conversation_shares": CHAT_SHARES,
+        "max_conversations": {"notes-asked": 3},
+        "too_long": "truncate",
         "shares": SHARES,
         "packing": "concatenate",
         "distillation": WARM,
@@ -396,6 +403,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "window": 32,
         "sources": ("notes",),
         "conversations": True,
+        "too_long": "truncate",
         "min_gain": 1e-3,
         "batch_tokens": 64,
         "shard_tokens": 1000,
@@ -425,7 +433,12 @@ FIELDS: dict[type, dict[str, Any]] = {
         "scheme": "int4_group32",
     },
     VocabularyConfig: {"name": "other", "tokenizer": f"{FOLDER}/tokenizer", "window": 100_000},
-    ChatsConfig: {"name": "other", "seq_len": 80, "sources": ("notes-asked",)},
+    ChatsConfig: {
+        "name": "other",
+        "seq_len": 80,
+        "sources": ("notes-asked",),
+        "too_long": "truncate",
+    },
     BenchConfig: {
         "name": "speed",
         "contexts": (24,),
@@ -473,6 +486,11 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (LocalSource, "split_code"): {"path": f"{FOLDER}/code", "domain": "code"},
     (CurateConfig, "tokenizer"): {"vocab_size": 320},
     (QuantizeConfig, "packing"): {"shares": SHARES},
+    # some conversations are longer, some are not
+    (FinetuneConfig, "too_long"): {"seq_len": 80},
+    (QuantizeConfig, "too_long"): {"seq_len": 80},
+    (ChatsConfig, "too_long"): {"seq_len": 80},
+    (TeachConfig, "too_long"): {"window": 80, "conversations": True},
     (EvaluateConfig, "data"): {"suites": ("arc_easy",), "data": f"{FOLDER}/benchmarks"},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},

@@ -61,7 +61,8 @@ def test_each_stage_draws_its_first_and_last_step(trainings: list[Call], text: T
     for call in trainings:
         config = call.config
         shares = getattr(config, "shares", None)
-        own = check_shares(shares, list(shares), call.name) if shares else {"conversations": 1.0}
+        mix = shares or getattr(config, "conversation_shares", None)
+        own = check_shares(mix, list(mix), call.name) if mix else {"conversations": 1.0}
         sources = dict.fromkeys(own, text if shares else chats)
         layout = BatchPlan(
             seq_len=SEQ_LEN,

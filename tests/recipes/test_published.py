@@ -139,13 +139,44 @@ def test_pro_trains_the_four_bits_of_both_columns_of_its_table_from_one_base(
     assert "int4_channel, QAT of 80," in key_figures(quantized["int4_channel"].config)
 
 
+@pytest.mark.parametrize("dry", [(R1, {})], indirect=True, ids=["r1"])
+def test_r1_learns_the_samples_of_its_table_and_four_times_each(dry: DryRun) -> None:
+    config = next(call.config for call in dry.calls if call.name == "reasoning")
+    code = sum(config.max_conversations.values())
+    assert code == 2_160_000 and set(config.max_conversations) == {
+        "opencode-python",
+        "opencode-cpp",
+    }
+    samples = 3_200_000 + 803_000 + code  # R1, table 5
+    assert config.optim.num_steps * config.rows_per_step == pytest.approx(4 * samples, rel=1e-3)
+    assert config.too_long == "truncate"
+
+
+@pytest.mark.parametrize("dry", [(PRO, {})], indirect=True, ids=["pro"])
+def test_pro_raises_two_sets_and_goes_on_with_the_others(dry: DryRun) -> None:
+    broad, raised = (call.config for call in dry.calls if call.record["stage"] == "finetune")
+    # Pro, section 9: 7.64M samples, Nemotron math and FLAN about 70 % of them
+    assert sum(broad.max_conversations.values()) == pytest.approx(0.7 * 7_640_000)
+    rows = {**broad.max_conversations, "tulu3": 866_000, "nemotron-science": 708_920}
+    natural = {name: count / sum(rows.values()) for name, count in rows.items()}
+    odds = {name: raised.conversation_shares[name] / natural[name] for name in rows}
+    assert (
+        odds["tulu3"] == pytest.approx(2 * odds["flan"]) == pytest.approx(2 * odds["nemotron-math"])
+    )
+    assert odds["nemotron-science"] == pytest.approx(odds["tulu3"])
+    assert "flan 31.47 %" in key_figures(raised)
+
+
 @pytest.mark.parametrize("dry", [(R1, {}), (PRO, {})], indirect=True, ids=["r1", "pro"])
 def test_shares_name_sources_of_their_corpus_and_sum_to_one(dry: DryRun) -> None:
     sources: dict[object, set[str]] = {}
     for call in dry.calls:
         if call.record["stage"] == "curate":
             sources[call.folder] = {source.name for source in call.config.sources}
+        caps = getattr(call.config, "max_conversations", {})
+        assert not caps or set(caps) <= sources[call.inputs["corpus"]]
         shares = getattr(call.config, "shares", None)
+        shares = shares or getattr(call.config, "conversation_shares", None)
         if shares:
             assert set(shares) <= sources[call.inputs["corpus"]]
             assert sum(shares.values()) == pytest.approx(1, abs=1e-3)  # as check_shares asks

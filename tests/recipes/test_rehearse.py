@@ -106,6 +106,8 @@ def test_what_was_cut_is_said_by_field_and_a_config_left_alone_says_nothing(tmp_
     assert "optim.num_steps 500,000 -> 2" in lines and "seq_len 2,048 -> 160" in lines
     assert "model 15 layers of 576 -> 2 layers of 32" in lines
     assert list(cut_lines(config["int4"], config["int4"])) == []
+    caps = list(cut_lines(config["reasoning"], cut_config(config["reasoning"], cut)))
+    assert "max_conversations.opencode-cpp 950,400 -> 20" in caps
 
 
 def documents_of(source: Source) -> list[Document]:
@@ -172,6 +174,10 @@ def test_only_sources_that_no_text_training_reads_are_conversations(tmp_path: Pa
     r1 = {call.name: call for call in full_calls(RECIPES / "r1.py", [], tmp_path)}
     assert chat_sources(r1["corpus-general"], r1.values()) == {"tulu3"}
     assert chat_sources(r1["corpus-pretrain"], r1.values()) == set()
+    pro = {call.name: call for call in full_calls(RECIPES / "pro.py", [], tmp_path)}
+    raised = pro["instruct"].config.conversation_shares
+    for calls in ([pro["instruct"]], pro.values()):  # named by shares, as by sources
+        assert chat_sources(pro["corpus-instruct"], calls) == set(raised)
 
 
 # ---- what a rehearsal finds ----

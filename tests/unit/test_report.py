@@ -220,6 +220,8 @@ CHATS = {
     "learnt": 4,
     "examples": 6,
     "left_out": {"too_long": 15, "weight_0": 1},
+    "truncated": {"longer than 61 tokens": 2},
+    "beyond_cap": 1_234,
     "fields_not_rendered": {"reasoning_content": 3},
     "special_words_as_text": 2,
     "sources": {
@@ -247,6 +249,8 @@ def test_conversations_that_were_left_out_are_told_by_stage_source_and_reason(
     assert (
         "chat: chats" in page.text
         and "reasoning content 3" in page.text
+        and "longer than 61 tokens 2" in page.text
+        and "1,234" in page.text
         and "int4: chats" not in page.text
     )
 
