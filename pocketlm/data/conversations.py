@@ -193,6 +193,19 @@ def read_conversations(file: Path, tally: Tally | None = None) -> Iterator[Conve
                 yield conversation
 
 
+def encode_conversations(
+    files: Sequence[Path], tokenizer: Tokenizer, seq_len: int
+) -> tuple[list[Pair], int]:
+    """((ids, mask of what is learnt) of each example of these files that fits in seq_len, how many
+    conversations were left out): what a fine-tuning on them would learn, for scripts.
+
+    ValueError when the files hold no conversation at all, or none that can be learnt.
+    """
+    tally = Tally()
+    pairs = list(learnable_pairs({"": files}, tokenizer, Limits(seq_len=seq_len), tally))
+    return pairs, sum(tally.left_out.values())
+
+
 def learnable_pairs(
     files: Mapping[str, Sequence[Path]], tokenizer: Tokenizer, limits: Limits, tally: Tally
 ) -> Iterator[Pair]:
