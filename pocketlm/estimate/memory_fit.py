@@ -10,9 +10,9 @@ from pocketlm.train.memory import TrainingMemory
 # (parts of TrainingMemory, the field's word for them)
 PARTS = (
     (("weights", "gradients", "states"), "weights, gradients and optimizer"),
-    (("kept", "again"), "activations"),
+    (("kept", "recomputed"), "activations"),
     (("loss", "table"), "loss"),
-    (("teacher", "passing"), "teacher"),
+    (("teacher", "teacher_pass"), "teacher"),
 )
 
 

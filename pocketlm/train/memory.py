@@ -10,7 +10,13 @@ from typing import Protocol
 import psutil
 import torch
 
-from pocketlm.model.costs import block_matrices, head_parameters, kept_bytes, num_parameters
+from pocketlm.model.costs import (
+    StockShape,
+    block_matrices,
+    head_parameters,
+    kept_bytes,
+    num_parameters,
+)
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.distributed.fsdp import mesh_shape
 from pocketlm.train.distributed.ranks import device, ranks
@@ -148,9 +154,7 @@ def training_memory(
         loss=loss,
         table=table,
         recomputed=whole // model.applications if optim.checkpoint_every_n_blocks else 0,
-        teacher=4 * num_parameters(teacher) // shards + (_whole(teacher) if shards > 1 else 0)
-        if teacher
-        else 0,
+        teacher=_frozen(teacher, product_bytes, shards) if teacher else 0,
         teacher_pass=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications
         if teacher
         else 0,
@@ -159,10 +163,21 @@ def training_memory(
     )
 
 
-def _whole(model: ModelConfig) -> int:
+def _frozen(teacher: ModelConfig, product_bytes: int, shards: int) -> int:
+    """Bytes of a teacher's weights on a rank: float32, of a network of transformers as wide as its
+    products.
+    """
+    stock = isinstance(teacher, StockShape)
+    weights = num_parameters(teacher) * (product_bytes if stock else 4) // shards
+    return weights + (_whole(teacher, product_bytes) if shards > 1 else 0)
+
+
+def _whole(model: ModelConfig, product_bytes: int = 4) -> int:
     """Bytes of what a rank gathers: the block that runs and the next one, the token table, the
     head.
     """
+    if isinstance(model, StockShape):
+        return product_bytes * (2 * model.largest_block + model.outside_blocks)
     tables = 1 if model.tie_word_embeddings else 2
     return 4 * (2 * block_matrices(model) + tables * head_parameters(model))
 
