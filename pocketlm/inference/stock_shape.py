@@ -93,7 +93,15 @@ def shape_of_network(network: Any, head: nn.Module) -> StockShape:
         largest_block=max(in_blocks, default=0),
         outside_blocks=parameters - sum(in_blocks),
         experts=experts,
+        local_masks=local_masks(config),
     )
+
+
+def local_masks(config: Any) -> int:
+    """Kinds of layers that do not attend to all tokens before."""
+    if kinds := set(getattr(config, "layer_types", None) or ()):
+        return sum("sliding" in kind or "chunked" in kind for kind in kinds)
+    return int(any(getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size")))
 
 
 def blocks_of(network: Any) -> Iterator[nn.Module]:

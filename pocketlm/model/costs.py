@@ -54,13 +54,15 @@ class StockShape(ModelConfig):
 
     The fields of ModelConfig are those of a network of ours that computes about as much for a
     token: of experts those that a token reads. parameters: all of them, tied ones once.
-    largest_block: of its greatest layer. outside_blocks: table, head and norms.
+    largest_block: of its greatest layer. outside_blocks: table, head and norms. local_masks: kinds
+    of layers (sliding, chunked) for which the library holds a mask of every pair of tokens.
     """
 
     parameters: int
     largest_block: int
     outside_blocks: int
     experts: int = 1
+    local_masks: int = 0
 
 
 def head_parameters(config: ModelConfig) -> int:

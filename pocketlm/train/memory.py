@@ -53,8 +53,9 @@ class TrainingMemory:
     weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the
     backward pass. loss: the head's gradient, and blocks of logits. table: the gradient of the token
     table once more, for it is made dense before it is added. recomputed: of a block that the
-    backward pass recomputes. teacher: its weights. teacher_pass: what its forward pass holds.
-    saving: the copy of weights and states that is written to disk.
+    backward pass recomputes. teacher: its weights. loading: them once more, in the files' form.
+    teacher_pass: what its forward pass holds. saving: the copy of weights and states that is
+    written to disk.
     """
 
     weights: int
@@ -65,6 +66,7 @@ class TrainingMemory:
     table: int
     recomputed: int
     teacher: int
+    loading: int
     teacher_pass: int
     saving: int
     accumulates: bool  # several micro-batches a step, so gradients stay through the forward pass
@@ -92,7 +94,11 @@ class TrainingMemory:
         )
         backward = always + self.gradients + self.table * (2 if self.accumulates else 1)
         return max(
-            self.weights + 2 * self.teacher, forward, recomputing, backward, always + self.saving
+            self.weights + self.teacher + self.loading,
+            forward,
+            recomputing,
+            backward,
+            always + self.saving,
         )
 
 
@@ -116,7 +122,7 @@ def training_memory(
     masked: documents of a row are kept apart. saves: states are written, if only at the end.
     on_grid: training for four bits. Of a sharded model a block's weights are whole when it runs,
     the table's and the head's always, and gradients too while they add up. What the process holds
-    before is not in it; on CUDA the copy that is saved is in the processor's memory.
+    before is not in it; on CUDA the copies that are saved and loaded are in the processor's memory.
     """
     N, parameters = rows * seq_len, num_parameters(model)
     narrow = product_dtype(optim, torch.device(device))
@@ -134,6 +140,7 @@ def training_memory(
     loss = table + hidden + blocks + logits
     if teacher:
         loss += 4 * N * teacher.hidden_size
+    frozen = _frozen(teacher, product_bytes, shards) if teacher else 0
     grid = head_parameters(model) * product_bytes if on_grid else 0  # the head's weight on its grid
     body = {"product_bytes": product_bytes, "masked": masked, "device": device}
     whole = kept_bytes(model, rows, seq_len, on_grid=on_grid, attention=optim.attention, **body)
@@ -154,8 +161,10 @@ def training_memory(
         loss=loss,
         table=table,
         recomputed=whole // model.applications if optim.checkpoint_every_n_blocks else 0,
-        teacher=_frozen(teacher, product_bytes, shards) if teacher else 0,
+        teacher=frozen,
+        loading=frozen if device == "cpu" else 0,
         teacher_pass=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications
+        + _mask_bytes(teacher, rows, seq_len, product_bytes, masked)
         if teacher
         else 0,
         saving=4 * parameters // shards + states if saves and device == "cpu" else 0,
@@ -170,6 +179,16 @@ def _frozen(teacher: ModelConfig, product_bytes: int, shards: int) -> int:
     stock = isinstance(teacher, StockShape)
     weights = num_parameters(teacher) * (product_bytes if stock else 4) // shards
     return weights + (_whole(teacher, product_bytes) if shards > 1 else 0)
+
+
+def _mask_bytes(
+    teacher: ModelConfig, rows: int, seq_len: int, product_bytes: int, masked: bool
+) -> int:
+    """Of a network of transformers: a byte for each pair of tokens and kind of mask, and one mask
+    as torch's attention adds it to the scores. Ours has none.
+    """
+    masks = teacher.local_masks + masked if isinstance(teacher, StockShape) else 0
+    return rows * seq_len**2 * (masks + product_bytes) if masks else 0
 
 
 def _whole(model: ModelConfig, product_bytes: int = 4) -> int:

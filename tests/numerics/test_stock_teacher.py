@@ -2,6 +2,7 @@
 transformers for each document by itself, and the student learns from them as from any other.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import Transformer
+from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.train.distill.cache import open_cache
 from pocketlm.train.distill.codec import decode
@@ -246,6 +248,43 @@ def test_teach_writes_what_such_a_teacher_says(teachers, tokenizer, tmp_path) ->
             log_q = network(torch.tensor([ids])).logits[0].log_softmax(-1)
         back = decode(coded, cache.tail_prior).block(slice(0, VOCAB)).log_softmax(-1)
         assert (log_q.exp() * (log_q - back)).sum(-1).max() <= 0.02  # of 6 bits, as for ours
+
+
+# ---- a stage ----
+
+
+def test_a_stage_trains_with_it_and_stops_before_training_where_it_cannot(
+    teachers, tokenizer, tmp_path
+) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    (corpus / "shards" / "one").mkdir(parents=True)
+    (corpus / "tokenizer").mkdir()
+    out.mkdir()
+    tokenizer.save(corpus / "tokenizer")
+    documents = [list(range(first, first + 20)) for first in range(1, 200, 9)]
+    write_shard(corpus / "shards" / "one", "train", documents, vocab_size=280)
+    config = PretrainConfig(
+        name="mid",
+        optim=OPTIM,
+        seq_len=32,
+        rows_per_step=4,
+        micro_batch_size=2,
+        seed=1,
+        model=STUDENT,
+        shares={"one": 1.0},
+        separate_documents=True,
+        packing="concatenate",
+    )
+    pretrain(config, out, corpus=corpus, teacher=teachers("gemma2"))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all(0 < line["loss"] < 10 for line in lines)
+    assert load_checkpoint(out)[0].config == STUDENT
+    other = train_tokenizer(["quite another text, about numbers: 1 2 3"], 270)
+    save_family("gpt_neox", other, tmp_path / "other")
+    (tmp_path / "refused").mkdir()
+    with pytest.raises(ValueError, match="different vocabularies"):
+        pretrain(config, tmp_path / "refused", corpus=corpus, teacher=tmp_path / "other")
+    assert not (tmp_path / "refused" / "metrics.jsonl").exists()
 
 
 # ---- its size ----

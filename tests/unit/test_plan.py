@@ -30,7 +30,7 @@ from pocketlm.estimate.table import amount, memory_verdict, size, span
 from pocketlm.estimate.teachers import teacher_shape
 from pocketlm.estimate.work import Work
 from pocketlm.model.checkpoint import save_checkpoint
-from pocketlm.model.costs import flops_of, num_parameters
+from pocketlm.model.costs import StockShape, flops_of, num_parameters
 from pocketlm.model.files import write_json
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.tokenizer import train_tokenizer
@@ -41,7 +41,7 @@ from pocketlm.runner.recipe_file import load_recipe
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.teach import TeachConfig, teach
 from pocketlm.train.checkpoint import SaveConfig
-from pocketlm.train.memory import training_memory
+from pocketlm.train.memory import TrainingMemory, training_memory
 from pocketlm.train.optim import OptimConfig
 
 ROOT = Path(__file__).parents[2]
@@ -158,10 +158,13 @@ def test_llama_4_scout_is_planned_with_all_its_experts(tmp_path: Path) -> None:
     active = (forward.products + forward.head) / 2 / 2048 + table
     assert active == pytest.approx(17.17e9, rel=1e-3)  # "17B active" on its card
     assert note and "a mixture of 16 experts: all are held" in note
+    assert isinstance(shape, StockShape) and shape.local_masks == 1  # chunked layers
     stages = stages_of("pro", tmp_path, teacher=tmp_path / "scout")
     few, many = (estimated(stages["phase2"], count) for count in (8, 128))
     assert few.memory and many.memory and few.memory.peak > many.memory.peak
     assert "even one row at a time" in few.notes[-1] and "teacher" in few.notes[-1]
+    phase1 = estimated(stages["phase1"], 128).memory  # of one H100
+    assert phase1 and phase1.peak < 80e9
 
 
 def test_a_teacher_s_hub_id_is_planned_from_the_hub_s_cache_without_network(
@@ -201,26 +204,32 @@ def test_a_teacher_of_transformers_takes_two_bytes_a_weight_where_products_do(
         },
     )
     shape, _ = teacher_shape(tmp_path, SHAPE)
+    assert isinstance(shape, StockShape) and shape.local_masks == 0
 
-    def held(compute_dtype: Literal["float32", "bfloat16"], shards: int) -> int:
-        optim = replace(STEPS, compute_dtype=compute_dtype)
+    def held(
+        compute_dtype: Literal["float32", "bfloat16"], shards: int, local_masks: int = 0
+    ) -> TrainingMemory:
         return training_memory(
             SHAPE,
-            optim,
-            rows=1,
+            replace(STEPS, compute_dtype=compute_dtype),
+            rows=3,
             seq_len=64,
             accumulates=False,
-            masked=True,
+            masked=False,
             saves=False,
-            teacher=shape,
+            teacher=replace(shape, local_masks=local_masks),
             shards=shards,
-        ).teacher
+        )
 
     weights = num_parameters(shape)
-    assert held("float32", 1) == 4 * weights and held("bfloat16", 1) == 2 * weights
+    assert held("float32", 1).teacher == 4 * weights
+    assert held("bfloat16", 1).teacher == 2 * weights
     block, outside = 789_760, 2 * 1000 * 256 + 512  # a layer; both tables and the last norm
     assert weights == 8 * block + outside
-    assert held("bfloat16", 4) == 2 * weights // 4 + 2 * (2 * block + outside)
+    assert held("bfloat16", 4).teacher == 2 * weights // 4 + 2 * (2 * block + outside)
+    passes = [held("bfloat16", 1, kinds).teacher_pass for kinds in (0, 1, 2)]
+    assert passes[1] - passes[0] == 3 * 64 * 64 * (1 + 2)  # a mask, and as it is added to scores
+    assert passes[2] - passes[1] == 3 * 64 * 64
 
 
 def test_corpora_are_sized_by_the_papers_tables_before_they_are_counted(tmp_path: Path) -> None:
