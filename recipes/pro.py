@@ -5,8 +5,9 @@ Every figure carries its place in the report. Pro's authors left out much that a
 print (`--dry-run`): 1.7 trillion tokens with a live teacher of the size of Llama 4 Scout are beyond
 any small budget. Scout itself, a mixture of experts, may be the --teacher where it fits:
 transformers computes it, with all its weights, 216 GB in bfloat16, sharded over the ranks that
-share the student's; `pocketlm plan` counts them. Any other causal language model with Pro's
-tokenizer, dense ones first, takes its place.
+share the student's. By the plan (`pocketlm plan --teacher`) phase 1 fits 8 H100 of 80 GB; at
+131,072 tokens the mask of its chunked layers is held whole, which asks for H200s. Any other causal
+language model with Pro's tokenizer may take its place.
 """
 
 from dataclasses import replace
