@@ -3,8 +3,11 @@
 Every figure carries its place in the report. Pro's authors left out much that a run needs; each
 "not found" below is a choice of ours, to be changed with `--set` or here. A reference to read and
 print (`--dry-run`): 1.7 trillion tokens with a live teacher of the size of Llama 4 Scout are beyond
-any small budget. Scout itself is a mixture of experts, which this network does not open, so
---teacher must be a dense llama or qwen3 checkpoint with Pro's tokenizer.
+any small budget. Scout itself, a mixture of experts, may be the --teacher where it fits:
+transformers computes it, with all its weights, 216 GB in bfloat16, sharded over the ranks that
+share the student's. By the plan (`pocketlm plan --teacher`) phase 1 fits 8 H100 of 80 GB; at
+131,072 tokens the mask of its chunked layers is held whole, which asks for H200s. Any other causal
+language model with Pro's tokenizer may take its place.
 """
 
 from dataclasses import replace
@@ -239,8 +242,8 @@ def recipe(
     --tokenizer: a folder with the Llama 4 tokenizer (tokenizer.json, 202,048 tokens), under Meta's
     licence
 
-    --teacher: a dense llama or qwen3 checkpoint with that vocabulary and 131,072 positions, in
-    Llama 4 Scout's place
+    --teacher: a folder with Llama 4 Scout, or with another causal language model of that vocabulary
+    and 131,072 positions in its place
 
     --windows: of 131,072 tokens, in a step of phase 2 and of the specialists: 16 make 2M tokens,
     128 give each of 128 GPUs one. The tokens in all stay the same.

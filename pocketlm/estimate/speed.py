@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pocketlm.estimate.devices import Device
 from pocketlm.estimate.work import Work
-from pocketlm.model.costs import kept_bytes, num_parameters
+from pocketlm.model.costs import StockShape, kept_bytes, num_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ def communication_seconds(work: Work, device: Device, ranks: int) -> float:
     """
     shards = work.shards(ranks, device.per_machine)
     wire = device.link if shards <= device.per_machine else device.network
-    sizes = 12 * num_parameters(work.model) + (
-        4 * num_parameters(work.teacher) if work.teacher else 0
-    )
+    sizes = 12 * num_parameters(work.model)
+    if work.teacher:  # a network of transformers has its weights in bfloat16
+        sizes += (2 if isinstance(work.teacher, StockShape) else 4) * num_parameters(work.teacher)
     # gradients of machines
     between = 8 * num_parameters(work.model) / shards / device.network if shards < ranks else 0.0
     return sizes * (shards - 1) / shards / wire + between

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketlm.estimate.published import LLAMA_8B, dense
-from pocketlm.model.checkpoint import shape_of
-from pocketlm.model.files import read_json
+from pocketlm.model.costs import StockShape
 from pocketlm.model.transformer import ModelConfig
+from pocketlm.train.distill.teacher import network_shape
 
 LLAMA_70B = replace(
     LLAMA_8B,
@@ -32,9 +32,13 @@ def teacher_shape(path: Path, student: ModelConfig) -> tuple[ModelConfig, str | 
     and the size that Pro's stand-in may have on the machines named.
     """
     if (folder := config_folder(path)) is not None:
-        shape, experts = shape_of_any(folder)
-        note = f"teacher {path} is a mixture of {experts} experts: all are held, FLOPs are at most"
-        return shape, note if experts > 1 else None
+        shape = network_shape(folder)
+        if isinstance(shape, StockShape) and shape.experts > 1:
+            return shape, (
+                f"teacher {path} is a mixture of {shape.experts} experts: all are held, FLOPs are "
+                "of those a token reads"
+            )
+        return shape, None
     name = path.name.lower().removesuffix("-instruct")
     if name in PUBLISHED:
         return PUBLISHED[name], f"teacher {path} is not here: planned with its published shape"
@@ -47,7 +51,7 @@ def shape_on_disk(path: Path) -> ModelConfig | None:
     None where neither is there. Weights are not needed.
     """
     folder = config_folder(path)
-    return None if folder is None else shape_of_any(folder)[0]
+    return None if folder is None else network_shape(folder)
 
 
 def config_folder(path: Path) -> Path | None:
@@ -60,33 +64,3 @@ def config_folder(path: Path) -> Path | None:
         file = try_to_load_from_cache(str(path), "config.json")
         return Path(file).parent if isinstance(file, str) else None
     return None
-
-
-def shape_of_any(folder: Path) -> tuple[ModelConfig, int]:
-    """(shape, experts of each layer): what pocketlm itself opens, exactly; of any other causal
-    model the sizes that decide memory and FLOPs. ValueError where its config.json lacks them.
-
-    Experts count as one feed-forward of their width together: so many weights are held.
-    """
-    try:
-        return shape_of(folder), 1
-    except ValueError as refused:
-        raw = read_json(folder / "config.json")
-        raw = raw.get("text_config", raw) if isinstance(raw, dict) else {}
-        try:
-            heads, width = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-            experts = int(raw.get("num_local_experts") or raw.get("num_experts") or 1)
-            if experts > 1 and str(raw.get("model_type", "")).startswith("llama4"):
-                experts += 1  # one more that every token passes through
-            shape = dense(
-                int(raw["num_hidden_layers"]),
-                width,
-                int(raw["intermediate_size"]) * experts,
-                heads,
-                int(raw.get("num_key_value_heads") or heads),
-                int(raw["vocab_size"]),
-                tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            )
-            return replace(shape, head_dim=int(raw.get("head_dim") or width // heads)), experts
-        except (KeyError, TypeError, ValueError):
-            raise refused from None

@@ -256,9 +256,9 @@ def refuse_folder(folder: Path) -> None:
         )
 
 
-def load_network(folder: Path) -> Any:
-    """The folder's causal language model in float32, from its safetensors, by the library's code
-    alone.
+def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The folder's causal language model with its weights in `dtype`, from its safetensors, by the
+    library's code alone.
 
     ValueError in one line where the library knows no such family, or tensors are missing or of
     another shape: they would be random numbers.
@@ -269,7 +269,7 @@ def load_network(folder: Path) -> Any:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
-                dtype=torch.float32,
+                dtype=dtype,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

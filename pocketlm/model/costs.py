@@ -47,6 +47,24 @@ class Flops:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StockShape(ModelConfig):
+    """The shape of a network that stock transformers computes, counted by the library itself
+    (inference/stock_shape.py).
+
+    The fields of ModelConfig are those of a network of ours that computes about as much for a
+    token: of experts those that a token reads. parameters: all of them, tied ones once.
+    largest_block: of its greatest layer. outside_blocks: table, head and norms. local_masks: kinds
+    of layers (sliding, chunked) for which the library holds a mask of every pair of tokens.
+    """
+
+    parameters: int
+    largest_block: int
+    outside_blocks: int
+    experts: int = 1
+    local_masks: int = 0
+
+
 def head_parameters(config: ModelConfig) -> int:
     """Weights of the token table, and so of the output head."""
     return config.vocab_size * config.hidden_size
@@ -60,6 +78,8 @@ def block_matrices(config: ModelConfig) -> int:
 
 def num_parameters(config: ModelConfig) -> int:
     """All parameters, tied ones once."""
+    if isinstance(config, StockShape):
+        return config.parameters
     norms = 2 * config.hidden_size + 2 * config.head_dim * (
         config.use_qk_norm and config.qk_norm_weight
     )

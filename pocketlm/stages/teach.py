@@ -18,14 +18,15 @@ from pocketlm.data.batches import Rows
 from pocketlm.data.conversations import Limits, TooLong, conversation_files
 from pocketlm.data.corpus_folder import text_rows
 from pocketlm.data.shards import list_sources
+from pocketlm.inference.stock_network import StockNetwork
 from pocketlm.model.batch import document_key
-from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import Tokenizer, teach_chat_template
-from pocketlm.model.transformer import ComputeSettings, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.training import conversation_rows
 from pocketlm.train.distill.cache import DONE, CacheWriter, model_digest, tokenizer_digest
 from pocketlm.train.distill.codec import size_in_bytes
 from pocketlm.train.distill.encode import encode_documents, estimate_tail_prior
+from pocketlm.train.distill.teacher import load_network
 from pocketlm.train.distributed.ranks import device
 from pocketlm.train.optim import dtype_of
 
@@ -87,7 +88,7 @@ def teach(
     other tokens, a window it does not read, too little room on disk (estimated from what is read
     first), or an `out` begun with another teacher.
     """
-    network, tokenizer = load_checkpoint(teacher)
+    network, tokenizer = load_network(teacher, dtype_of(config.compute_dtype, device()))
     if config.window > network.config.max_position_embeddings:
         raise ValueError(
             f"{config.name}.window {config.window} exceeds the teacher's "
@@ -105,7 +106,9 @@ def teach(
         "compute_dtype": config.compute_dtype,
     }
     network = network.eval().requires_grad_(False).to(device())
-    network.compute = ComputeSettings(dtype=dtype_of(config.compute_dtype, device()))
+    if isinstance(network, StockNetwork):
+        network.check()
+        network.refuse_mixed(config.window)
     (out / DONE).unlink(missing_ok=True)  # what is there is whole only if nothing is added
     write_cache(config, CacheWriter(out, made_of), network, documents, str(teacher))
     return out
@@ -143,7 +146,7 @@ def _documents(rows: Rows) -> Iterator[np.ndarray]:
 def write_cache(
     config: TeachConfig,
     cache: CacheWriter,
-    network: Transformer,
+    network: Transformer | StockNetwork,
     documents: dict[bytes, np.ndarray],
     teacher: str,
 ) -> None:
@@ -186,7 +189,7 @@ def spread_sample(documents: list[np.ndarray]) -> list[np.ndarray]:
 def print_estimate(
     config: TeachConfig,
     cache: CacheWriter,
-    network: Transformer,
+    network: Transformer | StockNetwork,
     sample: list[np.ndarray],
     tokens: int,
     prior: torch.Tensor,

@@ -5,11 +5,10 @@ anything trains: a phase with a teacher may come days after the first.
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketlm.model.checkpoint import shape_of
 from pocketlm.model.files import write_json
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.train.distill.cache import open_cache
-from pocketlm.train.distill.teacher import check_cache, check_teacher, is_cached
+from pocketlm.train.distill.teacher import check_cache, check_teacher, is_cached, network_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def check_vocabulary(config: VocabularyConfig, out: Path, *, teacher: Path) -> P
         positions = cache.made_of["window"]
     else:
         check_teacher(tokenizer, Tokenizer.load(teacher))
-        positions = shape_of(teacher).max_position_embeddings
+        positions = network_shape(teacher).max_position_embeddings
     if positions < config.window:
         raise ValueError(
             f"the teacher {teacher} reads {positions:,} tokens, {config.name}.window asks for "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pocketlm.inference.stock_network import StockNetwork
 from pocketlm.model.kernels.linear import linear
 from pocketlm.model.transformer import Transformer
 
@@ -88,7 +89,39 @@ class SparseScores:
         return log_probs
 
 
-TeacherScores = LazyLogits | SparseScores
+@dataclass(frozen=True)
+class StockLogits:
+    """Logits [N, V] of a network that transformers computes, not computed yet: x [N, D] times its
+    head, and what the family does to the products.
+    """
+
+    x: Tensor
+    network: StockNetwork
+
+    @property
+    def vocab_size(self) -> int:
+        return self.network.config.vocab_size
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a logit as it is kept between the passes over a vocabulary."""
+        return 4
+
+    def rows(self, chosen: Tensor | slice) -> "StockLogits":
+        """Those of the chosen tokens."""
+        return replace(self, x=self.x[chosen])
+
+    def block(self, words: slice) -> Tensor:
+        """Logits [N, W], float32, of these words."""
+        return self.network.head(self.x, words)
+
+
+TeacherScores = LazyLogits | SparseScores | StockLogits
+
+
+def teacher_scores(model: Transformer | StockNetwork, hidden: Tensor) -> TeacherScores:
+    """The logits of hidden states [N, D] at the head of a frozen network, ours or the library's."""
+    return scores(model, hidden) if isinstance(model, Transformer) else StockLogits(hidden, model)
 
 
 def scores(model: Transformer, hidden: Tensor) -> LazyLogits:

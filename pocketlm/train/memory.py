@@ -10,7 +10,13 @@ from typing import Protocol
 import psutil
 import torch
 
-from pocketlm.model.costs import block_matrices, head_parameters, kept_bytes, num_parameters
+from pocketlm.model.costs import (
+    StockShape,
+    block_matrices,
+    head_parameters,
+    kept_bytes,
+    num_parameters,
+)
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.distributed.fsdp import mesh_shape
 from pocketlm.train.distributed.ranks import device, ranks
@@ -47,8 +53,9 @@ class TrainingMemory:
     weights, gradients, states: of the student, float32. kept: what its forward pass leaves for the
     backward pass. loss: the head's gradient, and blocks of logits. table: the gradient of the token
     table once more, for it is made dense before it is added. recomputed: of a block that the
-    backward pass recomputes. teacher: its weights. teacher_pass: what its forward pass holds.
-    saving: the copy of weights and states that is written to disk.
+    backward pass recomputes. teacher: its weights. loading: them once more, in the files' form.
+    teacher_pass: what its forward pass holds. saving: the copy of weights and states that is
+    written to disk.
     """
 
     weights: int
@@ -59,6 +66,7 @@ class TrainingMemory:
     table: int
     recomputed: int
     teacher: int
+    loading: int
     teacher_pass: int
     saving: int
     accumulates: bool  # several micro-batches a step, so gradients stay through the forward pass
@@ -86,7 +94,11 @@ class TrainingMemory:
         )
         backward = always + self.gradients + self.table * (2 if self.accumulates else 1)
         return max(
-            self.weights + 2 * self.teacher, forward, recomputing, backward, always + self.saving
+            self.weights + self.teacher + self.loading,
+            forward,
+            recomputing,
+            backward,
+            always + self.saving,
         )
 
 
@@ -110,7 +122,7 @@ def training_memory(
     masked: documents of a row are kept apart. saves: states are written, if only at the end.
     on_grid: training for four bits. Of a sharded model a block's weights are whole when it runs,
     the table's and the head's always, and gradients too while they add up. What the process holds
-    before is not in it; on CUDA the copy that is saved is in the processor's memory.
+    before is not in it; on CUDA the copies that are saved and loaded are in the processor's memory.
     """
     N, parameters = rows * seq_len, num_parameters(model)
     narrow = product_dtype(optim, torch.device(device))
@@ -128,6 +140,7 @@ def training_memory(
     loss = table + hidden + blocks + logits
     if teacher:
         loss += 4 * N * teacher.hidden_size
+    frozen = _frozen(teacher, product_bytes, shards) if teacher else 0
     grid = head_parameters(model) * product_bytes if on_grid else 0  # the head's weight on its grid
     body = {"product_bytes": product_bytes, "masked": masked, "device": device}
     whole = kept_bytes(model, rows, seq_len, on_grid=on_grid, attention=optim.attention, **body)
@@ -148,10 +161,10 @@ def training_memory(
         loss=loss,
         table=table,
         recomputed=whole // model.applications if optim.checkpoint_every_n_blocks else 0,
-        teacher=4 * num_parameters(teacher) // shards + (_whole(teacher) if shards > 1 else 0)
-        if teacher
-        else 0,
+        teacher=frozen,
+        loading=frozen if device == "cpu" else 0,
         teacher_pass=kept_bytes(teacher, rows, seq_len, **body) // teacher.applications
+        + _mask_bytes(teacher, rows, seq_len, product_bytes, masked)
         if teacher
         else 0,
         saving=4 * parameters // shards + states if saves and device == "cpu" else 0,
@@ -159,10 +172,31 @@ def training_memory(
     )
 
 
-def _whole(model: ModelConfig) -> int:
+def _frozen(teacher: ModelConfig, product_bytes: int, shards: int) -> int:
+    """Bytes of a teacher's weights on a rank: float32, of a network of transformers as wide as its
+    products.
+    """
+    stock = isinstance(teacher, StockShape)
+    weights = num_parameters(teacher) * (product_bytes if stock else 4) // shards
+    return weights + (_whole(teacher, product_bytes) if shards > 1 else 0)
+
+
+def _mask_bytes(
+    teacher: ModelConfig, rows: int, seq_len: int, product_bytes: int, masked: bool
+) -> int:
+    """Of a network of transformers: a byte for each pair of tokens and kind of mask, and one mask
+    as torch's attention adds it to the scores. Ours has none.
+    """
+    masks = teacher.local_masks + masked if isinstance(teacher, StockShape) else 0
+    return rows * seq_len**2 * (masks + product_bytes) if masks else 0
+
+
+def _whole(model: ModelConfig, product_bytes: int = 4) -> int:
     """Bytes of what a rank gathers: the block that runs and the next one, the token table, the
     head.
     """
+    if isinstance(model, StockShape):
+        return product_bytes * (2 * model.largest_block + model.outside_blocks)
     tables = 1 if model.tie_word_embeddings else 2
     return 4 * (2 * block_matrices(model) + tables * head_parameters(model))
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from shapes import small
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from stock_families import FAMILIES, save_family
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pocketlm.cli import app
@@ -30,29 +31,6 @@ from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import Transformer
 
 TOLERANCE = 1e-4  # of logits of about two units, float32; 8e-6 measured
-SIZES = {
-    "num_hidden_layers": 3,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "vocab_size": 300,
-    "max_position_embeddings": 128,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
-GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt_neox": SIZES,
-    "phi": SIZES,
-    "qwen2": SIZES | {"num_key_value_heads": 2},  # biases on q, k and v
-    "gemma2": SIZES
-    | GROUPED
-    | {"sliding_window": 16, "tie_word_embeddings": False},  # shorter than the texts; soft caps
-    "opt": SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32},  # learned positions
-    "bloom": SIZES | {"n_head": 4, "n_layer": 3},  # no positions but ALiBi
-    "mamba": SIZES,  # a recurrent state, no keys and values
-}
 PROMPTS = [
     torch.randint(3, 300, (n,), generator=torch.Generator().manual_seed(n)).tolist()
     for n in (30, 4, 11)
@@ -62,21 +40,6 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(["the quick brown fox jumps over the lazy dog"] * 4, 280)
-
-
-def save_family(kind: str, tokenizer: Tokenizer, folder: Path) -> None:
-    """A random model of the family with a tokenizer of ours, all written by transformers."""
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **FAMILIES[kind]))
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.3, generator=random)
-    network.save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend, eos_token=tokenizer.eos_token
-    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -84,6 +84,9 @@ def test_documents_kept_apart_on_a_gpu_take_a_mask_of_all_pairs_with_sdpa_alone(
 def test_a_large_teacher_is_counted_while_it_is_loaded() -> None:
     need = of(rows=1, seq_len=8, teacher=PRESETS["pro"])
     assert need.peak == need.weights + 2 * need.teacher
+    on_gpu = of(rows=1, seq_len=8, teacher=PRESETS["pro"], device="cuda")
+    assert on_gpu.loading == 0  # it is read into the processor's memory
+    assert on_gpu.peak < on_gpu.weights + 2 * on_gpu.teacher
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pocketlm.inference.stock_network import StockNetwork
 from pocketlm.model.batch import Batch
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ ENTRY = np.dtype(
 # ---- what a cache is of ----
 
 
-def model_digest(model: Transformer) -> str:
+def model_digest(model: Transformer | StockNetwork) -> str:
     """16 hex digits of a network: its shape and its weights, whatever files they lay in."""
     whole = hashlib.sha256(repr(model.config).encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketlm.inference.stock_network import StockNetwork
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distill.codec import Encoded, concatenate, encode, tail_mass, tail_prior
 
@@ -41,7 +42,10 @@ def windows(document: int, tokens: int, window: int) -> Iterator[Window]:
 
 
 def read_windows(
-    model: Transformer, documents: Sequence[np.ndarray], window: int, batch_tokens: int
+    model: Transformer | StockNetwork,
+    documents: Sequence[np.ndarray],
+    window: int,
+    batch_tokens: int,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """(document, number of the first token, logits [n, V]) of each token of all documents, once, in
     any order.
@@ -74,7 +78,10 @@ def read_windows(
 
 
 def estimate_tail_prior(
-    model: Transformer, documents: Sequence[np.ndarray], window: int, batch_tokens: int
+    model: Transformer | StockNetwork,
+    documents: Sequence[np.ndarray],
+    window: int,
+    batch_tokens: int,
 ) -> Tensor:
     """The teacher's tail prior [V], in logs, from these documents."""
     mass = torch.zeros(model.config.vocab_size, device=next(model.parameters()).device)
@@ -84,7 +91,7 @@ def estimate_tail_prior(
 
 
 def encode_documents(
-    model: Transformer,
+    model: Transformer | StockNetwork,
     documents: Sequence[np.ndarray],
     prior: Tensor,
     *,

@@ -15,8 +15,12 @@ from typing import Protocol
 import torch
 from rich.console import Console
 
+from pocketlm.inference.open import refusal
+from pocketlm.inference.stock_network import StockNetwork, load_stock_network
+from pocketlm.inference.stock_shape import stock_shape
 from pocketlm.model.batch import Batch
-from pocketlm.model.checkpoint import load_checkpoint, shape_of
+from pocketlm.model.checkpoint import check_ids, load_checkpoint, raw_config, shape_of
+from pocketlm.model.costs import StockShape
 from pocketlm.model.same_tokens import vocabulary_differences
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
@@ -29,8 +33,8 @@ from pocketlm.train.distill.cache import (
     tokenizer_digest,
 )
 from pocketlm.train.distributed.fsdp import shard_model
-from pocketlm.train.distributed.ranks import ranks
-from pocketlm.train.lazy_logits import TeacherScores, scores
+from pocketlm.train.distributed.ranks import device, ranks
+from pocketlm.train.lazy_logits import TeacherScores, teacher_scores
 from pocketlm.train.optim import OptimConfig, product_dtype
 
 Teacher = Callable[[Batch], TeacherScores]
@@ -54,7 +58,42 @@ def live_shape(teacher: Path | None) -> ModelConfig | None:
     """The network of a teacher that will be held in memory; None without a teacher, or with one on
     disk.
     """
-    return None if teacher is None or is_cached(teacher) else shape_of(teacher)
+    return None if teacher is None or is_cached(teacher) else network_shape(teacher)
+
+
+def network_shape(folder: Path) -> ModelConfig:
+    """The network of a checkpoint folder, from its config.json alone: a StockShape where our
+    network does not hold it and stock transformers does. ValueError where neither opens it.
+    """
+    try:
+        return shape_of(folder)
+    except ValueError as refused:
+        if "pocketlm" in raw_config(folder):
+            raise  # a folder that pocketlm wrote
+        try:
+            return stock_shape(folder)
+        except ValueError:
+            if refusal(folder) is None:
+                raise refused from None  # a family of ours: what is wrong is in its fields
+            raise
+
+
+def load_network(
+    folder: Path, dtype: torch.dtype | None
+) -> tuple[Transformer | StockNetwork, Tokenizer]:
+    """(network, tokenizer) of a checkpoint folder, to be read and not trained.
+
+    Ours has float32 weights and computes products in `dtype`; one of transformers has its weights
+    in it, as the library itself would run it. ValueError where neither opens the folder.
+    """
+    shape = network_shape(folder)
+    if not isinstance(shape, StockShape):
+        network, tokenizer = load_checkpoint(folder)
+        network.compute = ComputeSettings(dtype=dtype)
+        return network, tokenizer
+    tokenizer = Tokenizer.load(folder)
+    check_ids(tokenizer, shape, folder)
+    return load_stock_network(folder, dtype), tokenizer
 
 
 def open_teacher(
@@ -81,9 +120,11 @@ def open_teacher(
             f"{cache.facts['kl']:.3g}"
         )
     else:
-        network, its_tokenizer = load_checkpoint(teacher)
-        check_teacher(tokenizer, its_tokenizer)
+        check_teacher(tokenizer, Tokenizer.load(teacher))
+        network, _ = load_network(teacher, product_dtype(optim, device()))
         window, description = network.config.max_position_embeddings, "live"
+        if isinstance(network, StockNetwork):
+            description += ", in transformers"
         read = live_teacher(network, optim)
     if reads is not None and window < reads:
         raise ValueError(f"the teacher {teacher} reads {window} tokens, not the {reads} required")
@@ -94,19 +135,25 @@ def open_teacher(
     return read
 
 
-def live_teacher(model: Transformer, optim: OptimConfig) -> Teacher:
+def live_teacher(model: Transformer | StockNetwork, optim: OptimConfig) -> Teacher:
     """Scores [B x T, V] by running `model`, without gradients, on the student's very batch, in the
     student's compute dtype.
+
+    ValueError: a network of transformers that cannot be a teacher (StockNetwork.check).
     """
-    model = shard_model(model.eval().requires_grad_(False), optim.shard_over)
-    model.compute = ComputeSettings(dtype=product_dtype(optim, next(model.parameters()).device))
+    frozen = model.eval().requires_grad_(False)
+    if isinstance(frozen, StockNetwork):
+        model = shard_model(frozen, optim.shard_over, frozen.blocks)
+        model.check()
+    else:
+        model = shard_model(frozen, optim.shard_over)
+        where = next(model.parameters()).device
+        model.compute = ComputeSettings(dtype=product_dtype(optim, where))
 
     def teach(batch: Batch) -> TeacherScores:
         with torch.no_grad():
-            return scores(
-                model,
-                model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids).flatten(0, 1),
-            )
+            hidden = model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
+            return teacher_scores(model, hidden.flatten(0, 1))
 
     return teach
 

@@ -10,8 +10,10 @@ and all ranks together are to compute what one alone computes.
 
 import copy
 import os
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,8 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distributed.ranks import device, ranks
 from pocketlm.train.optim import ShardOver
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def to_device(batch: Batch, where: torch.device) -> Batch:
@@ -61,9 +65,11 @@ def make_mesh(shape: tuple[int, ...], together: dist.ProcessGroup) -> DeviceMesh
     return init_device_mesh(device().type, shape, mesh_dim_names=("nodes", "shards")[-len(shape) :])
 
 
-def shard_model(model: Transformer, shard_over: ShardOver) -> Transformer:
+def shard_model(
+    model: Network, shard_over: ShardOver, blocks: Iterable[nn.Module] | None = None
+) -> Network:
     """The same model on this rank's device, its weights sharded over the ranks; a single process
-    holds it whole.
+    holds it whole. blocks: those of another network than ours.
 
     A block's weights are gathered when it runs and dropped after. Those outside of the blocks
     (table, norm, head) stay from `hidden` to the end of the backward pass, so that a loss uses the
@@ -74,7 +80,10 @@ def shard_model(model: Transformer, shard_over: ShardOver) -> Transformer:
         return model.to(device())
     shape = mesh_shape(shard_over, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     mesh = make_mesh(shape, dist.group.WORLD)
-    for block in model.model.layers:
+    if blocks is None:
+        assert isinstance(model, Transformer)
+        blocks = model.model.layers
+    for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
