@@ -119,10 +119,8 @@ class Tally:
         for name, count in self.not_rendered.most_common():
             yield f'the chat template does not render "{name}" of {count:,} messages'
         if self.words_as_text:
-            yield (
-                f"{self.words_as_text:,} conversations spell special words, which are learnt as "
-                "plain text"
-            )
+            spelt = f"{self.words_as_text:,} conversations spell special words"
+            yield f"{spelt}, which are learnt as plain text"
 
     def warning(self, tokenizer: Tokenizer) -> str | None:
         """That a model would not learn to stop, and what to do, where an answer ends in no token
@@ -132,10 +130,8 @@ class Tally:
             return None
         return (
             f"warning: {self.without_end:,} of {self.examples:,} examples have an answer that ends "
-            "in no token that ends "
-            f"answers ({tokenizer.endings.summary()}), so the model will not learn to stop. Let "
-            "the chat template put "
-            f"{tokenizer.end_of_turn_token} behind an answer"
+            f"in no token that ends answers ({tokenizer.endings.summary()}), so the model will not "
+            f"learn to stop. The chat template should put {tokenizer.end_of_turn_token} there"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -196,10 +192,8 @@ def read_conversations(file: Path, tally: Tally | None = None) -> Iterator[Conve
 def encode_conversations(
     files: Sequence[Path], tokenizer: Tokenizer, seq_len: int
 ) -> tuple[list[Pair], int]:
-    """((ids, mask of what is learnt) of each example of these files that fits in seq_len, how many
-    conversations were left out): what a fine-tuning on them would learn, for scripts.
-
-    ValueError when the files hold no conversation at all, or none that can be learnt.
+    """((ids, mask of what is learnt) of each example that fits in seq_len, how many conversations
+    were left out), for scripts. ValueError: the files hold none that can be learnt.
     """
     tally = Tally()
     pairs = list(learnable_pairs({"": files}, tokenizer, Limits(seq_len=seq_len), tally))
@@ -224,8 +218,8 @@ def learnable_pairs(
         names = ", ".join(str(file) for parts in files.values() for file in parts)
         why = "; ".join(list(tally.lines())[1:]) if tally.left_out else NO_CONVERSATION
         if set(tally.left_out) == {limits.long}:
-            longer = f"{tally.rows} are longer"
-            why = f"no conversation of at most {limits.seq_len + 1} tokens ({longer})"
+            longest = limits.seq_len + 1
+            why = f"no conversation of at most {longest} tokens ({tally.rows} are longer)"
         raise ValueError(f"{names or 'the corpus'}: {why}; nothing to train on")
 
 
