@@ -22,6 +22,7 @@ def open_model(
     path: Path,
     *,
     runtime: str | None = None,
+    device: torch.device | None = None,
     exact: bool = False,
     threads: int | None = None,
     context_length: int | None = None,
@@ -29,7 +30,8 @@ def open_model(
     """The model at `path`: a Hugging Face folder, a .gguf or a .pte, by its name.
 
     runtime: what computes a folder, of RUNTIMES. None takes our own network where it knows the
-    model_type and else transformers, which one line on stderr then says. exact: float32 wherever
+    model_type and else transformers, which one line on stderr then says. device: where a folder's
+    model computes; None takes a CUDA GPU where there is one. exact: float32 wherever
     the runtime has a choice; llama.cpp's own KV cache holds float16. threads: the runtime's own
     choice by default. Torch's and ExecuTorch's are the whole process's. context_length: at least so
     many tokens are read, also more than the model was trained for; a .pte keeps what it was
@@ -40,7 +42,7 @@ def open_model(
     if threads:
         torch.set_num_threads(threads)  # for the choice of a token too, whatever runs the network
     if path.is_dir():
-        model = _open_folder(path, runtime)
+        model = _open_folder(path, runtime, device or fastest_device())
     elif not path.is_file():
         raise FileNotFoundError(f"no model at {path}; give a checkpoint folder, a .gguf or a .pte")
     elif path.suffix == ".gguf":
@@ -57,7 +59,12 @@ def open_model(
     return model
 
 
-def _open_folder(folder: Path, runtime: str | None) -> Runtime:
+def fastest_device() -> torch.device:
+    """The current CUDA GPU, or the processor where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _open_folder(folder: Path, runtime: str | None, device: torch.device) -> Runtime:
     reason = None if runtime else refusal(folder)
     if reason:
         print(f"{reason}; it is opened in transformers", file=sys.stderr)
@@ -65,10 +72,10 @@ def _open_folder(folder: Path, runtime: str | None) -> Runtime:
         from pocketlm.inference.transformers_runtime import TransformersModel
 
         try:
-            return TransformersModel(folder)
+            return TransformersModel(folder, device=device)
         except ValueError as error:
             raise ValueError(f"{reason}; {error}" if reason else str(error)) from None
-    return LanguageModel.open(folder)
+    return LanguageModel.open(folder, device)
 
 
 def refuse_runtime(path: Path, runtime: str | None) -> None:

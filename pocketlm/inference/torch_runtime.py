@@ -36,8 +36,10 @@ class LanguageModel:
         self.max_length = model.config.max_position_embeddings
 
     @classmethod
-    def open(cls, folder: Path) -> "LanguageModel":
-        return cls(*load_checkpoint(folder))
+    def open(cls, folder: Path, device: torch.device | None = None) -> "LanguageModel":
+        """The checkpoint in `folder`, on the processor where no device is given."""
+        network, tokenizer = load_checkpoint(folder)
+        return cls(network.to(device or "cpu"), tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -35,15 +35,18 @@ class TransformersModel:
     """A Hugging Face folder as a Runtime, computed by the library's own network in float32.
 
     Nothing is fetched, no code of the folder runs, and weights are read from safetensors alone.
-    context_length: the longest text, config.json's own by default. Threads: forward passes wait
-    for each other, for some families change their rotary table in one; answers are independent.
+    context_length: the longest text, config.json's own by default. device: the processor by
+    default. Threads: forward passes wait for each other, for some families change their rotary
+    table in one; answers are independent.
     """
 
-    def __init__(self, folder: Path, *, context_length: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, context_length: int | None = None, device: torch.device | None = None
+    ) -> None:
         folder = Path(folder)
         refuse_folder(folder)
         self.tokenizer = Tokenizer.load(folder)
-        self._model: Any = load_network(folder)
+        self._model: Any = load_network(folder).to(device or "cpu")
         self.vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
         greatest = max([*self.tokenizer.stop_ids, self.tokenizer.vocab_size - 1])
         if greatest >= self.vocab_size:

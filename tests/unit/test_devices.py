@@ -13,8 +13,10 @@ from shapes import small
 from pocketlm.eval.agreement import Passage, agreement
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles
+from pocketlm.inference.open import fastest_device, open_model
 from pocketlm.inference.sampling import GREEDY, Sampling
 from pocketlm.inference.torch_runtime import PREFILL_TOKENS, LanguageModel
+from pocketlm.model.checkpoint import save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
 
@@ -105,3 +107,15 @@ def test_positions_on_another_device_than_the_weights_are_refused(tokenizer, mon
     monkeypatch.setattr(model, "_ids", torch.tensor)
     with pytest.raises(RuntimeError, match="device"):
         answers(model, GREEDY)
+
+
+def test_a_folder_is_opened_on_the_device_asked_for_and_else_on_a_gpu_where_there_is_one(
+    tokenizer, tmp_path, monkeypatch
+):
+    save_checkpoint(tmp_path, Transformer(replace(CONFIG, vocab_size=300), seed=1), tokenizer)
+    asked = open_model(tmp_path, device=torch.device("meta"))
+    assert isinstance(asked, LanguageModel) and asked.device.type == "meta"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fastest_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert fastest_device() == torch.device("cuda")
