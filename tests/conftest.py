@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW = (
     *("numerics/test_attention.py", "recipes/test_bad_input.py", "recipes/test_bad_states.py"),
     *("recipes/test_every_field.py", "recipes/test_killed.py", "recipes/test_plan_against_run.py"),
-    "recipes/test_rehearse_ranks.py",
+    *("recipes/test_rehearse_ranks.py", "recipes/test_rehearse.py", "recipes/test_readme.py"),
     *("recipes/test_tiny_recipe.py", "recipes/test_torchrun.py", "recipes/test_verify_resume.py"),
     *(
         "unit/test_bench.py",
@@ -44,10 +44,13 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of the slow files, and the one that compiles."""
+    """Marks the tests of the slow files, and the one that compiles; slow files come first, so that
+    no process is left alone with one at the end.
+    """
     slow = {Path(__file__).parent / name for name in SLOW}
     if gone := [file for file in slow if not file.is_file()]:
         raise pytest.UsageError(f"tests/conftest.py names files that are not there: {gone}")
     for item in items:
         if item.path in slow or "compiled_training" in item.name:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
