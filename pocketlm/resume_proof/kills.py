@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from pocketlm.runner.errors import BAD_INPUT
 from pocketlm.runner.record import RECORD, read_record
 
 AIMS = ("anywhere", "save", "save", "stage change")  # what a kill waits for, drawn for each
@@ -79,7 +80,9 @@ class Launcher:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), **sizes, **agent}
 
     def finish(self, words: list[str], ranks: int = 1) -> None:
-        """Runs a command to its end. RuntimeError with the end of its output where it fails."""
+        """Runs a command to its end. Where it fails, a RuntimeError with the end of its output; a
+        ValueError where that is one message for what a user can mend.
+        """
         self.expect_done(self.start(words, ranks))
 
     def expect_done(self, processes: list[BaseProcess]) -> None:
@@ -88,7 +91,9 @@ class Launcher:
         if any(process.exitcode for process in processes):
             output = self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
             statuses = [process.exitcode for process in processes]
-            raise RuntimeError(f"the run failed by itself, exit status {statuses}:\n{output}")
+            mendable = set(statuses) <= {0, BAD_INPUT}
+            failed = f"the run failed by itself, exit status {statuses}:\n{output}"
+            raise ValueError(failed) if mendable else RuntimeError(failed)
 
 
 def _command(command: Command, words: list[str], log: str, environment: dict[str, str]) -> None:

@@ -181,3 +181,20 @@ def test_a_stage_that_was_not_finished_or_lost_steps_is_not_alike(tmp_path: Path
         compared.first == "token ids differ from step 2 on; losses differ from step 2 on; "
         "model.safetensors differs"
     )
+
+
+def test_documents_that_are_not_there_end_the_proof_in_one_message(tmp_path: Path) -> None:
+    words = [
+        "verify-resume",
+        str(TINY),
+        str(tmp_path),
+        "--kills",
+        "1",
+        "--out",
+        str(tmp_path / "p"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pocketlm.cli", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "the run failed by itself" in done.stderr and "texts does not exist" in done.stderr
