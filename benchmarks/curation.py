@@ -104,7 +104,7 @@ def run(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> dict
 
 def usage(session: int) -> dict[int, tuple[float, float]]:
     """{process: (seconds of processors, highest memory in MB)} of all processes of a session."""
-    found = {}
+    figures = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
@@ -114,8 +114,8 @@ def usage(session: int) -> dict[int, tuple[float, float]]:
         if int(fields[3]) == session and "VmHWM" in status:
             peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
             ticks = int(fields[11]) + int(fields[12])
-            found[int(folder.name)] = (ticks / os.sysconf("SC_CLK_TCK"), peak)
-    return found
+            figures[int(folder.name)] = (ticks / os.sysconf("SC_CLK_TCK"), peak)
+    return figures
 
 
 def child(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> None:

@@ -71,10 +71,10 @@ def print_memory() -> None:
         probed = added_bytes(probe_directions, model, {"probe": [batch]})
         whole = added_bytes(logits_loss, model, batch) if rows * length <= 2048 else None
         held = rows * length * VOCAB_SIZE * 4 / MIB
-        shown = "not run" if whole is None else f"{whole / MIB:.0f}"
+        whole_mib = "not run" if whole is None else f"{whole / MIB:.0f}"
         print(
             f"{rows:4} x {length:<6} {held:13,.0f} {scored / MIB:12.0f} {probed / MIB:12.0f}"
-            f" {shown:>12}"
+            f" {whole_mib:>12}"
         )
 
 

@@ -73,7 +73,7 @@ CASES = {
     ),
     "15m x8, its like as teacher": Case(model=M15, rows=8, teacher=M15),
     "15m x8, states written on the way": Case(model=M15, rows=8, saves=True),
-    "15m x8, blocks worked out twice": Case(
+    "15m x8, activation checkpointing": Case(
         model=M15, rows=8, optim=replace(ADAMW, checkpoint_every_n_blocks=1)
     ),
     "15m x8, QAT": Case(model=M15, rows=8, teacher=M15, scheme="int4_group32"),

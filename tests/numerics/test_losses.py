@@ -204,7 +204,7 @@ def test_a_teacher_of_few_entries_counts_as_the_same_one_written_out(way, diverg
 
 
 class TakenAgain(torch.autograd.Function):
-    """A head_loss worked out anew for each gradient: gradcheck takes more than one, which a
+    """A head_loss computed anew for each gradient: gradcheck takes more than one, which a
     head_loss refuses.
     """
 

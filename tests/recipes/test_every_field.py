@@ -536,7 +536,7 @@ STAGES = {
 
 
 class Seen:
-    """What each config leaves, worked out once."""
+    """What each config leaves, computed once."""
 
     def __init__(self, folder: Path, out: Path) -> None:
         self.folder, self.out, self.found = folder, out, {}

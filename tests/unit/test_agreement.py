@@ -1,4 +1,4 @@
-"""Agreement of two models on known logits and answers, worked out by hand."""
+"""Agreement of two models on known logits and answers, computed by hand."""
 
 import math
 from collections.abc import Sequence, Set

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and kept bytes worked out from a shape, against what torch counts and keeps."""
+"""Parameters, FLOPs and kept bytes computed from a shape, against what torch counts and keeps."""
 
 from dataclasses import replace
 
