@@ -3,12 +3,13 @@
 Shapes: B prompts, R rows that go on, V vocabulary
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from pocketlm.inference.sampling import Sampling, sample
+from pocketlm.inference.sampling import GREEDY, Sampling, sample
 from pocketlm.inference.stop_strings import StopMatcher
 from pocketlm.model.tokenizer import Tokenizer
 
@@ -64,3 +65,51 @@ def decode(
             rows = [rows[place] for place in going_on]
             keep = torch.tensor(going_on, device=tokens.device)
             logits = step(tokens[keep], keep)
+
+
+class RowDecoder(ABC):
+    """`generate` and `stream` of a runtime whose `_decode` yields each new id with its row."""
+
+    @abstractmethod
+    def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: set[int],
+        sampling: Sampling,
+        stop_strings: Sequence[str] = (),
+    ) -> Iterator[tuple[int, int]]:
+        """(row, new id) pairs, the stop id left out. Row n draws with seed + n."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: set[int],
+        stop_strings: Sequence[str] = (),
+        sampling: Sampling = GREEDY,
+    ) -> list[list[int]]:
+        """New ids for each prompt, the stop id left out. Lengths may differ.
+
+        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its
+        text is before it.
+        """
+        answers: list[list[int]] = [[] for _ in prompts]
+        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
+            answers[row].append(token)
+        return answers
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop_ids: set[int],
+        sampling: Sampling = GREEDY,
+    ) -> Iterator[int]:
+        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and
+        ends at stop strings.
+        """
+        for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
+            yield token

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.inference.decode import decode
+from pocketlm.inference.decode import RowDecoder, decode
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
-from pocketlm.inference.sampling import GREEDY, Sampling
+from pocketlm.inference.sampling import Sampling
 from pocketlm.model.tokenizer import Tokenizer
 
 # root offset, "ET12", "eh00", bytes of: this header, the program, all before the segments, the
@@ -31,7 +31,7 @@ FACTS = {"get_max_context_len", "get_max_seq_len", "get_vocab_size"}
 SIZES = {"get_weight_bytes", "get_kv_bytes", "get_kv_bytes_per_token"}  # and would like to know
 
 
-class PteModel:
+class PteModel(RowDecoder):
     """A .pte file in ExecuTorch's Python runtime: one sequence at a time, the tokenizer from beside
     it.
 
@@ -70,42 +70,6 @@ class PteModel:
             self._owner = None
             return log_probs_from(self._read(ids, 0), ids)
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        stop_strings: Sequence[str] = (),
-        sampling: Sampling = GREEDY,
-    ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. One prompt at a time.
-
-        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its
-        text is before it.
-        """
-        for prompt in prompts:
-            self._check(prompt)
-        drawn = [replace(sampling, seed=sampling.seed + row) for row in range(len(prompts))]
-        return [
-            list(self._decode(prompt, max_new_tokens, stop_ids, row_sampling, stop_strings))
-            for prompt, row_sampling in zip(prompts, drawn, strict=True)
-        ]
-
-    def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        sampling: Sampling = GREEDY,
-    ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and
-        ends at stop strings.
-        """
-        self._check(prompt)
-        yield from self._decode(prompt, max_new_tokens, stop_ids, sampling)
-
     def memory(self, length: int) -> Memory:
         """Bytes as the file's constant methods give them.
 
@@ -126,6 +90,22 @@ class PteModel:
         self._method = None
 
     def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: set[int],
+        sampling: Sampling,
+        stop_strings: Sequence[str] = (),
+    ) -> Iterator[tuple[int, int]]:
+        """(row, new id) pairs, one prompt after the other."""
+        for prompt in prompts:
+            self._check(prompt)
+        for row, prompt in enumerate(prompts):
+            drawn = replace(sampling, seed=sampling.seed + row)
+            for token in self._decode_one(prompt, max_new_tokens, stop_ids, drawn, stop_strings):
+                yield row, token
+
+    def _decode_one(
         self,
         prompt: Sequence[int],
         max_new_tokens: int,

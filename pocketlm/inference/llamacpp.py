@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pocketlm.inference.decode import RowDecoder
 from pocketlm.inference.gguf_header import head_width, read_header, weight_bytes, windows_of
 from pocketlm.inference.gguf_tokenizer import tokenizer_of
 from pocketlm.inference.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
-from pocketlm.inference.sampling import GREEDY, Sampling, sample
+from pocketlm.inference.sampling import Sampling, sample
 from pocketlm.inference.stop_strings import StopMatcher
 
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
@@ -24,7 +25,7 @@ LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once
 SLOTS = 8  # prompts that are answered together
 
 
-class GgufModel:
+class GgufModel(RowDecoder):
     """A .gguf file, opened in llama.cpp on the CPU; nothing but the file is needed.
 
     context_length: longest sequence, the file's own by default. threads: half of the processors by
@@ -79,39 +80,6 @@ class GgufModel:
             return log_probs_from(map(torch.from_numpy, chunks), ids)
         finally:
             self._return(context)
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        stop_strings: Sequence[str] = (),
-        sampling: Sampling = GREEDY,
-    ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Lengths may differ.
-
-        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its
-        text is before it.
-        """
-        answers: list[list[int]] = [[] for _ in prompts]
-        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
-            answers[row].append(token)
-        return answers
-
-    def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        sampling: Sampling = GREEDY,
-    ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and
-        ends at stop strings.
-        """
-        for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
-            yield token
 
     def memory(self, length: int) -> Memory:
         """Bytes that llama.cpp allocates and that a token reads.

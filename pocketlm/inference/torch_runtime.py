@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.inference.decode import decode
+from pocketlm.inference.decode import RowDecoder, decode
 from pocketlm.inference.kv_cache import PAD_POSITION, KVCache
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
-from pocketlm.inference.sampling import GREEDY, Sampling
+from pocketlm.inference.sampling import Sampling
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
@@ -22,7 +22,7 @@ PREFILL_TOKENS = 512  # of one pass over prompts: more do not stay near the proc
 LOGITS_BYTES = 2**26  # of logits that `log_probs` holds at once
 
 
-class LanguageModel:
+class LanguageModel(RowDecoder):
     """A checkpoint's network as a Runtime, on whatever device its weights are.
 
     int8_cache: keys and values in a quarter of the bytes, rounded (see KVCache). Threads: every
@@ -59,39 +59,6 @@ class LanguageModel:
         hidden = self.model.hidden(self._ids([ids]), None)[0]  # [T, D]
         chunk_tokens = max(1, LOGITS_BYTES // (4 * self.model.config.vocab_size))
         return log_probs_from((self.model.head(part) for part in hidden.split(chunk_tokens)), ids)
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        stop_strings: Sequence[str] = (),
-        sampling: Sampling = GREEDY,
-    ) -> list[list[int]]:
-        """New ids for each prompt, the stop id left out. Prompts of any lengths go together.
-
-        stop_strings: an answer ends with the id that completes one of them; `before_stop` of its
-        text is before it.
-        """
-        answers: list[list[int]] = [[] for _ in prompts]
-        for row, token in self._decode(prompts, max_new_tokens, stop_ids, sampling, stop_strings):
-            answers[row].append(token)
-        return answers
-
-    def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        sampling: Sampling = GREEDY,
-    ) -> Iterator[int]:
-        """The same ids, one at a time, as they are made; `text_pieces` turns them into text and
-        ends at stop strings.
-        """
-        for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
-            yield token
 
     def memory(self, length: int) -> Memory:
         """Bytes of the KV cache, and of what a token reads: not a table that is no head."""

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.inference.decode import decode
+from pocketlm.inference.decode import RowDecoder, decode
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
-from pocketlm.inference.sampling import GREEDY, Sampling
+from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LOGITS_BYTES, left_padded
 from pocketlm.model.checkpoint import quantization_of, raw_config
 from pocketlm.model.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_l
 UNSAID_LENGTH = 4096  # where none is there, as in a state-space model; our choice
 
 
-class TransformersModel:
+class TransformersModel(RowDecoder):
     """A Hugging Face folder as a Runtime, computed by the library's own network in float32.
 
     Nothing is fetched, no code of the folder runs, and weights are read from safetensors alone.
@@ -96,42 +96,6 @@ class TransformersModel:
             yield logits[0]
             del logits
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        stop_strings: Sequence[str] = (),
-        sampling: Sampling = GREEDY,
-    ) -> list[list[int]]:
-        """New ids for each prompt. All are one batch, padded on the left; one after the other where
-        the cache is more than keys and values, for padding would enter a recurrent state.
-        """
-        rows = range(len(prompts))
-        batches = [list(rows)] if self._layers else [[row] for row in rows]
-        answers: list[list[int]] = [[] for _ in rows]
-        for batch in batches:
-            seeded = replace(sampling, seed=sampling.seed + batch[0]) if batch else sampling
-            chosen = [prompts[row] for row in batch]
-            for place, token in self._decode(
-                chosen, max_new_tokens, stop_ids, seeded, stop_strings
-            ):
-                answers[batch[place]].append(token)
-        return answers
-
-    def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop_ids: set[int],
-        sampling: Sampling = GREEDY,
-    ) -> Iterator[int]:
-        """The same ids for one prompt, one at a time."""
-        for _, token in self._decode([prompt], max_new_tokens, stop_ids, sampling):
-            yield token
-
     def memory(self, length: int) -> Memory:
         """Bytes of the keys and values that the library keeps, and of the weights a token reads.
 
@@ -166,6 +130,27 @@ class TransformersModel:
         )
 
     def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: set[int],
+        sampling: Sampling,
+        stop_strings: Sequence[str] = (),
+    ) -> Iterator[tuple[int, int]]:
+        """(row, new id) pairs. All are one batch, padded on the left; one after the other where
+        the cache is more than keys and values, for padding would enter a recurrent state.
+        """
+        rows = range(len(prompts))
+        batches = [list(rows)] if self._layers else [[row] for row in rows]
+        for batch in batches if prompts else ():
+            seeded = replace(sampling, seed=sampling.seed + batch[0])
+            chosen = [prompts[row] for row in batch]
+            for place, token in self._decode_batch(
+                chosen, max_new_tokens, stop_ids, seeded, stop_strings
+            ):
+                yield batch[place], token
+
+    def _decode_batch(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
