@@ -87,8 +87,9 @@ def wrong_import(path: Path, module: str, name: str | None) -> str | None:
         )
     if here == "stages":
         own = ".".join(path.with_suffix("").parts)
-        # the middle of all stages that train is no stage
-        if room == "stages" and module not in (own, "pocketlm.stages.training"):
+        # what several stages share is no stage: the middle of training, and proxies
+        shared = ("pocketlm.stages.training", "pocketlm.stages.proxies")
+        if room == "stages" and module not in (own, *shared):
             return f"a stage imports another stage: {module}"
         return (
             None

@@ -24,16 +24,18 @@ def source_domains(corpus: Path) -> dict[str, str]:
 
 
 def held_out_texts(
-    corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: int
+    corpus: Path, tokenizer: Tokenizer, split: str, max_tokens: int, part: slice = slice(None)
 ) -> dict[str, list[str]]:
-    """For each domain, texts of `split` worth about max_tokens, taken evenly from its sources."""
+    """For each domain, texts of `split` worth about max_tokens, taken evenly from its sources.
+    part: of each source's documents those to take from.
+    """
     domains = source_domains(corpus)
     texts: dict[str, list[str]] = {}
     for name, shard in open_shards(corpus, split).items():
         domain = domains[name]
         share = max_tokens // list(domains.values()).count(domain)
         taken = 0
-        for number in range(len(shard)):
+        for number in range(len(shard))[part]:
             if taken >= share:
                 break
             ids = shard.document(number)[: share - taken + 1]

@@ -19,10 +19,11 @@ from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.files import read_json
-from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.stages import find_mix as stage
+from pocketlm.stages import proxies
 from pocketlm.stages.find_mix import MixConfig, find_mix
+from pocketlm.stages.proxies import Proxies
 from pocketlm.train import loop
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import next_token_loss
@@ -106,24 +107,18 @@ def test_a_milestone_of_the_simulated_run_is_the_model_that_a_plain_loop_has_at_
         seen[milestone.lr] = milestone.model.state_dict()
         return milestone.lr
 
-    rows = {
-        split: {name: TextRows(s, 24, 0) for name, s in open_shards(corpus, split).items()}
-        for split in ("train", "probe")
-    }
+    rows = {name: TextRows(s, 24, 0) for name, s in open_shards(corpus, "train").items()}
     flat = dict.fromkeys(DOMAINS, 1 / 3)
-    tokenizer = Tokenizer.load(corpus / "tokenizer")
-    run = tmp_path / "run"
-    corpora = (tokenizer, rows["train"], rows["probe"], DOMAINS)
 
-    def simulated(folder: Path) -> list[float]:
-        return stage.simulate(CONFIG, iter([folder]), *corpora, flat, 3, measure)
+    def simulated() -> list[float]:
+        return Proxies(CONFIG, tmp_path, corpus).simulate(iter(["run"]), flat, 3, measure)
 
-    lrs = simulated(run)
+    lrs = simulated()
     assert lrs == [lr_at(OPTIM, step) for step in (1, 3, 5)]
-    assert simulated(run) == lrs  # from the files
+    assert simulated() == lrs  # from the files
 
     layout = BatchPlan(seq_len=24, rows_per_step=4, micro_batch_size=1, seed=CONFIG.seed)
-    batches = make_batches(rows["train"], flat, layout, separate_documents=False)
+    batches = make_batches(rows, flat, layout, separate_documents=False)
     model = Transformer(PROXY, seed=CONFIG.seed)
     optimizers = make_optimizers(model, OPTIM)
     for step in range(6):
@@ -205,7 +200,7 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
     opened, mixed, corpus, tmp_path, monkeypatch
 ):
     calls = 0
-    open_proxy = stage.open_proxy
+    open_proxy = Proxies.open
 
     def failing(*arguments):
         nonlocal calls
@@ -214,7 +209,7 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
             raise KeyboardInterrupt
         return open_proxy(*arguments)
 
-    monkeypatch.setattr(stage, "open_proxy", failing)
+    monkeypatch.setattr(Proxies, "open", failing)
     with pytest.raises(KeyboardInterrupt):
         find_mix(CONFIG, tmp_path, corpus=corpus)
     find_mix(CONFIG, tmp_path, corpus=corpus)
@@ -229,10 +224,10 @@ def test_a_stop_before_the_states_are_deleted_trains_nothing_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "shutil", SimpleNamespace(rmtree=failing))
+        patch.setattr(proxies, "shutil", SimpleNamespace(rmtree=failing))
         with pytest.raises(KeyboardInterrupt):
             find_mix(CONFIG, tmp_path, corpus=corpus)
     assert list(tmp_path.rglob("resume"))
-    monkeypatch.setattr(stage, "train", failing)
+    monkeypatch.setattr(proxies, "train", failing)
     find_mix(CONFIG, tmp_path, corpus=corpus)
     assert read_json(tmp_path / "mix.json") == mixed and not list(tmp_path.rglob("resume"))

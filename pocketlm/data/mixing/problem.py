@@ -30,20 +30,24 @@ class Milestone:
 
 @dataclass(frozen=True, kw_only=True)
 class MixProblem:
-    """tokens: of each source's training text. domains: what each source serves. where: the method's
-    place in the config, for messages.
+    """tokens: of each source's training text. capabilities: the sources whose probe text serves
+    each. where: the method's place in the config, for messages.
 
     simulate(shares, count, measure): trains the proxy on these shares, calls `measure` on `count`
     evenly spaced milestones of that run, and returns what it gave, in order. With several ranks
     each measures some of the milestones; `measure` gives plain data, which is kept on disk.
+
+    losses(mixes): trains a proxy on each of these shares, and gives by the same names the held-out
+    bits per byte of each domain. They are of text to choose by, which no mix is reported on.
     """
 
     tokens: Mapping[str, int]
-    domains: Mapping[str, str]
+    capabilities: Mapping[str, tuple[str, ...]]
     budget_tokens: int
     max_epochs: float
     where: str
     simulate: Callable[[Shares, int, Callable[[Milestone], Any]], list[Any]]
+    losses: Callable[[Mapping[str, Shares]], dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
