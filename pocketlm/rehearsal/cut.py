@@ -45,6 +45,8 @@ LENGTHS = {
     *("seq_len", "window", "context_length", "max_position_embeddings", "sliding_window"),
     *("bits_window", "needle_tokens", "contexts"),
 }
+# how a corpus of seconds is read: starting processes, or waiting for a cluster's, would take longer
+EXECUTOR = "local:1"
 SLOW_FORMATS = ("pte",)  # of an export: lowering takes a minute, whatever the size
 # tokens of the shortest length of a recipe, which hold a generated conversation; and by how many
 # the next one is longer
@@ -106,6 +108,8 @@ def cut_config(config: Any, cut: Cut) -> Any:
 
 
 def _cut_field(name: str, value: Any, cut: Cut) -> Any:
+    if name == "executor":
+        return EXECUTOR
     if isinstance(value, bool) or value is None:
         return value
     if name == "vocab_size":
