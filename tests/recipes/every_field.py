@@ -325,6 +325,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "budget_tokens": 50_000,
         "max_epochs": 0.6,
         "validation_tokens": 200,
+        "num_seeds": 2,
     },
     UtilityMix: {
         "num_gradient_probes": 3,
