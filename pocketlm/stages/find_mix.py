@@ -68,9 +68,15 @@ class MixConfig:
 
     @property
     def num_runs(self) -> int:
-        """Proxies that are trained: those of each mix, and simulated runs."""
+        """Proxies that are trained: those of each compared mix, and simulated runs."""
         simulated = sum(num_gradient_probes(method) > 0 for method in self.methods.values())
-        return len(self.methods) * self.num_seeds + simulated
+        return self.num_compared * self.num_seeds + simulated
+
+    @property
+    def num_compared(self) -> int:
+        """Mixes that are compared: one of each method, and those that methods give beside it."""
+        beside = sum(getattr(method, "num_beside", 0) for method in self.methods.values())
+        return len(self.methods) + beside
 
     def summary(self) -> str:
         seeds = f" with {self.num_seeds} seeds each" if self.num_seeds > 1 else ""
@@ -99,7 +105,11 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path, probes: Path | None 
 def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
     """mix.json, written by the first rank when every proxy is trained and measured."""
     mixes, costs = _found_mixes(config, proxies)
-    shares = {name: mix.shares for name, mix in mixes.items()}
+    shares = {name: mix.shares for name, mix in mixes.items()} | {
+        f"{key} of {name}": other
+        for name, mix in mixes.items()
+        for key, other in mix.beside.items()
+    }
     by_seed = [
         proxies.losses(shares, config.validation_tokens, seed=number)
         for number in range(config.num_seeds)
@@ -107,16 +117,23 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
     if not ranks().first:
         return
     objectives = _objectives(config, next(iter(by_seed[0].values())))
+    figures = {
+        name: _over_seeds([with_means(losses[name], objectives) for losses in by_seed])
+        for name in shares
+    }
     compared = {
         name: {
             "method": config.methods[name].summary(),
             "shares": mix.shares,
-            **_over_seeds([with_means(losses[name], objectives) for losses in by_seed]),
+            **figures[name],
             "cost": costs[name],
             **mix.details,
         }
         for name, mix in mixes.items()
     }
+    for name in [name for name in shares if name not in mixes]:
+        beside = {"method": "met by another method", "shares": shares[name], **figures[name]}
+        compared[name] = beside
     content = {
         "selected": config.selected,
         "shares": shares[config.selected],

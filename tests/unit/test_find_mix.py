@@ -1,9 +1,9 @@
 """The stage that compares mixes: its proxies are trained as any model, and can be interrupted."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -304,3 +304,21 @@ def test_what_a_method_cost_is_its_own_trainings_and_gradients(
         "gradient_rows": 0,
         "flops": 2 * 24 * row,
     }
+
+
+def test_shares_that_a_method_met_are_compared_beside_its_mix(corpus, tmp_path, monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class Swarm(UniformMix):
+        num_beside: ClassVar[int] = 1
+
+    def swarm(config: Swarm, problem: MixProblem) -> Mix:
+        sums = {**dict.fromkeys(DOMAINS, 0.0), "sums": 1.0}
+        return Mix(shares={**sums, "sums": 0.5, "prose": 0.5}, beside={"best": sums})
+
+    monkeypatch.setattr(stage, "METHODS", {Swarm: swarm})
+    config = replace(CONFIG, methods={"swarm": Swarm()}, selected="swarm")
+    mixes = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")["mixes"]
+    assert list(mixes) == ["swarm", "best of swarm"] and config.num_runs == 2
+    assert mixes["best of swarm"]["shares"]["sums"] == 1.0
+    maths = {name: mix["bits_per_byte"]["maths"] for name, mix in mixes.items()}
+    assert maths["best of swarm"] < maths["swarm"]
