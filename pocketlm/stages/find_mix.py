@@ -89,7 +89,8 @@ class MixConfig:
 def find_mix(config: MixConfig, out: Path, *, corpus: Path, probes: Path | None = None) -> Path:
     """`out`, with mix.json: the shares of the selected mix, and of every mix its shares, its
     held-out bits per byte after training on it, what finding it cost, and what its method tells;
-    proxies/ has the metrics of the proxies' trainings.
+    mixes/NAME is the same with another mix selected, for a training on that; proxies/ has the
+    metrics of the proxies' trainings.
 
     probes: what build_probes wrote; without it held-out text as it is. Uniform is the papers'
     baseline and a weak one; size-proportional is the one to beat (docs/log.md). All ranks train
@@ -140,6 +141,11 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
         **({"objectives": objectives} if objectives else {}),
         "mixes": compared,
     }
+    for name, mix in compared.items():
+        alone = {"selected": name, "shares": shares[name], "mixes": {name: mix}}
+        folder = out / "mixes" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "mix.json", alone)
     write_json(out / "mix.json", content)
 
 

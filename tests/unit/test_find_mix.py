@@ -13,7 +13,7 @@ from shapes import small
 from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 
 from pocketlm.data.batches import BatchPlan, TextRows, make_batches
-from pocketlm.data.corpus_folder import open_shards
+from pocketlm.data.corpus_folder import chosen_shares, open_shards
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixing.proportional import ProportionalMix
@@ -322,3 +322,12 @@ def test_shares_that_a_method_met_are_compared_beside_its_mix(corpus, tmp_path, 
     assert mixes["best of swarm"]["shares"]["sums"] == 1.0
     maths = {name: mix["bits_per_byte"]["maths"] for name, mix in mixes.items()}
     assert maths["best of swarm"] < maths["swarm"]
+
+
+def test_a_training_may_take_any_of_the_compared_mixes(corpus, tmp_path):
+    methods = {name: CONFIG.methods[name] for name in ("mostly sums", "flat")}
+    out = find_mix(replace(CONFIG, methods=methods, selected="flat"), tmp_path, corpus=corpus)
+    mixes = read_json(out / "mix.json")["mixes"]
+    for name, mix in mixes.items():
+        assert chosen_shares(None, corpus, "base", out / "mixes" / name) == mix["shares"]
+    assert chosen_shares(None, corpus, "base", out) == mixes["flat"]["shares"]
