@@ -79,13 +79,38 @@ def mix_cost(call: Call, known: Known) -> Stage:
     probes = sum(num_gradient_probes(method) for method in config.methods.values())
     rows = config.rows_per_step * probes * (len(corpus.domains) + domains)
     row = flops_of(config.proxy, 1, config.seq_len)
-    held_out = len(config.methods) * domains * config.validation_tokens / config.seq_len
+    compared = config.num_compared * config.num_seeds
+    held_out = compared * domains * config.validation_tokens / config.seq_len
     return Stage(
         call=call,
         work=work,
         other_flops=int(rows * row.training() + held_out * row.forward),
         tokens=work.tokens,
         disk=0,
+    )
+
+
+def leave_one_out_cost(call: Call, known: Known) -> Stage:
+    """A proxy's training on all sources and without each, and the probe text of every capability
+    at the end of each.
+    """
+    config, corpus = call.config, known.corpus(one_input(call, "corpus"))
+    if corpus is None:
+        return Stage(call=call, notes=("the sources of its corpus are unknown",))
+    copies = (len(corpus.domains) + 1) * config.num_seeds
+    work = Work(
+        model=config.proxy,
+        optim=config.optim,
+        seq_len=config.seq_len,
+        rows_per_step=config.rows_per_step,
+        micro_batch_size=config.micro_batch_size,
+        copies=copies,
+    )
+    row = flops_of(config.proxy, 1, config.seq_len)
+    capabilities = len(set(corpus.domains.values()))
+    probed = (copies + 1) * capabilities * config.probe_tokens / config.seq_len
+    return Stage(
+        call=call, work=work, other_flops=int(probed * row.forward), tokens=work.tokens, disk=0
     )
 
 

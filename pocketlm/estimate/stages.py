@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pocketlm.estimate.data_costs import (
     curate_cost,
     export_cost,
+    leave_one_out_cost,
     merge_cost,
     mix_cost,
     select_cost,
@@ -50,6 +51,7 @@ COSTS: dict[str, Callable[[Call, Known], Stage]] = {
     "quantize": quantize_cost,
     "curate": curate_cost,
     "find_mix": mix_cost,
+    "leave_one_out": leave_one_out_cost,
     "select": select_cost,
     "teach": teach_cost,
     "merge": merge_cost,

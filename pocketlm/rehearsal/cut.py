@@ -23,6 +23,8 @@ MOST: dict[str, float] = {
     "num_gradient_probes": 2,
     "milestones": 2,
     "validation_tokens": 300,
+    "probe_tokens": 300,
+    "num_seeds": 2,
     "max_new_tokens": 4,
     "bits_tokens": 200,
     "needle_trials": 1,

@@ -87,6 +87,7 @@ figcaption strong { color: var(--text); }
 svg text { fill: var(--quiet); font-size: 11px; font-variant-numeric: tabular-nums; }
 svg text.strong { fill: var(--text); font-weight: 600; paint-order: stroke; stroke: var(--page);
   stroke-width: 3.5px; stroke-linejoin: round; }
+svg text.cell { fill: var(--text); }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .zero { stroke: var(--quiet); stroke-width: 1; }
 svg .raw { fill: none; stroke: var(--c1); stroke-width: 1; opacity: .32; }

@@ -8,6 +8,7 @@ together, and divide what is measured; an interrupted stage repeats neither.
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,6 +34,7 @@ from pocketlm.train.milestones import MILESTONES, Milestones
 from pocketlm.train.optim import OptimConfig, lr_at, product_dtype
 
 PROXIES = "proxies"
+SEEDS_APART = 1000  # so that no two of a stage's random streams share one
 # Held-out text in two parts that share no document: one to choose by, the other to report on
 Part = Literal["choose", "report"]
 PARTS: dict[Part, slice] = {"choose": slice(0, None, 2), "report": slice(1, None, 2)}
@@ -42,8 +44,7 @@ class ProxySettings(Protocol):
     """What a stage's config says of its proxies.
 
     proxy, optim, seq_len, rows_per_step, micro_batch_size, seed: the network and its training, the
-    same for every proxy. validation_tokens: held-out text of each domain they are measured on.
-    save: how often a proxy's state is written.
+    same for every proxy. save: how often a proxy's state is written.
     """
 
     @property
@@ -59,24 +60,26 @@ class ProxySettings(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def validation_tokens(self) -> int: ...
-    @property
     def save(self) -> SaveConfig: ...
 
 
 class Proxies:
-    """The proxies of one stage, in out/proxies. tokens: of each source's training text.
-    capabilities: the sources whose probe text serves each.
+    """The proxies of one stage, in out/proxies; those of further seeds in out/proxies-seed-2, ...
+
+    tokens: of each source's training text. capabilities: the sources whose probe text serves each.
+    probes: as open_probe_sets takes them.
     """
 
-    def __init__(self, config: ProxySettings, out: Path, corpus: Path) -> None:
+    def __init__(
+        self, config: ProxySettings, out: Path, corpus: Path, probes: Path | None = None
+    ) -> None:
         self.config, self.out, self.corpus = config, out, corpus
         self.tokenizer = Tokenizer.load(corpus / "tokenizer")
         self.rows = {
             name: self._rows(shard) for name, shard in open_shards(corpus, "train").items()
         }
         self.tokens = {source: len(rows.shard.tokens) for source, rows in self.rows.items()}
-        self.probes = open_probe_sets(corpus)
+        self.probes = open_probe_sets(corpus, probes)
         self.capabilities = self.probes.capabilities
 
     def _rows(self, shard: Shard) -> TextRows:
@@ -94,63 +97,85 @@ class Proxies:
             world_size=1 if whole else process.world_size,
         )
 
-    def train(self, name: str, shares: Shares, num_milestones: int = 1) -> list[int]:
+    def folder(self, name: str, seed: int = 0) -> Path:
+        """Of a proxy, under the seed of this number."""
+        return self.out / (PROXIES if seed == 0 else f"{PROXIES}-seed-{seed + 1}") / name
+
+    def train(self, name: str, shares: Shares, num_milestones: int = 1, seed: int = 0) -> list[int]:
         """A proxy trained on these shares: the steps after which it can be opened; the last is that
         of its end.
+
+        seed: the number of the seed, from 0. Another one draws other first weights and rows.
         """
         milestones = Milestones(num_milestones, self.tokenizer)
-        folder, num_steps = self.out / PROXIES / name, self.config.optim.num_steps
+        folder, num_steps = self.folder(name, seed), self.config.optim.num_steps
         folder.mkdir(parents=True, exist_ok=True)
+        offset = SEEDS_APART * seed
         train(
-            Transformer(self.config.proxy, seed=self.config.seed),
-            make_batches(self.rows, shares, self._plan(), separate_documents=False),
+            Transformer(self.config.proxy, seed=self.config.seed + offset),
+            make_batches(self.rows, shares, self._plan(offset), separate_documents=False),
             next_token_loss,
             self.config.optim,
             folder,
-            label=f"  {name}",
+            label=f"  {name}" if seed == 0 else f"  {name}, seed {seed + 1}",
             save=self.config.save,
             milestones=milestones,
         )
         return [step for step in range(1, num_steps + 1) if milestones.is_due(step, num_steps)]
 
-    def open(self, name: str, step: int) -> Transformer:
+    def open(self, name: str, step: int, seed: int = 0) -> Transformer:
         """A proxy after so many steps, whole, where this rank computes."""
-        folder = self.out / PROXIES / name / MILESTONES / f"step-{step:08d}"
+        folder = self.folder(name, seed) / MILESTONES / f"step-{step:08d}"
         model, _ = load_checkpoint(folder)
         return model.to(device())
 
     def losses(
-        self, mixes: Mapping[str, Shares], part: Part = "report"
+        self, mixes: Mapping[str, Shares], num_tokens: int, part: Part = "report", seed: int = 0
     ) -> dict[str, dict[str, float]]:
-        """For each named mix the held-out bits per byte, by domain, of the proxy trained on it.
+        """For each named mix the bits per byte, by domain, of the proxy trained on it: of about
+        num_tokens of held-out text of each domain.
+        """
+        texts, window = self._texts(num_tokens, part), self.config.seq_len
+        measures = {
+            f"{part}-{domain}": partial(bits_per_byte, documents=documents, window=window)
+            for domain, documents in texts.items()
+        }
+        return {
+            name: {domain: float(figures[f"{part}-{domain}"]) for domain in texts}
+            for name, figures in self.measured(mixes, measures, seed).items()
+        }
 
-        Each is measured by one rank, and not again when the stage is resumed.
+    def measured(
+        self,
+        mixes: Mapping[str, Shares],
+        measures: Mapping[str, Callable[[LanguageModel], Any]],
+        seed: int = 0,
+    ) -> dict[str, dict[str, Any]]:
+        """What each named measure gives of the proxy trained on each of these shares.
+
+        measures give plain data. Each is taken by one rank, and not again when the stage is
+        resumed.
         """
         for name, shares in mixes.items():
-            self.train(name, shares)
-        texts = self._texts(part)
+            self.train(name, shares, seed=seed)
         files = {
-            name: {
-                domain: self.out / PROXIES / name / RESUME / f"{part}-{domain}.json"
-                for domain in texts
-            }
+            (name, measure): self.folder(name, seed) / RESUME / f"{measure}.json"
             for name in mixes
+            for measure in measures
         }
-        for name, domain in _own_part([(name, domain) for name in mixes for domain in texts]):
-            file = files[name][domain]
+        for name, measure in _own_part(list(files)):
+            file = files[name, measure]
             if not file.is_file():
-                proxy = self.open(name, self.config.optim.num_steps)
-                model = LanguageModel(proxy, self.tokenizer)
-                write_json(file, bits_per_byte(model, texts[domain], self.config.seq_len))
+                proxy = self.open(name, self.config.optim.num_steps, seed)
+                write_json(file, measures[measure](LanguageModel(proxy, self.tokenizer)))
         barrier()
         return {
-            name: {domain: float(read_json(file)) for domain, file in by_domain.items()}
-            for name, by_domain in files.items()
+            name: {measure: read_json(files[name, measure]) for measure in measures}
+            for name in mixes
         }
 
-    def _texts(self, part: Part) -> dict[str, list[str]]:
+    def _texts(self, num_tokens: int, part: Part) -> dict[str, list[str]]:
         """Held-out texts of every domain, of one part."""
-        num_tokens = self.config.validation_tokens
         texts = held_out_texts(self.corpus, self.tokenizer, "validation", num_tokens, PARTS[part])
         domains = sorted(set(source_domains(self.corpus).values()))
         if missing := [domain for domain in domains if domain not in texts]:
@@ -170,7 +195,7 @@ class Proxies:
         milestone is measured by one rank, and what it gave is a file.
         """
         name = next(names)
-        folder = self.out / PROXIES / name
+        folder = self.folder(name)
         draw_sources = {
             source: _draw({source: rows}, self._plan(1, whole=True))
             for source, rows in self.rows.items()
@@ -216,7 +241,7 @@ class Proxies:
 
     def remove_states(self) -> None:
         """Deletes the trainings' states and milestones; their metrics stay."""
-        for proxy in (self.out / PROXIES).glob("*") if ranks().first else ():
+        for proxy in self.out.glob(f"{PROXIES}*/*") if ranks().first else ():
             for folder in (proxy / RESUME, proxy / MILESTONES):
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -12,6 +12,7 @@ from pocketlm.report.conversations import conversations_section
 from pocketlm.report.corpus import curation_section, selection_section
 from pocketlm.report.evaluation import first_suite, read_evaluation
 from pocketlm.report.goals import Goal, judge
+from pocketlm.report.leave_one_out import leave_one_out_section
 from pocketlm.report.merging import merging_section
 from pocketlm.report.mixing import mix_section
 from pocketlm.report.model_table import evaluation_section
@@ -27,6 +28,7 @@ SHOWN_FILES = (
     "throughput.json",
     "conversations.json",
     "mix.json",
+    "leave_one_out.json",
     "selection.json",
     "merge.json",
     "export.json",
@@ -85,6 +87,7 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
         curation_section(read, config.examples),
         conversations_section(read),
         mix_section(read),
+        leave_one_out_section(read),
         selection_section(read),
         merging_section(read),
         transcripts_section(label, answers, config.examples),

@@ -41,6 +41,7 @@ from pocketlm.stages.find_mix import MixConfig
 from pocketlm.stages.finetune import FinetuneConfig
 from pocketlm.stages.formats import FormatsConfig
 from pocketlm.stages.importing import ImportConfig
+from pocketlm.stages.leave_one_out import LeaveOneOutConfig
 from pocketlm.stages.merge import MergeConfig
 from pocketlm.stages.pretrain import PretrainConfig
 from pocketlm.stages.quantize import QuantizeConfig
@@ -133,6 +134,9 @@ BASES: dict[type, Any] = {
     ),
     UtilityMix: UTILITY,
     GivenMix: GivenMix(shares=SHARES),
+    LeaveOneOutConfig: LeaveOneOutConfig(
+        name="loo", proxy=SHAPE, optim=STEPS, seq_len=32, **ROWS, probe_tokens=100, save=EVERY_3
+    ),
     PretrainConfig: PretrainConfig(
         name="base", model=SHAPE, optim=STEPS, seq_len=32, **ROWS, shares=SHARES, save=EVERY_3
     ),
@@ -325,6 +329,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "budget_tokens": 50_000,
         "max_epochs": 0.6,
         "validation_tokens": 200,
+        "num_seeds": 2,
     },
     UtilityMix: {
         "num_gradient_probes": 3,
@@ -333,6 +338,15 @@ FIELDS: dict[type, dict[str, Any]] = {
         "probe_weights": {"maths": 1.0},
     },
     GivenMix: {"shares": {"notes": 1.0}},
+    LeaveOneOutConfig: {
+        "name": "other",
+        **TRAINING,
+        "proxy": replace(SHAPE, intermediate_size=64),
+        "seq_len": 16,
+        "probe_tokens": 200,
+        "num_seeds": 2,
+        "min_fall": 50.0,
+    },
     PretrainConfig: {
         "name": "other",
         **TRAINING,

@@ -56,6 +56,7 @@ from pocketlm.stages.find_mix import MixConfig, find_mix
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.formats import FormatsConfig, check_formats
 from pocketlm.stages.importing import ImportConfig, import_model
+from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
@@ -480,6 +481,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     Sampling: lambda config, *rest: after_chat(replace(BASES[ChatConfig], sampling=config), *rest),
     CurateConfig: after_curate,
     MixConfig: after_training(find_mix),
+    LeaveOneOutConfig: after_training(leave_one_out),
     UtilityMix: after_method,
     GivenMix: after_method,
     PretrainConfig: after_training(pretrain, teacher="sibling"),
@@ -514,6 +516,7 @@ STAGES = {
     **{
         CurateConfig: curate,
         MixConfig: find_mix,
+        LeaveOneOutConfig: leave_one_out,
         PretrainConfig: pretrain,
         SelectConfig: select,
         MergeConfig: merge,

@@ -1,10 +1,11 @@
 """The stage that compares mixes: its proxies are trained as any model, and can be interrupted."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from rank_processes import on_ranks
@@ -12,12 +13,13 @@ from shapes import small
 from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 
 from pocketlm.data.batches import BatchPlan, TextRows, make_batches
-from pocketlm.data.corpus_folder import open_shards
+from pocketlm.data.corpus_folder import chosen_shares, open_shards
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
+from pocketlm.model.costs import flops_of
 from pocketlm.model.files import read_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.stages import find_mix as stage
@@ -231,3 +233,101 @@ def test_a_stop_before_the_states_are_deleted_trains_nothing_again(
     monkeypatch.setattr(proxies, "train", failing)
     find_mix(CONFIG, tmp_path, corpus=corpus)
     assert read_json(tmp_path / "mix.json") == mixed and not list(tmp_path.rglob("resume"))
+
+
+def test_each_mix_is_trained_with_so_many_seeds_and_the_first_is_that_of_one(
+    mixed, corpus, tmp_path
+):
+    given = {name: CONFIG.methods[name] for name in ("mostly sums", "flat")}
+    config = replace(CONFIG, methods=given, selected="flat")
+    seeds = read_json(
+        find_mix(replace(config, num_seeds=3), tmp_path / "seeds", corpus=corpus) / "mix.json"
+    )["mixes"]
+    third = replace(config, seed=CONFIG.seed + 2 * proxies.SEEDS_APART)
+    alone = read_json(find_mix(third, tmp_path / "third", corpus=corpus) / "mix.json")["mixes"]
+    for name, mix in seeds.items():
+        by_seed = mix["bits_per_byte_by_seed"]
+        assert by_seed[0] == mixed["mixes"][name]["bits_per_byte"]
+        assert by_seed[2] == alone[name]["bits_per_byte"]
+        for domain in (*DOMAINS.values(), "mean"):
+            values = np.array([figures[domain] for figures in by_seed])
+            assert len(set(values)) == 3
+            assert mix["bits_per_byte"][domain] == pytest.approx(values.mean())
+            assert mix["bits_per_byte_deviation"][domain] == pytest.approx(values.std(ddof=1))
+    assert replace(config, num_seeds=3).num_runs == 6 == len([*tmp_path.glob("seeds/*/*/*.jsonl")])
+    assert not [*tmp_path.rglob("resume"), *tmp_path.rglob("milestones")]
+    with pytest.raises(ValueError, match=r"mix\.num_seeds 0 must be at least 1"):
+        replace(CONFIG, num_seeds=0)
+
+
+def test_the_weighted_mean_that_a_method_was_asked_for_stands_beside_the_plain_one(
+    mixed, corpus, tmp_path
+):
+    assert "objectives" not in mixed  # each capability counts alike
+    asked = UtilityMix(
+        num_gradient_probes=1, temperature=1.0, probe_weights={"maths": 6, "code": 2}
+    )
+    config = replace(CONFIG, methods={"by sums": asked, "flat": UniformMix()}, selected="flat")
+    content = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")
+    weights = {"code": 0.25, "knowledge": 0.0, "maths": 0.75}
+    assert content["objectives"] == {"mean for by sums": weights}
+    for mix in content["mixes"].values():
+        bits = mix["bits_per_byte"]
+        assert bits["mean for by sums"] == pytest.approx(0.25 * bits["code"] + 0.75 * bits["maths"])
+    assert content["mixes"]["flat"]["bits_per_byte"]["mean"] == pytest.approx(
+        mixed["mixes"]["flat"]["bits_per_byte"]["mean"]
+    )
+
+
+def test_what_a_method_cost_is_its_own_trainings_and_gradients(
+    mixed, corpus, tmp_path, monkeypatch
+):
+    row = flops_of(PROXY, 1, CONFIG.seq_len).training()
+    costs = {name: mix["cost"] for name, mix in mixed["mixes"].items()}
+    free = {"proxies": 0, "gradient_rows": 0, "flops": 0}
+    assert costs == {
+        # a run of 6 steps of 4 rows, and 3 milestones with 4 rows of 3 sources and 3 capabilities
+        "by utility": {"proxies": 1, "gradient_rows": 72, "flops": (24 + 72) * row},
+        **dict.fromkeys(("mostly sums", "flat", "sized"), free),
+    }
+
+    def swarm(config: UniformMix, problem: MixProblem) -> Mix:
+        one, two = {"prose": 1.0}, {"sums": 1.0}
+        assert set(problem.losses({"one": one, "two": two})) == {"one", "two"}
+        return Mix(shares={**dict.fromkeys(DOMAINS, 0.0), **one})
+
+    monkeypatch.setattr(stage, "METHODS", {UniformMix: swarm})
+    config = replace(CONFIG, methods={"swarm": UniformMix()}, selected="swarm")
+    content = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")
+    assert content["mixes"]["swarm"]["cost"] == {
+        "proxies": 2,
+        "gradient_rows": 0,
+        "flops": 2 * 24 * row,
+    }
+
+
+def test_shares_that_a_method_met_are_compared_beside_its_mix(corpus, tmp_path, monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class Swarm(UniformMix):
+        num_beside: ClassVar[int] = 1
+
+    def swarm(config: Swarm, problem: MixProblem) -> Mix:
+        sums = {**dict.fromkeys(DOMAINS, 0.0), "sums": 1.0}
+        return Mix(shares={**sums, "sums": 0.5, "prose": 0.5}, beside={"best": sums})
+
+    monkeypatch.setattr(stage, "METHODS", {Swarm: swarm})
+    config = replace(CONFIG, methods={"swarm": Swarm()}, selected="swarm")
+    mixes = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")["mixes"]
+    assert list(mixes) == ["swarm", "best of swarm"] and config.num_runs == 2
+    assert mixes["best of swarm"]["shares"]["sums"] == 1.0
+    maths = {name: mix["bits_per_byte"]["maths"] for name, mix in mixes.items()}
+    assert maths["best of swarm"] < maths["swarm"]
+
+
+def test_a_training_may_take_any_of_the_compared_mixes(corpus, tmp_path):
+    methods = {name: CONFIG.methods[name] for name in ("mostly sums", "flat")}
+    out = find_mix(replace(CONFIG, methods=methods, selected="flat"), tmp_path, corpus=corpus)
+    mixes = read_json(out / "mix.json")["mixes"]
+    for name, mix in mixes.items():
+        assert chosen_shares(None, corpus, "base", out / "mixes" / name) == mix["shares"]
+    assert chosen_shares(None, corpus, "base", out) == mixes["flat"]["shares"]

@@ -450,10 +450,14 @@ def test_a_mix_is_drawn_whatever_its_name_and_that_of_an_older_version_too(
     old = write_stage(tmp_path / "run", "find_mix", "old", 1.0, {"mix.json": mix_of_0_1()})
     page = make_page(tmp_path, CONFIG, [renamed, old], run["evaluation"])
     text = Reader(page).text
-    assert "Trained on: by law. By law: way found; flat: way uniform." in text
-    assert "the by law mix is the best of the 2" in text
-    assert "the found mix is the best of the 3" in text
-    assert "Trained on: found. Found: from each source's utility in one simulated run" in text
+    assert "Trained on: by law (way found), which is 62.0 % problems" in text.replace("\xa0", " ")
+    assert (
+        "By law: way found; flat: way uniform. Not compared with the uniform and the prop" in text
+    )
+    assert "has the lowest of the 2 in held-out bits per byte" in text
+    assert "has the lowest of the 3 in held-out bits per byte" in text
+    assert text.count("one seed each, so how far chance alone takes them apart is unknown") == 2
+    assert "Trained on: found (from each source's utility in one simulated run" in text
     assert "Shares of each source in 2 mix" in page and "Shares of each source in 3 mix" in page
 
 

@@ -52,7 +52,13 @@ class MixProblem:
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Shares of all sources, and the plain data that mix.json tells of how they were found."""
+    """Shares of all sources, and the plain data that mix.json tells of how they were found.
+
+    beside: other shares that the method met and that the mixes are to be compared with, such as the
+    best of a swarm: {"best": shares} of the mix "swarm" is the mix "best of swarm". A config whose
+    method gives any says how many in `num_beside`.
+    """
 
     shares: Shares
     details: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Shares] = field(default_factory=dict)

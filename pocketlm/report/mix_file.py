@@ -1,0 +1,99 @@
+"""mix.json as its readers take it: of any version, and what its methods tell in a form that can be
+drawn without knowing the method.
+"""
+
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+# what mix.json of the first versions holds beside "shares", and how those mixes were found
+OLD_MIXES = {"uniform": "the same share for each source", "proportional": "each source by its size"}
+# what the stage itself writes of each mix; anything else is a detail of its method
+WRITTEN_BY_STAGE = {"method", "shares", "cost"}
+MEASURED = "bits_per_byte"
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a method tells of its mix, by the place in mix.json ("law.intercept").
+
+    matrices: {capability: {source: number}}. columns: {source: number}. figures: single numbers and
+    words. others: anything else.
+    """
+
+    matrices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    columns: dict[str, dict[str, float]] = field(default_factory=dict)
+    figures: dict[str, float | str] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
+
+
+def compared_mixes(file: Mapping[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """(the name of the selected mix, every mix by its name) of a mix.json of any version."""
+    if "mixes" in file:
+        return file["selected"], file["mixes"]
+    bits = file["bits_per_byte"]
+    selected = {
+        "method": "from each source's utility in one simulated run",
+        "shares": file["shares"],
+        "bits_per_byte": bits["found"],
+        **{key: file[key] for key in ("utility", "utility_by_probe") if key in file},
+    }
+    plain = {
+        name: {"method": method, "shares": file[name], "bits_per_byte": bits[name]}
+        for name, method in OLD_MIXES.items()
+    }
+    return "found", {"found": selected, **plain}
+
+
+def details_of(mix: Mapping[str, Any]) -> Details:
+    """What the method of one mix tells, sorted by its form."""
+    sources = set(mix["shares"])
+    details = Details()
+    for key, value in mix.items():
+        if key not in WRITTEN_BY_STAGE and not key.startswith(MEASURED):
+            for place, leaf in _leaves(key, value, sources):
+                _sort_in(details, place, leaf, sources)
+    return details
+
+
+def _leaves(place: str, value: Any, sources: Set[str]) -> Iterator[tuple[str, Any]]:
+    """The value, or what it holds where it is an object of other things than figures of sources."""
+    is_object = isinstance(value, dict) and value
+    if not is_object or _is_column(value, sources) or _is_matrix(value, sources):
+        yield place, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(f"{place}.{key}", inner, sources)
+
+
+def _sort_in(details: Details, place: str, value: Any, sources: Set[str]) -> None:
+    if _is_matrix(value, sources):
+        details.matrices[place] = value
+    elif _is_column(value, sources):
+        details.columns[place] = value
+    elif isinstance(value, str) or _is_number(value):
+        details.figures[place] = value
+    elif value not in ({}, [], None):
+        details.others[place] = value
+
+
+def _is_matrix(value: Any, sources: Set[str]) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(_is_column(column, sources) for column in value.values())
+    )
+
+
+def _is_column(value: Any, sources: Set[str]) -> bool:
+    """Whether it is a number for every source, or for some and nothing else."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and set(value) <= sources
+        and all(_is_number(number) for number in value.values())
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
