@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes
+from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes, num_proxies
 from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixture import Shares
 from pocketlm.model.files import write_json
@@ -60,8 +60,11 @@ class MixConfig:
 
     @property
     def num_runs(self) -> int:
-        """Proxies that are trained: one for each mix, and simulated runs."""
-        simulated = sum(num_gradient_probes(method) > 0 for method in self.methods.values())
+        """Proxies that are trained: one for each mix, simulated runs, and swarms."""
+        simulated = sum(
+            (num_gradient_probes(method) > 0) + num_proxies(method)
+            for method in self.methods.values()
+        )
         return len(self.methods) + simulated
 
     def summary(self) -> str:
@@ -100,11 +103,16 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
             losses=partial(swarm_losses, proxies, name),
         )
         mixes[name] = METHODS[type(method)](method, problem)
+    methods = {name: method.summary() for name, method in config.methods.items()}
+    for name, mix in list(mixes.items()):
+        for run, shares in mix.runs.items():  # under the name of its proxy
+            mixes[f"{name}-{run}"] = Mix(shares=shares)
+            methods[f"{name}-{run}"] = f"the best run of {name}"
     measured = proxies.losses({name: mix.shares for name, mix in mixes.items()})
     if ranks().first:
         compared = {
             name: {
-                "method": config.methods[name].summary(),
+                "method": methods[name],
                 "shares": mix.shares,
                 "bits_per_byte": _with_mean(measured[name]),
                 **mix.details,

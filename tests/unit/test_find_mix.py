@@ -16,6 +16,7 @@ from pocketlm.data.corpus_folder import open_shards
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixing.proportional import ProportionalMix
+from pocketlm.data.mixing.swarm import SwarmMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.files import read_json
@@ -231,3 +232,39 @@ def test_a_stop_before_the_states_are_deleted_trains_nothing_again(
     monkeypatch.setattr(proxies, "train", failing)
     find_mix(CONFIG, tmp_path, corpus=corpus)
     assert read_json(tmp_path / "mix.json") == mixed and not list(tmp_path.rglob("resume"))
+
+
+def test_a_swarm_is_trained_once_and_its_best_run_is_compared_beside_its_optimum(
+    corpus, tmp_path, monkeypatch
+):
+    """And a stop in its midst trains no proxy again."""
+    swarm = SwarmMix(num_runs=4, refine_runs=1, folds=2, strengths=(1.0, 9.0))
+    config = replace(CONFIG, methods={"swarm": swarm, "flat": UniformMix()}, selected="swarm")
+    steps = 0
+    train_step = loop.train_step
+
+    def counted(*arguments, **options):
+        nonlocal steps
+        steps += 1
+        if steps == 2 * OPTIM.num_steps + 1:
+            raise KeyboardInterrupt
+        return train_step(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        find_mix(config, tmp_path, corpus=corpus)
+    file = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")
+    assert config.num_runs == 7 and steps == 1 + 7 * OPTIM.num_steps
+
+    runs = {run["run"]: run for run in file["mixes"]["swarm"]["swarm"]}
+    assert [*runs] == ["run-001", "run-002", "run-003", "run-004", "refined-001"]
+    best = min(runs, key=lambda name: sum(runs[name]["bits_per_byte"].values()))
+    assert list(file["mixes"]) == ["swarm", "flat", f"swarm-{best}"]
+    compared = file["mixes"][f"swarm-{best}"]
+    assert compared["method"] == "the best run of swarm"
+    assert compared["shares"] == runs[best]["shares"]
+    # it was chosen by other text than it is compared on
+    assert compared["bits_per_byte"]["maths"] != runs[best]["bits_per_byte"]["maths"]
+    folders = {folder.name for folder in (tmp_path / "proxies").iterdir()}
+    assert folders == {"swarm", "flat", *(f"swarm-{name}" for name in runs)}
+    assert file["shares"] == file["mixes"]["swarm"]["shares"]

@@ -52,7 +52,12 @@ class MixProblem:
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Shares of all sources, and the plain data that mix.json tells of how they were found."""
+    """Shares of all sources, and the plain data that mix.json tells of how they were found.
+
+    runs: of the method's `losses`, by their names, that are to be compared as mixes too; they are
+    not trained again.
+    """
 
     shares: Shares
     details: dict[str, Any] = field(default_factory=dict)
+    runs: dict[str, Shares] = field(default_factory=dict)
