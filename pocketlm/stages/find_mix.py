@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
 
-from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes
+from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes, num_proxies
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixture import Shares
 from pocketlm.model.costs import flops_of
@@ -68,9 +68,15 @@ class MixConfig:
 
     @property
     def num_runs(self) -> int:
-        """Proxies that are trained: those of each compared mix, and simulated runs."""
-        simulated = sum(num_gradient_probes(method) > 0 for method in self.methods.values())
-        return self.num_compared * self.num_seeds + simulated
+        """Proxies that are trained: those of each compared mix, simulated runs, and swarms. What is
+        compared beside a mix is a run of its swarm: the first seed is not trained again.
+        """
+        simulated = sum(
+            (num_gradient_probes(method) > 0) + num_proxies(method)
+            for method in self.methods.values()
+        )
+        again = self.num_compared - len(self.methods)
+        return self.num_compared * self.num_seeds - again + simulated
 
     @property
     def num_compared(self) -> int:
@@ -105,35 +111,35 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path, probes: Path | None 
 
 def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
     """mix.json, written by the first rank when every proxy is trained and measured."""
-    mixes, costs = _found_mixes(config, proxies)
-    shares = {name: mix.shares for name, mix in mixes.items()} | {
-        f"{key} of {name}": other
-        for name, mix in mixes.items()
-        for key, other in mix.beside.items()
-    }
+    found = _found_mixes(config, proxies)
+    shares, trained = _compared(found)
     by_seed = [
-        proxies.losses(shares, config.validation_tokens, seed=number)
+        proxies.losses(
+            {proxy: shares[name] for name, proxy in trained.items()},
+            config.validation_tokens,
+            seed=number,
+        )
         for number in range(config.num_seeds)
     ]
     if not ranks().first:
         return
     objectives = _objectives(config, next(iter(by_seed[0].values())))
     figures = {
-        name: _over_seeds([with_means(losses[name], objectives) for losses in by_seed])
-        for name in shares
+        name: _over_seeds([with_means(losses[proxy], objectives) for losses in by_seed])
+        for name, proxy in trained.items()
     }
     compared = {
         name: {
             "method": config.methods[name].summary(),
             "shares": mix.shares,
             **figures[name],
-            "cost": costs[name],
+            "cost": cost,
             **mix.details,
         }
-        for name, mix in mixes.items()
+        for name, (mix, cost, _) in found.items()
     }
-    for name in [name for name in shares if name not in mixes]:
-        beside = {"method": "met by another method", "shares": shares[name], **figures[name]}
+    for name in [name for name in shares if name not in found]:
+        beside = {"method": f"the proxy {trained[name]}", "shares": shares[name], **figures[name]}
         compared[name] = beside
     content = {
         "selected": config.selected,
@@ -149,17 +155,31 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
     write_json(out / "mix.json", content)
 
 
-def _found_mixes(
-    config: MixConfig, proxies: Proxies
-) -> tuple[dict[str, Mix], dict[str, dict[str, int]]]:
+# a method's mix, what finding it cost, and the shares of the proxies it was found by
+Found = tuple[Mix, dict[str, int], dict[str, Shares]]
+
+
+def _compared(found: Mapping[str, Found]) -> tuple[dict[str, Shares], dict[str, str]]:
+    """(the shares, the name of the proxy) of every mix that is compared, by its name. What a method
+    gives beside its mix is one of its own proxies.
+    """
+    shares = {name: mix.shares for name, (mix, _, _) in found.items()}
+    trained = {name: name for name in found}
+    for name, (mix, _, runs) in found.items():
+        for label, run in mix.beside.items():
+            shares[f"{label} of {name}"] = runs[run]
+            trained[f"{label} of {name}"] = f"{name}-{run}"
+    return shares, trained
+
+
+def _found_mixes(config: MixConfig, proxies: Proxies) -> dict[str, Found]:
     """Every method's mix, and what finding it cost: proxies that were trained for it, rows that
     gradients were computed on, and the FLOPs of both (model/costs.py).
     """
-    mixes: dict[str, Mix] = {}
-    costs: dict[str, dict[str, int]] = {}
+    found: dict[str, Found] = {}
     row = flops_of(config.proxy, 1, config.seq_len).training()
     for name, method in config.methods.items():
-        count = Counter(proxies=0, gradient_rows=0)
+        count, runs = Counter(proxies=0, gradient_rows=0), {}
         problem = MixProblem(
             tokens=proxies.tokens,
             capabilities=proxies.capabilities,
@@ -167,12 +187,13 @@ def _found_mixes(
             max_epochs=config.max_epochs,
             where=f"{config.name}.methods.{name}",
             simulate=partial(_simulate, proxies, proxies.simulated_names(name), count),
-            losses=partial(swarm_losses, proxies, name, config.validation_tokens, count),
+            losses=partial(swarm_losses, proxies, name, config.validation_tokens, count, runs),
         )
-        mixes[name] = METHODS[type(method)](method, problem)
+        mix = METHODS[type(method)](method, problem)
         trained_rows = count["proxies"] * config.optim.num_steps * config.rows_per_step
-        costs[name] = {**count, "flops": (trained_rows + count["gradient_rows"]) * row}
-    return mixes, costs
+        cost = {**count, "flops": (trained_rows + count["gradient_rows"]) * row}
+        found[name] = mix, cost, runs
+    return found
 
 
 def _simulate(
@@ -192,12 +213,18 @@ def _simulate(
 
 
 def swarm_losses(
-    proxies: Proxies, method: str, num_tokens: int, count: Counter[str], mixes: Mapping[str, Shares]
+    proxies: Proxies,
+    method: str,
+    num_tokens: int,
+    count: Counter[str],
+    runs: dict[str, Shares],
+    mixes: Mapping[str, Shares],
 ) -> dict[str, dict[str, float]]:
     """The losses of a method's own proxies, by which it may choose; the mixes are compared on
-    another part of the text.
+    another part of the text. count, runs: what was trained, added up over the method's calls.
     """
     count.update(proxies=len(mixes))
+    runs.update(mixes)
     names = {f"{method}-{name}": shares for name, shares in mixes.items()}
     measured = proxies.losses(names, num_tokens, "choose")
     return {name: measured[f"{method}-{name}"] for name in mixes}

@@ -241,6 +241,7 @@ class Proxies:
 
     def remove_states(self) -> None:
         """Deletes the trainings' states and milestones; their metrics stay."""
+        barrier()  # other ranks may still read what was measured
         for proxy in self.out.glob(f"{PROXIES}*/*") if ranks().first else ():
             for folder in (proxy / RESUME, proxy / MILESTONES):
                 shutil.rmtree(folder, ignore_errors=True)

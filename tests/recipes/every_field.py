@@ -25,6 +25,7 @@ from pocketlm.corpus.sources import (
 )
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.proportional import ProportionalMix
+from pocketlm.data.mixing.swarm import SwarmMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.inference.sampling import Sampling
@@ -133,6 +134,7 @@ BASES: dict[type, Any] = {
         save=EVERY_3,
     ),
     UtilityMix: UTILITY,
+    SwarmMix: SwarmMix(num_runs=8, folds=4),
     GivenMix: GivenMix(shares=SHARES),
     LeaveOneOutConfig: LeaveOneOutConfig(
         name="loo", proxy=SHAPE, optim=STEPS, seq_len=32, **ROWS, probe_tokens=100, save=EVERY_3
@@ -337,6 +339,20 @@ FIELDS: dict[type, dict[str, Any]] = {
         "prior": "proportional",
         "probe_weights": {"maths": 1.0},
     },
+    SwarmMix: {
+        "num_runs": 9,
+        "refine_runs": 2,
+        "prior": "uniform",
+        "temper": 1.0,
+        "strengths": (1.0, 2.0),
+        "refine_strength": 100.0,
+        "min_share": 0.1,
+        "law": "log_linear",
+        "folds": 3,
+        "kl": 0.5,
+        "probe_weights": {"maths": 1.0},
+        "seed": 1,
+    },
     GivenMix: {"shares": {"notes": 1.0}},
     LeaveOneOutConfig: {
         "name": "other",
@@ -491,6 +507,7 @@ PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field
 # what both runs of a field have, where it would not show otherwise
 BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (OptimConfig, "on_nonfinite"): {"lr": 1e30},
+    (SwarmMix, "refine_strength"): {"refine_runs": 2},
     (MergeConfig, "num_steps"): {"search": "slopes"},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (HubSource, "joins"): {"prompt_field": "question", "response_field": "text"},

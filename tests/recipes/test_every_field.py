@@ -35,6 +35,8 @@ from pocketlm.corpus.sources import (
 )
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.methods import MixMethod
+from pocketlm.data.mixing.problem import MixProblem
+from pocketlm.data.mixing.swarm import SwarmMix, swarm_mix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.eval.agreement import Agreement
 from pocketlm.inference.sampling import Sampling
@@ -326,6 +328,32 @@ def after_method(config: MixMethod, *rest: Any) -> Any:
     return after_training(find_mix)(replace(BASES[MixConfig], methods={"found": config}), *rest)
 
 
+def after_swarm(config: SwarmMix, *rest: Any) -> Any:
+    """The mixes that proxies are trained on, whose losses are a known law's, and what is found."""
+    trained: dict[str, Any] = {}
+
+    def losses(mixes: Any) -> dict[str, dict[str, float]]:
+        trained.update(mixes)
+        return {
+            name: {
+                "maths": 1 + (shares["problems"] - 0.7) ** 2,
+                "knowledge": 2 - 0.5 * shares["notes"],
+            }
+            for name, shares in mixes.items()
+        }
+
+    problem = MixProblem(
+        tokens={"problems": 3000, "notes": 2000, "texts": 5000},
+        capabilities={},
+        budget_tokens=8000,
+        max_epochs=4.0,
+        where="mix.methods.swarm",
+        simulate=lambda *run: [],
+        losses=losses,
+    )
+    return swarm_mix(config, problem), trained
+
+
 def after_save(config: SaveConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     """The states that are there at the end."""
     optim = replace(BASES[OptimConfig], num_steps=8)
@@ -483,6 +511,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     MixConfig: after_training(find_mix),
     LeaveOneOutConfig: after_training(leave_one_out),
     UtilityMix: after_method,
+    SwarmMix: after_swarm,
     GivenMix: after_method,
     PretrainConfig: after_training(pretrain, teacher="sibling"),
     SelectConfig: lambda config, folder, out, patch: files_of(

@@ -17,6 +17,7 @@ from pocketlm.data.corpus_folder import chosen_shares, open_shards
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixing.proportional import ProportionalMix
+from pocketlm.data.mixing.swarm import SwarmMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.costs import flops_of
@@ -313,12 +314,13 @@ def test_shares_that_a_method_met_are_compared_beside_its_mix(corpus, tmp_path, 
 
     def swarm(config: Swarm, problem: MixProblem) -> Mix:
         sums = {**dict.fromkeys(DOMAINS, 0.0), "sums": 1.0}
-        return Mix(shares={**sums, "sums": 0.5, "prose": 0.5}, beside={"best": sums})
+        problem.losses({"run-1": sums})
+        return Mix(shares={**sums, "sums": 0.5, "prose": 0.5}, beside={"best": "run-1"})
 
     monkeypatch.setattr(stage, "METHODS", {Swarm: swarm})
     config = replace(CONFIG, methods={"swarm": Swarm()}, selected="swarm")
     mixes = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")["mixes"]
-    assert list(mixes) == ["swarm", "best of swarm"] and config.num_runs == 2
+    assert list(mixes) == ["swarm", "best of swarm"]
     assert mixes["best of swarm"]["shares"]["sums"] == 1.0
     maths = {name: mix["bits_per_byte"]["maths"] for name, mix in mixes.items()}
     assert maths["best of swarm"] < maths["swarm"]
@@ -331,3 +333,39 @@ def test_a_training_may_take_any_of_the_compared_mixes(corpus, tmp_path):
     for name, mix in mixes.items():
         assert chosen_shares(None, corpus, "base", out / "mixes" / name) == mix["shares"]
     assert chosen_shares(None, corpus, "base", out) == mixes["flat"]["shares"]
+
+
+def test_a_swarm_is_trained_once_and_its_best_run_is_compared_beside_its_optimum(
+    corpus, tmp_path, monkeypatch
+):
+    """And a stop in its midst trains no proxy again."""
+    swarm = SwarmMix(num_runs=4, refine_runs=1, folds=2, strengths=(1.0, 9.0))
+    config = replace(CONFIG, methods={"swarm": swarm, "flat": UniformMix()}, selected="swarm")
+    steps = 0
+    train_step = loop.train_step
+
+    def counted(*arguments, **options):
+        nonlocal steps
+        steps += 1
+        if steps == 2 * OPTIM.num_steps + 1:
+            raise KeyboardInterrupt
+        return train_step(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        find_mix(config, tmp_path, corpus=corpus)
+    file = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")
+    assert config.num_runs == 7 and steps == 1 + 7 * OPTIM.num_steps
+
+    runs = {run["run"]: run for run in file["mixes"]["swarm"]["swarm"]}
+    assert [*runs] == ["run-001", "run-002", "run-003", "run-004", "refined-001"]
+    best = min(runs, key=lambda name: sum(runs[name]["bits_per_byte"].values()))
+    assert list(file["mixes"]) == ["swarm", "flat", "best of swarm"]
+    compared = file["mixes"]["best of swarm"]
+    assert compared["method"] == f"the proxy swarm-{best}"
+    assert compared["shares"] == runs[best]["shares"]
+    # it was chosen by other text than it is compared on
+    assert compared["bits_per_byte"]["maths"] != runs[best]["bits_per_byte"]["maths"]
+    folders = {folder.name for folder in (tmp_path / "proxies").iterdir()}
+    assert folders == {"swarm", "flat", *(f"swarm-{name}" for name in runs)}
+    assert file["shares"] == file["mixes"]["swarm"]["shares"]

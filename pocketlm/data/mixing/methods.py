@@ -6,12 +6,14 @@ from typing import Any
 from pocketlm.data.mixing.given import GivenMix, given_mix
 from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixing.proportional import ProportionalMix, proportional_mix
+from pocketlm.data.mixing.swarm import SwarmMix, swarm_mix
 from pocketlm.data.mixing.uniform import UniformMix, uniform_mix
 from pocketlm.data.mixing.utility import UtilityMix, utility_mix
 
-MixMethod = UtilityMix | UniformMix | ProportionalMix | GivenMix
+MixMethod = UtilityMix | SwarmMix | UniformMix | ProportionalMix | GivenMix
 METHODS: dict[type[Any], Callable[[Any, MixProblem], Mix]] = {
     UtilityMix: utility_mix,
+    SwarmMix: swarm_mix,
     UniformMix: uniform_mix,
     ProportionalMix: proportional_mix,
     GivenMix: given_mix,
@@ -21,3 +23,8 @@ METHODS: dict[type[Any], Callable[[Any, MixProblem], Mix]] = {
 def num_gradient_probes(method: MixMethod) -> int:
     """Milestones that the method computes gradients at in a simulated run of its own; 0: no run."""
     return method.num_gradient_probes if isinstance(method, UtilityMix) else 0
+
+
+def num_proxies(method: MixMethod) -> int:
+    """Proxies that the method trains to measure their losses."""
+    return method.proxies if isinstance(method, SwarmMix) else 0

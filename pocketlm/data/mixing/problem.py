@@ -54,11 +54,11 @@ class MixProblem:
 class Mix:
     """Shares of all sources, and the plain data that mix.json tells of how they were found.
 
-    beside: other shares that the method met and that the mixes are to be compared with, such as the
-    best of a swarm: {"best": shares} of the mix "swarm" is the mix "best of swarm". A config whose
-    method gives any says how many in `num_beside`.
+    beside: runs of the method's `losses`, by their names, that the mixes are to be compared with:
+    {"best": "run-003"} of the mix "swarm" is the mix "best of swarm". They are not trained again. A
+    config whose method gives any says how many in `num_beside`.
     """
 
     shares: Shares
     details: dict[str, Any] = field(default_factory=dict)
-    beside: dict[str, Shares] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
