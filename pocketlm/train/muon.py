@@ -63,3 +63,20 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
     return x.T if tall else x
+
+
+def orthogonaliser(matrix: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """(left, None) or (None, right): the symmetric matrix whose product with `matrix` [M, N] from
+    that side is what `orthogonalised` gives in float32; the smaller side of the two.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).float()
+    scale = x.norm().clamp(min=EPS)
+    x = x / scale
+    product = torch.eye(len(x), device=x.device) / scale
+    for _ in range(STEPS):
+        gram = x @ x.T
+        factor = torch.addmm(gram, gram, gram, beta=B, alpha=C)
+        factor.diagonal().add_(A)
+        x, product = factor @ x, factor @ product
+    return (None, product) if tall else (product, None)
