@@ -61,8 +61,8 @@ def curate_cost(call: Call, known: Known) -> Stage:
 
 
 def mix_cost(call: Call, known: Known) -> Stage:
-    """A proxy's training for each mix and each simulated run, the gradients of that run's probes,
-    and held-out text at the end.
+    """A proxy's training for each mix and for what its method trains, the gradients at milestones
+    of simulated runs and at their start, and held-out text at the end.
     """
     config, corpus = call.config, known.corpus(one_input(call, "corpus"))
     work = Work(
@@ -76,10 +76,12 @@ def mix_cost(call: Call, known: Known) -> Stage:
     if corpus is None:
         return Stage(call=call, notes=("the sources of its corpus are unknown",))
     domains = len(set(corpus.domains.values()))
-    probes = sum(num_gradient_probes(method) for method in config.methods.values())
+    simulated = [count for count in map(num_gradient_probes, config.methods.values()) if count]
+    probes = sum(count + 1 for count in simulated)  # a run's start is one more
     rows = config.rows_per_step * probes * (len(corpus.domains) + domains)
     row = flops_of(config.proxy, 1, config.seq_len)
-    held_out = len(config.methods) * domains * config.validation_tokens / config.seq_len
+    measured = config.num_runs - len(simulated)
+    held_out = measured * domains * config.validation_tokens / config.seq_len
     return Stage(
         call=call,
         work=work,

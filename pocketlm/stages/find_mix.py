@@ -2,13 +2,14 @@
 on each and measuring it on held-out text.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes
+from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes, num_own_proxies
 from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixture import Shares
 from pocketlm.model.files import write_json
@@ -60,9 +61,8 @@ class MixConfig:
 
     @property
     def num_runs(self) -> int:
-        """Proxies that are trained: one for each mix, and simulated runs."""
-        simulated = sum(num_gradient_probes(method) > 0 for method in self.methods.values())
-        return len(self.methods) + simulated
+        """Proxies that are trained: one for each mix, and those that methods train to find it."""
+        return len(self.methods) + sum(map(num_own_proxies, self.methods.values()))
 
     def summary(self) -> str:
         return (
@@ -100,6 +100,8 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
             losses=partial(swarm_losses, proxies, name),
         )
         mixes[name] = METHODS[type(method)](method, problem)
+        for line in mixes[name].warnings if ranks().first else ():
+            print(f"  {line}", file=sys.stderr, flush=True)
     measured = proxies.losses({name: mix.shares for name, mix in mixes.items()})
     if ranks().first:
         compared = {
@@ -108,6 +110,7 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
                 "shares": mix.shares,
                 "bits_per_byte": _with_mean(measured[name]),
                 **mix.details,
+                **({"warnings": list(mix.warnings)} if mix.warnings else {}),
             }
             for name, mix in mixes.items()
         }

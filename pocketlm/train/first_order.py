@@ -66,12 +66,11 @@ def _muon(gradient: Tensor, group: dict[str, Any], state: Any, steps_done: int) 
     orthogonalising undoes, so that the product takes it back.
     """
     momentum = state.get("momentum_buffer", torch.zeros_like(gradient)).lerp(gradient, 1 - MOMENTUM)
-    left, right = orthogonaliser(gradient.lerp(momentum, MOMENTUM))
+    root = orthogonaliser(gradient.lerp(momentum, MOMENTUM))
     weight = 1 - MOMENTUM ** (steps_done + 2)
     size = weight * 0.2 * max(gradient.shape) ** 0.5
-    if left is not None:
-        return lambda part: left @ part * size
-    return lambda part: part @ right * size
+    tall = gradient.shape[0] > gradient.shape[1]
+    return lambda part: (part @ root if tall else root @ part) * size
 
 
 def decays(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[float]:

@@ -65,9 +65,9 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return x.T if tall else x
 
 
-def orthogonaliser(matrix: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """(left, None) or (None, right): the symmetric matrix whose product with `matrix` [M, N] from
-    that side is what `orthogonalised` gives in float32; the smaller side of the two.
+def orthogonaliser(matrix: Tensor) -> Tensor:
+    """The symmetric matrix whose product with `matrix` [M, N] is what `orthogonalised` gives in
+    float32: [M, M] and from the left, but [N, N] and from the right where M > N.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).float()
@@ -79,4 +79,4 @@ def orthogonaliser(matrix: Tensor) -> tuple[Tensor | None, Tensor | None]:
         factor = torch.addmm(gram, gram, gram, beta=B, alpha=C)
         factor.diagonal().add_(A)
         x, product = factor @ x, factor @ product
-    return (None, product) if tall else (product, None)
+    return product

@@ -38,7 +38,7 @@ OPTIM = OptimConfig(
 CONFIG = MixConfig(
     name="mix",
     methods={
-        "by utility": UtilityMix(num_gradient_probes=3, temperature=1.0),
+        "by utility": UtilityMix(num_gradient_probes=3, step_sizes=(1.0,)),
         "mostly sums": GivenMix(shares={"sums": 0.75, "prose": 0.25}),
         "flat": UniformMix(),
         "sized": ProportionalMix(),
@@ -92,7 +92,7 @@ def test_a_method_may_simulate_several_runs_each_on_shares_of_its_own(
         return Mix(shares=mixes[0])
 
     monkeypatch.setattr(stage, "METHODS", {UtilityMix: twice})
-    method = {"twice": UtilityMix(num_gradient_probes=1, temperature=1.0)}
+    method = {"twice": UtilityMix(num_gradient_probes=1)}
     find_mix(replace(CONFIG, methods=method, selected="twice"), tmp_path, corpus=corpus)
     folders = {folder.name for folder in (tmp_path / "proxies").iterdir()}
     assert folders == {"twice", "twice-simulated-1", "twice-simulated-2"}
@@ -147,7 +147,9 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_mixes(
     with pytest.raises(KeyboardInterrupt):
         find_mix(CONFIG, tmp_path, corpus=corpus)
     find_mix(CONFIG, tmp_path, corpus=corpus)
-    assert done < calls + 5 * OPTIM.num_steps  # the steps before the last state are not repeated
+    assert (
+        done < calls + CONFIG.num_runs * OPTIM.num_steps
+    )  # the steps before the last state are not repeated
     assert read_json(tmp_path / "mix.json") == mixed
     assert not [*tmp_path.rglob("resume"), *tmp_path.rglob("milestones")]
 
@@ -176,7 +178,7 @@ def test_four_ranks_find_what_one_finds(mixed, corpus, tmp_path):
     [
         (GivenMix(shares={"poems": 1.0}), r"mix\.methods\.odd\.shares: .*poems; known: prose"),
         (
-            UtilityMix(num_gradient_probes=1, temperature=1.0, probe_weights={"law": 1.0}),
+            UtilityMix(num_gradient_probes=1, probe_weights={"law": 1.0}),
             r"mix\.methods\.odd\.probe_weights names law; the corpus serves code, knowledge, maths",
         ),
     ],
@@ -214,7 +216,8 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
         find_mix(CONFIG, tmp_path, corpus=corpus)
     find_mix(CONFIG, tmp_path, corpus=corpus)
     assert read_json(tmp_path / "mix.json") == mixed
-    assert calls == 1 + 3 + len(CONFIG.methods) * len(DOMAINS)
+    # the start and three milestones, then the line search and the mixes by domain
+    assert calls == 1 + 4 + (2 + len(CONFIG.methods)) * len(DOMAINS)
 
 
 def test_a_stop_before_the_states_are_deleted_trains_nothing_again(

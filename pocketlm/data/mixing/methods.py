@@ -21,3 +21,8 @@ METHODS: dict[type[Any], Callable[[Any, MixProblem], Mix]] = {
 def num_gradient_probes(method: MixMethod) -> int:
     """Milestones that the method computes gradients at in a simulated run of its own; 0: no run."""
     return method.num_gradient_probes if isinstance(method, UtilityMix) else 0
+
+
+def num_own_proxies(method: MixMethod) -> int:
+    """Proxies that the method trains to find its shares, beside the one that compares them."""
+    return method.num_own_proxies if isinstance(method, UtilityMix) else 0
