@@ -66,7 +66,7 @@ def problem_of(
 ) -> MixProblem:
     return MixProblem(
         tokens=tokens or dict.fromkeys(PRIOR, 1000),
-        capabilities={"logic": ("code", "maths"), "text": ("web",)},
+        capabilities={"logic": ("code", "maths"), "text": ("web",), "odd": ("web",)},
         budget_tokens=1000,
         max_epochs=4.0,
         where="mix.methods.found",
@@ -241,7 +241,11 @@ def test_the_step_that_held_out_losses_choose_is_taken_the_prior_among_them(opti
     assert step.shares == pytest.approx(step_from(prior, UTILITY, chosen))
     best = min(tried["objective"] for tried in step.tried.values())
     assert step.tried[f"{chosen:g}"]["objective"] == best
-    assert step.tried["0"]["bits_per_byte"]["text"] == pytest.approx(25)
+    assert step.tried["0"]["bits_per_byte"]["text"] == pytest.approx(25) and not step.warnings
+    other = best_step(UTILITY, prior, (0.5,), {"poems": 1.0}, problem_of(losses=losses))
+    assert other.size == 0.0  # by the plain mean, in which "text" counts most
+    (line,) = other.warnings
+    assert line.endswith("measures logic, text; the weight of poems counts in utility alone")
 
 
 def test_a_mean_of_losses_is_weighed_by_domain_and_plain_where_no_weight_names_one():
@@ -252,9 +256,13 @@ def test_a_mean_of_losses_is_weighed_by_domain_and_plain_where_no_weight_names_o
 
 def test_a_proxy_that_learns_nothing_is_named_and_the_prior_stays():
     """Its losses do not fall by more than the noise of their batches."""
-    table = {"logic": dict.fromkeys(PRIOR, 0.5), "text": {"code": 9.0, "maths": 0.0, "web": 0.0}}
-    still = {"logic": [2.0, 2.1, 1.9, 2.0], "text": [3.0, 3.3, 3.6, 3.0]}
-    end = {"logic": [1.0, 1.1, 0.9, 1.0], "text": [3.2, 3.0, 3.4, 3.1]}
+    table = {
+        "logic": dict.fromkeys(PRIOR, 0.5),
+        "text": {"code": 9.0, "maths": 0.0, "web": 0.0},
+        "odd": {"code": 1.0, "maths": 0.0, "web": -2.0},
+    }
+    still = {"logic": [2.0, 2.1, 1.9, 2.0], "text": [3.0, 3.3, 3.6, 3.0], "odd": [3.0, 3.1]}
+    end = {"logic": [1.0, 1.1, 0.9, 1.0], "text": [3.2, 3.0, 3.4, 3.1], "odd": [2.0, 2.1]}
 
     def simulate(shares, count, measure, *, first_order=False):
         assert first_order and shares == dict.fromkeys(PRIOR, 1 / 3)
@@ -266,10 +274,11 @@ def test_a_proxy_that_learns_nothing_is_named_and_the_prior_stays():
 
     mix = utility_mix(METHOD, problem_of(simulate, losses))
     assert mix.shares == pytest.approx(dict.fromkeys(PRIOR, 1 / 3))
-    # of "logic" alone: two milestones of 0.5 nats, in parts of a fall of 1
+    # of "logic" alone: two milestones of 0.5 nats, in parts of the mix's own 1
     assert mix.details["utility"] == pytest.approx(dict.fromkeys(PRIOR, 1.0))
     assert mix.details["falls"]["text"]["measured"] == pytest.approx(0.05)
-    first, second = mix.warnings
+    first, overshot, second = mix.warnings
+    assert "'odd' fell by 1 nats" in overshot and "predict -0.667: it is left out" in overshot
     assert first.startswith("mix.methods.found: the loss on probe 'text' fell by 0.05 nats")
     assert "too small or trains too briefly" in first
     assert (

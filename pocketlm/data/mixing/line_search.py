@@ -37,7 +37,7 @@ def best_step(
     the smallest. Repetition is capped in all, the prior too.
 
     Nothing is trained where no source is worth more than another. weights: of domains; equal where
-    they name no domain that was measured.
+    they name no domain that was measured. A name that was not measured is a warning.
     """
     candidates = {
         f"{size:g}": cap_repetition(
@@ -61,7 +61,13 @@ def best_step(
         for size, shares in candidates.items()
     }
     best = min(tried, key=lambda size: tried[size]["objective"])
-    return Step(float(best), candidates[best], tried)
+    measured = losses["step-0"]
+    unmeasured = [name for name, weight in weights.items() if weight and name not in measured]
+    lines = (
+        f"{problem.where}: the line search measures {', '.join(measured)}; the weight of "
+        f"{', '.join(unmeasured)} counts in utility alone",
+    )
+    return Step(float(best), candidates[best], tried, lines if unmeasured else ())
 
 
 def step_from(prior: Mapping[str, float], utility: Mapping[str, float], size: float) -> Shares:

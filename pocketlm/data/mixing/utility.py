@@ -34,9 +34,10 @@ Table = dict[str, dict[str, float]]  # [probe][source]
 class UtilityMix:
     """num_gradient_probes: milestones of the simulated run at which gradients are compared, beside
     its start. prior: the shares of that run, from which the step is taken. step_sizes: of the line
-    search, a proxy each beside the prior's own: a source whose utility is that of the mix as often
-    again gets e to that power times its share. probe_weights: of each capability in utility, and of
-    each domain in the loss that chooses; empty means equal, as R1.
+    search, a proxy each beside the prior's own: a source worth twice what the prior's mix is gets e
+    to that power times the share that it would get if it were worth the same. probe_weights: of
+    each capability in utility, and of each domain in the loss that chooses; empty means equal, as
+    R1.
     """
 
     num_gradient_probes: int
@@ -92,19 +93,23 @@ def utility_mix(config: UtilityMix, problem: MixProblem) -> Mix:
         prior, config.num_gradient_probes, partial(measure_utilities, prior), first_order=True
     )
     by_probe, decay = summed(measured, "gains"), summed(measured, "decay")
+    worths = {
+        probe: sum(prior[source] * utility for source, utility in by_source.items())
+        for probe, by_source in by_probe.items()
+    }
     falls = {
         probe: {
             "measured": fall_of(measured, probe)[0],
             "noise": fall_of(measured, probe)[1],
-            "predicted": sum(prior[s] * u for s, u in by_source.items()) + decay[probe]["all"],
+            "predicted": worth + decay[probe]["all"],
             "weight_decay": decay[probe]["all"],
         }
-        for probe, by_source in by_probe.items()
+        for probe, worth in worths.items()
     }
     learnt = {
-        probe: fall["measured"]
-        for probe, fall in falls.items()
-        if fall["measured"] > NOISE * fall["noise"]
+        probe: worth
+        for probe, worth in worths.items()
+        if worth > 0 and falls[probe]["measured"] > NOISE * falls[probe]["noise"]
     }
     utility = weighed(by_probe, learnt, weights)
     warnings = warnings_of(problem.where, falls, learnt, weights)
@@ -201,18 +206,21 @@ def fall_of(measured: Sequence[Mapping[str, Any]], probe: str) -> tuple[float, f
 
 
 def weighed(
-    by_probe: Table, falls: Mapping[str, float], weights: Mapping[str, float]
+    by_probe: Table, worths: Mapping[str, float], weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """The utility of each source: over the probes of `falls` the weighted mean of its utility, in
-    parts of the fall of that probe's loss; 0 where no such probe has a weight.
+    """The utility of each source: over the probes of `worths` the weighted mean of its utility, in
+    parts of what the prior's mix is worth to that probe; 0 where no such probe has a weight. The
+    mean over sources by the prior is then 1.
 
-    A probe whose loss falls by much would otherwise count for more than its weight.
+    A probe whose loss falls by much would otherwise count for more than its weight. Where steps are
+    too large for the first order, utilities are many times the measured fall, so that they are not
+    divided by that: their proportions are what is left of them.
     """
-    total = sum(weights.get(probe, 0.0) for probe in falls) or 1.0
+    total = sum(weights.get(probe, 0.0) for probe in worths) or 1.0
     return {
         source: sum(
-            weights.get(probe, 0.0) / total * by_probe[probe][source] / fall
-            for probe, fall in falls.items()
+            weights.get(probe, 0.0) / total * by_probe[probe][source] / worth
+            for probe, worth in worths.items()
         )
         for source in next(iter(by_probe.values()))
     }
@@ -224,12 +232,23 @@ def warnings_of(
     learnt: Mapping[str, float],
     weights: Mapping[str, float],
 ) -> list[str]:
-    """A line for each probe of some weight that the proxy learnt nothing of."""
-    return [
-        f"{where}: the loss on probe {probe!r} fell by {fall['measured']:.3g} nats along the "
-        f"simulated run, no more than {NOISE} standard errors of {fall['noise']:.3g}: it is left "
-        "out of utility. The proxy is too small or trains too briefly to learn it; raise "
-        "optim.num_steps, optim.lr or the proxy's size"
-        for probe, fall in falls.items()
-        if probe not in learnt and weights.get(probe, 0.0) > 0
-    ]
+    """A line for each probe of some weight that is left out of utility."""
+    lines = []
+    for probe, fall in falls.items():
+        if probe in learnt or not weights.get(probe, 0.0) > 0:
+            continue
+        fell = (
+            f"{where}: the loss on probe {probe!r} fell by {fall['measured']:.3g} nats along the "
+        )
+        if fall["measured"] > NOISE * fall["noise"]:
+            lines.append(
+                f"{fell}simulated run, and utilities predict {fall['predicted']:.3g}: it is left "
+                "out of utility. Steps are too large for them; lower optim.lr"
+            )
+        else:
+            lines.append(
+                f"{fell}simulated run, no more than {NOISE} standard errors of "
+                f"{fall['noise']:.3g}: it is left out of utility. The proxy is too small or trains "
+                "too briefly to learn it; raise optim.num_steps, optim.lr or the proxy's size"
+            )
+    return lines
