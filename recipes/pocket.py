@@ -105,7 +105,6 @@ MIX = MixConfig(
     methods={
         "found": UtilityMix(
             num_gradient_probes=20,
-            temperature=1.0,
             # R1 weighs alike; this model is to solve problems
             probe_weights={"maths": 2.0, "code": 1.0, "knowledge": 1.0},
         ),

@@ -4,7 +4,7 @@ from math import comb
 
 import numpy as np
 
-from pocketlm.data.mixing.methods import num_gradient_probes, num_proxies
+from pocketlm.data.mixing.methods import num_gradient_probes
 from pocketlm.estimate.corpora import BYTES_PER_TOKEN, source_size
 from pocketlm.estimate.stage import NO_TRAINING, Corpus, Known, Stage, counted, one_input
 from pocketlm.estimate.work import Work
@@ -61,8 +61,8 @@ def curate_cost(call: Call, known: Known) -> Stage:
 
 
 def mix_cost(call: Call, known: Known) -> Stage:
-    """A proxy's training for each mix, each simulated run and each run of a swarm, the gradients of
-    a simulated run's probes, and held-out text at the end.
+    """A proxy's training for each mix and for what its method trains, the gradients at milestones
+    of simulated runs and at their start, and held-out text at the end.
     """
     config, corpus = call.config, known.corpus(one_input(call, "corpus"))
     work = Work(
@@ -76,11 +76,11 @@ def mix_cost(call: Call, known: Known) -> Stage:
     if corpus is None:
         return Stage(call=call, notes=("the sources of its corpus are unknown",))
     domains = len(set(corpus.domains.values()))
-    probes = sum(num_gradient_probes(method) for method in config.methods.values())
+    simulated = [count for count in map(num_gradient_probes, config.methods.values()) if count]
+    probes = sum(count + 1 for count in simulated)  # a run's start is one more
     rows = config.rows_per_step * probes * (len(corpus.domains) + domains)
     row = flops_of(config.proxy, 1, config.seq_len)
-    swarms = sum(num_proxies(method) for method in config.methods.values())
-    measured = config.num_compared * config.num_seeds + swarms
+    measured = config.num_runs - len(simulated)
     held_out = measured * domains * config.validation_tokens / config.seq_len
     return Stage(
         call=call,

@@ -2,6 +2,7 @@
 on each and measuring it on held-out text.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
 
-from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes, num_proxies
+from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes, num_own_proxies
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixture import Shares
 from pocketlm.model.costs import flops_of
@@ -68,15 +69,12 @@ class MixConfig:
 
     @property
     def num_runs(self) -> int:
-        """Proxies that are trained: those of each compared mix, simulated runs, and swarms. What is
-        compared beside a mix is a run of its swarm: the first seed is not trained again.
+        """Proxies that are trained: those of each compared mix, and those that methods train to
+        find it. What is compared beside a mix is one of these: its first seed is not trained again.
         """
-        simulated = sum(
-            (num_gradient_probes(method) > 0) + num_proxies(method)
-            for method in self.methods.values()
-        )
         again = self.num_compared - len(self.methods)
-        return self.num_compared * self.num_seeds - again + simulated
+        found_by = sum(map(num_own_proxies, self.methods.values()))
+        return self.num_compared * self.num_seeds - again + found_by
 
     @property
     def num_compared(self) -> int:
@@ -135,6 +133,7 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
             **figures[name],
             "cost": cost,
             **mix.details,
+            **({"warnings": list(mix.warnings)} if mix.warnings else {}),
         }
         for name, (mix, cost, _) in found.items()
     }
@@ -190,6 +189,8 @@ def _found_mixes(config: MixConfig, proxies: Proxies) -> dict[str, Found]:
             losses=partial(swarm_losses, proxies, name, config.validation_tokens, count, runs),
         )
         mix = METHODS[type(method)](method, problem)
+        for line in mix.warnings if ranks().first else ():
+            print(f"  {name}: {line}", file=sys.stderr, flush=True)
         trained_rows = count["proxies"] * config.optim.num_steps * config.rows_per_step
         cost = {**count, "flops": (trained_rows + count["gradient_rows"]) * row}
         found[name] = mix, cost, runs
@@ -203,13 +204,15 @@ def _simulate(
     shares: Shares,
     num_milestones: int,
     measure: Callable[[Milestone], Any],
+    **options: Any,
 ) -> list[Any]:
     """Proxies.simulate, counted. A milestone has as many rows of each source and of each
     capability as a step trains on.
     """
     rows = (len(proxies.rows) + len(proxies.capabilities)) * proxies.config.rows_per_step
-    count.update(proxies=1, gradient_rows=num_milestones * rows)
-    return proxies.simulate(names, shares, num_milestones, measure)
+    milestones = proxies.simulate(names, shares, num_milestones, measure, **options)
+    count.update(proxies=1, gradient_rows=len(milestones) * rows)
+    return milestones
 
 
 def swarm_losses(

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.corpus_folder import held_out_texts, open_shards, source_domains
-from pocketlm.data.mixing.problem import Milestone
+from pocketlm.data.mixing.problem import FirstOrder, Milestone
 from pocketlm.data.mixture import Shares, uniform_shares
 from pocketlm.data.probe_sets import open_probe_sets
 from pocketlm.data.shards import Shard
@@ -28,13 +28,15 @@ from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.checkpoint import RESUME, SaveConfig
 from pocketlm.train.distributed.fsdp import to_device
 from pocketlm.train.distributed.ranks import barrier, device, ranks
+from pocketlm.train.first_order import decays, linear_step, mean_clip, rates_at
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
-from pocketlm.train.milestones import MILESTONES, Milestones
-from pocketlm.train.optim import OptimConfig, lr_at, product_dtype
+from pocketlm.train.milestones import MILESTONES, Milestones, open_optimizers
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
 
 PROXIES = "proxies"
 SEEDS_APART = 1000  # so that no two of a stage's random streams share one
+LOSS_DRAWS = 4  # steps' worth of probe rows that the fall of a loss is measured on (our choice)
 # Held-out text in two parts that share no document: one to choose by, the other to report on
 Part = Literal["choose", "report"]
 PARTS: dict[Part, slice] = {"choose": slice(0, None, 2), "report": slice(1, None, 2)}
@@ -101,13 +103,22 @@ class Proxies:
         """Of a proxy, under the seed of this number."""
         return self.out / (PROXIES if seed == 0 else f"{PROXIES}-seed-{seed + 1}") / name
 
-    def train(self, name: str, shares: Shares, num_milestones: int = 1, seed: int = 0) -> list[int]:
+    def train(
+        self,
+        name: str,
+        shares: Shares,
+        num_milestones: int = 1,
+        seed: int = 0,
+        *,
+        optimizer: bool = False,
+    ) -> list[int]:
         """A proxy trained on these shares: the steps after which it can be opened; the last is that
         of its end.
 
         seed: the number of the seed, from 0. Another one draws other first weights and rows.
+        optimizer: whether its state is kept with each.
         """
-        milestones = Milestones(num_milestones, self.tokenizer)
+        milestones = Milestones(num_milestones, self.tokenizer, optimizer)
         folder, num_steps = self.folder(name, seed), self.config.optim.num_steps
         folder.mkdir(parents=True, exist_ok=True)
         offset = SEEDS_APART * seed
@@ -124,10 +135,15 @@ class Proxies:
         return [step for step in range(1, num_steps + 1) if milestones.is_due(step, num_steps)]
 
     def open(self, name: str, step: int, seed: int = 0) -> Transformer:
-        """A proxy after so many steps, whole, where this rank computes."""
-        folder = self.folder(name, seed) / MILESTONES / f"step-{step:08d}"
-        model, _ = load_checkpoint(folder)
+        """A proxy after so many steps, whole, where this rank computes; after none, its start."""
+        if step == 0:
+            start = self.config.seed + SEEDS_APART * seed
+            return Transformer(self.config.proxy, seed=start).to(device())
+        model, _ = load_checkpoint(self.milestone(name, step, seed))
         return model.to(device())
+
+    def milestone(self, name: str, step: int, seed: int = 0) -> Path:
+        return self.folder(name, seed) / MILESTONES / f"step-{step:08d}"
 
     def losses(
         self, mixes: Mapping[str, Shares], num_tokens: int, part: Part = "report", seed: int = 0
@@ -186,10 +202,16 @@ class Proxies:
         return texts
 
     def simulate(
-        self, names: Iterator[str], shares: Shares, count: int, measure: Callable[[Milestone], Any]
+        self,
+        names: Iterator[str],
+        shares: Shares,
+        count: int,
+        measure: Callable[[Milestone], Any],
+        *,
+        first_order: bool = False,
     ) -> list[Any]:
         """What `measure` gives at `count` evenly spaced milestones of a proxy's training on these
-        shares, in order.
+        shares, in order; with first_order at its start too, and with what the optimizer does next.
 
         names: of proxies; each run of a method has the next one, in the order of its calls. Each
         milestone is measured by one rank, and what it gave is a file.
@@ -204,23 +226,57 @@ class Proxies:
             capability: self._draw_probes(capability, self._plan(2, whole=True))
             for capability in self.capabilities
         }
-        steps = self.train(name, shares, count)
+        steps = self.train(name, shares, count, optimizer=first_order)
+        steps = [0, *steps] if first_order else steps
         files = [folder / RESUME / f"measured-{step:08d}.json" for step in steps]
         for file, step in _own_part(list(zip(files, steps, strict=True))):
             if file.is_file():
                 continue
             model = self.open(name, step)
+            fresh = (step or steps[-1] + 1) - 1  # the start's are those of one step more
             model.compute = ComputeSettings(dtype=product_dtype(self.config.optim, device()))
             milestone = Milestone(
                 model=model,
-                lr=lr_at(self.config.optim, step - 1),
+                lr=lr_at(self.config.optim, max(0, step - 1)),
                 loss_fn=next_token_loss,
-                source_rows={source: draw(step - 1) for source, draw in draw_sources.items()},
-                probe_rows={name: draw(step - 1) for name, draw in draw_probes.items()},
+                source_rows={source: draw(fresh) for source, draw in draw_sources.items()},
+                probe_rows={probe: draw(fresh) for probe, draw in draw_probes.items()},
+                first_order=self._first_order(name, model, step, steps, draw_probes)
+                if first_order
+                else None,
             )
             write_json(file, measure(milestone))
         barrier()
         return [read_json(file) for file in files]
+
+    def _first_order(
+        self,
+        name: str,
+        model: Transformer,
+        step: int,
+        steps: list[int],
+        draw_probes: Mapping[str, Callable[[int], list[Batch]]],
+    ) -> FirstOrder:
+        """What the optimizer does after so many steps of a run that is looked at after `steps`."""
+        optim, place = self.config.optim, steps.index(step)
+        optimizers = (
+            open_optimizers(self.milestone(name, step), model, optim)
+            if step
+            else make_optimizers(model, optim)
+        )
+        clipped = (steps[place - 1], step) if step else (0, 1)
+        clip = mean_clip(self.folder(name), optim, *clipped)
+        at_end = place in (0, len(steps) - 1)
+        return FirstOrder(
+            rate=rates_at(optim, steps)[place],
+            linear_step=partial(linear_step, model, optimizers, step, clip),
+            weight_decay=decays(model, optimizers),
+            loss_rows={
+                probe: [batch for number in range(LOSS_DRAWS) for batch in draw(number)]
+                for probe, draw in draw_probes.items()
+                if at_end
+            },
+        )
 
     def simulated_names(self, method: str) -> Iterator[str]:
         """Names of the runs that a method simulates."""

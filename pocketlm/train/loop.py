@@ -107,7 +107,7 @@ def train(
                 stopping, digest = all_reduce_sum(stop.is_set(), token_digest(micro_batches))
                 metrics.log(step, loss, lr, grad_norm, tokens, int(digest), notes)
                 if milestones and milestones.is_due(done, config.num_steps):
-                    milestones.save(out, done, model, whole)
+                    milestones.save(out, done, model, whole, optimizers)
                 if done % save.every_steps == 0 or done == config.num_steps or stopping:
                     metrics.flush()
                     states.write(model, optimizers, done)

@@ -63,3 +63,20 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
     return x.T if tall else x
+
+
+def orthogonaliser(matrix: Tensor) -> Tensor:
+    """The symmetric matrix whose product with `matrix` [M, N] is what `orthogonalised` gives in
+    float32: [M, M] and from the left, but [N, N] and from the right where M > N.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).float()
+    scale = x.norm().clamp(min=EPS)
+    x = x / scale
+    product = torch.eye(len(x), device=x.device) / scale
+    for _ in range(STEPS):
+        gram = x @ x.T
+        factor = torch.addmm(gram, gram, gram, beta=B, alpha=C)
+        factor.diagonal().add_(A)
+        x, product = factor @ x, factor @ product
+    return product

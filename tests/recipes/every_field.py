@@ -81,7 +81,7 @@ TRAINING = {
     "save": SaveConfig(every_steps=2),
 }
 WARM = Distillation(temperature=2.0)
-UTILITY = UtilityMix(num_gradient_probes=1, temperature=1.0)
+UTILITY = UtilityMix(num_gradient_probes=1, step_sizes=(1.0,))
 SHARES = {"problems": 0.5, "notes": 0.5}
 CHAT_SHARES = {"problems": 0.25, "notes-asked": 0.75}
 FOLDER = "{folder}"  # stands for the folder of inputs, which is only known when tests run
@@ -335,8 +335,8 @@ FIELDS: dict[type, dict[str, Any]] = {
     },
     UtilityMix: {
         "num_gradient_probes": 3,
-        "temperature": 0.5,
-        "prior": "proportional",
+        "prior": "uniform",
+        "step_sizes": (3.0,),
         "probe_weights": {"maths": 1.0},
     },
     SwarmMix: {

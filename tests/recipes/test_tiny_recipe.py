@@ -134,7 +134,10 @@ def test_mix_selection_and_merge_say_how_they_chose(finished: Path) -> None:
     assert mix["selected"] == "found" and mix["shares"] == found["shares"]
     assert set(found["utility"]) == set(SOURCES) and set(found["utility_by_probe"]) == DOMAINS
     proxies = finished / "mix" / "proxies"
-    assert {proxy.name for proxy in proxies.iterdir()} == {*mix["mixes"], "found-simulated-1"}
+    line_search = {f"found-step-{size}" for size in found["line_search"]}
+    assert line_search == {"found-step-0", "found-step-1"}
+    trained = {*mix["mixes"], "found-simulated-1", *line_search}
+    assert {proxy.name for proxy in proxies.iterdir()} == trained
     for proxy in proxies.iterdir():
         assert len((proxy / "metrics.jsonl").read_text().splitlines()) == 4
         assert not (proxy / "resume").exists()

@@ -176,7 +176,7 @@ def every_stage(run, folder: Path, corpus: Path) -> Path:
         MixConfig(
             name="mix",
             methods={
-                "found": UtilityMix(num_gradient_probes=2, temperature=1.0),
+                "found": UtilityMix(num_gradient_probes=2, step_sizes=(1.0,)),
                 "uniform": UniformMix(),
                 "proportional": ProportionalMix(),
             },

@@ -41,7 +41,7 @@ OPTIM = OptimConfig(
 CONFIG = MixConfig(
     name="mix",
     methods={
-        "by utility": UtilityMix(num_gradient_probes=3, temperature=1.0),
+        "by utility": UtilityMix(num_gradient_probes=3, step_sizes=(1.0,)),
         "mostly sums": GivenMix(shares={"sums": 0.75, "prose": 0.25}),
         "flat": UniformMix(),
         "sized": ProportionalMix(),
@@ -95,7 +95,7 @@ def test_a_method_may_simulate_several_runs_each_on_shares_of_its_own(
         return Mix(shares=mixes[0])
 
     monkeypatch.setattr(stage, "METHODS", {UtilityMix: twice})
-    method = {"twice": UtilityMix(num_gradient_probes=1, temperature=1.0)}
+    method = {"twice": UtilityMix(num_gradient_probes=1)}
     find_mix(replace(CONFIG, methods=method, selected="twice"), tmp_path, corpus=corpus)
     folders = {folder.name for folder in (tmp_path / "proxies").iterdir()}
     assert folders == {"twice", "twice-simulated-1", "twice-simulated-2"}
@@ -150,7 +150,9 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_mixes(
     with pytest.raises(KeyboardInterrupt):
         find_mix(CONFIG, tmp_path, corpus=corpus)
     find_mix(CONFIG, tmp_path, corpus=corpus)
-    assert done < calls + 5 * OPTIM.num_steps  # the steps before the last state are not repeated
+    assert (
+        done < calls + CONFIG.num_runs * OPTIM.num_steps
+    )  # the steps before the last state are not repeated
     assert read_json(tmp_path / "mix.json") == mixed
     assert not [*tmp_path.rglob("resume"), *tmp_path.rglob("milestones")]
 
@@ -179,7 +181,7 @@ def test_four_ranks_find_what_one_finds(mixed, corpus, tmp_path):
     [
         (GivenMix(shares={"poems": 1.0}), r"mix\.methods\.odd\.shares: .*poems; known: prose"),
         (
-            UtilityMix(num_gradient_probes=1, temperature=1.0, probe_weights={"law": 1.0}),
+            UtilityMix(num_gradient_probes=1, probe_weights={"law": 1.0}),
             r"mix\.methods\.odd\.probe_weights names law; the corpus serves code, knowledge, maths",
         ),
     ],
@@ -217,7 +219,8 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
         find_mix(CONFIG, tmp_path, corpus=corpus)
     find_mix(CONFIG, tmp_path, corpus=corpus)
     assert read_json(tmp_path / "mix.json") == mixed
-    assert calls == 1 + 3 + len(CONFIG.methods) * len(DOMAINS)
+    # the start and three milestones, then the line search and the mixes by domain
+    assert calls == 1 + 4 + (2 + len(CONFIG.methods)) * len(DOMAINS)
 
 
 def test_a_stop_before_the_states_are_deleted_trains_nothing_again(
@@ -266,7 +269,7 @@ def test_the_weighted_mean_that_a_method_was_asked_for_stands_beside_the_plain_o
 ):
     assert "objectives" not in mixed  # each capability counts alike
     asked = UtilityMix(
-        num_gradient_probes=1, temperature=1.0, probe_weights={"maths": 6, "code": 2}
+        num_gradient_probes=1, step_sizes=(1.0,), probe_weights={"maths": 6, "code": 2}
     )
     config = replace(CONFIG, methods={"by sums": asked, "flat": UniformMix()}, selected="flat")
     content = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")
@@ -287,8 +290,9 @@ def test_what_a_method_cost_is_its_own_trainings_and_gradients(
     costs = {name: mix["cost"] for name, mix in mixed["mixes"].items()}
     free = {"proxies": 0, "gradient_rows": 0, "flops": 0}
     assert costs == {
-        # a run of 6 steps of 4 rows, and 3 milestones with 4 rows of 3 sources and 3 capabilities
-        "by utility": {"proxies": 1, "gradient_rows": 72, "flops": (24 + 72) * row},
+        # the simulated run and two steps from it, of 6 steps of 4 rows each; at its start and 3
+        # milestones 4 rows of 3 sources and of 3 capabilities
+        "by utility": {"proxies": 3, "gradient_rows": 96, "flops": (72 + 96) * row},
         **dict.fromkeys(("mostly sums", "flat", "sized"), free),
     }
 

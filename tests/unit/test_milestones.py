@@ -1,12 +1,14 @@
 """Milestones: evenly spaced checkpoints of a training, exact however it was interrupted."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import tokenizers
 import torch
 from rank_processes import on_ranks
-from test_train_loop import CONFIG, Stopped, batches, failing_at, run
+from test_train_loop import CONFIG, OPTIM, Stopped, batches, failing_at, run
 from tokenizers import models, pre_tokenizers
 
 from pocketlm.model.batch import Batch
@@ -14,7 +16,10 @@ from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distributed.ranks import ranks
-from pocketlm.train.milestones import Milestones
+from pocketlm.train.loop import train_step
+from pocketlm.train.losses import next_token_loss
+from pocketlm.train.milestones import Milestones, open_optimizers
+from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers
 
 
 def some_tokenizer() -> Tokenizer:
@@ -99,11 +104,11 @@ def test_a_milestone_that_was_being_written_is_written_again(
     assert not leftover.exists() and weights_of(tmp_path) == weights_of(unbroken)
 
 
-def train_on_rank(out: Path) -> None:
+def train_on_rank(out: Path, optim: OptimConfig = OPTIM) -> None:
     def share(step: int) -> list[Batch]:
         return [batches(step)[ranks().rank]]
 
-    run(out, share, milestones=Milestones(3, some_tokenizer()))
+    run(out, share, optim, milestones=Milestones(3, some_tokenizer(), optimizer=True))
 
 
 def test_several_ranks_keep_the_milestones_that_one_keeps(unbroken: Path, tmp_path: Path) -> None:
@@ -114,3 +119,34 @@ def test_several_ranks_keep_the_milestones_that_one_keeps(unbroken: Path, tmp_pa
         for key, tensor in one.state_dict().items():
             # docs/numerics.md, as in test_parallel.py
             assert (several.state_dict()[key] - tensor).abs().max() <= 1e-5, (step, key)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_milestone_has_the_optimizers_state_when_asked_on_any_number_of_ranks(
+    optimizer: Literal["adamw", "muon"], world_size: int, tmp_path: Path
+) -> None:
+    """Beside a plain loop's; Adam's momentum is not kept."""
+    optim = replace(OPTIM, optimizer=optimizer)
+    if world_size == 1:
+        run(tmp_path / "run", optim=optim, milestones=Milestones(3, some_tokenizer(), True))
+    else:
+        assert on_ranks(2, tmp_path, train_on_rank, tmp_path / "run", optim) == [None, None]
+    model = Transformer(CONFIG)
+    plain = make_optimizers(model, optim)
+    for step in range(4):
+        train_step(model, plain, batches(step), next_token_loss, lr_at(optim, step), 1.0, step)
+    folder = tmp_path / "run" / "milestones" / "step-00000004"
+    opened, _ = load_checkpoint(folder)
+    ours = open_optimizers(folder, opened, optim)
+    kept = 0
+    for mine, other in zip(ours, plain, strict=True):
+        for p, q in zip(opened.parameters(), model.parameters(), strict=True):
+            expected = {k: v for k, v in other.state.get(q, {}).items() if k != "exp_avg"}
+            state = mine.state.get(p, {})
+            assert set(state) == set(expected)
+            for key, value in expected.items():
+                kept += 1
+                # docs/numerics.md, as in test_parallel.py, of squared gradients too
+                assert (state[key] - value).abs().max() <= 1e-3 * value.abs().max(), key
+    assert kept >= len(list(model.parameters()))

@@ -25,6 +25,6 @@ def num_gradient_probes(method: MixMethod) -> int:
     return method.num_gradient_probes if isinstance(method, UtilityMix) else 0
 
 
-def num_proxies(method: MixMethod) -> int:
-    """Proxies that the method trains to measure their losses."""
-    return method.proxies if isinstance(method, SwarmMix) else 0
+def num_own_proxies(method: MixMethod) -> int:
+    """Proxies that the method trains to find its shares, beside the one that compares them."""
+    return getattr(method, "num_own_proxies", 0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,6 +11,24 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
 
 LossFn = Callable[[Transformer, Batch], Tensor]  # the sum over labels, as training takes it
+Gradients = Sequence[Tensor]  # one for each parameter of a model, in its order
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstOrder:
+    """What the optimizer does next at a milestone, linear in the gradient.
+
+    rate: the sum of the learning rates of the steps that the milestone stands for, so that rate x
+    value, summed over milestones, is a sum over the run. linear_step(whole): with `whole` as the
+    gradient of the next step, the map from a part of it to that part's move at learning rate 1,
+    downhill. weight_decay: of each parameter. loss_rows: held-out rows of each domain to measure
+    the fall of the loss on, the same at the start and the end of the run; no rows in between.
+    """
+
+    rate: float
+    linear_step: Callable[[Gradients], Callable[[Gradients], list[Tensor]]]
+    weight_decay: Sequence[float]
+    loss_rows: Mapping[str, Sequence[Batch]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +36,7 @@ class Milestone:
     """The proxy after one step of a simulated run, and rows to compute gradients on.
 
     lr: of that step. source_rows: fresh training rows of each source. probe_rows: held-out rows of
-    each domain, its sources in equal shares.
+    each domain, its sources in equal shares. first_order: where it was asked for.
     """
 
     model: Transformer
@@ -26,6 +44,20 @@ class Milestone:
     loss_fn: LossFn
     source_rows: Mapping[str, Sequence[Batch]]
     probe_rows: Mapping[str, Sequence[Batch]]
+    first_order: FirstOrder | None = None
+
+
+class Simulate(Protocol):
+    """See MixProblem."""
+
+    def __call__(
+        self,
+        shares: Shares,
+        count: int,
+        measure: Callable[[Milestone], Any],
+        *,
+        first_order: bool = False,
+    ) -> list[Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +68,8 @@ class MixProblem:
     simulate(shares, count, measure): trains the proxy on these shares, calls `measure` on `count`
     evenly spaced milestones of that run, and returns what it gave, in order. With several ranks
     each measures some of the milestones; `measure` gives plain data, which is kept on disk.
+    With first_order=True the start of the run comes before them, and each milestone says what the
+    optimizer does.
 
     losses(mixes): trains a proxy on each of these shares, and gives by the same names the held-out
     bits per byte of each domain. They are of text to choose by, which no mix is reported on.
@@ -46,7 +80,7 @@ class MixProblem:
     budget_tokens: int
     max_epochs: float
     where: str
-    simulate: Callable[[Shares, int, Callable[[Milestone], Any]], list[Any]]
+    simulate: Simulate
     losses: Callable[[Mapping[str, Shares]], dict[str, dict[str, float]]]
 
 
@@ -56,9 +90,11 @@ class Mix:
 
     beside: runs of the method's `losses`, by their names, that the mixes are to be compared with:
     {"best": "run-003"} of the mix "swarm" is the mix "best of swarm". They are not trained again. A
-    config whose method gives any says how many in `num_beside`.
+    config whose method gives any says how many in `num_beside`. warnings: lines for the user, who
+    finds them in mix.json too.
     """
 
     shares: Shares
     details: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

@@ -80,12 +80,14 @@ class SwarmMix:
     num_beside: ClassVar[int] = 1  # the best run of the swarm
 
     @property
-    def proxies(self) -> int:
+    def num_own_proxies(self) -> int:
         return self.num_runs + self.refine_runs
 
     def summary(self) -> str:
         law = "the better of two laws" if self.law == "auto" else f"a {self.law} law"
-        return f"the optimum of {law} that was fitted on {self.proxies} proxies of drawn mixes"
+        return (
+            f"the optimum of {law} that was fitted on {self.num_own_proxies} proxies of drawn mixes"
+        )
 
 
 @dataclass(frozen=True)
@@ -137,15 +139,24 @@ def swarm_mix(config: SwarmMix, problem: MixProblem) -> Mix:
         swarm = _trained(problem, "refined", np.array(more), swarm)
         shares, choice = _optimum(config, swarm, weights, prior, caps)
     best = int(np.argmin(swarm.losses @ weights))
+    figures = _figures(swarm, choice, weights)
+    warnings = []
+    if figures["rank_correlation"] < TRUSTED:
+        warnings.append(
+            "the laws order runs that they were not fitted on with a rank correlation of only "
+            f"{figures['rank_correlation']:.2f}: proxies too small or too briefly trained to learn "
+            "from their mix, or too few of them"
+        )
     return Mix(
         shares=swarm.row(shares),
         details={
-            **_figures(swarm, choice, weights),
+            **figures,
             **_bounds(swarm, shares, prior, caps, choice),
             "best_run": swarm.names[best],
             "redrawn": redrawn,
         },
         beside={"best": swarm.names[best]},
+        warnings=tuple(warnings),
     )
 
 
@@ -259,8 +270,8 @@ def _optimum(
 def _figures(swarm: Swarm, choice: LawChoice, weights: Array) -> dict[str, Any]:
     """Every run, and how well the laws predicted runs that they were not fitted on."""
     runs = zip(swarm.names, swarm.shares, swarm.losses, strict=True)
-    correlation = rank_correlation(choice.chosen_predictions @ weights, swarm.losses @ weights)
-    figures: dict[str, Any] = {
+    measured = swarm.losses @ weights
+    return {
         "swarm": [
             {"run": name, "shares": swarm.row(shares), "bits_per_byte": swarm.bits(losses)}
             for name, shares, losses in runs
@@ -278,15 +289,8 @@ def _figures(swarm: Swarm, choice: LawChoice, weights: Array) -> dict[str, Any]:
             }
             for place, domain in enumerate(swarm.domains)
         },
-        "rank_correlation": correlation,
+        "rank_correlation": rank_correlation(choice.chosen_predictions @ weights, measured),
     }
-    if correlation < TRUSTED:
-        figures["warning"] = (
-            f"the laws order runs that they were not fitted on with a rank correlation of only "
-            f"{correlation:.2f}: proxies too small or too briefly trained to learn from their mix, "
-            "or too few of them"
-        )
-    return figures
 
 
 def _bounds(

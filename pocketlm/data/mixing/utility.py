@@ -1,104 +1,168 @@
 """Shares by utility, from one simulated run: the Scalable Data Mixer in spirit.
 
 MobileLLM-Pro names its mixer, one offline simulated run and static shares, but no formula. This is
-ours: at evenly spaced milestones of a run on the uniform mix, the gradient of fresh rows of each
-source is compared with the gradient of each probe set, scaled as Adam scales (a diagonal of root
-mean squares), and what a step on that source would lower the probe's loss by is summed.
+ours. Along a run on the prior's shares, at its start and at evenly spaced milestones, the gradient
+of fresh rows of each source passes through the optimizer's own next step, and its product with the
+gradient of each probe set, times the learning rates, is summed: what the source lowers that probe's
+loss by in a run of nothing else, to first order, in nats. Share x utility, summed over the sources,
+is the fall of the run itself (docs/numerics.md says how near).
+
+The shares follow in a step from the prior, as far as proxies trained on steps of several sizes show
+it to help on held-out text.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.data.mixing.problem import LossFn, Milestone, Mix, MixProblem
-from pocketlm.data.mixture import cap_repetition, proportional_shares, uniform_shares
+from pocketlm.data.mixing.line_search import best_step
+from pocketlm.data.mixing.problem import Gradients, LossFn, Milestone, Mix, MixProblem
+from pocketlm.data.mixture import Shares, proportional_shares, uniform_shares
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
 
 PRIORS = {"uniform": uniform_shares, "proportional": proportional_shares}
+NOISE = 2  # standard errors that a probe's loss must fall by, or the proxy learnt nothing of it
+Table = dict[str, dict[str, float]]  # [probe][source]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UtilityMix:
-    """num_gradient_probes: milestones of the simulated run at which gradients are compared.
-    temperature: how far utility moves shares from the prior; large keeps the prior. probe_weights:
-    of each domain; empty means equal, as R1.
+    """num_gradient_probes: milestones of the simulated run at which gradients are compared, beside
+    its start. prior: the shares of that run, from which the step is taken. step_sizes: of the line
+    search, a proxy each beside the prior's own: a source worth twice what the prior's mix is gets e
+    to that power times the share that it would get if it were worth the same. probe_weights: of
+    each capability in utility, and of each domain in the loss that chooses; empty means equal, as
+    R1.
     """
 
     num_gradient_probes: int
-    temperature: float
-    prior: Literal["uniform", "proportional"] = "uniform"
+    prior: Literal["uniform", "proportional"] = "proportional"
+    step_sizes: tuple[float, ...] = (0.5, 1.0, 2.0)
     probe_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prior not in PRIORS:
             raise ValueError(f"prior {self.prior!r} is unknown; known: {', '.join(PRIORS)}")
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature {self.temperature} must be positive; large keeps the prior's shares"
-            )
         if self.num_gradient_probes < 1:
             raise ValueError(f"num_gradient_probes {self.num_gradient_probes} must be at least 1")
+        if not self.step_sizes or not all(size > 0 for size in self.step_sizes):
+            raise ValueError(
+                f"step_sizes {self.step_sizes} must be positive, and at least one; the prior, a "
+                "step of 0, is always tried"
+            )
+        if len(set(self.step_sizes)) < len(self.step_sizes):
+            raise ValueError(f"step_sizes {self.step_sizes} names one size twice")
+        weights = self.probe_weights.values()
+        if weights and not (min(weights) >= 0 and sum(weights) > 0):
+            raise ValueError(f"probe_weights {self.probe_weights} must not be negative, nor all 0")
+
+    @property
+    def num_own_proxies(self) -> int:
+        """The simulated run, and the line search with its prior."""
+        return 2 + len(self.step_sizes)
 
     def summary(self) -> str:
+        sizes = ", ".join(f"{size:g}" for size in self.step_sizes)
         return (
             "from each source's utility in one simulated run, "
-            f"{self.num_gradient_probes} gradient probes"
+            f"{self.num_gradient_probes} gradient probes; a step from {self.prior} of size 0, "
+            f"{sizes}"
         )
 
 
 def utility_mix(config: UtilityMix, problem: MixProblem) -> Mix:
-    """Shares capped to max_epochs passes over a source; details: the utilities they come from.
+    """Shares capped to max_epochs passes over a source; details: the utilities in nats, how far
+    they explain the fall of the probes' losses, and the line search.
 
-    ValueError: a probe weight of a domain that no source serves.
+    ValueError: a probe weight of a capability that no source serves.
     """
-    by_milestone = problem.simulate(
-        uniform_shares(problem.tokens), config.num_gradient_probes, measure_utilities
-    )
-    by_probe = {
-        probe: {
-            source: sum(utilities[probe][source] for utilities in by_milestone)
-            for source in problem.tokens
-        }
-        for probe in by_milestone[0]
-    }
-    weights = config.probe_weights or dict.fromkeys(by_probe, 1.0)
-    unknown = sorted(set(weights) - set(by_probe))
+    unknown = sorted(set(config.probe_weights) - set(problem.capabilities))
     if unknown:
         raise ValueError(
             f"{problem.where}.probe_weights names {', '.join(unknown)}; the corpus serves "
-            f"{', '.join(by_probe)}"
+            f"{', '.join(problem.capabilities)}"
         )
-    utility = {
-        source: sum(weights.get(probe, 0.0) * by_probe[probe][source] for probe in by_probe)
-        for source in problem.tokens
-    }
+    weights = config.probe_weights or dict.fromkeys(problem.capabilities, 1.0)
     prior = PRIORS[config.prior](problem.tokens)
-    shares = shares_from_utility(utility, prior, config.temperature)
-    shares = cap_repetition(shares, problem.tokens, problem.budget_tokens, problem.max_epochs)
-    return Mix(shares=shares, details={"utility": utility, "utility_by_probe": by_probe})
-
-
-def measure_utilities(milestone: Milestone) -> dict[str, dict[str, float]]:
-    """utility[probe][source] at one milestone."""
-    sources, probes = (
-        {
-            name: mean_gradient(milestone.model, batches, milestone.loss_fn)
-            for name, batches in rows.items()
+    measured = problem.simulate(
+        prior, config.num_gradient_probes, partial(measure_utilities, prior), first_order=True
+    )
+    by_probe, decay = summed(measured, "gains"), summed(measured, "decay")
+    worths = {
+        probe: sum(prior[source] * utility for source, utility in by_source.items())
+        for probe, by_source in by_probe.items()
+    }
+    falls = {
+        probe: {
+            "measured": fall_of(measured, probe)[0],
+            "noise": fall_of(measured, probe)[1],
+            "predicted": worth + decay[probe]["all"],
+            "weight_decay": decay[probe]["all"],
         }
+        for probe, worth in worths.items()
+    }
+    learnt = {
+        probe: worth
+        for probe, worth in worths.items()
+        if worth > 0 and falls[probe]["measured"] > NOISE * falls[probe]["noise"]
+    }
+    utility = weighed(by_probe, learnt, weights)
+    warnings = warnings_of(problem.where, falls, learnt, weights)
+    step = best_step(utility, prior, config.step_sizes, weights, problem)
+    details = {
+        "utility": utility,
+        "utility_by_probe": by_probe,
+        "falls": falls,
+        "step_size": step.size,
+        "line_search": step.tried,
+    }
+    return Mix(shares=step.shares, details=details, warnings=(*warnings, *step.warnings))
+
+
+# ---- measured at one milestone ----
+
+
+def measure_utilities(shares: Shares, milestone: Milestone) -> dict[str, Any]:
+    """The milestone's part of the utilities: {"gains": [probe][source], "decay": [probe]["all"],
+    "losses": [probe], those of each batch of the rows that stay the same}, in nats.
+
+    shares: of the run, by which the sources' gradients make the gradient of its next step.
+    """
+    model, loss_fn, first_order = milestone.model, milestone.loss_fn, milestone.first_order
+    assert first_order is not None
+    sources, probes = (
+        {name: mean_gradient(model, batches, loss_fn) for name, batches in rows.items()}
         for rows in (milestone.source_rows, milestone.probe_rows)
     )
-    return utilities(sources, probes, milestone.lr)
+    whole = [
+        torch.stack([shares[name] * g for name, g in zip(sources, parts, strict=True)]).sum(0)
+        for parts in zip(*sources.values(), strict=True)
+    ]
+    step_of, rate = first_order.linear_step(whole), first_order.rate
+    moves = {name: step_of(gradients) for name, gradients in sources.items()}
+    weights = zip(first_order.weight_decay, model.parameters(), strict=True)
+    shrunk = [decay * weight.detach() for decay, weight in weights]
+    return {
+        "gains": {
+            probe: {source: rate * inner(gradients, move) for source, move in moves.items()}
+            for probe, gradients in probes.items()
+        },
+        "decay": {probe: {"all": rate * inner(gs, shrunk)} for probe, gs in probes.items()},
+        "losses": {
+            probe: [mean_loss(model, batch, loss_fn) for batch in batches]
+            for probe, batches in first_order.loss_rows.items()
+        },
+    }
 
 
-def mean_gradient(model: Transformer, batches: Sequence[Batch], loss_fn: LossFn) -> Tensor:
-    """The gradient of the mean loss a label of the batches together, over all parameters: one flat
-    vector. Parameters' own .grad stays untouched.
+def mean_gradient(model: Transformer, batches: Sequence[Batch], loss_fn: LossFn) -> list[Tensor]:
+    """The gradient of the mean loss a label of the batches together, of every parameter, in order.
+    Parameters' own .grad stays untouched.
     """
     num_labels = sum(batch.num_labels for batch in batches)
     parameters = list(model.parameters())
@@ -107,56 +171,84 @@ def mean_gradient(model: Transformer, batches: Sequence[Batch], loss_fn: LossFn)
         gradients = torch.autograd.grad(loss_fn(model, batch) / num_labels, parameters)
         total = [a + b for a, b in zip(total, gradients, strict=True)] if total else [*gradients]
     assert total is not None
-    return torch.cat([gradient.flatten() for gradient in total])
+    return total
 
 
-def second_moment(gradients: Sequence[Tensor]) -> Tensor:
-    """The root mean square of some flat gradients, element by element: Adam's denominator, whatever
-    optimizer trains.
-    """
-    mean = torch.zeros_like(gradients[0])
-    for gradient in gradients:
-        mean.addcmul_(gradient, gradient, value=1 / len(gradients))
-    return mean.sqrt_().add_(1e-8)
+@torch.no_grad()
+def mean_loss(model: Transformer, batch: Batch, loss_fn: LossFn) -> float:
+    return float(loss_fn(model, batch)) / max(1, batch.num_labels)
 
 
-def utilities(
-    source_gradients: Mapping[str, Tensor], probe_gradients: Mapping[str, Tensor], lr: float
-) -> dict[str, dict[str, float]]:
-    """utility[probe][source]: lr x <unit probe gradient, preconditioned source gradient of unit
-    length>.
+def inner(a: Gradients, b: Gradients) -> float:
+    """The inner product over all parameters."""
+    return sum(float((x * y).sum(dtype=torch.float64)) for x, y in zip(a, b, strict=True))
 
-    Both are brought to length 1 after preconditioning, or sources with short, noisy documents would
-    win by sheer norm.
-    """
-    root = second_moment([*source_gradients.values(), *probe_gradients.values()]).rsqrt_()
-    sources, probes = (
-        {name: F.normalize(gradient * root, dim=0) for name, gradient in gradients.items()}
-        for gradients in (source_gradients, probe_gradients)
-    )
+
+# ---- over the whole run ----
+
+
+def summed(measured: Sequence[Mapping[str, Any]], key: str) -> Table:
+    """The sum over milestones of one of their tables."""
+    first: Table = measured[0][key]
     return {
-        probe: {source: lr * float(direction @ unit) for source, unit in sources.items()}
-        for probe, direction in probes.items()
+        probe: {name: sum(one[key][probe][name] for one in measured) for name in by_name}
+        for probe, by_name in first.items()
     }
 
 
-def shares_from_utility(
-    utility: Mapping[str, float], prior: Mapping[str, float], temperature: float
-) -> dict[str, float]:
-    """argmax over shares p of <p, utility> - temperature x KL(p || prior), in closed form: p =
-    prior x exp(utility / t).
-
-    The utility is first brought to mean 0 and deviation 1 over sources, so `temperature` has no
-    unit. The KL keeps the answer near the prior, for a gradient tells a direction and not how far
-    it holds (our choice, after Olmix).
+def fall_of(measured: Sequence[Mapping[str, Any]], probe: str) -> tuple[float, float]:
+    """(how far a probe's loss fell from the first milestone to the last, in nats; the standard
+    error of that mean over its batches, which are the same at both).
     """
-    values = list(utility.values())
-    mean = sum(values) / len(values)
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values)) or 1.0
-    highest = max(values)  # its exponent is 0, so a low temperature cannot overflow
-    weights = {
-        name: prior[name] * math.exp((utility[name] - highest) / deviation / temperature)
-        for name in utility
+    begin, end = (torch.tensor(measured[i]["losses"][probe], dtype=torch.float64) for i in (0, -1))
+    falls = begin - end
+    return float(falls.mean()), float(falls.std() / len(falls) ** 0.5)
+
+
+def weighed(
+    by_probe: Table, worths: Mapping[str, float], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """The utility of each source: over the probes of `worths` the weighted mean of its utility, in
+    parts of what the prior's mix is worth to that probe; 0 where no such probe has a weight. The
+    mean over sources by the prior is then 1.
+
+    A probe whose loss falls by much would otherwise count for more than its weight. Where steps are
+    too large for the first order, utilities are many times the measured fall, so that they are not
+    divided by that: their proportions are what is left of them.
+    """
+    total = sum(weights.get(probe, 0.0) for probe in worths) or 1.0
+    return {
+        source: sum(
+            weights.get(probe, 0.0) / total * by_probe[probe][source] / worth
+            for probe, worth in worths.items()
+        )
+        for source in next(iter(by_probe.values()))
     }
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()}
+
+
+def warnings_of(
+    where: str,
+    falls: Mapping[str, Mapping[str, float]],
+    learnt: Mapping[str, float],
+    weights: Mapping[str, float],
+) -> list[str]:
+    """A line for each probe of some weight that is left out of utility."""
+    lines = []
+    for probe, fall in falls.items():
+        if probe in learnt or not weights.get(probe, 0.0) > 0:
+            continue
+        fell = (
+            f"{where}: the loss on probe {probe!r} fell by {fall['measured']:.3g} nats along the "
+        )
+        if fall["measured"] > NOISE * fall["noise"]:
+            lines.append(
+                f"{fell}simulated run, and utilities predict {fall['predicted']:.3g}: it is left "
+                "out of utility. Steps are too large for them; lower optim.lr"
+            )
+        else:
+            lines.append(
+                f"{fell}simulated run, no more than {NOISE} standard errors of "
+                f"{fall['noise']:.3g}: it is left out of utility. The proxy is too small or trains "
+                "too briefly to learn it; raise optim.num_steps, optim.lr or the proxy's size"
+            )
+    return lines
