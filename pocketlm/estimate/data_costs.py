@@ -1,9 +1,11 @@
 """What the stages that do not train cost: curating, choosing, scoring, merging, exporting."""
 
 from math import comb
+from typing import Any
 
 import numpy as np
 
+from pocketlm.data.mixing.influence import InfluenceMix
 from pocketlm.data.mixing.methods import num_gradient_probes
 from pocketlm.estimate.corpora import BYTES_PER_TOKEN, source_size
 from pocketlm.estimate.stage import NO_TRAINING, Corpus, Known, Stage, counted, one_input
@@ -71,13 +73,15 @@ def mix_cost(call: Call, known: Known) -> Stage:
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
-        copies=config.num_runs,
+        copies=config.num_runs(len(set(corpus.domains.values())) if corpus else 1),
     )
     if corpus is None:
         return Stage(call=call, notes=("the sources of its corpus are unknown",))
     domains = len(set(corpus.domains.values()))
-    probes = sum(num_gradient_probes(method) for method in config.methods.values())
-    rows = config.rows_per_step * probes * (len(corpus.domains) + domains)
+    rows = sum(
+        gradient_rows(method, config.rows_per_step, len(corpus.domains), domains)
+        for method in config.methods.values()
+    )
     row = flops_of(config.proxy, 1, config.seq_len)
     held_out = len(config.methods) * domains * config.validation_tokens / config.seq_len
     return Stage(
@@ -89,9 +93,20 @@ def mix_cost(call: Call, known: Known) -> Stage:
     )
 
 
+def gradient_rows(method: Any, rows_per_step: int, num_sources: int, num_domains: int) -> int:
+    """Rows that a mixing method passes forward and backward at its milestones; at most."""
+    milestones = num_gradient_probes(method)
+    if not isinstance(method, InfluenceMix):
+        return rows_per_step * milestones * (num_sources + num_domains)
+    # DataInf passes over the rows of the sources three times and one probe set's once; the cheap
+    # score once, and over all probe sets
+    passes = (3 + 1) * num_sources + 1 + num_domains
+    return method.representative_rows * milestones * num_domains * passes
+
+
 def select_cost(call: Call, known: Known) -> Stage:
     """A forward and a backward pass to the embedding for every candidate, and a product with the
-    mean direction of the probes.
+    direction of each probe set; for DataInf two passes before that over the rows of its Hessian.
 
     No gradients of weights are computed, so the backward pass takes as much as the forward pass;
     of probe rows the output layer's is, from logits that are computed once more.
@@ -109,7 +124,13 @@ def select_cost(call: Call, known: Known) -> Stage:
     probes = domains * config.probe_rows * config.seq_len
     row = flops_of(shape, 1, config.seq_len)
     both_passes = 2 * row.products + 3.5 * row.attention + 2 * row.head
-    flops = ((tokens + probes) * both_passes + (tokens + 2 * probes) * row.head) / config.seq_len
+    hessian = 0
+    if config.score == "datainf":
+        hessian = len(there) * config.hessian_rows * config.seq_len
+    flops = (
+        (tokens + probes + 2 * hessian) * both_passes
+        + (tokens * domains + 2 * probes + hessian * (3 + domains)) * row.head
+    ) / config.seq_len
     like = Work(
         model=shape,
         optim=NO_TRAINING,

@@ -70,7 +70,41 @@ def _mix(stage: Stage, *, named: bool) -> list[Element]:
         table(caption, headings, rows, class_="full"),
         *([paragraph(_verdict(selected, bits))] if len(bits) > 1 else []),
         _bits(bits),
+        *(
+            part
+            for name, mix in ordered.items()
+            if "influence" in mix
+            for part in _influence(name, mix["influence"])
+        ),
     ]
+
+
+def _influence(name: str, influence: dict[str, Any]) -> list[Element]:
+    """The densities that a mix comes from, by capability, and how far another score agrees."""
+    by_capability = influence["density_by_capability"]
+    rows: list[list[Cell]] = []
+    for source, joint in influence["density"].items():
+        row: list[Cell] = [source]
+        for capability, densities in by_capability.items():
+            serves = source in influence["capabilities"][capability]
+            row.append(number(significant(densities[source]), strong=serves))
+        mass = percent(influence["positive_mass"][source])
+        rows.append([*row, number(significant(joint)), number(mass)])
+    headings: list[Cell] = ["source", *by_capability, "all together", "positive mass"]
+    words = (
+        f"{name}: shares follow the influence density of each source on the probe set of each "
+        f"capability, by {influence['score']}; in bold that of the sources which serve it."
+    )
+    if influence["clipped"]:
+        words += f" Negative, and so without a share: {', '.join(influence['clipped'])}."
+    ranks = influence["rank_correlation"]
+    if ranks["sources"] is not None:
+        scores = " and ".join(influence["density_by_score"])
+        words += f" The order of the sources by {scores} agrees to {signed(ranks['sources'], 2)}"
+        if ranks["rows"] is not None:
+            words += f", that of their rows to {signed(ranks['rows'], 2)}"
+        words += " (Spearman's rank correlation)."
+    return [paragraph(words), table(f"Influence density ({name})", headings, rows)]
 
 
 def _verdict(selected: str, bits: dict[str, dict[str, float]]) -> str:

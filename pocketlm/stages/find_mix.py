@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes
+from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes, num_simulated_runs
 from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixture import Shares
 from pocketlm.model.files import write_json
@@ -58,15 +58,18 @@ class MixConfig:
                     f"optim.num_steps {self.optim.num_steps}"
                 )
 
-    @property
-    def num_runs(self) -> int:
+    def num_runs(self, num_capabilities: int) -> int:
         """Proxies that are trained: one for each mix, and simulated runs."""
-        simulated = sum(num_gradient_probes(method) > 0 for method in self.methods.values())
-        return len(self.methods) + simulated
+        methods = self.methods.values()
+        simulated = sum(num_simulated_runs(method, num_capabilities) for method in methods)
+        return len(methods) + simulated
 
     def summary(self) -> str:
+        runs = f"{self.num_runs(0)}"
+        if by_capability := self.num_runs(1) - self.num_runs(0):
+            runs += f" + {by_capability} for each capability"
         return (
-            f"{', '.join(self.methods)} compared; {self.num_runs} proxy runs of "
+            f"{', '.join(self.methods)} compared; {runs} proxy runs of "
             f"{self.optim.num_steps:,} steps; {self.selected} selected"
         )
 

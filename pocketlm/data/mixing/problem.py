@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,8 +17,8 @@ LossFn = Callable[[Transformer, Batch], Tensor]  # the sum over labels, as train
 class Milestone:
     """The proxy after one step of a simulated run, and rows to compute gradients on.
 
-    lr: of that step. source_rows: fresh training rows of each source. probe_rows: held-out rows of
-    each domain, its sources in equal shares.
+    lr: of that step. source_rows: training rows of each source, fresh or fixed. probe_rows:
+    held-out rows of each domain, its sources in equal shares.
     """
 
     model: Transformer
@@ -28,14 +28,29 @@ class Milestone:
     probe_rows: Mapping[str, Sequence[Batch]]
 
 
+class Simulate(Protocol):
+    """Trains the proxy on these shares, calls `measure` on `count` evenly spaced milestones of that
+    run, and returns what it gave, in order.
+
+    fixed_rows: at most so many rows of each source and probe set, none twice, the same at every
+    milestone of every run; None: fresh ones, as many as a step has. With several ranks each
+    measures some of the milestones; `measure` gives plain data, which is kept on disk.
+    """
+
+    def __call__(
+        self,
+        shares: Shares,
+        count: int,
+        measure: Callable[[Milestone], Any],
+        *,
+        fixed_rows: int | None = None,
+    ) -> list[Any]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class MixProblem:
     """tokens: of each source's training text. capabilities: the sources whose probe text serves
     each. where: the method's place in the config, for messages.
-
-    simulate(shares, count, measure): trains the proxy on these shares, calls `measure` on `count`
-    evenly spaced milestones of that run, and returns what it gave, in order. With several ranks
-    each measures some of the milestones; `measure` gives plain data, which is kept on disk.
 
     losses(mixes): trains a proxy on each of these shares, and gives by the same names the held-out
     bits per byte of each domain. They are of text to choose by, which no mix is reported on.
@@ -46,7 +61,7 @@ class MixProblem:
     budget_tokens: int
     max_epochs: float
     where: str
-    simulate: Callable[[Shares, int, Callable[[Milestone], Any]], list[Any]]
+    simulate: Simulate
     losses: Callable[[Mapping[str, Shares]], dict[str, dict[str, float]]]
 
 
