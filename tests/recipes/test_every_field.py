@@ -34,6 +34,7 @@ from pocketlm.corpus.sources import (
     Source,
 )
 from pocketlm.data.mixing.given import GivenMix
+from pocketlm.data.mixing.influence import InfluenceMix
 from pocketlm.data.mixing.methods import MixMethod
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.eval.agreement import Agreement
@@ -325,6 +326,19 @@ def after_method(config: MixMethod, *rest: Any) -> Any:
     return after_training(find_mix)(replace(BASES[MixConfig], methods={"found": config}), *rest)
 
 
+def after_influence(
+    config: InfluenceMix, folder: Path, out: Path, patch: pytest.MonkeyPatch
+) -> Any:
+    """With a source that harms, so that what becomes of it is seen."""
+    method = importlib.import_module("pocketlm.data.mixing.influence")
+    density = method.density
+    patch.setattr(method, "density", lambda *rows: {**density(*rows), "notes": -1.0})
+    try:
+        return after_method(config, folder, out, patch)
+    except ValueError as refused:
+        return str(refused)
+
+
 def after_save(config: SaveConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     """The states that are there at the end."""
     optim = replace(BASES[OptimConfig], num_steps=8)
@@ -481,6 +495,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     CurateConfig: after_curate,
     MixConfig: after_training(find_mix),
     UtilityMix: after_method,
+    InfluenceMix: after_influence,
     GivenMix: after_method,
     PretrainConfig: after_training(pretrain, teacher="sibling"),
     SelectConfig: lambda config, folder, out, patch: files_of(
