@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pocketlm.data.influence import influence, probe_directions
 from pocketlm.model.batch import Batch
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import ModelConfig, Transformer, set_compute_dtype
+from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import dtype_of
 
@@ -83,7 +83,7 @@ def print_speed(rows: int, length: int, layers: int | None, repeats: int) -> Non
     shape = replace(shape, num_hidden_layers=layers or shape.num_hidden_layers)
     model, batch = Transformer(shape), drawn_batch(rows, length)
     dtype = dtype_of("auto", torch.device("cpu"))
-    set_compute_dtype(model, dtype)
+    model.compute = ComputeSettings(dtype=dtype)
     direction = probe_directions(model, {"probe": [drawn_batch(1, 64)]})
 
     def trained() -> None:

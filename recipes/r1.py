@@ -263,7 +263,12 @@ SELECT = SelectConfig(  # R1, section 6: keep the samples of positive influence 
     budget_tokens=104_857_600_000,  # 50,000 steps x 512 rows x 4,096
     max_epochs=50.0,  # not discussed; the published mixes repeat OpenWebMath about 50 times
     seed=2,
+    score="datainf",  # R1, section 5.2: "as in AutoMixer", which has DataInf and its damping of 0.1
+    hessian_rows=10_000,  # R1, section 5.1: the representative samples of each corpus
 )
+# Figure 8: in the second round most of the influence is at or below zero, and the paper stops after
+# it ("two stages suffice"). Half of the mass as the threshold, and one round more, are our reading
+ROUNDS, STOP_BELOW = 3, 0.5
 GENERAL_SFT = FinetuneConfig(
     name="general",
     optim=OptimConfig(
@@ -327,6 +332,7 @@ def recipe(
     size: str = "140m",
     tokenizer: Path = Path("Llama-3.2-1B"),
     teacher: Path = Path("Llama-3.1-8B-Instruct"),
+    mix: str = "published",
 ):
     """MobileLLM-R1 as published: two phases of pre-training, two of mid-training, two of
     fine-tuning.
@@ -337,9 +343,14 @@ def recipe(
     Meta's licence
 
     --teacher: a folder with Llama-3.1-8B-Instruct, the teacher of both mid-training phases
+
+    --mix: published, mid-training in two rounds on the shares of table 4, or found, in shares by
+    the influence density of what each round keeps, until too little positive influence is left
     """
     if size not in SHAPES:
         raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
+    if mix not in ("published", "found"):
+        raise ValueError(f"--mix {mix}: published or found")
 
     # the teacher is needed after days: whether its words are these is asked now
     words = VocabularyConfig(name="teacher-check", tokenizer=str(tokenizer), window=MID.seq_len)
@@ -375,14 +386,24 @@ def recipe(
         model=phase1,
     )
 
-    # Two rounds of: score with the current model, keep what helps, distil on it in the published
-    # shares (section 6).
+    # Co-evolution (section 6): score with the current model, keep what helps, distil on it. Once a
+    # selection has stopped, its round and those after pass the model through.
     texts = collect("corpus-midtrain", MIDTRAINING, 1e-4)
-    for turn, mix in ((1, MID1), (2, MID2)):
-        chosen = run(select, replace(SELECT, name=f"select{turn}"), corpus=texts, model=trunk)
+    mixes, stop_below = (shares(MID1), shares(MID2)), 0.0
+    if mix == "found":
+        mixes, stop_below = (None,) * ROUNDS, STOP_BELOW
+    chosen = None
+    for turn, published in enumerate(mixes, start=1):
+        chosen = run(
+            select,
+            replace(SELECT, name=f"select{turn}", stop_below=stop_below),
+            corpus=texts,
+            model=trunk,
+            previous=chosen,
+        )
         trunk = run(
             pretrain,
-            replace(MID, name=f"mid{turn}", shares=shares(mix)),
+            replace(MID, name=f"mid{turn}", shares=published),
             corpus=texts,
             model=trunk,
             selection=chosen,

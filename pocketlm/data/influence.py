@@ -15,7 +15,7 @@ squared gradient) + eps): our choice, as LESS does.
 Matrix products run in the model's compute dtype (`model.compute`), all else in float32.
 
 Shapes: B samples, T tokens, N labels that count, V vocabulary, D hidden, C probes, M matrices (1
-tied, 2 untied: embedding, output)
+tied, 2 untied: embedding, output), W words of a block
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pocketlm.model.batch import IGNORE_INDEX, Batch
-from pocketlm.model.softmax_blocks import add_softmax_outer, softmax_expectation
+from pocketlm.model.softmax_blocks import softmax_expectation, softmax_outer
 from pocketlm.model.transformer import Transformer
 
 
@@ -95,15 +95,29 @@ def table_gradient(model: Transformer, batch: Batch) -> Tensor:
     """Sum over the batch's samples of the gradient of their mean loss in the embedding and output
     layers, [M, V, D].
     """
-    none = model.model.embed_tokens.weight.new_zeros(0, *model.model.embed_tokens.weight.shape)
-    output, input_gradient = output_and_input(model, batch, none)
-    total = none.new_zeros(1 if model.lm_head is None else 2, *none.shape[1:])
-    add_softmax_outer(
-        total[-1], output.x, output.weight, output.log_norm, output.scale, output.dtype
-    )
-    total[-1].index_add_(0, output.labels, output.x * -output.scale[:, None])
-    total[0].index_add_(0, batch.input_ids.flatten(), input_gradient.flatten(0, 1))
-    return total
+    num_matrices = 1 if model.lm_head is None else 2
+    ones = model.model.embed_tokens.weight.new_ones(len(batch.labels), 1, num_matrices)
+    return weighted_gradients(model, batch, ones)[0]
+
+
+def weighted_gradients(model: Transformer, batch: Batch, weights: Tensor) -> Tensor:
+    """[C, M, V, D]: C sums over the batch's samples of their gradients, each sample and matrix
+    weighted as weights [B, C, M] says.
+    """
+    table = model.model.embed_tokens.weight
+    output, input_gradient = output_and_input(model, batch, table.new_zeros(0, *table.shape))
+    totals = table.new_zeros(*weights.shape[1:], *table.shape)
+    scales = output.scale[:, None] * weights[output.rows, :, -1]
+    for words, block in softmax_outer(
+        output.x, output.weight, output.log_norm, scales, output.dtype
+    ):
+        totals[:, -1, words] += block
+    tokens = batch.input_ids.flatten()
+    for number, total in enumerate(totals):
+        total[-1].index_add_(0, output.labels, output.x * -scales[:, number, None])
+        weighted = input_gradient * weights[:, number, 0, None, None]
+        total[0].index_add_(0, tokens, weighted.flatten(0, 1))
+    return totals
 
 
 def influence(model: Transformer, batch: Batch, directions: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from math import comb
 
 import numpy as np
 
-from pocketlm.data.mixing.methods import num_gradient_probes
+from pocketlm.data.mixing.methods import gradient_rows, num_simulated_runs
 from pocketlm.estimate.corpora import BYTES_PER_TOKEN, source_size
 from pocketlm.estimate.stage import NO_TRAINING, Corpus, Known, Stage, counted, one_input
 from pocketlm.estimate.work import Work
@@ -71,16 +71,18 @@ def mix_cost(call: Call, known: Known) -> Stage:
         seq_len=config.seq_len,
         rows_per_step=config.rows_per_step,
         micro_batch_size=config.micro_batch_size,
-        copies=config.num_runs,
+        copies=config.num_runs(len(set(corpus.domains.values())) if corpus else 1),
     )
     if corpus is None:
         return Stage(call=call, notes=("the sources of its corpus are unknown",))
     domains = len(set(corpus.domains.values()))
-    simulated = [count for count in map(num_gradient_probes, config.methods.values()) if count]
-    probes = sum(count + 1 for count in simulated)  # a run's start is one more
-    rows = config.rows_per_step * probes * (len(corpus.domains) + domains)
+    rows = sum(
+        gradient_rows(method, config.rows_per_step, len(corpus.domains), domains)
+        for method in config.methods.values()
+    )
     row = flops_of(config.proxy, 1, config.seq_len)
-    measured = config.num_runs - len(simulated)
+    simulated = sum(num_simulated_runs(method, domains) for method in config.methods.values())
+    measured = config.num_runs(domains) - simulated
     held_out = measured * domains * config.validation_tokens / config.seq_len
     return Stage(
         call=call,
@@ -117,7 +119,7 @@ def leave_one_out_cost(call: Call, known: Known) -> Stage:
 
 def select_cost(call: Call, known: Known) -> Stage:
     """A forward and a backward pass to the embedding for every candidate, and a product with the
-    mean direction of the probes.
+    direction of each probe set; for DataInf two passes before that over the rows of its Hessian.
 
     No gradients of weights are computed, so the backward pass takes as much as the forward pass;
     of probe rows the output layer's is, from logits that are computed once more.
@@ -135,7 +137,13 @@ def select_cost(call: Call, known: Known) -> Stage:
     probes = domains * config.probe_rows * config.seq_len
     row = flops_of(shape, 1, config.seq_len)
     both_passes = 2 * row.products + 3.5 * row.attention + 2 * row.head
-    flops = ((tokens + probes) * both_passes + (tokens + 2 * probes) * row.head) / config.seq_len
+    hessian = 0
+    if config.score == "datainf":
+        hessian = len(there) * config.hessian_rows * config.seq_len
+    flops = (
+        (tokens + probes + 2 * hessian) * both_passes
+        + (tokens * domains + 2 * probes + hessian * (3 + domains)) * row.head
+    ) / config.seq_len
     like = Work(
         model=shape,
         optim=NO_TRAINING,

@@ -64,23 +64,24 @@ def softmax_expectation(
 
 
 @torch.no_grad()
-def add_softmax_outer(
-    total: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    log_norm: Tensor,
-    scale: Tensor,
-    dtype: torch.dtype | None,
-) -> None:
-    """Adds to total [V, D] the sum over tokens of scale [N] x (softmax [V] outer x [D]), the
-    softmax by its log_norm [N].
+def softmax_outer(
+    x: Tensor, weight: Tensor, log_norm: Tensor, scales: Tensor, dtype: torch.dtype | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """(words, block [C, W, D]) of all blocks of the vocabulary, in order: for each of C scales [N,
+    C] those rows of the sum over tokens of scale x (softmax [V] outer x [D]), the softmax by its
+    log_norm [N]. A block is the caller's to change.
     """
-    for tokens in token_slices(x):
-        part = x[tokens]
-        for words in word_slices(part, len(weight)):
+    first = next(token_slices(x), slice(0))
+    for words in word_slices(x[first], len(weight), num_sums=scales.shape[1]):
+        block = x.new_zeros(scales.shape[1], len(weight[words]), x.shape[1])
+        for tokens in token_slices(x):
+            part = x[tokens]
             logits = _product(part, weight[words], dtype)
-            shares = logits.sub_(log_norm[tokens, None]).exp_().mul_(scale[tokens, None])
-            total[words] += _product(shares.T, part.T, dtype)
+            shares = logits.sub_(log_norm[tokens, None]).exp_()
+            for number in range(len(block)):
+                scaled = shares * scales[tokens, number, None]
+                block[number] += _product(scaled.T, part.T, dtype)
+        yield words, block
 
 
 def token_slices(x: Tensor) -> Iterator[slice]:
@@ -88,9 +89,12 @@ def token_slices(x: Tensor) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, len(x), size))
 
 
-def word_slices(x: Tensor, vocab_size: int) -> Iterator[slice]:
-    """Blocks of the vocabulary whose logits for all tokens of x fit in BLOCK_BYTES."""
-    width = max(1, BLOCK_BYTES.get(x.device.type, BLOCK_BYTES["cpu"]) // (4 * len(x)))
+def word_slices(x: Tensor, vocab_size: int, num_sums: int = 0) -> Iterator[slice]:
+    """Blocks of the vocabulary whose logits for all tokens of x, and whose rows of so many sums [V,
+    D], each fit in BLOCK_BYTES.
+    """
+    numbers = max(1, len(x), num_sums * x.shape[1])  # of each word
+    width = max(1, BLOCK_BYTES.get(x.device.type, BLOCK_BYTES["cpu"]) // (4 * numbers))
     return (slice(first, first + width) for first in range(0, vocab_size, width))
 
 

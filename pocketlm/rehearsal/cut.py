@@ -21,6 +21,8 @@ MOST: dict[str, float] = {
     "validation_rows": 1,
     "resolution": 2,
     "num_gradient_probes": 2,
+    "representative_rows": 4,
+    "hessian_rows": 2,
     "milestones": 2,
     "validation_tokens": 300,
     "probe_tokens": 300,

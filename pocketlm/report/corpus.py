@@ -181,10 +181,36 @@ def selection_section(stages: Sequence[Stage]) -> Element | None:
         "still helps the current model and is kept; the rest is left out of the next round."
     )
     parts: list[Element] = [paragraph(intro), table("Samples kept in each round", headings, rows)]
+    parts += _dropped_by_capability(selections)
     parts.append(legend([("c1", "above 0: kept"), ("rest", "below: left out")]))
     for name, selection in selections.items():
         parts += [node("h3", name), _histograms(name, selection)]
     return section("selection", "Selection: which samples still help", *parts)
+
+
+def _dropped_by_capability(selections: dict[str, dict[str, Any]]) -> list[Element]:
+    """What each round dropped of each capability, and where the rounds stopped; nothing for
+    selections of versions that did not count it.
+    """
+    rows: list[list[Cell]] = []
+    for name, selection in selections.items():
+        for capability, figures in selection.get("capabilities", {}).items():
+            documents, tokens = figures["documents"], figures["tokens"]
+            mass = figures["positive_mass"]
+            note = f"{documents['kept']:,} of {documents['of']:,}"
+            shares = (
+                (documents["kept"], documents["of"], note),
+                (tokens["kept"], tokens["of"], None),
+                (mass["after"], mass["before"], None),
+            )
+            cells = [number(percent(a / b if b else None), note=words) for a, b, words in shares]
+            rows.append([name, capability, *cells])
+    headings: list[Cell] = ["round", "capability", "samples kept", "tokens kept"]
+    headings.append("positive influence on its probe set kept")
+    parts = [table("What was kept of each capability", headings, rows)] if rows else []
+    stops = dict.fromkeys(s["stopped"] for s in selections.values() if s.get("stopped"))
+    parts += [paragraph(f"The rounds stopped: {reason}.") for reason in stops]
+    return parts
 
 
 def _histograms(round_name: str, selection: dict[str, Any]) -> Element:

@@ -4,15 +4,21 @@ on each and measuring it on held-out text.
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
 
-from pocketlm.data.mixing.methods import METHODS, MixMethod, num_gradient_probes, num_own_proxies
-from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
+from pocketlm.data.mixing.methods import (
+    METHODS,
+    MixMethod,
+    gradient_rows,
+    num_gradient_probes,
+    num_own_proxies,
+)
+from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixture import Shares
 from pocketlm.model.costs import flops_of
 from pocketlm.model.files import write_json
@@ -67,13 +73,14 @@ class MixConfig:
                     f"optim.num_steps {self.optim.num_steps}"
                 )
 
-    @property
-    def num_runs(self) -> int:
+    def num_runs(self, num_capabilities: int) -> int:
         """Proxies that are trained: those of each compared mix, and those that methods train to
         find it. What is compared beside a mix is one of these: its first seed is not trained again.
         """
         again = self.num_compared - len(self.methods)
-        found_by = sum(map(num_own_proxies, self.methods.values()))
+        found_by = sum(
+            num_own_proxies(method, num_capabilities) for method in self.methods.values()
+        )
         return self.num_compared * self.num_seeds - again + found_by
 
     @property
@@ -84,8 +91,11 @@ class MixConfig:
 
     def summary(self) -> str:
         seeds = f" with {self.num_seeds} seeds each" if self.num_seeds > 1 else ""
+        runs = f"{self.num_runs(0)}"
+        if by_capability := self.num_runs(1) - self.num_runs(0):
+            runs += f" + {by_capability} for each capability"
         return (
-            f"{', '.join(self.methods)} compared{seeds}; {self.num_runs} proxy runs of "
+            f"{', '.join(self.methods)} compared{seeds}; {runs} proxy runs of "
             f"{self.optim.num_steps:,} steps; {self.selected} selected"
         )
 
@@ -178,7 +188,7 @@ def _found_mixes(config: MixConfig, proxies: Proxies) -> dict[str, Found]:
     found: dict[str, Found] = {}
     row = flops_of(config.proxy, 1, config.seq_len).training()
     for name, method in config.methods.items():
-        count, runs = Counter(proxies=0, gradient_rows=0), {}
+        count, runs = Counter(proxies=0), {}
         problem = MixProblem(
             tokens=proxies.tokens,
             capabilities=proxies.capabilities,
@@ -192,27 +202,18 @@ def _found_mixes(config: MixConfig, proxies: Proxies) -> dict[str, Found]:
         for line in mix.warnings if ranks().first else ():
             print(f"  {name}: {line}", file=sys.stderr, flush=True)
         trained_rows = count["proxies"] * config.optim.num_steps * config.rows_per_step
-        cost = {**count, "flops": (trained_rows + count["gradient_rows"]) * row}
+        probed = gradient_rows(
+            method, config.rows_per_step, len(proxies.rows), len(proxies.capabilities)
+        )
+        cost = {**count, "gradient_rows": probed, "flops": (trained_rows + probed) * row}
         found[name] = mix, cost, runs
     return found
 
 
-def _simulate(
-    proxies: Proxies,
-    names: Iterator[str],
-    count: Counter[str],
-    shares: Shares,
-    num_milestones: int,
-    measure: Callable[[Milestone], Any],
-    **options: Any,
-) -> list[Any]:
-    """Proxies.simulate, counted. A milestone has as many rows of each source and of each
-    capability as a step trains on.
-    """
-    rows = (len(proxies.rows) + len(proxies.capabilities)) * proxies.config.rows_per_step
-    milestones = proxies.simulate(names, shares, num_milestones, measure, **options)
-    count.update(proxies=1, gradient_rows=len(milestones) * rows)
-    return milestones
+def _simulate(proxies: Proxies, names: Iterator[str], count: Counter[str], *run: Any, **how: Any):
+    """Proxies.simulate, counted."""
+    count.update(proxies=1)
+    return proxies.simulate(names, *run, **how)
 
 
 def swarm_losses(

@@ -9,10 +9,11 @@ from typing import ClassVar
 from pocketlm.data.corpus_folder import chosen_shares, text_rows
 from pocketlm.data.mixture import Shares, shares_summary
 from pocketlm.data.rows import Packing
+from pocketlm.data.selection import stopped
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
-from pocketlm.stages.training import check_seq_len, train_stage
+from pocketlm.stages.training import check_seq_len, pass_through, train_stage
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distill.teacher import live_shape
 from pocketlm.train.losses import Distillation
@@ -84,8 +85,11 @@ def pretrain(
 
     Loss: cross-entropy, or with `teacher` forward KL over the whole vocabulary (R1's mid-training;
     all of Pro); the teacher is a checkpoint, or a cache that teach wrote. `selection` replaces the
-    corpus's training shards by the documents a select stage kept.
+    corpus's training shards by the documents a select stage kept; where it stopped, too little
+    being left that helps, the model goes on unchanged.
     """
+    if selection and (reason := stopped(selection)):
+        return pass_through(config.name, out, model, reason)
     if shape := config.model or (shape_of(model) if model else None):
         check_memory(config, shape, teacher=live_shape(teacher), masked=config.separate_documents)
     student, tokenizer = start(config.model, model, corpus, config.seed)

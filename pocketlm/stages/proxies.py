@@ -12,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pocketlm.data.batches import BatchPlan, TextRows, make_batches
+import numpy as np
+
+from pocketlm.data.batches import BatchPlan, TextRows, collate, make_batches
 from pocketlm.data.corpus_folder import held_out_texts, open_shards, source_domains
 from pocketlm.data.mixing.problem import FirstOrder, Milestone
 from pocketlm.data.mixture import Shares, uniform_shares
@@ -208,22 +210,24 @@ class Proxies:
         count: int,
         measure: Callable[[Milestone], Any],
         *,
+        fixed_rows: int | None = None,
         first_order: bool = False,
     ) -> list[Any]:
         """What `measure` gives at `count` evenly spaced milestones of a proxy's training on these
         shares, in order; with first_order at its start too, and with what the optimizer does next.
 
         names: of proxies; each run of a method has the next one, in the order of its calls. Each
-        milestone is measured by one rank, and what it gave is a file.
+        milestone is measured by one rank, and what it gave is a file. fixed_rows: as problem.py
+        says.
         """
         name = next(names)
         folder = self.folder(name)
         draw_sources = {
-            source: _draw({source: rows}, self._plan(1, whole=True))
+            source: _draw({source: rows}, self._plan(1, whole=True), fixed_rows)
             for source, rows in self.rows.items()
         }
         draw_probes = {
-            capability: self._draw_probes(capability, self._plan(2, whole=True))
+            capability: self._draw_probes(capability, self._plan(2, whole=True), fixed_rows)
             for capability in self.capabilities
         }
         steps = self.train(name, shares, count, optimizer=first_order)
@@ -282,7 +286,9 @@ class Proxies:
         """Names of the runs that a method simulates."""
         return (f"{method}-simulated-{number}" for number in itertools.count(1))
 
-    def _draw_probes(self, capability: str, plan: BatchPlan) -> Callable[[int], list[Batch]]:
+    def _draw_probes(
+        self, capability: str, plan: BatchPlan, fixed_rows: int | None
+    ) -> Callable[[int], list[Batch]]:
         """Probe rows of one capability, its sources in equal shares."""
         sources = {
             name: self._rows(shard) for name, shard in self.probes.shards[capability].items()
@@ -293,7 +299,7 @@ class Proxies:
                 f"no held-out text of domain {capability!r}; raise probe_share and "
                 "validation_share in curate"
             )
-        return _draw(serving, plan)
+        return _draw(serving, plan, fixed_rows)
 
     def remove_states(self) -> None:
         """Deletes the trainings' states and milestones; their metrics stay."""
@@ -309,8 +315,28 @@ def _own_part(jobs: list[Any]) -> list[Any]:
     return jobs[process.rank :: process.world_size]
 
 
-def _draw(rows: Mapping[str, TextRows], plan: BatchPlan) -> Callable[[int], list[Batch]]:
-    """Rows of some sources in equal shares, on the device where this rank computes."""
+def _draw(
+    rows: Mapping[str, TextRows], plan: BatchPlan, fixed_rows: int | None
+) -> Callable[[int], list[Batch]]:
+    """Rows of some sources in equal shares, on the device where this rank computes: those of a
+    step, or at most `fixed_rows` that are the same at each.
+    """
+    if fixed_rows is not None:
+        fixed = [to_device(batch, device()) for batch in _fixed_batches(rows, plan, fixed_rows)]
+        return lambda step: fixed
     shares = uniform_shares(dict.fromkeys(rows, 1))
     batches = make_batches(rows, shares, plan, separate_documents=False)
     return lambda step: [to_device(batch, device()) for batch in batches(step)]
+
+
+def _fixed_batches(sources: Mapping[str, TextRows], plan: BatchPlan, count: int) -> Iterator[Batch]:
+    """At most `count` rows in an order that the seed sets, sources taking turns, none twice."""
+    orders = [
+        [(rows, int(number)) for number in np.random.default_rng(plan.seed).permutation(len(rows))]
+        for rows in sources.values()
+    ]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*orders))
+    chosen = [place for place in turns if place is not None][:count]
+    for first in range(0, len(chosen), plan.micro_batch_size):
+        places = chosen[first : first + plan.micro_batch_size]
+        yield collate([rows[number] for rows, number in places], separate_documents=False)

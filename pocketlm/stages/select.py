@@ -1,11 +1,16 @@
 """Select: keep the samples that still help the current model, and weigh the sources by them (R1's
 mid-training, section 6).
+
+Co-evolution, R1's rounds of selecting and training, is a loop in a recipe: as many rounds as there
+may be are called, and each selection has that of the round before as `previous`. One that finds too
+little positive influence (`stop_below`) writes so; training with it, and every round after, passes
+the model through unchanged.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch.distributed as dist
@@ -14,14 +19,25 @@ from rich.progress import track
 from torch import Tensor
 
 from pocketlm.data.batches import TextRows, collate
-from pocketlm.data.corpus_folder import open_shards, source_domains
-from pocketlm.data.influence import influence, probe_directions
-from pocketlm.data.mixture import Shares, cap_repetition
+from pocketlm.data.corpus_folder import open_shards
+from pocketlm.data.datainf import DAMPING, SCORES, Score, score_directions
+from pocketlm.data.influence import influence
+from pocketlm.data.probe_sets import ProbeSets, open_probe_sets
+from pocketlm.data.selection import (
+    CHOICES,
+    SELECTION,
+    Filter,
+    Scored,
+    SharesBy,
+    StopOn,
+    choose,
+    stopped,
+)
 from pocketlm.data.shards import Shard, write_shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.files import write_folder, write_json
-from pocketlm.model.transformer import ComputeSettings
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.checkpoint import RESUME
 from pocketlm.train.distributed.fsdp import to_device
 from pocketlm.train.distributed.ranks import barrier, device, ranks, shows_progress
@@ -31,7 +47,7 @@ HISTOGRAM_SAMPLE = 400  # scores of each source kept for the report
 # of a source's scores: few enough to read, and each soon written (a rank waits at most 10 minutes)
 MAX_FILES = 8192
 
-Scorer = Callable[[Batch], np.ndarray]  # float64 [rows]
+Scorer = Callable[[Batch], np.ndarray]  # float64 [rows, capabilities]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +58,14 @@ class SelectConfig:
     probe_rows: rows of each capability's probe set. batch_rows: pieces scored at a time.
     budget_tokens, max_epochs: no source repeats more often in the training that follows.
     compute_dtype: of matrix products.
+
+    score: "datainf", R1's, with hessian_rows pieces of each source for its Hessian and this
+    damping; "adam", gradients scaled by root mean squares of the probes'. filter: a piece is kept
+    where its influence is positive: "joint", in the mean over capabilities (R1), or
+    "per_capability", on one at least of those that its source serves. shares_by: of the sources,
+    "density", the mean influence of what was kept (R1), or "kept", its tokens. stop_below: the
+    share of positive influence under which no round is worth it, 0 for never; stop_on: counted by
+    "mass", influence x tokens, or by "samples".
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -54,8 +78,25 @@ class SelectConfig:
     max_epochs: float
     seed: int
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    score: Score = "adam"
+    hessian_rows: int = 64
+    damping: float = DAMPING
+    filter: Filter = "joint"
+    shares_by: SharesBy = "density"
+    stop_below: float = 0.0
+    stop_on: StopOn = "mass"
 
     def __post_init__(self) -> None:
+        for field, known in {"score": SCORES, **CHOICES}.items():
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"{field} {getattr(self, field)!r} is unknown; known: {', '.join(known)}"
+                )
+        if self.hessian_rows < 1 or not self.damping > 0 or not 0 <= self.stop_below <= 1:
+            raise ValueError(
+                f"hessian_rows {self.hessian_rows} must be at least 1, damping {self.damping} "
+                f"positive, stop_below {self.stop_below} a share from 0 to 1"
+            )
         if self.compute_dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(
                 f"compute_dtype {self.compute_dtype!r} is unknown; known: auto, float32, bfloat16"
@@ -63,88 +104,96 @@ class SelectConfig:
 
     def summary(self) -> str:
         return (
-            f"up to {self.candidate_tokens:,} tokens of each source scored, {self.probe_rows:,} "
-            "probe rows a domain"
+            f"up to {self.candidate_tokens:,} tokens of each source scored by {self.score}, "
+            f"{self.probe_rows:,} probe rows a domain"
         )
 
 
-def select(config: SelectConfig, out: Path, *, corpus: Path, model: Path) -> Path:
+def select(
+    config: SelectConfig, out: Path, *, corpus: Path, model: Path, previous: Path | None = None
+) -> Path:
     """`out`, with shards/ of the kept pieces (influence above 0) and selection.json: shares,
-    counts, a sample of scores.
+    counts, what the filter drops of each capability, a sample of scores, and whether a round is
+    still worth it.
 
     Shares are R1's influence densities (equations 5 and 6): the token-weighted mean influence of
     what was kept. The ranks divide the batches of every source, each whole on one of them, so that
     a score does not depend on how many there are; batches that were scored before the stage was
-    interrupted are not scored again.
+    interrupted are not scored again. previous: the selection of the round before; where that one
+    stopped, so does this, and scores nothing.
     """
+    shards = open_shards(corpus, "train")
     network, tokenizer = load_checkpoint(model)
-    network.eval().requires_grad_(False)  # activations alone are kept for the backward pass
-    network.to(device())
-    network.compute = ComputeSettings(dtype=dtype_of(config.compute_dtype, device()))
-    process = ranks()
-    directions = probe_directions(
-        network,
-        _probes(config, corpus, tokenizer.eos_id),
-        part=slice(process.rank, None, process.world_size),
-        all_reduce=_sum_over_ranks,
-    )
-    # every capability counts the same: the mean of a sample's scores is its score in their mean
-    direction = directions.mean(0, keepdim=True)
-    del directions
+    groups = {
+        name: Candidates(config, name, shard, tokenizer.eos_id) for name, shard in shards.items()
+    }
+    reason = stopped(previous) if previous else None
+    if reason is None:
+        network.eval().requires_grad_(False)  # activations alone are kept for the backward pass
+        network.to(device())
+        network.compute = ComputeSettings(dtype=dtype_of(config.compute_dtype, device()))
+        sets = open_probe_sets(corpus)
+        directions = _directions(config, network, sets, groups, tokenizer.eos_id)
 
-    def scorer(batch: Batch) -> np.ndarray:
-        scores = influence(network, to_device(batch, device()), direction)
-        return scores[:, 0].double().cpu().numpy()
+        def scorer(batch: Batch) -> np.ndarray:
+            scores = influence(network, to_device(batch, device()), directions)
+            return scores.double().cpu().numpy()
 
-    groups = {}
-    for name, shard in open_shards(corpus, "train").items():
-        groups[name] = Candidates(config, name, shard, tokenizer.eos_id)
-        score(groups[name], scorer, out / RESUME / name)
-    barrier()
-    if process.first:
-        write_selection(config, out, groups, network.config.vocab_size)
+        for name, source in groups.items():
+            score(source, scorer, out / RESUME / "scores" / name)
+        barrier()
+        if ranks().first:
+            write_selection(config, out, groups, sets, network.config.vocab_size)
+    elif ranks().first:
+        write_stopped(out, reason, list(groups), network.config.vocab_size)
     return out
 
 
 def write_selection(
-    config: SelectConfig, out: Path, sources: dict[str, "Candidates"], vocab_size: int
+    config: SelectConfig,
+    out: Path,
+    groups: dict[str, "Candidates"],
+    sets: ProbeSets,
+    vocab_size: int,
 ) -> None:
-    """shards/ and selection.json, from the scores of all ranks."""
-    summary: dict[str, dict[str, Any]] = {"kept": {}, "influence": {}, "density": {}}
-    tokens: dict[str, int] = {}
-    for name, source in sources.items():
-        scores = source.read(out / RESUME / name)
-        kept = np.flatnonzero(scores > 0)
-        tokens[name] = int(source.sizes[kept].sum())
-        weighted = float((scores * source.sizes)[kept].sum())
-        summary["density"][name] = weighted / tokens[name] if len(kept) else 0.0
-        summary["kept"][name] = {"documents": len(kept), "of": len(scores), "tokens": tokens[name]}
-        summary["influence"][name] = [round(float(s), 6) for s in scores[:HISTOGRAM_SAMPLE]]
-        pieces = (source.pieces[number] for number in kept)
+    """shards/ and selection.json, from the scores of all ranks; prints what is dropped."""
+    capabilities = sets.capabilities
+    sources = {
+        name: Scored(source.read(out / RESUME / "scores" / name, len(capabilities)), source.sizes)
+        for name, source in groups.items()
+    }
+    selection = choose(config, sources, capabilities)
+    for name, values in selection.influence.items():
+        pieces = (groups[name].pieces[number] for number in np.flatnonzero(values > 0))
         with write_folder(out / "shards" / name) as folder:
             write_shard(folder, "train", pieces, vocab_size=vocab_size)
-    shares = density_shares(config, summary["density"], tokens)
-    write_json(out / "selection.json", {"shares": shares, **summary})
-
-
-def density_shares(
-    config: SelectConfig, density: dict[str, float], tokens: dict[str, int]
-) -> Shares:
-    """Shares in proportion to density, none beyond max_epochs passes over what was kept."""
-    total = sum(density.values())
-    if total == 0:
-        raise ValueError(
-            f"{config.name}: no sample of any source has positive influence; nothing is left to "
-            "train on (R1 stops here)"
+    console = Console(stderr=True, highlight=False)
+    for name, figures in selection.content["capabilities"].items():
+        documents, mass = figures["documents"], figures["positive_mass"]
+        share = mass["after"] / mass["before"] if mass["before"] else 0.0
+        console.print(
+            f"  {name}: {documents['kept']:,} of {documents['of']:,} pieces kept, with {share:.1%} "
+            "of the positive influence on its probe set",
+            soft_wrap=True,
         )
-    usable = {name: count for name, count in tokens.items() if count}
-    shares = cap_repetition(
-        {name: density[name] / total for name in usable},
-        usable,
-        config.budget_tokens,
-        config.max_epochs,
-    )
-    return {name: shares.get(name, 0.0) for name in tokens}
+    if selection.content["stopped"]:
+        console.print(f"  {selection.content['stopped']}; this round is the last", soft_wrap=True)
+    influence = {
+        name: [round(float(value), 6) for value in values[:HISTOGRAM_SAMPLE]]
+        for name, values in selection.influence.items()
+    }
+    how = {"score": config.score, "filter": config.filter, "shares_by": config.shares_by}
+    write_json(out / SELECTION, {**selection.content, "influence": influence, **how})
+
+
+def write_stopped(out: Path, reason: str, sources: list[str], vocab_size: int) -> None:
+    """The selection of a round after the last: nothing of any source, and why."""
+    Console(stderr=True, highlight=False).print(f"  nothing is scored: {reason}", soft_wrap=True)
+    for name in sources:
+        with write_folder(out / "shards" / name) as folder:
+            write_shard(folder, "train", [], vocab_size=vocab_size)
+    nothing = {"shares": {}, "kept": {}, "density": {}, "influence": {}, "capabilities": {}}
+    write_json(out / SELECTION, {**nothing, "stopped": reason})
 
 
 # ---- candidates and their scores ----
@@ -160,7 +209,7 @@ class Candidates:
         self.pieces = candidates(shard, config, name)
         self.sizes = np.asarray([len(piece) for piece in self.pieces], dtype=np.int64)
         order = np.argsort(self.sizes, kind="stable")
-        rows = config.batch_rows
+        self.rows = rows = config.batch_rows
         batches = [order[first : first + rows] for first in range(0, len(order), rows)]
         size = max(1, -(-len(batches) // MAX_FILES))
         self.groups = [batches[first : first + size] for first in range(0, len(batches), size)]
@@ -169,9 +218,18 @@ class Candidates:
         for numbers in self.groups[group]:
             yield padded([self.pieces[number] for number in numbers], self.eos_id)
 
-    def read(self, folder: Path) -> np.ndarray:
-        """The score of each piece, float64, from the files of all groups."""
-        scores = np.zeros(len(self.pieces))
+    def first_batches(self, rows: int) -> list[Batch]:
+        """Batches of the first so many pieces, which are drawn as all are."""
+        numbers = np.argsort(self.sizes[:rows], kind="stable")
+        return [
+            padded([self.pieces[number] for number in part], self.eos_id)
+            for part in np.split(numbers, range(self.rows, len(numbers), self.rows))
+            if len(part)
+        ]
+
+    def read(self, folder: Path, num_capabilities: int) -> np.ndarray:
+        """The scores of each piece, float64 [N, C], from the files of all groups."""
+        scores = np.zeros((len(self.pieces), num_capabilities))
         for number, group in enumerate(self.groups):
             scores[np.concatenate(group)] = np.load(folder / f"{number}.npy", allow_pickle=False)
         return scores
@@ -228,24 +286,43 @@ def padded(pieces: list[np.ndarray], eos_id: int) -> Batch:
     return collate(rows, separate_documents=False)
 
 
-# ---- probes ----
+# ---- directions ----
 
 
-def _probes(config: SelectConfig, corpus: Path, eos_id: int) -> dict[str, list[Batch]]:
-    """Batches of each capability's probe split, its sources taking turns."""
-    domains = source_domains(corpus)
-    sources = {
-        name: TextRows(shard, config.seq_len, eos_id)
-        for name, shard in open_shards(corpus, "probe").items()
-    }
+def _directions(
+    config: SelectConfig,
+    network: Transformer,
+    sets: ProbeSets,
+    groups: dict[str, Candidates],
+    eos_id: int,
+) -> Tensor:
+    """[C, M, V, D]: of each capability, its batches divided over the ranks."""
+    samples: list[Batch] = []
+    if config.score == "datainf":
+        for source in groups.values():
+            samples += source.first_batches(config.hessian_rows)
+    process = ranks()
+    return score_directions(
+        config.score,
+        network,
+        _probes(config, sets, eos_id),
+        [to_device(batch, device()) for batch in samples],
+        damping=config.damping,
+        part=slice(process.rank, None, process.world_size),
+        all_reduce=_sum_over_ranks,
+    )
+
+
+def _probes(config: SelectConfig, sets: ProbeSets, eos_id: int) -> dict[str, list[Batch]]:
+    """Batches of each capability's probe set, its sources taking turns."""
     probes: dict[str, list[Batch]] = {}
-    for domain in sorted(set(domains.values())):
-        serving = [rows for name, rows in sources.items() if domains[name] == domain]
+    for capability, shards in sets.shards.items():
+        serving = [TextRows(shard, config.seq_len, eos_id) for shard in shards.values()]
         rows = [
             source[i] for i in range(config.probe_rows) for source in serving if i < len(source)
         ][: config.probe_rows]
         size = config.batch_rows
-        probes[domain] = [
+        probes[capability] = [
             to_device(collate(rows[i : i + size], separate_documents=False), device())
             for i in range(0, len(rows), size)
         ]

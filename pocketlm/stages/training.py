@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from rich.console import Console
+
 from pocketlm.data.batches import BatchPlan, Rows, make_batches
 from pocketlm.data.conversation_store import StoredRows, is_store_of, read_tally, write_store
 from pocketlm.data.conversations import (
@@ -18,7 +20,7 @@ from pocketlm.data.conversations import (
 )
 from pocketlm.data.mixture import Shares, check_shares
 from pocketlm.data.padding import trimmed
-from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.checkpoint import RESUME, SaveConfig
@@ -247,6 +249,16 @@ def save_first(out: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
     if ranks().first:
         save_checkpoint(out, model, tokenizer)
     return out
+
+
+def pass_through(name: str, out: Path, model: Path | None, reason: str) -> Path:
+    """`out`, with the checkpoint `model` as it is, and a line that says why."""
+    if model is None:
+        raise ValueError(f"{name}: nothing is trained ({reason}), and there is no input `model`")
+    if ranks().first:
+        line = f"  {name}: not trained, {model.name} goes on unchanged. {reason}"
+        Console(stderr=True, highlight=False).print(line, soft_wrap=True)
+    return save_first(out, *load_checkpoint(model))
 
 
 def check_seq_len(config: TrainingConfig, model: Transformer) -> None:

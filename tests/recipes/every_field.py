@@ -24,6 +24,7 @@ from pocketlm.corpus.sources import (
     StdlibDocstringsSource,
 )
 from pocketlm.data.mixing.given import GivenMix
+from pocketlm.data.mixing.influence import InfluenceMix
 from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.swarm import SwarmMix
 from pocketlm.data.mixing.uniform import UniformMix
@@ -135,6 +136,7 @@ BASES: dict[type, Any] = {
     ),
     UtilityMix: UTILITY,
     SwarmMix: SwarmMix(num_runs=8, folds=4),
+    InfluenceMix: InfluenceMix(num_gradient_probes=1, representative_rows=3),
     GivenMix: GivenMix(shares=SHARES),
     LeaveOneOutConfig: LeaveOneOutConfig(
         name="loo", proxy=SHAPE, optim=STEPS, seq_len=32, **ROWS, probe_tokens=100, save=EVERY_3
@@ -353,6 +355,13 @@ FIELDS: dict[type, dict[str, Any]] = {
         "probe_weights": {"maths": 1.0},
         "seed": 1,
     },
+    InfluenceMix: {
+        "num_gradient_probes": 3,
+        "representative_rows": 2,
+        "score": "adam",
+        "damping": 10.0,
+        "negative_density": "refuse",
+    },
     GivenMix: {"shares": {"notes": 1.0}},
     LeaveOneOutConfig: {
         "name": "other",
@@ -384,6 +393,13 @@ FIELDS: dict[type, dict[str, Any]] = {
         "max_epochs": 0.9,
         "seed": 2,
         "compute_dtype": "bfloat16",
+        "score": "datainf",
+        "hessian_rows": 3,
+        "damping": 10.0,
+        "filter": "per_capability",
+        "shares_by": "kept",
+        "stop_below": 1.0,
+        "stop_on": "samples",
     },
     ExtendConfig: {
         "name": "other",
@@ -509,6 +525,9 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (OptimConfig, "on_nonfinite"): {"lr": 1e30},
     (SwarmMix, "refine_strength"): {"refine_runs": 2},
     (MergeConfig, "num_steps"): {"search": "slopes"},
+    (SelectConfig, "hessian_rows"): {"score": "datainf"},
+    (SelectConfig, "damping"): {"score": "datainf"},
+    (SelectConfig, "stop_on"): {"stop_below": 1.0},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (HubSource, "joins"): {"prompt_field": "question", "response_field": "text"},
     (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},

@@ -34,6 +34,7 @@ from pocketlm.corpus.sources import (
     Source,
 )
 from pocketlm.data.mixing.given import GivenMix
+from pocketlm.data.mixing.influence import InfluenceMix
 from pocketlm.data.mixing.methods import MixMethod
 from pocketlm.data.mixing.problem import MixProblem
 from pocketlm.data.mixing.swarm import SwarmMix, swarm_mix
@@ -354,6 +355,19 @@ def after_swarm(config: SwarmMix, *rest: Any) -> Any:
     return swarm_mix(config, problem), trained
 
 
+def after_influence(
+    config: InfluenceMix, folder: Path, out: Path, patch: pytest.MonkeyPatch
+) -> Any:
+    """With a source that harms, so that what becomes of it is seen."""
+    method = importlib.import_module("pocketlm.data.mixing.influence")
+    density = method.density
+    patch.setattr(method, "density", lambda *rows: {**density(*rows), "notes": -1.0})
+    try:
+        return after_method(config, folder, out, patch)
+    except ValueError as refused:
+        return str(refused)
+
+
 def after_save(config: SaveConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     """The states that are there at the end."""
     optim = replace(BASES[OptimConfig], num_steps=8)
@@ -512,6 +526,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     LeaveOneOutConfig: after_training(leave_one_out),
     UtilityMix: after_method,
     SwarmMix: after_swarm,
+    InfluenceMix: after_influence,
     GivenMix: after_method,
     PretrainConfig: after_training(pretrain, teacher="sibling"),
     SelectConfig: lambda config, folder, out, patch: files_of(

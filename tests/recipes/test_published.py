@@ -127,6 +127,29 @@ def test_r1_prints_the_figures_of_its_tables(dry: DryRun) -> None:
     assert "needs Llama-3.1-8B-Instruct" in [call.state() for call in dry.calls]
 
 
+@pytest.mark.parametrize("dry", [(R1, {"mix": "found"})], indirect=True, ids=["r1"])
+def test_r1_plans_rounds_that_select_and_distil_until_little_is_left(
+    dry: DryRun, tmp_path: Path
+) -> None:
+    """Each selection has the one before it; its shares, not the published ones, are trained on."""
+    calls = {call.name: call for call in dry.calls}
+    run, rounds = tmp_path / "run", [name for name in calls if name.startswith("select")]
+    assert rounds == ["select1", "select2", "select3"]
+    for turn in (1, 2, 3):
+        chosen, trained = calls[f"select{turn}"], calls[f"mid{turn}"]
+        previous = run / f"select{turn - 1}" if turn > 1 else None
+        assert chosen.inputs["previous"] == previous
+        assert chosen.inputs["model"] == run / (f"mid{turn - 1}" if turn > 1 else "phase2")
+        assert (chosen.config.score, chosen.config.stop_below) == ("datainf", 0.5)
+        assert trained.config.shares is None and trained.inputs["selection"] == run / chosen.name
+    assert calls["general"].inputs["model"] == run / "mid3"
+
+
+def test_r1_knows_two_kinds_of_mixes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--mix best: published or found"):
+        dry_run(R1, tmp_path / "run", missing_ok=True, mix="best")
+
+
 @pytest.mark.parametrize("dry", [(PRO, {})], indirect=True, ids=["pro"])
 def test_pro_trains_the_four_bits_of_both_columns_of_its_table_from_one_base(
     dry: DryRun, tmp_path: Path

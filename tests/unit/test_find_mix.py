@@ -151,7 +151,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_mixes(
         find_mix(CONFIG, tmp_path, corpus=corpus)
     find_mix(CONFIG, tmp_path, corpus=corpus)
     assert (
-        done < calls + CONFIG.num_runs * OPTIM.num_steps
+        done < calls + CONFIG.num_runs(3) * OPTIM.num_steps
     )  # the steps before the last state are not repeated
     assert read_json(tmp_path / "mix.json") == mixed
     assert not [*tmp_path.rglob("resume"), *tmp_path.rglob("milestones")]
@@ -258,7 +258,9 @@ def test_each_mix_is_trained_with_so_many_seeds_and_the_first_is_that_of_one(
             assert len(set(values)) == 3
             assert mix["bits_per_byte"][domain] == pytest.approx(values.mean())
             assert mix["bits_per_byte_deviation"][domain] == pytest.approx(values.std(ddof=1))
-    assert replace(config, num_seeds=3).num_runs == 6 == len([*tmp_path.glob("seeds/*/*/*.jsonl")])
+    assert (
+        replace(config, num_seeds=3).num_runs(3) == 6 == len([*tmp_path.glob("seeds/*/*/*.jsonl")])
+    )
     assert not [*tmp_path.rglob("resume"), *tmp_path.rglob("milestones")]
     with pytest.raises(ValueError, match=r"mix\.num_seeds 0 must be at least 1"):
         replace(CONFIG, num_seeds=0)
@@ -359,7 +361,7 @@ def test_a_swarm_is_trained_once_and_its_best_run_is_compared_beside_its_optimum
     with pytest.raises(KeyboardInterrupt):
         find_mix(config, tmp_path, corpus=corpus)
     file = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")
-    assert config.num_runs == 7 and steps == 1 + 7 * OPTIM.num_steps
+    assert config.num_runs(3) == 7 and steps == 1 + 7 * OPTIM.num_steps
 
     runs = {run["run"]: run for run in file["mixes"]["swarm"]["swarm"]}
     assert [*runs] == ["run-001", "run-002", "run-003", "run-004", "refined-001"]

@@ -123,7 +123,7 @@ def test_no_block_size_changes_the_scores_from_those_computed_with_all_logits(
     monkeypatch.setattr(
         softmax_blocks,
         "word_slices",
-        lambda x, size: (slice(i, i + words) for i in range(0, size, words)),
+        lambda x, size, num_sums=0: (slice(i, i + words) for i in range(0, size, words)),
     )
     batch, directions = drawn_batch(5), drawn_directions(model, 2)
     scores = influence(model, batch, directions)

@@ -129,7 +129,7 @@ def test_a_second_round_is_drawn_around_the_first_optimum():
 
     near, far = (np.mean([distance(name) for name in names]) for names in reversed(trained.calls))
     assert near < far / 2
-    assert config.num_own_proxies == 22
+    assert config.num_measured_proxies == 22
 
 
 def test_the_optimum_has_no_share_beyond_what_was_sampled():

@@ -4,15 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 from pocketlm.data.mixing.given import GivenMix, given_mix
+from pocketlm.data.mixing.influence import InfluenceMix, influence_mix
 from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixing.proportional import ProportionalMix, proportional_mix
 from pocketlm.data.mixing.swarm import SwarmMix, swarm_mix
 from pocketlm.data.mixing.uniform import UniformMix, uniform_mix
 from pocketlm.data.mixing.utility import UtilityMix, utility_mix
 
-MixMethod = UtilityMix | SwarmMix | UniformMix | ProportionalMix | GivenMix
+MixMethod = UtilityMix | InfluenceMix | SwarmMix | UniformMix | ProportionalMix | GivenMix
 METHODS: dict[type[Any], Callable[[Any, MixProblem], Mix]] = {
     UtilityMix: utility_mix,
+    InfluenceMix: influence_mix,
     SwarmMix: swarm_mix,
     UniformMix: uniform_mix,
     ProportionalMix: proportional_mix,
@@ -21,10 +23,31 @@ METHODS: dict[type[Any], Callable[[Any, MixProblem], Mix]] = {
 
 
 def num_gradient_probes(method: MixMethod) -> int:
-    """Milestones that the method computes gradients at in a simulated run of its own; 0: no run."""
-    return method.num_gradient_probes if isinstance(method, UtilityMix) else 0
+    """Milestones that the method computes gradients at in each simulated run; 0: no run."""
+    return getattr(method, "num_gradient_probes", 0)
 
 
-def num_own_proxies(method: MixMethod) -> int:
+def num_simulated_runs(method: MixMethod, num_capabilities: int) -> int:
+    """Proxies that the method trains to compute gradients at their milestones."""
+    if isinstance(method, InfluenceMix):
+        return num_capabilities
+    return int(num_gradient_probes(method) > 0)
+
+
+def num_own_proxies(method: MixMethod, num_capabilities: int) -> int:
     """Proxies that the method trains to find its shares, beside the one that compares them."""
-    return getattr(method, "num_own_proxies", 0)
+    return num_simulated_runs(method, num_capabilities) + getattr(method, "num_measured_proxies", 0)
+
+
+def gradient_rows(
+    method: MixMethod, rows_per_step: int, num_sources: int, num_capabilities: int
+) -> int:
+    """Rows that the method passes forward and backward at the milestones of its runs; at most."""
+    milestones = num_gradient_probes(method)
+    if isinstance(method, InfluenceMix):
+        # DataInf passes over the rows of the sources three times and one probe set's once; the
+        # cheap score once, and over all probe sets
+        passes = (3 + 1) * num_sources + 1 + num_capabilities
+        return method.representative_rows * milestones * num_capabilities * passes
+    looks = milestones + 1 if milestones else 0  # a run's start is one more
+    return rows_per_step * looks * (num_sources + num_capabilities)

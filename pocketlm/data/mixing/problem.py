@@ -35,8 +35,8 @@ class FirstOrder:
 class Milestone:
     """The proxy after one step of a simulated run, and rows to compute gradients on.
 
-    lr: of that step. source_rows: fresh training rows of each source. probe_rows: held-out rows of
-    each domain, its sources in equal shares. first_order: where it was asked for.
+    lr: of that step. source_rows: training rows of each source, fresh or fixed. probe_rows:
+    held-out rows of each domain, its sources in equal shares. first_order: where it was asked for.
     """
 
     model: Transformer
@@ -48,7 +48,14 @@ class Milestone:
 
 
 class Simulate(Protocol):
-    """See MixProblem."""
+    """Trains the proxy on these shares, calls `measure` on `count` evenly spaced milestones of that
+    run, and returns what it gave, in order.
+
+    fixed_rows: at most so many rows of each source and probe set, none twice, the same at every
+    milestone of every run; None: fresh ones, as many as a step has. first_order: the start of the
+    run comes before its milestones, and each says what the optimizer does. With several ranks each
+    measures some of the milestones; `measure` gives plain data, which is kept on disk.
+    """
 
     def __call__(
         self,
@@ -56,6 +63,7 @@ class Simulate(Protocol):
         count: int,
         measure: Callable[[Milestone], Any],
         *,
+        fixed_rows: int | None = None,
         first_order: bool = False,
     ) -> list[Any]: ...
 
@@ -64,12 +72,6 @@ class Simulate(Protocol):
 class MixProblem:
     """tokens: of each source's training text. capabilities: the sources whose probe text serves
     each. where: the method's place in the config, for messages.
-
-    simulate(shares, count, measure): trains the proxy on these shares, calls `measure` on `count`
-    evenly spaced milestones of that run, and returns what it gave, in order. With several ranks
-    each measures some of the milestones; `measure` gives plain data, which is kept on disk.
-    With first_order=True the start of the run comes before them, and each milestone says what the
-    optimizer does.
 
     losses(mixes): trains a proxy on each of these shares, and gives by the same names the held-out
     bits per byte of each domain. They are of text to choose by, which no mix is reported on.

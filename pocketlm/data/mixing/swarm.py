@@ -80,14 +80,13 @@ class SwarmMix:
     num_beside: ClassVar[int] = 1  # the best run of the swarm
 
     @property
-    def num_own_proxies(self) -> int:
+    def num_measured_proxies(self) -> int:
         return self.num_runs + self.refine_runs
 
     def summary(self) -> str:
         law = "the better of two laws" if self.law == "auto" else f"a {self.law} law"
-        return (
-            f"the optimum of {law} that was fitted on {self.num_own_proxies} proxies of drawn mixes"
-        )
+        count = self.num_measured_proxies
+        return f"the optimum of {law} that was fitted on {count} proxies of drawn mixes"
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ class UtilityMix:
             raise ValueError(f"probe_weights {self.probe_weights} must not be negative, nor all 0")
 
     @property
-    def num_own_proxies(self) -> int:
-        """The simulated run, and the line search with its prior."""
-        return 2 + len(self.step_sizes)
+    def num_measured_proxies(self) -> int:
+        """The line search with its prior."""
+        return 1 + len(self.step_sizes)
 
     def summary(self) -> str:
         sizes = ", ".join(f"{size:g}" for size in self.step_sizes)
