@@ -17,7 +17,9 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from pocketlm.data.rank_correlation import spearman
+from pocketlm.model.costs import num_parameters
 from pocketlm.model.files import read_json, write_text
+from pocketlm.model.transformer import ModelConfig
 from pocketlm.report.markup import node
 from pocketlm.report.spread import least_difference, not_beaten
 
@@ -34,14 +36,17 @@ STYLE = (
 @dataclass(frozen=True)
 class Study:
     """by_seed[mix]: for each seed the bits per byte of each answer set. mixes: those of mix.json.
-    left_out: leave_one_out.json. steps, parameters: of the trainings that are compared.
+    left_out: leave_one_out.json. steps, parameters: of the trainings that are compared, and of
+    the proxies that mixes are found with.
     """
 
     by_seed: dict[str, list[dict[str, float]]]
     mixes: dict[str, Any]
     left_out: dict[str, Any]
     steps: int
+    parameters: int
     proxy_steps: int
+    proxy_parameters: int
 
     @property
     def seeds(self) -> int:
@@ -91,8 +96,15 @@ def read_study(run: Path) -> Study:
         mixes,
         read_json(run / "left-out" / "leave_one_out.json"),
         record["config"]["optim"]["num_steps"],
+        _size(record["config"]["model"]),
         proxies["config"]["optim"]["num_steps"],
+        _size(proxies["config"]["proxy"]),
     )
+
+
+def _size(recorded: Mapping[str, Any]) -> int:
+    """Parameters of a network as a stage's record holds its config."""
+    return num_parameters(ModelConfig(**{k: v for k, v in recorded.items() if k != "class"}))
 
 
 # ---- words ----
@@ -190,9 +202,9 @@ def page(study: Study) -> str:
             "# Which way of mixing is worth its cost",
             "",
             "Written by `benchmarks/mixing_study.py` from a run of `recipes/mixing_study.py`,",
-            "whose docstring says what was fixed before. Shares are found with proxies of 1.3M",
-            f"parameters and {study.proxy_steps:,} steps, and compared at 5.8M and "
-            f"{study.steps:,} steps,",
+            "whose docstring says what was fixed before. Shares are found with proxies of",
+            f"{study.proxy_parameters / 1e6:.1f}M parameters and {study.proxy_steps:,} steps,",
+            f"and compared at {study.parameters / 1e6:.1f}M and {study.steps:,} steps,",
             f"{study.seeds} seed{'s' * (study.seeds > 1)} each:",
             "bits per byte of the right answers, lower is better; deviation: of one seed.",
             "",

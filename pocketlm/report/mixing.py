@@ -209,7 +209,8 @@ def _cost(cost: Mapping[str, int] | None) -> str:
         return MISSING
     if not cost["flops"]:
         return "none"
-    return f"{cost['proxies']} proxies, {significant(cost['flops'])} FLOPs"
+    proxies = f"{cost['proxies']} prox{'y' if cost['proxies'] == 1 else 'ies'}"
+    return f"{proxies}, {significant(cost['flops'])} FLOPs"
 
 
 def _told_by_method(name: str, details: Details) -> list[Element]:
