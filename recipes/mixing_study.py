@@ -25,6 +25,7 @@ A table of all mixes is printed whatever comes out. Another method is one more r
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pocketlm.corpus.sources import LocalSource
 from pocketlm.data.mixing.proportional import ProportionalMix
@@ -63,7 +64,7 @@ SELECTED = "utility"  # the mix that the report explains; nothing here trains on
 
 VOCAB_SIZE = 4096
 WINDOW = 256
-BATCH = {"seq_len": WINDOW, "rows_per_step": 8, "micro_batch_size": 8}
+BATCH: dict[str, Any] = {"seq_len": WINDOW, "rows_per_step": 8, "micro_batch_size": 8}
 PROXY_STEPS, VERIFIED_STEPS = 300, 600  # at effort 1: 0.6M and 1.2M tokens
 SEEDS_APART = 1000
 

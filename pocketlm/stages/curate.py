@@ -48,10 +48,10 @@ class CurateConfig:
     validation_share, probe_share: of each source's documents, by the hash of their content and the
     seed. suites: evaluations (names or files) whose problems must not be trained on, found by
     n-grams of `ngram` words. suites_data: a folder with the benchmarks' files; None reads them from
-    the hub. part_bytes: what one task reads, about; it decides into how many
-    files a source is written. executor: where tasks run, "local:N" (processes of this computer),
-    "slurm:PARTITION" or "ray:ADDRESS"; None: as many processes as cores, as far as the work is
-    worth it. It changes nothing of what is written.
+    the hub. part_bytes: what one task reads, about; it decides into how many files a source is
+    written. executor: where tasks run, "local:N" (processes of this computer), "slurm:PARTITION" or
+    "ray:ADDRESS"; None: as many processes as cores, as far as the work is worth it. It changes
+    nothing of what is written.
     """
 
     name: str

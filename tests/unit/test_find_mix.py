@@ -267,10 +267,13 @@ def test_the_weighted_mean_that_a_method_was_asked_for_stands_beside_the_plain_o
     asked = UtilityMix(
         num_gradient_probes=1, temperature=1.0, probe_weights={"maths": 6, "code": 2}
     )
-    config = replace(CONFIG, methods={"by sums": asked, "flat": UniformMix()}, selected="flat")
+    methods = {"by sums": asked, "flat": UniformMix(), "twice": replace(asked, temperature=0.5)}
+    config = replace(CONFIG, methods=methods, selected="flat")
     content = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")
     weights = {"code": 0.25, "knowledge": 0.0, "maths": 0.75}
     assert content["objectives"] == {"mean for by sums": weights}
+    columns = {name: mix.get("objective") for name, mix in content["mixes"].items()}
+    assert columns == {"by sums": "mean for by sums", "flat": None, "twice": "mean for by sums"}
     for mix in content["mixes"].values():
         bits = mix["bits_per_byte"]
         assert bits["mean for by sums"] == pytest.approx(0.25 * bits["code"] + 0.75 * bits["maths"])
