@@ -248,7 +248,8 @@ def _warnings(
     served = {source for serving in proxies.capabilities.values() for source in serving}
     if none := [source for source in proxies.rows if source not in served]:
         lines.append(
-            f"{', '.join(none)} serves no capability: only what it does for others' probes is seen"
+            f"no capability has probe text of {', '.join(none)}: only the effect on the probes of "
+            "other sources is measured"
         )
     return lines
 
