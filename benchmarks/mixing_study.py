@@ -89,6 +89,7 @@ def read_study(run: Path) -> Study:
         while model := models.get(f"{name.replace(' ', '-')}-{len(figures) + 1}"):
             suites = model["suites"].items()
             figures.append({suite.removeprefix("bpb."): part["value"] for suite, part in suites})
+    by_seed = {name: figures for name, figures in by_seed.items() if figures}
     record = read_json(run / f"{next(iter(by_seed)).replace(' ', '-')}-1" / "stage.json")
     proxies = read_json(run / "mix" / "stage.json")
     return Study(

@@ -20,7 +20,8 @@ Fixed before any result was seen, and not to be changed after:
 * the cost of a method is what it trained and differentiated to find its shares, in FLOPs. That of
   the comparison itself, the same for all, is not in it.
 
-A table of all mixes is printed whatever comes out. Another method is one more row of METHODS.
+A table of all mixes is printed whatever comes out. Another method is one more row of METHODS. The
+best run of a swarm is compared at the proxies' size alone.
 """
 
 from dataclasses import replace
@@ -168,9 +169,6 @@ def recipe(run, data: Path, answers: Path, *, seeds: int = 3, effort: float = 1.
         corpus=corpus,
         mix=mix,
     )
-    beside = [
-        f"best of {name}" for name, method in METHODS.items() if getattr(method, "num_beside", 0)
-    ]
     verified = [
         run(
             pretrain,
@@ -185,7 +183,7 @@ def recipe(run, data: Path, answers: Path, *, seeds: int = 3, effort: float = 1.
             corpus=corpus,
             mix=mix / "mixes" / name,
         )
-        for name in (*METHODS, *beside)
+        for name in METHODS
         for number in range(seeds)
     ]
     evaluation = run(

@@ -79,7 +79,7 @@ def mix_cost(call: Call, known: Known) -> Stage:
     probes = sum(num_gradient_probes(method) for method in config.methods.values())
     rows = config.rows_per_step * probes * (len(corpus.domains) + domains)
     row = flops_of(config.proxy, 1, config.seq_len)
-    compared = config.num_compared * config.num_seeds
+    compared = len(config.methods) * config.num_seeds
     held_out = compared * domains * config.validation_tokens / config.seq_len
     return Stage(
         call=call,

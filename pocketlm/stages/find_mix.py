@@ -70,13 +70,7 @@ class MixConfig:
     def num_runs(self) -> int:
         """Proxies that are trained: those of each compared mix, and simulated runs."""
         simulated = sum(num_gradient_probes(method) > 0 for method in self.methods.values())
-        return self.num_compared * self.num_seeds + simulated
-
-    @property
-    def num_compared(self) -> int:
-        """Mixes that are compared: one of each method, and those that methods give beside it."""
-        beside = sum(getattr(method, "num_beside", 0) for method in self.methods.values())
-        return len(self.methods) + beside
+        return len(self.methods) * self.num_seeds + simulated
 
     def summary(self) -> str:
         seeds = f" with {self.num_seeds} seeds each" if self.num_seeds > 1 else ""
@@ -107,9 +101,9 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
     """mix.json, written by the first rank when every proxy is trained and measured."""
     mixes, costs = _found_mixes(config, proxies)
     shares = {name: mix.shares for name, mix in mixes.items()} | {
-        f"{key} of {name}": other
+        f"{name}-{run}": other  # the name of its proxy
         for name, mix in mixes.items()
-        for key, other in mix.beside.items()
+        for run, other in mix.runs.items()
     }
     by_seed = [
         proxies.losses(shares, config.validation_tokens, seed=number)
@@ -133,9 +127,11 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
         }
         for name, mix in mixes.items()
     }
-    for name in [name for name in shares if name not in mixes]:
-        beside = {"method": "met by another method", "shares": shares[name], **figures[name]}
-        compared[name] = beside
+    for name, mix in mixes.items():
+        for run, other in mix.runs.items():
+            place = f"{name}-{run}"
+            method = f"the best run of {name}"
+            compared[place] = {"method": method, "shares": other, **figures[place]}
     content = {
         "selected": config.selected,
         "shares": shares[config.selected],

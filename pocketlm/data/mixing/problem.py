@@ -54,11 +54,10 @@ class MixProblem:
 class Mix:
     """Shares of all sources, and the plain data that mix.json tells of how they were found.
 
-    beside: other shares that the method met and that the mixes are to be compared with, such as the
-    best of a swarm: {"best": shares} of the mix "swarm" is the mix "best of swarm". A config whose
-    method gives any says how many in `num_beside`.
+    runs: of the method's `losses`, by their names, that are to be compared as mixes too; they are
+    not trained again.
     """
 
     shares: Shares
     details: dict[str, Any] = field(default_factory=dict)
-    beside: dict[str, Shares] = field(default_factory=dict)
+    runs: dict[str, Shares] = field(default_factory=dict)
