@@ -88,10 +88,10 @@ def row_document(
     """The document of one JSON or parquet row.
 
     With `pair`, two fields are a user's turn and its answer; a dot goes deeper
-    ("responses.0.response"). With `text_field`, that field is the text. Without either, a row with
-    "messages", or with "prompt" and "response", is a conversation, and any other is its "text". A
-    conversation keeps what stands beside it: a system text, tools, chat_template_kwargs. ValueError
-    says at `where` what the row lacks.
+    ("responses.0.response"), also into text that is JSON itself. With `text_field`, that field is
+    the text. Without either, a row with "messages", or with "prompt" and "response", is a
+    conversation, and any other is its "text". A conversation keeps what stands beside it: a system
+    text, tools, chat_template_kwargs. ValueError says at `where` what the row lacks.
     """
     if not isinstance(row, dict):
         raise ValueError(
@@ -128,14 +128,15 @@ def _names(row: dict) -> str:
 
 
 def _at(row: Any, field: str, where: str) -> Any:
-    """What lies at a dotted place of a row: names in objects, numbers in lists. ValueError where
-    nothing does.
+    """What lies at a dotted place of a row: names in objects, numbers in lists, either of them
+    written as JSON in a text. ValueError where nothing does.
     """
     value = row
     for key in field.split("."):
         try:
+            value = json.loads(value) if isinstance(value, str) else value
             value = value[int(key)] if isinstance(value, list) else value[key]
-        except (KeyError, IndexError, ValueError, TypeError):
+        except (KeyError, IndexError, ValueError, TypeError, RecursionError):
             raise ValueError(f'{where}: no field "{field}"; the row has {_names(row)}') from None
     return value
 

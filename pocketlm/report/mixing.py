@@ -81,7 +81,7 @@ def verdict_sentence(selected: str, mixes: Mapping[str, Mapping[str, Any]]) -> s
     """Whether the selected mix is the best of those compared, by the rule of spread.py."""
     if len(mixes) < 2:
         return "It was compared with no other."
-    column = objective_column(selected, mixes)
+    column = mixes[selected].get("objective", "mean")  # what it was asked for
     means = {name: mix["bits_per_byte"][column] for name, mix in mixes.items()}
     lowest = min(means, key=lambda name: means[name])
     others = ", ".join(
@@ -112,12 +112,6 @@ def verdict_sentence(selected: str, mixes: Mapping[str, Mapping[str, Any]]) -> s
     else:
         outcome = f"is worse than {lowest}, beyond {rule}"
     return f"Trained alike from the same starts, it {outcome}, in {what}."
-
-
-def objective_column(selected: str, mixes: Mapping[str, Mapping[str, Any]]) -> str:
-    """The mean that the selected mix was asked for, or the plain one."""
-    asked_for = f"mean for {selected}"
-    return asked_for if asked_for in mixes[selected]["bits_per_byte"] else "mean"
 
 
 def num_seeds(mixes: Mapping[str, Mapping[str, Any]]) -> int:
@@ -209,7 +203,8 @@ def _cost(cost: Mapping[str, int] | None) -> str:
         return MISSING
     if not cost["flops"]:
         return "none"
-    return f"{cost['proxies']} proxies, {significant(cost['flops'])} FLOPs"
+    proxies = f"{cost['proxies']} prox{'y' if cost['proxies'] == 1 else 'ies'}"
+    return f"{proxies}, {significant(cost['flops'])} FLOPs"
 
 
 def _told_by_method(name: str, details: Details) -> list[Element]:

@@ -178,8 +178,9 @@ def transcripts_section(
     label: str, rows: Sequence[dict[str, Any]], examples: int
 ) -> Element | None:
     """Answers of one model, right and wrong: the first of each family in turn, none picked by
-    hand.
+    hand. None where the first suite has it write none.
     """
+    rows = [row for row in rows if "correct" in row and "completion" in row]
     if not rows or not examples:
         return None
     parts = []

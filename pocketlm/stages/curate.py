@@ -47,10 +47,11 @@ class CurateConfig:
     breaks into several documents; longer conversations are dropped (counted under "length").
     validation_share, probe_share: of each source's documents, by the hash of their content and the
     seed. suites: evaluations (names or files) whose problems must not be trained on, found by
-    n-grams of `ngram` words. part_bytes: what one task reads, about; it decides into how many
-    files a source is written. executor: where tasks run, "local:N" (processes of this computer),
-    "slurm:PARTITION" or "ray:ADDRESS"; None: as many processes as cores, as far as the work is
-    worth it. It changes nothing of what is written.
+    n-grams of `ngram` words. suites_data: a folder with the benchmarks' files; None reads them from
+    the hub. part_bytes: what one task reads, about; it decides into how many files a source is
+    written. executor: where tasks run, "local:N" (processes of this computer), "slurm:PARTITION" or
+    "ray:ADDRESS"; None: as many processes as cores, as far as the work is worth it. It changes
+    nothing of what is written.
     """
 
     name: str
@@ -62,6 +63,7 @@ class CurateConfig:
     thresholds: Thresholds = field(default_factory=Thresholds)
     minhash: MinHash = field(default_factory=MinHash)
     suites: tuple[str, ...] = ()
+    suites_data: str | None = None
     ngram: int = 13
     validation_share: float = 0.01
     probe_share: float = 0.01
@@ -118,7 +120,7 @@ class CurateConfig:
         """The user's own files this stage reads: when one changes, so does the stage."""
         named = (
             [source.path for source in self.sources if isinstance(source, LocalSource)]
-            + [self.tokenizer]
+            + [self.tokenizer, self.suites_data]
             + [suite for suite in self.suites if suite.endswith(".jsonl") or Path(suite).is_file()]
         )
         return [Path(path).expanduser() for path in named if path]
@@ -161,8 +163,9 @@ def curate(config: CurateConfig, out: Path) -> Path:
 
 def _read(config: CurateConfig, work: Work, place: Place, progress: Progress) -> dict[str, Outcome]:
     """Every part read, duplicates found, and decided what stays."""
+    data = None if config.suites_data is None else Path(config.suites_data).expanduser()
     suites = {
-        name: [problem for suite in named_suites([name]) for problem in load_problems(suite)]
+        name: [problem for suite in named_suites([name]) for problem in load_problems(suite, data)]
         for name in config.suites
     }
     prompts = tuple(

@@ -131,7 +131,7 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
     ]
     if not ranks().first:
         return
-    objectives = _objectives(config, next(iter(by_seed[0].values())))
+    objectives, asked_for = _objectives(config, next(iter(by_seed[0].values())))
     figures = {
         name: _over_seeds([with_means(losses[proxy], objectives) for losses in by_seed])
         for name, proxy in trained.items()
@@ -141,6 +141,7 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
             "method": config.methods[name].summary(),
             "shares": mix.shares,
             **figures[name],
+            **({"objective": asked_for[name]} if name in asked_for else {}),
             "cost": cost,
             **mix.details,
             **({"warnings": list(mix.warnings)} if mix.warnings else {}),
@@ -234,24 +235,29 @@ def swarm_losses(
     return {name: measured[f"{method}-{name}"] for name in mixes}
 
 
-def _objectives(config: MixConfig, domains: Iterable[str]) -> dict[str, dict[str, float]]:
-    """The weighted means that methods were asked for, by the name of their column: the weight of
-    each domain, summing to 1.
+def _objectives(
+    config: MixConfig, domains: Iterable[str]
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """(the weighted means that methods were asked for, by the name of their column: the weight of
+    each domain, summing to 1; the column of each method that has one).
 
-    Only where they differ from the plain mean, and from those of the methods before. Weights of
-    capabilities that no domain is named after have no validation text to be measured on.
+    Only where they differ from the plain mean. Weights of capabilities that no domain is named
+    after have no validation text to be measured on.
     """
     names = list(domains)
     objectives: dict[str, dict[str, float]] = {}
+    columns: dict[str, str] = {}
     for name, method in config.methods.items():
         given = getattr(method, "probe_weights", {})
         total = sum(given.values())
         if not total or not set(given) <= set(names):
             continue
         weights = {domain: given.get(domain, 0.0) / total for domain in names}
-        if len(set(weights.values())) > 1 and weights not in objectives.values():
-            objectives[f"mean for {name}"] = weights
-    return objectives
+        if len(set(weights.values())) > 1:
+            same = (column for column, other in objectives.items() if other == weights)
+            columns[name] = next(same, f"mean for {name}")
+            objectives[columns[name]] = weights
+    return objectives, columns
 
 
 def with_means(

@@ -2,7 +2,7 @@
 sources and one without each (MobileLLM-R1, section 5.1.2, equation 1).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -183,7 +183,9 @@ def _mean_loss(losses: Sequence[Loss]) -> Loss:
     return {unit: mean(loss[unit] for loss in losses) for unit in losses[0]}
 
 
-def _each(effects: Mapping[str, Mapping[str, list[float]]], over_seeds: Any) -> dict[str, Loss]:
+def _each(
+    effects: Mapping[str, Mapping[str, list[float]]], over_seeds: Callable[[list[float]], float]
+) -> dict[str, Loss]:
     """One figure of the seeds for each source and capability."""
     return {
         source: {name: over_seeds(values) for name, values in by_capability.items()}
@@ -246,7 +248,8 @@ def _warnings(
     served = {source for serving in proxies.capabilities.values() for source in serving}
     if none := [source for source in proxies.rows if source not in served]:
         lines.append(
-            f"{', '.join(none)} serves no capability: only what it does for others' probes is seen"
+            f"no capability has probe text of {', '.join(none)}: only the effect on the probes of "
+            "other sources is measured"
         )
     return lines
 

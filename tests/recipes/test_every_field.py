@@ -146,16 +146,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f'def f{number}_{n}(x):\n    """{story(20)}"""\n    return x + {n}\n' for n in range(3)
         )
         (folder / "code" / f"{number}.py").write_text(code)
-    for name, gold in (("benchmarks", 0), ("other-benchmarks", 1)):
+    asked = "What does the tree in the light by the river say to the stone of the house?"
+    wet = "Is water wet?"
+    for name, gold, question in (("benchmarks", 0, wet), ("other-benchmarks", 1, asked)):
         (folder / name).mkdir()
-        row = {"query": "Question: Is water wet?\nAnswer:", "choices": ["yes", "no"], "gold": gold}
+        query = f"Question: {question}\nAnswer:"
+        row = {"query": query, "choices": ["yes", "no"], "gold": gold}
         (folder / name / "arc_easy_test.jsonl").write_text(json.dumps(row) + "\n")
-    exam = [
-        {
-            "prompt": "What does the tree in the light by the river say to the stone of the house?",
-            "answer": "no",
-        }
-    ]
+    exam = [{"prompt": asked, "answer": "no"}]
     exam += [{"prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(3)]
     for name, problems in (("exam", exam), ("other", exam[1:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))

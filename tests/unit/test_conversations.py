@@ -334,3 +334,12 @@ def test_inspect_shows_what_is_learnt_and_counts_the_rest(
         app, ["inspect", "chats", str(tmp_path / "base"), str(tmp_path / "nothing.jsonl")]
     )
     assert wrong.exit_code == 2 and "no such file" in wrong.output
+
+
+def test_a_dotted_place_goes_into_text_that_is_json():
+    pair = ("text.prompt", "text.response")
+    row = {"text": json.dumps({"prompt": "Why?", "response": "So."})}
+    assert row_document(row, "1", "here", None, pair).text == "Question: Why?\nAnswer: So."
+    for text in ("no JSON", '"text"', "[1]", "[" * 100_000):
+        with pytest.raises(ValueError, match=r'here: no field "text\.prompt"'):
+            row_document({"text": text}, "1", "here", None, pair)

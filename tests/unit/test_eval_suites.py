@@ -330,3 +330,27 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         (tmp_path / folder / "mine.jsonl").write_text('{"prompt": "1?", "answer": "1"}\n')
     with pytest.raises(ValueError, match="two suites are called 'mine'"):
         named_suites([str(tmp_path / "a" / "mine.jsonl"), str(tmp_path / "b" / "mine.jsonl")])
+
+
+def test_right_answers_are_text_where_bits_alone_are_measured(tmp_path):
+    """MMLU's answer is what its letter stands for; MBPP's program has the line ends of Unix."""
+    rows = {
+        "mmlu_validation": {
+            "question": " 1+1? ",
+            "subject": "arithmetic",
+            "choices": ["one", "two", "three", "four"],
+            "answer": 1,
+        },
+        "mbpp_test": {"text": "Add.", "code": "def add(a):\r\n    return a ", "task_id": 11},
+    }
+    for file, row in rows.items():
+        (tmp_path / f"{file}.jsonl").write_text(json.dumps(row) + "\n")
+    (mmlu,) = load_problems(BY_NAME["bpb.mmlu"], tmp_path)
+    assert BY_NAME["bpb.mmlu"].prompt(mmlu) == "Question: 1+1?\nAnswer:" and mmlu.answer == "two"
+    (mbpp,) = load_problems(BY_NAME["bpb.mbpp"], tmp_path)
+    assert BY_NAME["bpb.mbpp"].prompt(mbpp) == "Add.\n" and mbpp.id == "11"
+    assert mbpp.answer == "def add(a):\n    return a"
+    rows["mbpp_test"]["prompt"] = rows["mbpp_test"].pop("text")
+    (tmp_path / "mbpp_test.jsonl").write_text(json.dumps(rows["mbpp_test"]) + "\n")
+    assert load_problems(BY_NAME["bpb.mbpp"], tmp_path) == (mbpp,)
+    assert {"bpb.mmlu", "bpb.mbpp", "bpb.gsm8k"} <= {suite.name for suite in PROTOCOLS["bpb"]}

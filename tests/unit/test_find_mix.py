@@ -1,9 +1,9 @@
 """The stage that compares mixes: its proxies are trained as any model, and can be interrupted."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,10 +273,13 @@ def test_the_weighted_mean_that_a_method_was_asked_for_stands_beside_the_plain_o
     asked = UtilityMix(
         num_gradient_probes=1, step_sizes=(1.0,), probe_weights={"maths": 6, "code": 2}
     )
-    config = replace(CONFIG, methods={"by sums": asked, "flat": UniformMix()}, selected="flat")
+    methods = {"by sums": asked, "flat": UniformMix(), "twice": replace(asked, step_sizes=(0.5,))}
+    config = replace(CONFIG, methods=methods, selected="flat")
     content = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")
     weights = {"code": 0.25, "knowledge": 0.0, "maths": 0.75}
     assert content["objectives"] == {"mean for by sums": weights}
+    columns = {name: mix.get("objective") for name, mix in content["mixes"].items()}
+    assert columns == {"by sums": "mean for by sums", "flat": None, "twice": "mean for by sums"}
     for mix in content["mixes"].values():
         bits = mix["bits_per_byte"]
         assert bits["mean for by sums"] == pytest.approx(0.25 * bits["code"] + 0.75 * bits["maths"])
@@ -313,23 +316,30 @@ def test_what_a_method_cost_is_its_own_trainings_and_gradients(
     }
 
 
-def test_shares_that_a_method_met_are_compared_beside_its_mix(corpus, tmp_path, monkeypatch):
-    @dataclass(frozen=True, kw_only=True)
-    class Swarm(UniformMix):
-        num_beside: ClassVar[int] = 1
+def test_a_run_of_a_method_is_compared_and_not_trained_again(corpus, tmp_path, monkeypatch):
+    trained: list[str] = []
+    train = proxies.train
 
-    def swarm(config: Swarm, problem: MixProblem) -> Mix:
+    def counted(*arguments, **options):
+        trained.append(options["label"].strip())
+        return train(*arguments, **options)
+
+    def swarm(config: UniformMix, problem: MixProblem) -> Mix:
         sums = {**dict.fromkeys(DOMAINS, 0.0), "sums": 1.0}
-        problem.losses({"run-1": sums})
-        return Mix(shares={**sums, "sums": 0.5, "prose": 0.5}, beside={"best": "run-1"})
+        problem.losses({"1": sums})
+        return Mix(shares={**sums, "sums": 0.5, "prose": 0.5}, beside={"best": "1"})
 
-    monkeypatch.setattr(stage, "METHODS", {Swarm: swarm})
-    config = replace(CONFIG, methods={"swarm": Swarm()}, selected="swarm")
+    monkeypatch.setattr(stage, "METHODS", {UniformMix: swarm})
+    monkeypatch.setattr(proxies, "train", counted)
+    config = replace(CONFIG, methods={"swarm": UniformMix()}, selected="swarm", num_seeds=2)
     mixes = read_json(find_mix(config, tmp_path, corpus=corpus) / "mix.json")["mixes"]
     assert list(mixes) == ["swarm", "best of swarm"]
-    assert mixes["best of swarm"]["shares"]["sums"] == 1.0
+    assert mixes["best of swarm"]["method"] == "the proxy swarm-1"
     maths = {name: mix["bits_per_byte"]["maths"] for name, mix in mixes.items()}
     assert maths["best of swarm"] < maths["swarm"]
+    steps = [path.read_text().count("\n") for path in tmp_path.rglob("metrics.jsonl")]
+    assert steps == [OPTIM.num_steps] * 4  # of each of two seeds, once
+    assert set(trained) == {"swarm", "swarm-1", "swarm, seed 2", "swarm-1, seed 2"}
 
 
 def test_a_training_may_take_any_of_the_compared_mixes(corpus, tmp_path):

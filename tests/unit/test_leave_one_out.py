@@ -13,9 +13,11 @@ from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 
 from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.corpus_folder import open_shards
+from pocketlm.data.probe_sets import ProbeSets
 from pocketlm.model.files import read_json, write_json
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
+from pocketlm.stages import proxies
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out, rank_correlations
 from pocketlm.train import loop
 from pocketlm.train.checkpoint import SaveConfig
@@ -179,6 +181,26 @@ def test_a_capability_without_text_is_refused(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=0)
     with pytest.raises(ValueError, match="loo: 'code' has no probe text of scripts; raise probe"):
         leave_one_out(CONFIG, tmp_path / "out", corpus=corpus)
+
+
+def test_a_source_that_serves_no_capability_is_named_and_measured_by_the_others(
+    corpus, tmp_path, monkeypatch
+):
+    probes = tmp_path / "probes"
+
+    def opened(corpus: Path, given: Path | None = None) -> ProbeSets:
+        assert given == probes
+        return ProbeSets({"maths": {"sums": open_shards(corpus, "probe")["sums"]}})
+
+    monkeypatch.setattr(proxies, "open_probe_sets", opened)
+    out = tmp_path / "out"
+    config = replace(CONFIG, num_seeds=1, optim=replace(OPTIM, num_steps=2), min_fall=0.0)
+    leave_one_out(config, out, corpus=corpus, probes=probes)
+    content = read_json(out / "leave_one_out.json")
+    assert content["capabilities"] == {"maths": ["sums"]}
+    assert [set(effects) for effects in content["effects"].values()] == [{"maths"}] * 3
+    (line,) = content["warnings"]
+    assert line.startswith("no capability has probe text of prose, scripts: only")
 
 
 def test_every_figure_of_a_mix_is_ranked_beside_the_effects(tmp_path):

@@ -64,9 +64,10 @@ def test_the_verdict_is_on_the_mean_that_the_mix_was_asked_for() -> None:
     mixes = {"a": mix((1, 0, 0), (1.5,)), "b": mix((0, 1, 0), (1.2,))}
     assert "has not the lowest of the 2, which is that of b" in verdict_sentence("a", mixes)
     for name, value in (("a", 0.9), ("b", 1.1)):
-        mixes[name]["bits_per_byte"]["mean for a"] = value
+        mixes[name]["bits_per_byte"]["mean for c"] = value
+    mixes["a"]["objective"] = "mean for c"  # which asked for the same
     sentence = verdict_sentence("a", mixes)
-    assert "has the lowest of the 2 in held-out bits per byte, mean for a of the" in sentence
+    assert "has the lowest of the 2 in held-out bits per byte, mean for c of the" in sentence
 
 
 def test_the_first_sentence_says_where_the_mix_departs_from_size() -> None:

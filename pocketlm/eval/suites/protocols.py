@@ -14,6 +14,7 @@ from typing import Any
 
 from pocketlm.eval.scorers import bits_per_byte, r1_math
 from pocketlm.eval.suites.choices import CHOICES
+from pocketlm.eval.suites.gold_answers import GOLD_ANSWERS
 from pocketlm.eval.suites.own_problems import POCKET
 from pocketlm.eval.suites.suite import Suite
 from pocketlm.eval.suites.written import WRITTEN
@@ -177,7 +178,8 @@ def _bits_per_byte() -> list[Suite]:
         "shots": 0,
     }
     names = [name for name in (*COMMONSENSE, "gsm8k") if name != "winogrande"]
-    return [_under("bpb", name, sources, **fields) for name in names]
+    rows = [_under("bpb", name, sources, **fields) for name in names]
+    return [*rows, *(replace(suite, sources=sources) for suite in GOLD_ANSWERS)]
 
 
 PROTOCOLS: dict[str, tuple[Suite, ...]] = {
