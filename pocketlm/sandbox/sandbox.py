@@ -132,14 +132,6 @@ def _bait() -> Iterator[tuple[Path, int]]:
         yield secret, server.getsockname()[1]
 
 
-def check_sandbox(sandbox: Sandbox) -> None:
-    """SandboxError unless a known right and a known wrong answer are judged so: before every
-    scoring.
-    """
-    if why := _wrong_verdict(sandbox.layer, sandbox.python):
-        raise SandboxError(f"the sandbox ({sandbox.description}) does not work: {why}")
-
-
 def judge(task: Task, sandbox: Sandbox) -> Judgement:
     """The verdict on a program. SandboxError: workers fail, in one task ATTEMPTS times or in too
     many of all attempts; never a verdict on the model.

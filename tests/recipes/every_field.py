@@ -462,6 +462,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "needle_trials": 2,
         "haystack": ("texts",),
         "speed_tokens": 6,
+        "unsafe_exec": True,
     },
     ReportConfig: {
         "name": "other",
@@ -492,6 +493,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (ChatsConfig, "too_long"): {"seq_len": 80},
     (TeachConfig, "too_long"): {"window": 80, "conversations": True},
     (EvaluateConfig, "data"): {"suites": ("arc_easy",), "data": f"{FOLDER}/benchmarks"},
+    (EvaluateConfig, "unsafe_exec"): {"suites": ("humaneval",), "data": f"{FOLDER}/benchmarks"},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},
