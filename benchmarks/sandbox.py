@@ -63,17 +63,28 @@ def references(name: str, data: Path, limit: int | None, sandbox: Sandbox) -> No
 def attacks(sandbox: Sandbox) -> None:
     """Those of the tests, and whether anything outside was reached."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
-    from sandbox_attacks import ATTACKS, READING, judged, marked_limits, orphans, outside, program
+    import sandbox_attacks as attacking  # type: ignore[import-not-found]
 
-    names = [name for name in ATTACKS if sandbox.layer.name != "none" or name not in READING]
-    limits, verdicts, harmful, begin = marked_limits(os.getpid()), Counter(), [], time.monotonic()
-    with outside() as world:
+    names = [
+        name
+        for name in attacking.ATTACKS
+        if sandbox.layer.name != "none" or name not in attacking.READING
+    ]
+    limits, verdicts, harmful, begin = (
+        attacking.marked_limits(os.getpid()),
+        Counter(),
+        [],
+        time.monotonic(),
+    )
+    with attacking.outside() as world:
         for name in names:
-            source = program(name, world.places)
-            verdicts[judged(source, world, sandbox.layer, sandbox.python, limits).verdict] += 1
+            source = attacking.program(name, world.places)
+            verdicts[
+                attacking.judged(source, world, sandbox.layer, sandbox.python, limits).verdict
+            ] += 1
             if harm := world.harm():
                 harmful.append(f"{name}: {harm}")
-        left_over = orphans(limits)
+        left_over = attacking.orphans(limits)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     print(f"attacks: {len(names)} tried in {time.monotonic() - begin:.0f} s: {counts}")
     print(f"forged passes: {verdicts['pass']}; orphans: {len(left_over)}; harm outside: {harmful}")

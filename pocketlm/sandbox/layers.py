@@ -30,15 +30,16 @@ SEATBELT = """(version 1)(allow default)(deny network*)(deny file-write*)(deny p
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one judged program (our choice; human-eval gives 3 seconds).
+    """Of one judged program (our choice; human-eval gives 3 seconds of the clock, and one of MBPP's
+    references takes as many of the processor).
 
     cpu_seconds: processor time of a worker. wall_seconds: from the first instruction to the
     verdict, generous, as a loaded machine is slow. memory_bytes: of address space. output_bytes:
     printed. value_bytes: of one call's result.
     """
 
-    cpu_seconds: int = 5
-    wall_seconds: float = 30.0
+    cpu_seconds: int = 10
+    wall_seconds: float = 60.0
     memory_bytes: int = 1024 * 2**20
     output_bytes: int = 2**20
     value_bytes: int = 4 * 2**20

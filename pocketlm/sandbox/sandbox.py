@@ -136,20 +136,24 @@ def judge(task: Task, sandbox: Sandbox) -> Judgement:
     """The verdict on a program. SandboxError: workers fail, in one task ATTEMPTS times or in too
     many of all attempts; never a verdict on the model.
     """
+    detail = ""
     for _ in range(ATTEMPTS):
         judgement = judge_once(task, sandbox.layer, sandbox.python, sandbox.limits)
         if not _failed(judgement.verdict, judgement.detail, sandbox):
             return judgement
-    raise SandboxError(f"a program cannot be judged: {judgement.detail}; see docs/evaluation.md")
+        detail = judgement.detail
+    raise SandboxError(f"a program cannot be judged: {detail}; see docs/evaluation.md")
 
 
 def run_program(program: str, stdin: str, sandbox: Sandbox) -> ProgramRun:
     """A program's output for this input. SandboxError as in `judge`."""
+    detail = ""
     for _ in range(ATTEMPTS):
         run = run_once(program, stdin, sandbox.layer, sandbox.python, sandbox.limits)
         if not _failed(run.ended, run.detail, sandbox):
             return run
-    raise SandboxError(f"a program cannot be run: {run.detail}; see docs/evaluation.md")
+        detail = run.detail
+    raise SandboxError(f"a program cannot be run: {detail}; see docs/evaluation.md")
 
 
 def judge_program(program: str, examples: Sequence[tuple[str, str]], sandbox: Sandbox) -> Judgement:
