@@ -38,6 +38,7 @@ SLOW = (
         "unit/test_pte_cache.py",
         "unit/test_pte_runner.py",
         "unit/test_resharding.py",
+        "unit/test_sandbox_attacks.py",
         "unit/test_stopping.py",
     ),
 )

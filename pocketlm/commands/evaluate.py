@@ -16,6 +16,10 @@ SUITE_HELP = (
     "pro, bpb, lm-eval), or a .jsonl file of your own: a prompt and an answer a line."
 )
 DATA_HELP = "A folder with the benchmarks' JSONL files. Without it they come from the hub."
+UNSAFE_HELP = (
+    "Run programs that a model wrote with limits alone where no sandbox of the system holds; they "
+    "can read your files."
+)
 REQUEST = "request.json"  # in --out: what the evaluation there was of
 
 
@@ -31,6 +35,7 @@ def evaluate_models(
     runtime: Annotated[
         str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
     ] = None,
+    unsafe_exec: Annotated[bool, typer.Option("--unsafe-exec", help=UNSAFE_HELP)] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +83,7 @@ def evaluate_models(
             runtime=runtime,
             data=None if data is None else str(data),
             limit=limit,
+            unsafe_exec=unsafe_exec,
         )
         with contextlib.ExitStack() as stack:
             if out is None:

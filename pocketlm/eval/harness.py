@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.eval.answers_file import AnswersFile, Row
+from pocketlm.eval.code_scorer import over_samples
 from pocketlm.eval.likelihood import scorer_of, shortened
 from pocketlm.eval.prompts import Request, requests_of
 from pocketlm.eval.scorers import answer_bytes, best_choice, without_thinking
@@ -33,7 +34,8 @@ def run_suite(
     request (its key) and a hash of its token ids.
 
     All have `truncated` (the context lost its beginning to fit the model's length). Written answers
-    have `cut` (the answer reached max_new_tokens or the model's length) and `empty`;
+    have `cut` (an answer reached max_new_tokens or the model's length) and `empty` (one is), and
+    `samples` where there are several;
     log-likelihoods have `log_probs` (natural, a sum for each choice); bits_per_byte has `weight`,
     the answer's bytes. `path` keeps answers as they come: what is in it already is not answered
     again, and the rows are the same whether or not a run was interrupted. ValueError: the suite is
@@ -46,7 +48,8 @@ def run_suite(
     kept = AnswersFile(path)
     if suite.kind == "generation":
         requests = [_fitted(model, suite, request) for request in requests]
-        batches, answer = _by_count(requests, batch_size), _written(model, suite)
+        together = max(1, batch_size // suite.samples)
+        batches, answer = _by_count(requests, together), _written(model, suite)
     else:
         batches, answer = _by_tokens(suite, requests), _scored(model, suite)
     answered = 0
@@ -111,33 +114,52 @@ def _by_tokens(suite: Suite, requests: Sequence[Request]) -> Iterator[tuple[int,
 
 def _written(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], list[Row]]:
     """Answers that the model writes. A drawn answer's seed is its place in the suite ordered by
-    length, whatever the batch.
+    length, each problem as often as it has samples, whatever the batch.
     """
     tokenizer = model.tokenizer
     in_turns = suite.chat and tokenizer.chat_template is not None
     stops = () if in_turns else suite.stop_strings
 
     def answer(first: int, batch: list[Request]) -> list[Row]:
+        repeats = suite.samples
         answers = model.generate(
-            [list(request.prompt) for request in batch],
+            [list(request.prompt) for request in batch for _ in range(repeats)],
             max_new_tokens=suite.max_new_tokens,
             stop_ids=tokenizer.stop_ids,
             stop_strings=stops,
-            sampling=replace(suite.sampling, seed=suite.sampling.seed + first),
+            sampling=replace(suite.sampling, seed=suite.sampling.seed + first * repeats),
         )
         rows = []
-        for request, ids in zip(batch, answers, strict=True):
-            text = tokenizer.decode(ids)
-            completion = before_stop(text, stops)
+        for place, request in enumerate(batch):
             room = min(suite.max_new_tokens, model.max_length - len(request.prompt))
-            cut = completion == text and len(ids) >= room
-            completion = completion.strip()
-            scores = suite.scorer(request.problem, without_thinking(completion))
-            row = _row(suite, request, completion, scores)
-            rows.append({**row, "cut": cut, "empty": not completion, "truncated": request.cut})
+            drawn = answers[place * repeats : (place + 1) * repeats]
+            samples = [completed(tokenizer.decode(ids), len(ids) >= room) for ids in drawn]
+            rows.append(_written_row(suite, request, samples))
         return rows
 
+    def completed(text: str, full: bool) -> tuple[str, bool]:
+        """(completion, whether it was cut)."""
+        completion = before_stop(text, stops)
+        # a program begins with the spaces that it is indented by
+        stripped = completion.rstrip() if suite.runs_code else completion.strip()
+        return stripped, full and completion == text
+
     return answer
+
+
+def _written_row(suite: Suite, request: Request, samples: Sequence[tuple[str, bool]]) -> Row:
+    """A row of the samples (completion, cut) of one problem: scores are means over them."""
+    completions = [completion for completion, _ in samples]
+    scores = [suite.scorer(request.problem, without_thinking(text)) for text in completions]
+    row = _row(suite, request, completions[0], over_samples(scores, suite.pass_at))
+    if len(samples) > 1:
+        row["samples"] = completions
+    return {
+        **row,
+        "cut": any(cut for _, cut in samples),
+        "empty": not all(text.strip() for text in completions),
+        "truncated": request.cut,
+    }
 
 
 def _scored(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], list[Row]]:

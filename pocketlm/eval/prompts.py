@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pocketlm.eval.likelihood import encoded_pairs, prefix_ids
-from pocketlm.eval.suites.suite import ANSWER_SEPARATOR, Problem, Suite
+from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.inference.continuations import Pair
 from pocketlm.model.tokenizer import Tokenizer
 
@@ -78,10 +78,10 @@ def _continuations(
     """(context, continuation) texts: of every choice, or of the right answer alone."""
     before = suite.before(problem, shots)
     if suite.kind == "bits_per_byte":
-        return [(before + suite.prompt(problem), ANSWER_SEPARATOR + problem.answer)]
+        return [(before + suite.prompt(problem), suite.answer_separator + problem.answer)]
     contexts = problem.contexts or (problem.prompt,) * len(problem.choices)
     return [
-        (before + suite.prompt_format.replace("{prompt}", context), ANSWER_SEPARATOR + choice)
+        (before + suite.prompt_format.replace("{prompt}", context), suite.answer_separator + choice)
         for context, choice in zip(contexts, problem.choices, strict=True)
     ]
 

@@ -89,7 +89,9 @@ def constant_share(evaluation: dict[str, Any], name: str) -> float | None:
 
 
 def limits_reached(evaluation: dict[str, Any]) -> list[str]:
-    """A line for each model and suite where answers were cut or empty, or contexts shortened."""
+    """A line for each model and suite where answers were cut or empty, or contexts shortened; and
+    what the programs of a suite were run in.
+    """
     lines = []
     for label, model in evaluation["models"].items():
         for name, figures in model["suites"].items():
@@ -108,6 +110,9 @@ def limits_reached(evaluation: dict[str, Any]) -> list[str]:
                     f"{what}: {short:,} {total} contexts are longer than the model reads and "
                     "lost their beginning"
                 )
+    for name, suite in evaluation["suites"].items():
+        if sandbox := suite.get("sandbox"):
+            lines.append(f"{name}: programs were run in a sandbox of this kind: {sandbox}")
     return lines
 
 

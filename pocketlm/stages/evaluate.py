@@ -16,6 +16,7 @@ from pocketlm.corpus.recall_notes import draw_notes
 from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.data.shards import open_shard
 from pocketlm.eval.answers_file import transcript
+from pocketlm.eval.code_scorer import code_scorer
 from pocketlm.eval.figures import best_constant_answer, chance, figures_of, paired_difference
 from pocketlm.eval.harness import run_suite
 from pocketlm.eval.latency import measure_speed
@@ -28,6 +29,7 @@ from pocketlm.inference.open import label_of, opened, size_of
 from pocketlm.model.files import write_json
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
+from pocketlm.sandbox.sandbox import open_sandbox
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it
 CHECKPOINT_FILES = ("*.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
@@ -42,6 +44,8 @@ class EvaluateConfig:
     many documents of each suite; None takes all. max_new_tokens: None takes each suite's own.
     bits_tokens: held-out text of each domain (0: none). needle_tokens: context lengths to search a
     needle in, each with needle_trials trials, hidden in held-out text of the sources `haystack`.
+    unsafe_exec: where no sandbox of the operating system holds, run programs that a model wrote
+    with limits alone.
     """
 
     name: str
@@ -58,6 +62,7 @@ class EvaluateConfig:
     haystack: tuple[str, ...] = ()
     speed_tokens: int = 32
     runtime: str | None = None  # what computes the folders among the models (inference/open.py)
+    unsafe_exec: bool = False
 
     def __post_init__(self) -> None:
         for field in ("limit", "max_new_tokens", "batch_size"):
@@ -101,7 +106,9 @@ def evaluate(
         )
     if corpus is None and (config.bits_tokens or config.needle_tokens):
         raise ValueError(f"{config.name}: bits_tokens and needle_tokens need a corpus as input")
-    tests = [_loaded(suite, config) for suite in named_suites(config.suites)]
+    tests = _with_sandbox(
+        [_loaded(suite, config) for suite in named_suites(config.suites)], config.unsafe_exec
+    )
     figures: dict[str, Any] = {}
     (out / "transcripts").mkdir(exist_ok=True)
     with _progress() as progress:
@@ -134,15 +141,18 @@ class LoadedSuite:
     suite: Suite
     problems: tuple[Problem, ...]
     shots: dict[str, list[Problem]]
+    sandbox: str = ""  # what its programs run in
 
     def described(self, config: EvaluateConfig) -> dict[str, Any]:
         """Its protocol, and what an answer without reading would score."""
         blind: dict[str, Any] = {}
-        if self.suite.kind == "generation":
+        if self.suite.kind == "generation" and not self.suite.runs_code:
             blind = {"constant_answer": best_constant_answer(self.problems)}
         elif self.suite.kind == "choices":
             blind = {"chance": chance(self.problems)}
-        return {**self.suite.protocol(), "n": len(self.problems), "limit": config.limit, **blind}
+        place = {"sandbox": self.sandbox} if self.sandbox else {}
+        counts = {"n": len(self.problems), "limit": config.limit}
+        return {**self.suite.protocol(), **counts, **place, **blind}
 
 
 def _loaded(suite: Suite, config: EvaluateConfig) -> LoadedSuite:
@@ -153,6 +163,22 @@ def _loaded(suite: Suite, config: EvaluateConfig) -> LoadedSuite:
     return LoadedSuite(
         suite, problems, shots_of(suite, data, {problem.family for problem in problems})
     )
+
+
+def _with_sandbox(tests: list[LoadedSuite], unsafe_exec: bool) -> list[LoadedSuite]:
+    """The suites; those of programs with a scorer that runs them in a sandbox, which judged a right
+    and a wrong answer before. ValueError: no sandbox holds here.
+    """
+    if not any(test.suite.runs_code for test in tests):
+        return tests
+    sandbox = open_sandbox(unsafe_exec=unsafe_exec)
+    scorer = code_scorer(sandbox)
+    return [
+        replace(test, suite=replace(test.suite, scorer=scorer), sandbox=sandbox.description)
+        if test.suite.runs_code
+        else test
+        for test in tests
+    ]
 
 
 def measure(

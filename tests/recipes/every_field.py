@@ -509,6 +509,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "needle_trials": 2,
         "haystack": ("texts",),
         "speed_tokens": 6,
+        "unsafe_exec": True,
     },
     ReportConfig: {
         "name": "other",
@@ -544,6 +545,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (TeachConfig, "too_long"): {"window": 80, "conversations": True},
     (EvaluateConfig, "data"): {"suites": ("arc_easy",), "data": f"{FOLDER}/benchmarks"},
     (CurateConfig, "suites_data"): {"suites": ("arc_easy",), "suites_data": f"{FOLDER}/benchmarks"},
+    (EvaluateConfig, "unsafe_exec"): {"suites": ("humaneval",), "data": f"{FOLDER}/benchmarks"},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},
     (ExportConfig, "layout"): {"formats": ("hf",), "layout": "llama4_text"},

@@ -153,6 +153,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         query = f"Question: {question}\nAnswer:"
         row = {"query": query, "choices": ["yes", "no"], "gold": gold}
         (folder / name / "arc_easy_test.jsonl").write_text(json.dumps(row) + "\n")
+    program = {
+        "task_id": "HumanEval/0",
+        "prompt": "def one():\n",
+        "canonical_solution": "    return 1\n",
+        "entry_point": "one",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+    }
+    (folder / "benchmarks" / "HumanEval.jsonl").write_text(json.dumps(program) + "\n")
     exam = [{"prompt": asked, "answer": "no"}]
     exam += [{"prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(3)]
     for name, problems in (("exam", exam), ("other", exam[1:])):
@@ -390,12 +398,17 @@ def after_model(config: ModelConfig, folder: Path, out: Path, patch: pytest.Monk
 def after_evaluate(
     config: EvaluateConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch
 ) -> Any:
-    """What was written, the needle prompts, the sizes of batches, and what speed was measured
-    with.
+    """What was written, the needle prompts, the sizes of batches, how the sandbox was opened, and
+    what speed was measured with.
     """
     stage = importlib.import_module("pocketlm.stages.evaluate")
     seen: list[Any] = []
     find, generate = stage.find_needles, LanguageModel.generate
+    open_sandbox = stage.open_sandbox
+
+    def watched_open(**options: Any) -> Any:
+        seen.append(options)
+        return open_sandbox(**options)
 
     def watched_find(model: Any, trials: Any) -> Any:
         seen.append(trials)
@@ -410,6 +423,7 @@ def after_evaluate(
         return {"decode_tokens_per_second": 1.0}
 
     patch.setattr(stage, "find_needles", watched_find)
+    patch.setattr(stage, "open_sandbox", watched_open)
     patch.setattr(LanguageModel, "generate", watched_generate)
     patch.setattr(stage, "measure_speed", speed)
     evaluate(placed(config, folder), out, models=[folder / "long"], corpus=folder / "corpus")

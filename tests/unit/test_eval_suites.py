@@ -239,6 +239,19 @@ VALID = {
     "math500": [{"problem": "a", "answer": "1", "unique_id": "c", "subject": "d"}],
     "triviaqa": [{"question": "a", "answer": {"aliases": ["b"]}}],
     "nq_open": [{"question": "a", "answer": ["b"]}],
+    "humaneval": [
+        {
+            "task_id": "HumanEval/0",
+            "prompt": "def a():\n",
+            "canonical_solution": "    return 1",
+            "entry_point": "a",
+            "test": "def check(candidate):\n    assert candidate() == 1",
+        }
+    ],
+    "mbpp": [
+        {"text": "a", "code": "def b(): return 1", "test_list": ["assert b() == 1"]},
+        {"prompt": "a", "code": "def b(): return 1", "test": ["assert b() == 1"], "task_id": 3},
+    ],
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),

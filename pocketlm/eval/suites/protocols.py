@@ -14,13 +14,14 @@ from typing import Any
 
 from pocketlm.eval.scorers import bits_per_byte, r1_math
 from pocketlm.eval.suites.choices import CHOICES
+from pocketlm.eval.suites.code import CODE
 from pocketlm.eval.suites.gold_answers import GOLD_ANSWERS
 from pocketlm.eval.suites.own_problems import POCKET
 from pocketlm.eval.suites.suite import Suite
 from pocketlm.eval.suites.written import WRITTEN
 from pocketlm.inference.sampling import Sampling
 
-SUITES: dict[str, Suite] = {POCKET.name: POCKET, **CHOICES, **WRITTEN}
+SUITES: dict[str, Suite] = {POCKET.name: POCKET, **CHOICES, **WRITTEN, **CODE}
 
 LM_EVAL = "lm-eval 0.4.13"
 COMMONSENSE = (  # R1, table 13, in its order
@@ -50,11 +51,15 @@ def _r1_base() -> list[Suite]:
     five = {"shots": "R1, table 4: 5-shot", "metric": "R1: acc", **base}
     eight = {"shots": "R1, table 4: 8-shot; which: not found", "metric": "R1: em", **base}
     four = {"shots": "R1, table 4: 4-shot; which: not found", "metric": "R1: em", **base}
+    three = {"shots": "R1, table 4: 3-shot; which: not found", "metric": "R1: pass@1", **base}
+    none = {"shots": "R1, table 4: 0-shot", "metric": "R1: pass@1", **base}
     return [
         *rows,
         _under("r1-base", "mmlu", five, shots=5),
         _under("r1-base", "gsm8k", eight, shots=8),
         _under("r1-base", "math500", four, shots=4),
+        _under("r1-base", "mbpp", three),
+        _under("r1-base", "humaneval", none),
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pocketlm.inference.sampling import GREEDY, Sampling
+from pocketlm.sandbox.judge import Task
 
 # generation: the model writes an answer. choices: the log-likelihoods of given answers are
 # compared. bits_per_byte: that of the right answer alone is measured
@@ -28,7 +29,8 @@ class Problem:
     family: its group, as MMLU's subject. prompt: what the prompt format takes. answer: the right
     answer; of a shot, what stands after its prompt. accepted: all answers that count as right,
     where there are several. choices: the answers to compare, of which number `gold` is right.
-    contexts: a prompt for each choice, where a choice stands inside it (WinoGrande).
+    contexts: a prompt for each choice, where a choice stands inside it (WinoGrande). task: the
+    tests that a program must pass.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Problem:
     choices: tuple[str, ...] = ()
     gold: int = 0
     contexts: tuple[str, ...] = ()
+    task: Task | None = None
 
 
 class Problems(Protocol):
@@ -61,7 +64,9 @@ class Suite:
     prompt_format: "{prompt}" stands for the problem's, "{family}" in `preamble` for its family.
     chat: a model with a chat template gets the prompt as a user turn. stop_strings end the answer
     to a plain prompt; a turn ends by its own token. shots: the first so many of `shots_from`, or of
-    those of the problem's own family where shots_by_family. protocol_name: of which protocol this
+    those of the problem's own family where shots_by_family. samples: answers to each problem, whose
+    mean counts; pass_at: for which k pass@k is estimated from them. runs_code: answers are programs
+    for the sandbox, and keep the spaces that they begin with. protocol_name: of which protocol this
     is a row; sources: for each field, where the paper or program says so, or that it is not found.
     """
 
@@ -80,8 +85,12 @@ class Suite:
     shots_by_family: bool = False
     shot_separator: str = "\n\n"  # lm-eval's fewshot_delimiter
     stop_strings: tuple[str, ...] = ()
+    answer_separator: str = ANSWER_SEPARATOR
     max_new_tokens: int = 160
     sampling: Sampling = GREEDY
+    samples: int = 1
+    pass_at: tuple[int, ...] = ()
+    runs_code: bool = False
     protocol_name: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -95,6 +104,11 @@ class Suite:
             raise ValueError(
                 f"suite {self.name}: max_new_tokens {self.max_new_tokens} leaves no answer"
             )
+        if self.samples < 1 or not all(1 <= k <= self.samples for k in self.pass_at):
+            raise ValueError(
+                f"suite {self.name}: {self.samples} samples give no pass@{self.pass_at}; take at "
+                "least as many samples as the largest k"
+            )
 
     def prompt(self, problem: Problem) -> str:
         """The problem in the suite's words, without shots."""
@@ -104,7 +118,7 @@ class Suite:
         """What stands before the problem's own prompt: the preamble, and shots with answers."""
         family = problem.family.replace("_", " ")
         written = (
-            f"{self.prompt(shot)}{ANSWER_SEPARATOR}{shot.answer}{self.shot_separator}"
+            f"{self.prompt(shot)}{self.answer_separator}{shot.answer}{self.shot_separator}"
             for shot in shots
         )
         return self.preamble.replace("{family}", family) + "".join(written)
@@ -129,6 +143,10 @@ class Suite:
                 "temperature": self.sampling.temperature,
                 "top_p": self.sampling.top_p,
             }
+        if self.answer_separator != ANSWER_SEPARATOR:
+            fields["answer_separator"] = self.answer_separator
+        if self.samples > 1:
+            fields |= {"samples": self.samples, "pass_at": list(self.pass_at)}
         if self.protocol_name:
             fields |= {"protocol": self.protocol_name, "sources": dict(self.sources)}
         return fields

@@ -1,0 +1,94 @@
+"""Reference solutions and attacks in the sandbox: false failures, forged passes, milliseconds.
+
+    python benchmarks/sandbox.py DIR                # DIR holds HumanEval.jsonl.gz, mbpp_test.jsonl
+    python benchmarks/sandbox.py DIR --unsafe-exec  # with limits alone, where no layer holds
+
+`false failures`: references that do not pass; MBPP's task 367 needs its setup code, which some
+copies of the test split leave out. `orphans`: processes that outlive an attack.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from pocketlm.eval.code_scorer import program_of
+from pocketlm.eval.suites.named import load_problems
+from pocketlm.eval.suites.protocols import SUITES
+from pocketlm.sandbox.judge import judge_once
+from pocketlm.sandbox.sandbox import Sandbox, open_sandbox
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder with the benchmarks' JSONL files")
+    parser.add_argument("--unsafe-exec", action="store_true")
+    parser.add_argument("--limit", type=int, help="of each benchmark's first problems")
+    arguments = parser.parse_args()
+    sandbox = open_sandbox(unsafe_exec=arguments.unsafe_exec)
+    print(f"layer: {sandbox.description}")
+    for name, why in sandbox.refused.items():
+        print(f"  not {name}: {why}")
+    for name in ("humaneval", "mbpp"):
+        references(name, arguments.data, arguments.limit, sandbox)
+    attacks(sandbox)
+
+
+def references(name: str, data: Path, limit: int | None, sandbox: Sandbox) -> None:
+    """The benchmark's own solutions, judged as a model's."""
+    seconds, verdicts, begin = [], Counter(), time.monotonic()
+    for problem in load_problems(SUITES[name], data, limit):
+        assert problem.task is not None
+        task = replace(problem.task, program=program_of(problem.task, problem.answer))
+        judgement = judge_once(task, sandbox.layer, sandbox.python, sandbox.limits)
+        verdicts[judgement.verdict] += 1
+        seconds.append(judgement.seconds)
+        if judgement.verdict != "pass":
+            print(f"  {name} {problem.id}: {judgement.verdict}: {judgement.detail}")
+    print(
+        f"{name}: {verdicts['pass']}/{verdicts.total()} references pass; "
+        f"{1000 * median(seconds):.0f} ms each (median), {1000 * max(seconds):.0f} ms the slowest, "
+        f"{time.monotonic() - begin:.0f} s in all"
+    )
+
+
+def attacks(sandbox: Sandbox) -> None:
+    """Those of the tests, and whether anything outside was reached."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    import sandbox_attacks as attacking  # type: ignore[import-not-found]
+
+    names = [
+        name
+        for name in attacking.ATTACKS
+        if sandbox.layer.name != "none" or name not in attacking.READING
+    ]
+    limits, verdicts, harmful, begin = (
+        attacking.marked_limits(os.getpid()),
+        Counter(),
+        [],
+        time.monotonic(),
+    )
+    with attacking.outside() as world:
+        for name in names:
+            source = attacking.program(name, world.places)
+            verdicts[
+                attacking.judged(source, world, sandbox.layer, sandbox.python, limits).verdict
+            ] += 1
+            if harm := world.harm():
+                harmful.append(f"{name}: {harm}")
+        left_over = attacking.orphans(limits)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    print(f"attacks: {len(names)} tried in {time.monotonic() - begin:.0f} s: {counts}")
+    print(f"forged passes: {verdicts['pass']}; orphans: {len(left_over)}; harm outside: {harmful}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Suites whose answers are programs: tests become tasks, answers keep their indentation, pass@k."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+
+from pocketlm.eval.code_scorer import code_scorer, over_samples, pass_at_k, program_of
+from pocketlm.eval.figures import figures_of
+from pocketlm.eval.harness import run_suite
+from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
+from pocketlm.eval.suites.protocols import SUITES
+from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.sandbox.sandbox import Sandbox, SandboxError, open_sandbox
+from tests.unit.silent_runtime import SilentRuntime
+
+HUMANEVAL = {
+    "task_id": "HumanEval/0",
+    "prompt": "def code(text):\n    return text[::-1]\n\n\ndef decode(text):\n    '''back'''\n",
+    "canonical_solution": "    return text[::-1]\n",
+    "entry_point": "decode",
+    "test": "def check(candidate):\n    for text in ('ab', 'abc'):\n"
+    "        assert candidate(code(text)) == text\n",
+}
+MBPP = {
+    "task_id": 11,
+    "text": "Write a function to add.",
+    "code": "class Pair:\r\n  def __init__(self, a, b):\r\n    self.a, self.b = a, b\r\n"
+    "def sum(p):\r\n  return p.a + p.b\r\n",
+    "test_setup_code": "p = Pair(1, 2)\r\np.a = 5",
+    "test_list": ["assert sum(p) == 7", "assert sum(Pair(0, 0)) == 0"],
+}
+
+
+@pytest.fixture(scope="module")
+def box() -> Sandbox:
+    return open_sandbox(unsafe_exec=True)
+
+
+@pytest.fixture()
+def data(tmp_path):
+    shots = [{**MBPP, "task_id": number} for number in (1, 2, 3, 4)]
+    for name, rows in (("HumanEval", [HUMANEVAL]), ("mbpp_test", [MBPP]), ("mbpp", shots)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return tmp_path
+
+
+def passes(suite, data, box, completion):
+    (problem,) = load_problems(SUITES[suite], data)
+    return code_scorer(box)(problem, completion)["pass@1"]
+
+
+def test_references_pass_and_other_programs_fail(data, box):
+    for suite in ("humaneval", "mbpp"):
+        (problem,) = load_problems(SUITES[suite], data)
+        assert passes(suite, data, box, problem.answer) == 1.0
+    assert passes("humaneval", data, box, "    return text\n") == 0.0
+    assert passes("mbpp", data, box, MBPP["code"].replace("+", "-")) == 0.0
+
+
+def test_helpers_of_the_prompt_that_a_model_redefines_change_no_test(data, box):
+    forged = "    return text\ndef code(text):\n    return text\n"
+    assert passes("humaneval", data, box, forged) == 0.0
+
+
+def test_a_fenced_answer_is_taken_alone(data, box):
+    whole = "Sure:\n```python\ndef decode(text):\n    return text[::-1]\n```\nThat is it."
+    assert passes("humaneval", data, box, whole) == 1.0
+    fenced = f"```\n{MBPP['code']}\n```"
+    assert passes("mbpp", data, box, fenced) == 1.0
+    (problem,) = load_problems(SUITES["humaneval"], data)
+    assert program_of(problem.task, "    return 1") == HUMANEVAL["prompt"] + "    return 1"
+
+
+def test_mbpp_shows_the_three_shots_of_the_paper_with_their_end_marks(data):
+    suite = SUITES["mbpp"]
+    shots = shots_of(suite, data, {""})
+    assert [shot.id for shot in shots[""]] == ["2", "3", "4"]
+    before = suite.before(load_problems(suite, data)[0], shots[""])
+    assert before.count("[BEGIN]\nclass Pair") == 3 and before.count("\n[DONE]\n\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"code": "def sum(\n"}, "field code is no Python"),
+        ({"test_list": ["assert ("]}, "field test_list is no Python"),
+        ({"test_list": ["assert 1 == 1"], "test_setup_code": ""}, "field test_list calls nothing"),
+    ],
+)
+def test_a_damaged_row_is_said_with_its_line(tmp_path, change, complaint):
+    (tmp_path / "mbpp_test.jsonl").write_text(json.dumps({**MBPP, **change}) + "\n")
+    with pytest.raises(ValueError, match=rf"mbpp_test.jsonl:1: {complaint}"):
+        load_problems(SUITES["mbpp"], tmp_path)
+
+
+def test_r1_has_rows_for_both():
+    names = {suite.name: suite for suite in named_suites(["r1-base"])}
+    assert names["r1-base.mbpp"].shots == 3 and names["r1-base.humaneval"].shots == 0
+
+
+def test_without_a_sandbox_no_program_runs(data):
+    suite = SUITES["humaneval"]
+    (problem,) = load_problems(suite, data)
+    with pytest.raises(SandboxError, match="HumanEval/0"):
+        suite.scorer(problem, "    return 1\n")
+
+
+@pytest.mark.parametrize(("n", "correct"), [(1, 0), (1, 1), (5, 2), (6, 6), (7, 1)])
+def test_pass_at_k_is_the_share_of_draws_with_a_correct_sample(n, correct):
+    for k in range(1, n + 1):
+        draws = list(combinations([True] * correct + [False] * (n - correct), k))
+        assert math.isclose(pass_at_k(n, correct, k), sum(map(any, draws)) / len(draws))
+
+
+def test_pass_at_more_than_there_are_samples_is_refused():
+    with pytest.raises(ValueError, match="pass@3 of 1 correct among 2"):
+        pass_at_k(2, 1, 3)
+    with pytest.raises(ValueError, match="2 samples give no pass@"):
+        replace(SUITES["humaneval"], samples=2, pass_at=(1, 4))
+
+
+def test_scores_of_several_samples_are_means():
+    scores = [{"pass@1": 1.0}, {"pass@1": 0.0}, {"pass@1": 0.0}]
+    assert over_samples(scores, (2, 3)) == {
+        "pass@1": pytest.approx(1 / 3),
+        "pass@2": pytest.approx(2 / 3),
+        "pass@3": 1.0,
+    }
+
+
+class Writer(SilentRuntime):
+    """Writes these completions one after another, whatever it is asked."""
+
+    max_length = 2000
+
+    def __init__(self, completions):
+        self.completions = completions
+        self.tokenizer = train_tokenizer([HUMANEVAL["prompt"], *completions], 280)
+        self.seeds = []
+
+    def generate(self, prompts, *, sampling, **options):
+        self.seeds.append(sampling.seed)
+        return [self.tokenizer.encode(self.completions[i]) for i in range(len(prompts))]
+
+
+def test_a_suite_of_programs_keeps_indentation_and_estimates_pass_at_k(data, box):
+    suite = replace(
+        SUITES["humaneval"], samples=3, pass_at=(2,), scorer=code_scorer(box), max_new_tokens=100
+    )
+    model = Writer(["    return text[::-1]\n", "return text[::-1]", "    return ''\n\ndef more():"])
+    problems = load_problems(suite, data)
+    rows = run_suite(model, suite, problems)
+    assert rows[0]["samples"] == ["    return text[::-1]", "return text[::-1]", "    return ''"]
+    figures = figures_of(suite, rows)
+    assert figures["value"] == pytest.approx(1 / 3)
+    assert figures["scores"]["pass@2"]["value"] == pytest.approx(2 / 3)
+    assert suite.protocol()["samples"] == 3 and "samples" not in SUITES["humaneval"].protocol()

@@ -1,0 +1,111 @@
+"""Attacks on the sandbox: none passes, none harms what is outside, none leaves a process behind.
+
+All of them with the kernel's layer; those on what is outside also with limits alone, and where this
+process is root, as an ordinary user.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from sandbox_attacks import (
+    ATTACKS,
+    OUTSIDE,
+    READING,
+    Outside,
+    judged,
+    marked_limits,
+    orphans,
+    outside,
+    program,
+)
+
+from pocketlm.sandbox.layers import NOBODY, Layer, base_python, layers
+from pocketlm.sandbox.sandbox import fault_of
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="attacks on Linux's layers")
+
+FILTERS = frozenset({"landlock", "seccomp"})
+LANDLOCK = Layer(name="landlock + seccomp", landlock=True, needs=FILTERS)
+BARE = Layer(name="none", needs=frozenset({"seccomp"}))
+LIMITS = marked_limits(os.getpid())
+NO_PASS = ("fail", "timeout", "memory", "crash", "protocol", "output cap")
+
+
+def python_of(user: int | None) -> str | None:
+    """An interpreter that this user may start: ours, or the system's."""
+    if user is None:
+        return base_python()
+    for python in (base_python(), "/usr/bin/python3"):
+        try:
+            finished = subprocess.run([python, "-c", "pass"], user=user, group=user, env={})
+        except OSError:
+            continue
+        if finished.returncode == 0:
+            return os.path.realpath(python)
+    return None
+
+
+USERS = (None, NOBODY) if os.geteuid() == 0 else (None,)
+# where it is installed; its filters are the worker's own
+BUBBLEWRAP = [layer for layer in layers(base_python()) if layer.name == "bubblewrap"][-1:]
+# without a layer files can be read, as --unsafe-exec says
+CASES = [(LANDLOCK, None, name) for name in ATTACKS]
+CASES += [(LANDLOCK, user, name) for user in USERS[1:] for name in (*OUTSIDE, *READING)]
+CASES += [(BARE, user, name) for user in USERS for name in OUTSIDE]
+CASES += [(layer, None, name) for layer in BUBBLEWRAP for name in (*OUTSIDE, *READING)]
+
+
+def id_of(case: tuple[Layer, int | None, str]) -> str:
+    layer, user, name = case
+    return f"{layer.name}, {'another user' if user else 'this user'}: {name}"
+
+
+@cache
+def place(layer: Layer, user: int | None) -> tuple[Layer, str]:
+    """The layer for a user, and an interpreter."""
+    python = python_of(user)
+    if python is None:
+        pytest.skip(f"no interpreter that user {user} may start")
+    layer = replace(layer, user=user)
+    if layer.name != "none" and (why := fault_of(layer, python)):
+        pytest.skip(why)
+    return layer, python
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Outside]:
+    with outside() as places:
+        yield places
+
+
+@pytest.mark.parametrize("layer", (LANDLOCK, BARE, *BUBBLEWRAP), ids=lambda layer: layer.name)
+@pytest.mark.parametrize("user", USERS)
+def test_the_right_answers_pass(layer: Layer, user: int | None, world: Outside) -> None:
+    right = f"def solve(n):\n    return {world.answers}[str(n)]\n"
+    assert judged(right, world, *place(layer, user), LIMITS).verdict == "pass"
+    assert world.harm() == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=id_of)
+def test_an_attack_fails_and_reaches_nothing(
+    case: tuple[Layer, int | None, str], world: Outside
+) -> None:
+    layer, user, name = case
+    judgement = judged(program(name, world.places), world, *place(layer, user), LIMITS)
+    assert judgement.verdict in (ATTACKS[name][1] or NO_PASS), judgement
+    assert world.harm() == []
+    assert orphans(LIMITS) == []
+
+
+def test_files_can_be_read_without_a_layer_and_the_harness_sees_a_pass(world: Outside) -> None:
+    source = program("answers read from disk", world.places)
+    assert judged(source, world, *place(BARE, None), LIMITS).verdict == "pass"
+
+
+def test_there_are_at_least_forty_attacks() -> None:
+    assert len(ATTACKS) >= 40
