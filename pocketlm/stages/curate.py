@@ -48,7 +48,8 @@ class CurateConfig:
     breaks into several documents; longer conversations are dropped (counted under "length").
     validation_share, probe_share: of each source's documents, by the hash of their content and the
     seed. suites: evaluations (names or files) whose problems must not be trained on, found by
-    n-grams of `ngram` words. part_bytes: what one task reads, about; it
+    n-grams of `ngram` words. suites_data: the folder with the benchmarks' files, as `pocketlm eval
+    --data` reads it; None reads them from the hub. part_bytes: what one task reads, about; it
     decides into how many files a source is written. executor: where tasks run, "local:N" (processes
     of this computer), "slurm:PARTITION" or "ray:ADDRESS"; None: as many processes as cores, as far
     as the work is worth it. It changes nothing of what is written.
@@ -63,6 +64,8 @@ class CurateConfig:
     thresholds: Thresholds = field(default_factory=Thresholds)
     minhash: MinHash = field(default_factory=MinHash)
     suites: tuple[str, ...] = ()
+    # not in repr, which tells an interrupted call by: without it, that of an earlier version
+    suites_data: str | None = field(default=None, repr=False)
     ngram: int = 13
     validation_share: float = 0.01
     probe_share: float = 0.01
@@ -96,7 +99,11 @@ class CurateConfig:
         for name in ("tokenizer_sample_bytes", "max_chars", "ngram", "part_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
+        if self.suites_data is not None and not self.suites:
+            raise ValueError(
+                f"suites_data is {self.suites_data}, but no suite is named whose problems it "
+                "holds; name some in suites"
+            )
         if self.executor is not None:
             Place.parse(self.executor)
 
@@ -119,7 +126,7 @@ class CurateConfig:
         """The user's own files this stage reads: when one changes, so does the stage."""
         named = (
             [source.path for source in self.sources if isinstance(source, LocalSource)]
-            + [self.tokenizer]
+            + [self.tokenizer, self.suites_data]
             + [suite for suite in self.suites if suite.endswith(".jsonl") or Path(suite).is_file()]
         )
         return [Path(path).expanduser() for path in named if path]
@@ -138,7 +145,7 @@ def curate(config: CurateConfig, out: Path) -> Path:
     for source in config.sources:
         check_source(source)
     given = Tokenizer.load(Path(config.tokenizer).expanduser()) if config.tokenizer else None
-    call = repr(replace(config, executor=None))
+    call = repr(replace(config, executor=None)) + (config.suites_data or "")
     work = Work(out.absolute() / "resume", config.sources, config.part_bytes, call)
     place = Place.parse(config.executor) if config.executor else work.worth()
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
@@ -162,8 +169,9 @@ def curate(config: CurateConfig, out: Path) -> Path:
 
 def _read(config: CurateConfig, work: Work, place: Place, progress: Progress) -> dict[str, Outcome]:
     """Every part read, duplicates found, and decided what stays."""
+    data = None if config.suites_data is None else Path(config.suites_data).expanduser()
     suites = {
-        name: [problem for suite in named_suites([name]) for problem in load_problems(suite)]
+        name: [problem for suite in named_suites([name]) for problem in load_problems(suite, data)]
         for name in config.suites
     }
     prompts = tuple(

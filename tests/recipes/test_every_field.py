@@ -142,9 +142,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f'def f{number}_{n}(x):\n    """{story(20)}"""\n    return x + {n}\n' for n in range(3)
         )
         (folder / "code" / f"{number}.py").write_text(code)
+    # the second question stands in a text
+    asked = (
+        "Is water wet?",
+        "What does the tree in the light by the river say to the stone of it?",
+    )
     for name, gold in (("benchmarks", 0), ("other-benchmarks", 1)):
         (folder / name).mkdir()
-        row = {"query": "Question: Is water wet?\nAnswer:", "choices": ["yes", "no"], "gold": gold}
+        row = {"query": f"Question: {asked[gold]}\nAnswer:", "choices": ["yes", "no"], "gold": gold}
         (folder / name / "arc_easy_test.jsonl").write_text(json.dumps(row) + "\n")
     exam = [
         {
