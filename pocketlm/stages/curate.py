@@ -64,8 +64,7 @@ class CurateConfig:
     thresholds: Thresholds = field(default_factory=Thresholds)
     minhash: MinHash = field(default_factory=MinHash)
     suites: tuple[str, ...] = ()
-    # not in repr, which tells an interrupted call by: without it, that of an earlier version
-    suites_data: str | None = field(default=None, repr=False)
+    suites_data: str | None = None
     ngram: int = 13
     validation_share: float = 0.01
     probe_share: float = 0.01
@@ -145,7 +144,8 @@ def curate(config: CurateConfig, out: Path) -> Path:
     for source in config.sources:
         check_source(source)
     given = Tokenizer.load(Path(config.tokenizer).expanduser()) if config.tokenizer else None
-    call = repr(replace(config, executor=None)) + (config.suites_data or "")
+    # as a version without suites_data wrote it, whose interrupted call goes on
+    call = repr(replace(config, executor=None)).replace(", suites_data=None", "", 1)
     work = Work(out.absolute() / "resume", config.sources, config.part_bytes, call)
     place = Place.parse(config.executor) if config.executor else work.worth()
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")

@@ -3,13 +3,13 @@
 import gzip
 import json
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from pocketlm.corpus import read_step
-from pocketlm.corpus.dedup import MinHash
+from pocketlm.corpus.dedup import MinHash, content_hash
 from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import LocalSource, StdlibCodeSource
@@ -296,8 +296,22 @@ def test_a_folder_that_lacks_a_benchmark_stops_curation_before_any_source_is_rea
         replace(given, suites=())
 
 
-def test_an_interrupted_call_of_a_version_without_a_folder_of_benchmarks_goes_on(config):
-    assert "suites_data" not in repr(config)
+def test_an_interrupted_call_of_a_version_without_a_folder_of_benchmarks_goes_on(
+    config, tmp_path, monkeypatch
+):
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "suites_data"}
+    call = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    sources = {s.name: {"parts": [], "unread": {}, "limit": None} for s in config.sources}
+    plan = {"call": content_hash(f"CurateConfig({call})"), "sources": sources}
+    work = tmp_path / "out" / "resume"
+    work.mkdir(parents=True)
+    (work / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.setattr(stage, "_read", lambda *given: 1 / 0)
+    for given, there in ((config, True), (replace(config, suites_data=str(tmp_path)), False)):
+        (work / "read before").touch()
+        with pytest.raises(ZeroDivisionError):
+            curate(given, tmp_path / "out")
+        assert (work / "read before").exists() is there
 
 
 def test_a_tokenizer_can_be_brought(config, tmp_path):
