@@ -7,8 +7,9 @@ FineWeb example on the same text, and memory at 1 and 4 times the corpus.
 TEXTS: rows with a "text". From them a file of so many megabytes is made, and one of four times as
 many. Each figure comes from a process of its own: seconds of the stage, and the highest memory
 (RSS) of any of its processes. Where others use the machine too, compare the processors' seconds, of
-all its processes. "serial" is what no worker shares: the seconds of the stage that are none of its
-phases. The tokenizer's own threads are as many as the processes, so that one process is one core.
+all its processes. Workers share "read", "encode" and most of "duplicates"; the tokenizer's training
+and "other" are one process's. The tokenizer's own threads are as many as the processes, so that one
+process is one core.
 The last lines are the ratios: pace by the number of processes, memory by the size of the corpus.
 
 The example is examples/fineweb.py of datatrove from its repetition filter on: without what reads
@@ -23,6 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from pocketlm.model.json_lines import json_lines
@@ -43,6 +46,8 @@ def main() -> None:
         kind, workers, part_bytes, out = arguments.child
         child(kind, arguments.texts[0], int(workers), int(part_bytes), Path(out))
         return
+    if not arguments.ours_alone and find_spec("orjson") is None:
+        parser.error("datatrove's example needs orjson: pip install orjson, or give --ours-alone")
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder) / "1x.jsonl", Path(folder) / "4x.jsonl"
         size = int(arguments.megabytes * 1e6)
@@ -156,6 +161,8 @@ def usage(session: int) -> dict[int, tuple[float, float]]:
 
 def child(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> None:
     out.mkdir()
+    # what whoever curates has imported
+    import_module("datatrove.executor.local" if kind == "fineweb" else "pocketlm.stages.curate")
     begun = time.monotonic()
     if kind == "fineweb":
         kept = fineweb(path, workers, part_bytes, out)
@@ -172,8 +179,9 @@ def phases(out: Path, seconds: float) -> list[tuple[str, float]]:
     if not file.is_file():
         return []
     figures = json.loads(file.read_text())
-    parts = [(name, figures[name]["seconds"]) for name in ("read", "duplicates", "encode")]
-    return [*parts, ("serial", seconds - sum(part for _, part in parts))]
+    names = ("read", "duplicates", "tokenizer", "encode")
+    parts = [(name, figures[name]["seconds"]) for name in names]
+    return [*parts, ("other", seconds - sum(part for _, part in parts))]
 
 
 def ours(path: Path, executor: str, part_bytes: int, out: Path) -> int:

@@ -152,7 +152,9 @@ def curate(config: CurateConfig, out: Path) -> Path:
     times = TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, *times, console=Console(stderr=True)) as progress:
         outcomes = _read(config, work, place, progress)
+        begun = time.monotonic()
         tokenizer = _tokenizer(config, given, out, work, outcomes)
+        work.seconds["tokenizer"] = time.monotonic() - begun
         _encode(work, out.absolute() / "tokenizer", place, progress, outcomes)
     for name, outcome in outcomes.items():
         _publish(out, work, name, outcome)
