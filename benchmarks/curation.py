@@ -2,12 +2,15 @@
 FineWeb example on the same text, and memory at 1 and 4 times the corpus.
 
     pip install orjson  # which the example needs
-    python benchmarks/curation.py TEXTS.jsonl.zst --megabytes 8
+    python benchmarks/curation.py TEXTS.jsonl.zst MORE.jsonl.zst --megabytes 32
 
 TEXTS: rows with a "text". From them a file of so many megabytes is made, and one of four times as
 many. Each figure comes from a process of its own: seconds of the stage, and the highest memory
 (RSS) of any of its processes. Where others use the machine too, compare the processors' seconds, of
-all its processes.
+all its processes. Workers share "read", "encode" and most of "duplicates"; the tokenizer's training
+and "other" are one process's. The tokenizer's own threads are as many as the processes, so that one
+process is one core.
+The last lines are the ratios: pace by the number of processes, memory by the size of the corpus.
 
 The example is examples/fineweb.py of datatrove from its repetition filter on: without what reads
 web archives and finds languages, with this project's words instead of spaCy's. Both write clean
@@ -21,25 +24,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from pocketlm.model.json_lines import json_lines
 
-PARTS = 4  # of the small corpus; as many bytes to a part of the large one
+PARTS = 8  # of the small corpus; as many bytes to a part of the large one
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("texts", type=Path)
+    parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--megabytes", type=float, default=8)
+    parser.add_argument("--ours-alone", action="store_true", help="without datatrove's example")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ray", action="store_true", help="also on a Ray cluster of this machine")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         kind, workers, part_bytes, out = arguments.child
-        child(kind, arguments.texts, int(workers), int(part_bytes), Path(out))
+        child(kind, arguments.texts[0], int(workers), int(part_bytes), Path(out))
         return
+    if not arguments.ours_alone and find_spec("orjson") is None:
+        parser.error("datatrove's example needs orjson: pip install orjson, or give --ours-alone")
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder) / "1x.jsonl", Path(folder) / "4x.jsonl"
         size = int(arguments.megabytes * 1e6)
@@ -48,12 +56,14 @@ def main() -> None:
         }
         part_bytes = size // PARTS + 1
         rows = [("pocketlm", small, workers) for workers in arguments.workers]
-        rows += [("fineweb", small, workers) for workers in arguments.workers]
         rows += [("pocketlm", large, workers) for workers in arguments.workers]
+        if not arguments.ours_alone:
+            rows += [("fineweb", small, workers) for workers in arguments.workers]
         rows += [("ray", small, os.cpu_count() or 1)] if arguments.ray else []
+        figures: dict[tuple[str, str, int], dict] = {}
         for number, (kind, path, workers) in enumerate(rows):
             out = Path(folder) / f"out{number}"
-            measured = run(kind, path, workers, part_bytes, out)
+            measured = figures[kind, path.stem, workers] = run(kind, path, workers, part_bytes, out)
             documents, text_bytes = counts[path]
             print(
                 f"{kind:8} {path.stem} {documents:6,} documents {text_bytes / 1e6:6.1f} MB "
@@ -61,33 +71,64 @@ def main() -> None:
                 f"{documents / measured['seconds']:6.0f} documents/s, "
                 f"{text_bytes / measured['seconds'] / 1e6:5.2f} MB/s, "
                 f"processors {measured['processor_seconds']:5.1f} s, "
-                f"peak {measured['peak_megabytes']:5.0f} MB, kept {measured['kept']:,}",
+                f"peak {measured['peak_megabytes']:5.0f} MB, kept {measured['kept']:,}"
+                + "".join(f", {name} {seconds:.1f} s" for name, seconds in measured["phases"]),
                 flush=True,
             )
+        print_ratios(figures, arguments.workers)
 
 
-def cut(texts: Path, path: Path, size: int) -> tuple[int, int]:
-    """(documents, bytes of text) of the first texts that fill `size`; where they end, they come
-    again with other words in them.
+def print_ratios(figures: dict[tuple[str, str, int], dict], workers: list[int]) -> None:
+    """Pace by the number of processes, and memory at four times the corpus by that at one."""
+    kinds = dict.fromkeys((kind, stem) for kind, stem, _ in figures if kind != "ray")
+    first, *others = workers
+    for kind, stem in kinds:
+        alone = figures[kind, stem, first]["seconds"]
+        for more in others:
+            ratio = alone / figures[kind, stem, more]["seconds"]
+            print(f"{kind} {stem}: {more} processes are {ratio:.2f} times as fast as {first}")
+    for number in workers:
+        small, large = (
+            figures["pocketlm", stem, number]["peak_megabytes"] for stem in ("1x", "4x")
+        )
+        print(
+            f"pocketlm, {number} processes: {large / small:.2f} times the memory at 4x the corpus "
+            f"({small:.0f} -> {large:.0f} MB)"
+        )
+
+
+def cut(texts: list[Path], path: Path, size: int) -> tuple[int, int]:
+    """(documents, bytes of text) of the first texts that fill `size`, of each file an even share;
+    where they end, they come again with other words in them.
     """
-    count = written = turn = 0
+    count = written = 0
     with open(path, "w", encoding="utf-8") as file:
-        while written < size:
-            for _, row in json_lines(texts):
-                text = row["text"] if not turn else row["text"].replace("e", "e" * turn)
-                file.write(json.dumps({"text": text, "id": str(count)}) + "\n")
-                count, written = count + 1, written + len(text.encode())
-                if written >= size:
-                    break
-            turn += 1
+        for number, source in enumerate(texts, start=1):
+            turn, until = 0, size * number // len(texts)
+            while written < until:
+                before = written
+                for _, row in json_lines(source):
+                    text = row["text"] if not turn else row["text"].replace("e", "e" * turn)
+                    file.write(json.dumps({"text": text, "id": str(count)}) + "\n")
+                    count, written = count + 1, written + len(text.encode())
+                    if written >= until:
+                        break
+                if written == before:
+                    sys.exit(f"{source} holds no text")
+                turn += 1
     return count, written
 
 
 def run(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> dict:
     words = [sys.executable, __file__, str(path), "--child", kind, str(workers), str(part_bytes)]
+    threads = {"RAYON_NUM_THREADS": str(workers), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as shown, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [*words, str(out)], stdout=shown, stderr=errors, start_new_session=True
+            [*words, str(out)],
+            stdout=shown,
+            stderr=errors,
+            start_new_session=True,
+            env={**os.environ, **threads},
         )
         seen: dict[int, tuple[float, float]] = {}
         while process.poll() is None:
@@ -120,6 +161,8 @@ def usage(session: int) -> dict[int, tuple[float, float]]:
 
 def child(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> None:
     out.mkdir()
+    # what whoever curates has imported
+    import_module("datatrove.executor.local" if kind == "fineweb" else "pocketlm.stages.curate")
     begun = time.monotonic()
     if kind == "fineweb":
         kept = fineweb(path, workers, part_bytes, out)
@@ -127,7 +170,18 @@ def child(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> No
         executor = "ray:local" if kind == "ray" else f"local:{workers}"
         kept = ours(path, executor, part_bytes, out)
     seconds = time.monotonic() - begun
-    print(json.dumps({"seconds": seconds, "kept": kept}))
+    print(json.dumps({"seconds": seconds, "kept": kept, "phases": phases(out, seconds)}))
+
+
+def phases(out: Path, seconds: float) -> list[tuple[str, float]]:
+    """(phase, seconds) of a curation of ours; nothing of the example."""
+    file = out / "throughput.json"
+    if not file.is_file():
+        return []
+    figures = json.loads(file.read_text())
+    names = ("read", "duplicates", "tokenizer", "encode")
+    parts = [(name, figures[name]["seconds"]) for name in names]
+    return [*parts, ("other", seconds - sum(part for _, part in parts))]
 
 
 def ours(path: Path, executor: str, part_bytes: int, out: Path) -> int:

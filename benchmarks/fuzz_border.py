@@ -43,7 +43,7 @@ from border_changes import LLAMA3, WINDOWS, changed
 from safetensors.torch import load_file, save_file
 
 from pocketlm.corpus.local import read_local
-from pocketlm.data.conversations import examples_of
+from pocketlm.data.conversations import Limits, examples_of
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 
@@ -286,9 +286,8 @@ def try_input(folder: Path, name: str, tally: Tally) -> tuple[str, str | None]:
 def read_chats(file: Path) -> list[Any]:
     """The examples of a file of conversations, as fine-tuning learns them."""
     chats = [document.chat for document in read_local(file, None) if document.chat is not None]
-    return examples_of(
-        chats, opened_tokenizer(file.with_name("tokenizer.json").resolve().parent), 512
-    )[0]
+    tokenizer = opened_tokenizer(file.with_name("tokenizer.json").resolve().parent)
+    return examples_of(chats, tokenizer, Limits(seq_len=512))[0]
 
 
 @cache

@@ -1,7 +1,7 @@
 """`pocketlm inspect`: what a training would learn, looked at before anything trains."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from pocketlm.data.conversations import Tally
+    from pocketlm.data.conversations import Tally, TooLong
     from pocketlm.model.tokenizer import Tokenizer
 
 app = typer.Typer(
@@ -47,6 +47,13 @@ def chats(
             show_default=False,
         ),
     ] = None,
+    too_long: Annotated[
+        str,
+        typer.Option(
+            metavar="drop|truncate",
+            help="What becomes of a chat that is longer than a row, as in training.",
+        ),
+    ] = "drop",
     plain: Annotated[
         bool,
         typer.Option("--plain", help="Without colours: ⟦what is learnt⟧, and · between tokens."),
@@ -64,12 +71,15 @@ def chats(
       [dim]the first three examples, and the counts of the whole file[/dim]
 
     pocketlm inspect chats models/qwen3 chats.jsonl --context 512 --rows 20 | less -R
+
+    pocketlm inspect chats models/qwen3 chats.jsonl --context 512 --too-long truncate
+      [dim]how many chats would be whole, how many truncated, how many dropped[/dim]
     """
     with plain_errors():
         from rich.console import Console
 
         from pocketlm.corpus.local import read_local
-        from pocketlm.data.conversations import NO_CONVERSATION, examples_of
+        from pocketlm.data.conversations import NO_CONVERSATION, Limits, examples_of
         from pocketlm.model.tokenizer import teach_chat_template
 
         if rows < 0 or (context is not None and context < 1):
@@ -77,11 +87,12 @@ def chats(
                 f"--rows {rows} must not be negative, and --context {context} must be at least 1"
             )
         tokenizer, longest = _opened(base)
+        limits = Limits(seq_len=context or longest, too_long=cast("TooLong", too_long))
         taught = tokenizer.chat_template is None
         teach_chat_template(tokenizer)
         documents = read_local(file, None)
         conversations = (document.chat for document in documents if document.chat is not None)
-        pairs, tally = examples_of(conversations, tokenizer, context or longest)
+        pairs, tally = examples_of(conversations, tokenizer, limits)
         if not tally.rows:
             raise ValueError(f"{file}: {NO_CONVERSATION}")
         console = Console(highlight=False)
@@ -95,6 +106,11 @@ def chats(
             console.print(
                 "the base has no chat template: shown is the one that fine-tuning gives it"
             )
+        truncated, dropped = sum(tally.truncated.values()), sum(tally.left_out.values())
+        console.print(
+            f"too_long {too_long}: {tally.learnt - truncated:,} whole, {truncated:,} truncated, "
+            f"{dropped:,} dropped of {tally.rows:,} conversations"
+        )
         _tell(console, tokenizer, tally)
 
 

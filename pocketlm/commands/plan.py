@@ -147,6 +147,7 @@ def show_plan(
     from pocketlm.model.files import write_json
     from pocketlm.runner.dry_run import dry_run
     from pocketlm.runner.overrides import parse_settings
+    from pocketlm.runner.schedule import idle_ranks
 
     dry = dry_run(recipe, run_dir, parse_settings(settings), missing_ok=True, **flags)
     stages = plan_stages(dry.calls)
@@ -162,3 +163,5 @@ def show_plan(
     title = f"{run_dir}: {len(stages)} stages on {where}"
     console = Console()
     console.print(plan_tables(estimates, title, console.width, published=chosen is not None))
+    for line in idle_ranks(dry.calls, count):
+        console.print(line, markup=False, highlight=False)

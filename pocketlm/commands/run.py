@@ -113,14 +113,18 @@ def run_recipe(
     from pocketlm.runner.dry_run import dry_run
     from pocketlm.runner.overrides import parse_settings
     from pocketlm.runner.run import Run
+    from pocketlm.runner.schedule import idle_ranks
     from pocketlm.runner.tables import stages_table
     from pocketlm.train.distributed.ranks import ranks
 
     dry = dry_run(recipe, run_dir, parse_settings(settings), missing_ok=list_only, **flags)
     check_rows([call for call in dry.calls if only in (None, call.name)], ranks().world_size)
+    console = Console(stderr=not list_only, highlight=False)
     if list_only:
-        console = Console()
         console.print(stages_table(dry, console.width), soft_wrap=True)
+    for line in idle_ranks(dry.calls, ranks().world_size):
+        console.print(line, soft_wrap=True, markup=False)
+    if list_only:
         return
     with Run(run_dir, plan=dry, only=only, coordinator=launch) as live, sigterm_as_interrupt():
         launch.broadcast("go")

@@ -122,6 +122,10 @@ class RayTasks(_Reporting, RayPipelineExecutor):
 def _run_here(executor: LocalTasks, workers: int) -> None:
     if workers > 1:
         logger.disable("datatrove")
+        # the server from which datatrove's pools are forked imports these once; without, each
+        # process of each pool imports them again
+        modules = {type(step).__module__ for step in executor.pipeline} | {__name__}
+        import_module("multiprocess.forkserver").set_forkserver_preload(sorted(modules))
         with _no_main_file():
             executor.run()
         return

@@ -24,7 +24,7 @@ class KeptDocuments:
     number: int
     moves: Mapping[float, str]
 
-    def lines(self, split: str) -> Iterator[str]:
+    def lines(self, split: str) -> Iterator[bytes]:
         """The lines of documents that stay and are now of this split, in reading order."""
         for written in SPLITS:
             if written == split or (written == "train" and split in self.moves.values()):
@@ -43,17 +43,17 @@ class KeptDocuments:
             link(part_folder(self.work / "parts", self.number) / f"{split}.jsonl", file)
             yield from map(text_of, self.lines(split))
             return
-        with open(file, "w", encoding="utf-8", newline="\n") as out:
+        with open(file, "wb") as out:
             for line in self.lines(split):
                 out.write(line)
                 yield text_of(line)
 
-    def _lines(self, written: str, split: str) -> Iterator[str]:
+    def _lines(self, written: str, split: str) -> Iterator[bytes]:
         keep = self._stays(written, split)
         path = part_folder(self.work / "parts", self.number) / f"{written}.jsonl"
         if not keep.any():
             return
-        with open(path, encoding="utf-8", newline="\n") as file:
+        with open(path, "rb") as file:  # most lines are passed on, or over, and not read
             for line, stays in zip(file, keep.tolist(), strict=True):
                 if stays:
                     yield line
@@ -72,7 +72,7 @@ class KeptDocuments:
         return keep
 
 
-def text_of(line: str) -> str:
+def text_of(line: bytes) -> str:
     """The text of a document's line."""
     return row_document(json.loads(line), "", "a document of a task", None).text
 

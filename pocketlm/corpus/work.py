@@ -104,6 +104,7 @@ class Work:
             "executor": f"{place.kind}:{place.at}",
             "read": read,
             "duplicates": {"seconds": round(self.seconds["duplicates"], 2)},
+            "tokenizer": {"seconds": round(self.seconds["tokenizer"], 2)},
             "encode": self._throughput("encode"),
         }
         write_json(file, figures)

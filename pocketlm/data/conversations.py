@@ -243,13 +243,13 @@ def _taken(
 
 
 def examples_of(
-    conversations: Iterable[Conversation], tokenizer: Tokenizer, seq_len: int
+    conversations: Iterable[Conversation], tokenizer: Tokenizer, limits: Limits
 ) -> tuple[list[Pair], Tally]:
-    """(ids, mask of what is learnt) of each example that fits in seq_len, and what became of all
+    """(ids, mask of what is learnt) of each example that the limits admit, and what became of all
     conversations.
     """
     tally = Tally()
-    return list(_pairs(conversations, tokenizer, Limits(seq_len=seq_len), tally)), tally
+    return list(_pairs(conversations, tokenizer, limits, tally)), tally
 
 
 def _pairs(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketlm.inference.stock_shape import blocks_of, stock_shape
-from pocketlm.inference.transformers_runtime import load_network, refuse_folder
+from pocketlm.inference.transformers_runtime import empty_network, load_network, refuse_folder
 from pocketlm.model.costs import StockShape
 
 PROBE_TOKENS = 12  # of the texts that `check` runs
@@ -223,6 +223,16 @@ def load_stock_network(folder: Path, dtype: torch.dtype | None) -> StockNetwork:
     ValueError where the library does not open it, or it has no head of its own.
     """
     refuse_folder(folder)
-    shape = stock_shape(folder)
     network = load_network(folder, dtype or torch.float32)
-    return StockNetwork(network, shape, str(folder)).requires_grad_(False).eval()
+    return _frozen(network, folder)
+
+
+def empty_stock_network(folder: Path, dtype: torch.dtype | None) -> StockNetwork:
+    """The same without weights, on the meta device: what other ranks have of a network that the
+    first one loads, until it is sharded.
+    """
+    return _frozen(empty_network(folder, dtype or torch.float32), folder)
+
+
+def _frozen(network: Any, folder: Path) -> StockNetwork:
+    return StockNetwork(network, stock_shape(folder), str(folder)).requires_grad_(False).eval()

@@ -278,6 +278,18 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return network.eval()
 
 
+def empty_network(folder: Path, dtype: torch.dtype) -> Any:
+    """The same network without weights, on the meta device, by config.json alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    return network.eval()
+
+
 def longest_text(config: Any) -> int:
     """Tokens of the longest text by a model's config, UNSAID_LENGTH where it names none."""
     text_config = config.get_text_config()

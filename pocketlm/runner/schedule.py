@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pocketlm.runner.overrides import Settings, apply_settings
-from pocketlm.runner.record import as_paths
+from pocketlm.runner.record import Call, as_paths
 
 
 class Coordinator(Protocol):
@@ -74,6 +74,28 @@ def turns(configs: Sequence[Any], world_size: int) -> list[dict[int, range]]:
     return [
         {number: ranks[number] for number in numbers[i : i + together]} for i in numbers[::together]
     ]
+
+
+def idle_ranks(calls: Sequence[Call], world_size: int) -> list[str]:
+    """A line for each turn of stages side by side, still to come, that leaves ranks without work:
+    the shares are even, and a stage takes no more of its own than its rows divide into.
+    """
+    groups: dict[tuple[str, ...], list[Call]] = {}
+    for call in calls:
+        if call.num_beside > 1 and runs_on_all_ranks(call.config):
+            groups.setdefault(call.side_by_side, []).append(call)
+    lines = []
+    for group in groups.values():
+        for turn in turns([call.config for call in group], world_size):
+            counts = {group[number].name: len(ranks) for number, ranks in turn.items()}
+            idle = world_size - sum(counts.values())
+            if idle and any(group[number].state() != "done" for number in turn):
+                used = ", ".join(f"{name} {count}" for name, count in counts.items())
+                lines.append(
+                    f"side by side: of {world_size} ranks {used}; {idle} wait{'s' * (idle == 1)} "
+                    f"until {'it is' if len(counts) == 1 else 'these are'} done"
+                )
+    return lines
 
 
 def take_turn(

@@ -20,11 +20,12 @@ from pocketlm.corpus.decisions import Outcome, TooShort, decide, read_part_recor
 from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.documents import SPLITS, SplitRule
 from pocketlm.corpus.duplicates import Signatures, find_groups
+from pocketlm.corpus.encode_step import EncodeStep
 from pocketlm.corpus.executors import Place
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.kept import KeptDocuments, link, text_of
 from pocketlm.corpus.parts import check_source
-from pocketlm.corpus.progress import Bar, progress_bars, write_progress
+from pocketlm.corpus.progress import Bar, progress_bars
 from pocketlm.corpus.read_step import EXAMPLES, ReadStep, part_folder
 from pocketlm.corpus.reading import source_line
 from pocketlm.corpus.sources import LocalSource, Source
@@ -47,11 +48,11 @@ class CurateConfig:
     breaks into several documents; longer conversations are dropped (counted under "length").
     validation_share, probe_share: of each source's documents, by the hash of their content and the
     seed. suites: evaluations (names or files) whose problems must not be trained on, found by
-    n-grams of `ngram` words. suites_data: a folder with the benchmarks' files; None reads them from
-    the hub. part_bytes: what one task reads, about; it decides into how many files a source is
-    written. executor: where tasks run, "local:N" (processes of this computer), "slurm:PARTITION" or
-    "ray:ADDRESS"; None: as many processes as cores, as far as the work is worth it. It changes
-    nothing of what is written.
+    n-grams of `ngram` words. suites_data: the folder with the benchmarks' files, as `pocketlm eval
+    --data` reads it; None reads them from the hub. part_bytes: what one task reads, about; it
+    decides into how many files a source is written. executor: where tasks run, "local:N" (processes
+    of this computer), "slurm:PARTITION" or "ray:ADDRESS"; None: as many processes as cores, as far
+    as the work is worth it. It changes nothing of what is written.
     """
 
     name: str
@@ -97,7 +98,11 @@ class CurateConfig:
         for name in ("tokenizer_sample_bytes", "max_chars", "ngram", "part_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
+        if self.suites_data is not None and not self.suites:
+            raise ValueError(
+                f"suites_data is {self.suites_data}, but no suite is named whose problems it "
+                "holds; name some in suites"
+            )
         if self.executor is not None:
             Place.parse(self.executor)
 
@@ -139,14 +144,17 @@ def curate(config: CurateConfig, out: Path) -> Path:
     for source in config.sources:
         check_source(source)
     given = Tokenizer.load(Path(config.tokenizer).expanduser()) if config.tokenizer else None
-    call = repr(replace(config, executor=None))
+    # as a version without suites_data wrote it, whose interrupted call goes on
+    call = repr(replace(config, executor=None)).replace(", suites_data=None", "", 1)
     work = Work(out.absolute() / "resume", config.sources, config.part_bytes, call)
     place = Place.parse(config.executor) if config.executor else work.worth()
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}")
     times = TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, *times, console=Console(stderr=True)) as progress:
         outcomes = _read(config, work, place, progress)
+        begun = time.monotonic()
         tokenizer = _tokenizer(config, given, out, work, outcomes)
+        work.seconds["tokenizer"] = time.monotonic() - begun
         _encode(work, out.absolute() / "tokenizer", place, progress, outcomes)
     for name, outcome in outcomes.items():
         _publish(out, work, name, outcome)
@@ -244,38 +252,18 @@ def _tokenizer_sample(sample_bytes: int, work: Work, outcomes: dict[str, Outcome
                 number += 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodeStep:
-    """A step of datatrove's: one task's documents that stay, put in order and encoded."""
-
-    work: Path
-    tokenizer: Path
-    moves: tuple[dict[float, str], ...]
-
-    def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        begun = time.monotonic()
-        tokenizer = Tokenizer.load(self.tokenizer)
-        documents = KeptDocuments(self.work, rank, self.moves[rank])
-        count = size = 0
-        with write_folder(part_folder(self.work / "encoded", rank)) as folder:
-            for split in SPLITS:
-                texts = documents.texts(split, folder / f"{split}.jsonl")
-                ids = encode_documents(texts, tokenizer)
-                shard = write_shard(folder, split, ids, vocab_size=tokenizer.vocab_size)
-                count += len(shard)
-                size += (folder / f"{split}.jsonl").stat().st_size
-            # what fills a bar: one task more
-            write_progress(self.work / "encoding" / f"{rank:05d}", count, size, 1)
-            seconds = round(time.monotonic() - begun, 3)
-            write_json(folder / "encoded.json", {"seconds": seconds})
-
-
 def _encode(
     work: Work, tokenizer: Path, place: Place, progress: Progress, outcomes: dict[str, Outcome]
 ) -> None:
     (work.folder / "encoding").mkdir(exist_ok=True)
     moves = tuple(outcomes[task.source.name].moves for task in work.tasks)
-    step = EncodeStep(work=work.folder, tokenizer=tokenizer, moves=moves)
+    step = EncodeStep(
+        work=work.folder,
+        tokenizer=tokenizer,
+        moves=moves,
+        encode=encode_documents,
+        write_shard=write_shard,
+    )
     tasks = {name: work.numbers(name) for name in work.sources}
     bars = [Bar(f"encode {name}", numbers, len(numbers), True) for name, numbers in tasks.items()]
     with progress_bars(progress, bars, work.folder / "encoding"):

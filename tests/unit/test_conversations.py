@@ -326,6 +326,20 @@ def test_inspect_shows_what_is_learnt_and_counts_the_rest(
     joined = result.output.replace("·", "").replace("\n", "")
     assert "⟦hello<|im_end|>⟧" in joined and "[bold]fox" in joined
     assert f"1 left out (33.3%): longer than 65 tokens ({file}:2)" in result.output
+    assert "too_long drop: 2 whole, 0 truncated, 1 dropped of 3 conversations" in result.output
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(
+        app, ["inspect", "chats", str(tmp_path / "base"), str(file), "--too-long", "truncate"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "too_long truncate: 2 whole, 1 truncated, 0 dropped of 3 conversations" in result.output
+    assert f"1 truncated (33.3%): longer than 65 tokens ({file}:2)" in result.output
+    assert "of 65 tokens are learnt" in result.output  # as many as a row has room for
+    wrong = CliRunner().invoke(
+        app, ["inspect", "chats", str(tmp_path / "base"), str(file), "--too-long", "cut"]
+    )
+    assert wrong.exit_code == 2 and "too_long 'cut' is unknown; known: drop, truncate" in (
+        wrong.output
+    )
     assert (
         "the base has no chat template" in result.output
         and "an answer ends at: <|im_end|>" in result.output

@@ -1,13 +1,15 @@
 """The curate stage: the files it leaves, what each of its fields changes, and how it resumes."""
 
+import gzip
 import json
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 from pocketlm.corpus import read_step
-from pocketlm.corpus.dedup import MinHash
+from pocketlm.corpus.dedup import MinHash, content_hash
 from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.sources import LocalSource, StdlibCodeSource
@@ -252,6 +254,64 @@ CHANGES = {
 def test_every_field_changes_what_is_written(config, tmp_path, field):
     changed = replace(config, **{field: CHANGES[field](config)})
     assert contents(run(changed, tmp_path / "changed")) != contents(run(config, tmp_path / "same"))
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_benchmarks_of_a_folder_are_kept_out_and_the_hub_is_not_asked(
+    config, tmp_path, packed, monkeypatch
+):
+    import datasets
+
+    def offline(*arguments, **options):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    asked = "Which of the seven old bridges over the river was the first to fall into the water?"
+    rows = (tmp_path / "stories.jsonl").read_text()
+    told = {"text": f"He wondered for years: {asked} " + story(900)}
+    (tmp_path / "stories.jsonl").write_text(rows + json.dumps(told) + "\n")
+    (tmp_path / "benchmarks").mkdir()
+    query = {"query": f"Question: {asked}\nAnswer:", "choices": ["one", "two"], "gold": 0}
+    line = (json.dumps(query) + "\n").encode()
+    file = tmp_path / "benchmarks" / f"arc_easy_test.jsonl{packed}"
+    file.write_bytes(gzip.compress(line) if packed else line)
+    config = replace(config, suites=("arc_easy",), suites_data=str(tmp_path / "benchmarks"))
+    assert Path(config.suites_data) in config.reads()
+    out = run(config, tmp_path / "out")
+    assert counts(out)["stories"]["dropped"]["contaminated"] == 1
+    assert not any(asked in d.text for s in SPLITS for d in read_documents(out, "stories", s))
+    example = json.loads((out / "curation.json").read_text())["examples"]["contaminated"][0]
+    assert example.startswith("arc_easy: which of the seven old bridges")
+
+
+def test_a_folder_that_lacks_a_benchmark_stops_curation_before_any_source_is_read(config, tmp_path):
+    given = replace(config, suites=("arc_easy", "piqa"), suites_data=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"holds no arc_easy_test\.jsonl .*put it there"):
+        run(given, tmp_path / "out")
+    assert not (tmp_path / "out" / "resume" / "parts").exists()
+    missing = replace(given, suites_data=str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"none: no such folder; .*suites_data"):
+        run(missing, tmp_path / "out")
+    with pytest.raises(ValueError, match="no suite is named whose problems it holds"):
+        replace(given, suites=())
+
+
+def test_an_interrupted_call_of_a_version_without_a_folder_of_benchmarks_goes_on(
+    config, tmp_path, monkeypatch
+):
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "suites_data"}
+    call = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    sources = {s.name: {"parts": [], "unread": {}, "limit": None} for s in config.sources}
+    plan = {"call": content_hash(f"CurateConfig({call})"), "sources": sources}
+    work = tmp_path / "out" / "resume"
+    work.mkdir(parents=True)
+    (work / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.setattr(stage, "_read", lambda *given: 1 / 0)
+    for given, there in ((config, True), (replace(config, suites_data=str(tmp_path)), False)):
+        (work / "read before").touch()
+        with pytest.raises(ZeroDivisionError):
+            curate(given, tmp_path / "out")
+        assert (work / "read before").exists() is there
 
 
 def test_a_tokenizer_can_be_brought(config, tmp_path):

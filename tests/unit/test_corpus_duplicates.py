@@ -189,7 +189,10 @@ def test_any_number_of_processes_writes_the_same_bytes(config, tmp_path):
     for number in (2, 3):
         out = run(replace(config, executor=f"local:{number}"), tmp_path / str(number))
         assert contents(out) == expected
-        assert json.loads((out / "throughput.json").read_text())["executor"] == f"local:{number}"
+        told = json.loads((out / "throughput.json").read_text())
+        assert told.pop("executor") == f"local:{number}"
+        assert told.keys() == {"read", "duplicates", "tokenizer", "encode"}
+        assert all(phase["seconds"] >= 0 for phase in told.values())
 
 
 SCRIPT = """

@@ -455,6 +455,17 @@ def test_small_files_share_a_part_and_a_capped_source_is_one(tmp_path):
     assert [len(part) for part in parts] == [9]
 
 
+def test_a_compressed_file_counts_as_much_as_its_text_when_files_are_shared(tmp_path):
+    """Eight files of text would else be one task, and a second worker idle."""
+    row = json.dumps({"text": "the quick brown fox"}).encode() + b"\n"
+    for number in range(4):
+        (tmp_path / f"{number}.jsonl.gz").write_bytes(gzip.compress(row))
+    size = (tmp_path / "0.jsonl.gz").stat().st_size
+    for part_bytes, sizes in ((8 * size, [2, 2]), (7 * size, [1, 1, 1, 1]), (16 * size, [4])):
+        parts, _ = by_parts(local(tmp_path), part_bytes)
+        assert [len(part) for part in parts] == sizes
+
+
 def test_a_hub_dataset_is_read_by_its_files(tmp_path, monkeypatch):
     """datasets itself streams, from parquet files of this machine."""
     folder = tmp_path / "data"

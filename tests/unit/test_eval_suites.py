@@ -294,7 +294,7 @@ def test_every_benchmark_has_a_valid_row_here():
 
 
 def test_a_missing_folder_file_or_hub_is_one_message(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"--data .*none: no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"none: no such folder; give --data DIR"):
         load_problems(SUITES["arc_easy"], tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"holds no arc_easy_test\.jsonl \(nor"):
         load_problems(SUITES["arc_easy"], tmp_path)

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from rank_processes import on_ranks, start_ranks
 
+from pocketlm.runner.dry_run import dry_run
+from pocketlm.runner.recipe_file import load_recipe
+from pocketlm.runner.record import Call
+from pocketlm.runner.schedule import idle_ranks
 from pocketlm.train.distributed.ranks import ALONE, joined, on_first_rank, ranks
 
 RECIPE = '''
@@ -163,8 +167,41 @@ def test_stages_side_by_side_run_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_a_stage_takes_no_more_of_its_ranks_than_its_rows_divide_into(tmp_path: Path) -> None:
-    ranks_of, _ = side_by_side(6, tmp_path, "--set", "b.rows_per_step=3")
+    ranks_of, output = side_by_side(6, tmp_path, "--set", "b.rows_per_step=3")
     assert (ranks_of["a"], ranks_of["b"], ranks_of["c"]) == ("01", "2", "45")
+    line = "side by side: of 6 ranks a 2, b 1, c 2; 1 waits until these are done"
+    assert output.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ("world_size", "lines"),
+    [
+        (1, []),
+        (2, ["of 2 ranks c 1; 1 waits until it is done"]),
+        (3, []),
+        (5, ["of 5 ranks a 1, b 1, c 1; 2 wait until these are done"]),
+        (6, []),
+        (8, ["of 8 ranks a 2, b 2, c 2; 2 wait until these are done"]),
+    ],
+)
+def test_ranks_that_stages_side_by_side_leave_idle_are_told(
+    world_size: int, lines: list[str], tmp_path: Path
+) -> None:
+    calls = three_branches(tmp_path)
+    assert idle_ranks(calls, world_size) == [f"side by side: {line}" for line in lines]
+
+
+def test_a_dry_run_tells_which_ranks_wait(tmp_path: Path) -> None:
+    statuses, output = run_on(2, tmp_path, "--dry-run", text=BRANCHES)
+    assert statuses == [0, 0] and not (tmp_path / "run").exists()
+    assert output.count("side by side: of 2 ranks c 1; 1 waits until it is done") == 1
+
+
+def three_branches(folder: Path) -> list[Call]:
+    """The calls of BRANCHES, of which nothing ran."""
+    (folder / "branches.py").write_text(BRANCHES)
+    recipe = load_recipe(folder / "branches.py")
+    return dry_run(recipe, folder / "run", missing_ok=True).calls
 
 
 def test_a_stage_run_alone_has_the_ranks_that_it_has_beside_others(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import JsonObject
 from pocketlm.model.unpacked import COMPRESSED_SUFFIXES, first_line
 
+# of the command that measures, and of the stage that keeps the problems out of the training text
+ADVICE = "give --data DIR (curate: suites_data)"
 SUFFIXES = tuple(f".jsonl{packed}" for packed in ("", *COMPRESSED_SUFFIXES))
 
 
@@ -75,12 +77,12 @@ class Rows:
         except ImportError:
             raise ValueError(
                 f"reading {place} from the Hugging Face hub needs the datasets package: pip "
-                f"install datasets; or give --data DIR with {self.file}.jsonl"
+                f"install datasets; or {ADVICE} with {self.file}.jsonl"
             ) from None
         except Exception as error:  # the hub's clients raise many kinds
             raise ValueError(
                 f"{place} cannot be read from the Hugging Face hub ({first_line(error)}); "
-                f"give --data DIR with {self.file}.jsonl"
+                f"{ADVICE} with {self.file}.jsonl"
             ) from None
         for number, row in enumerate(rows, start=1):
             yield number, f"{place}: row {number}", row
@@ -91,12 +93,12 @@ def where_of(rows: Rows, data: Path | None) -> Path:
     if data is None:
         return Path(rows.dataset)
     if not data.is_dir():
-        raise FileNotFoundError(f"--data {data}: no such folder; give one with JSONL files")
+        raise FileNotFoundError(f"{data}: no such folder; {ADVICE} with the benchmarks' files")
     for suffix in SUFFIXES:
         path = data / f"{rows.file}{suffix}"
         if path.is_file():
             return path
     raise FileNotFoundError(
         f"{data} holds no {rows.file}.jsonl (nor .jsonl{', .jsonl'.join(COMPRESSED_SUFFIXES)}); "
-        f"put it there, or leave out --data to read {rows.dataset} from the Hugging Face hub"
+        f"put it there, or name no folder, to read {rows.dataset} from the Hugging Face hub"
     )

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from pocketlm.inference.open import refusal
-from pocketlm.inference.stock_network import StockNetwork, load_stock_network
+from pocketlm.inference.stock_network import StockNetwork, empty_stock_network, load_stock_network
 from pocketlm.inference.stock_shape import stock_shape
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import check_ids, load_checkpoint, raw_config, shape_of
@@ -33,7 +33,7 @@ from pocketlm.train.distill.cache import (
     tokenizer_digest,
 )
 from pocketlm.train.distributed.fsdp import shard_model
-from pocketlm.train.distributed.ranks import device, ranks
+from pocketlm.train.distributed.ranks import device, on_first_rank, ranks
 from pocketlm.train.lazy_logits import TeacherScores, teacher_scores
 from pocketlm.train.optim import OptimConfig, product_dtype
 
@@ -79,12 +79,13 @@ def network_shape(folder: Path) -> ModelConfig:
 
 
 def load_network(
-    folder: Path, dtype: torch.dtype | None
+    folder: Path, dtype: torch.dtype | None, *, to_shard: bool = False
 ) -> tuple[Transformer | StockNetwork, Tokenizer]:
     """(network, tokenizer) of a checkpoint folder, to be read and not trained.
 
     Ours has float32 weights and computes products in `dtype`; one of transformers has its weights
-    in it, as the library itself would run it. ValueError where neither opens the folder.
+    in it, as the library itself would run it: the first rank alone where it is then sharded
+    (live_teacher). ValueError where neither opens the folder.
     """
     shape = network_shape(folder)
     if not isinstance(shape, StockShape):
@@ -93,7 +94,17 @@ def load_network(
         return network, tokenizer
     tokenizer = Tokenizer.load(folder)
     check_ids(tokenizer, shape, folder)
-    return load_stock_network(folder, dtype), tokenizer
+    load = _loaded_by_first if to_shard and ranks().world_size > 1 else load_stock_network
+    return load(folder, dtype), tokenizer
+
+
+def _loaded_by_first(folder: Path, dtype: torch.dtype | None) -> StockNetwork:
+    """The network with its weights on the first rank, and without, on the meta device, on the
+    others: a machine holds it once, however many of its ranks are here.
+    """
+    loaded: list[StockNetwork] = []
+    on_first_rank(lambda: loaded.append(load_stock_network(folder, dtype)))
+    return loaded[0] if loaded else empty_stock_network(folder, dtype)
 
 
 def open_teacher(
@@ -121,7 +132,7 @@ def open_teacher(
         )
     else:
         check_teacher(tokenizer, Tokenizer.load(teacher))
-        network, _ = load_network(teacher, product_dtype(optim, device()))
+        network, _ = load_network(teacher, product_dtype(optim, device()), to_shard=True)
         window, description = network.config.max_position_embeddings, "live"
         if isinstance(network, StockNetwork):
             description += ", in transformers"
@@ -137,13 +148,13 @@ def open_teacher(
 
 def live_teacher(model: Transformer | StockNetwork, optim: OptimConfig) -> Teacher:
     """Scores [B x T, V] by running `model`, without gradients, on the student's very batch, in the
-    student's compute dtype.
+    student's compute dtype. Of a network of transformers the first rank's weights count.
 
     ValueError: a network of transformers that cannot be a teacher (StockNetwork.check).
     """
     frozen = model.eval().requires_grad_(False)
     if isinstance(frozen, StockNetwork):
-        model = shard_model(frozen, optim.shard_over, frozen.blocks)
+        model = shard_model(frozen, optim.shard_over, frozen.blocks, from_first=True)
         model.check()
     else:
         model = shard_model(frozen, optim.shard_over)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -66,10 +66,18 @@ def make_mesh(shape: tuple[int, ...], together: dist.ProcessGroup) -> DeviceMesh
 
 
 def shard_model(
-    model: Network, shard_over: ShardOver, blocks: Iterable[nn.Module] | None = None
+    model: Network,
+    shard_over: ShardOver,
+    blocks: Iterable[nn.Module] | None = None,
+    *,
+    from_first: bool = False,
 ) -> Network:
     """The same model on this rank's device, its weights sharded over the ranks; a single process
     holds it whole. blocks: those of another network than ours.
+
+    from_first: the first rank's weights count, and on the others the model may be on the meta
+    device. Each block is broadcast before it is sharded, so that another rank never holds more
+    than its shards and one block, or what lies outside of the blocks.
 
     A block's weights are gathered when it runs and dropped after. Those outside of the blocks
     (table, norm, head) stay from `hidden` to the end of the backward pass, so that a loss uses the
@@ -84,7 +92,11 @@ def shard_model(
         assert isinstance(model, Transformer)
         blocks = model.model.layers
     for block in blocks:
+        if from_first:
+            broadcast_weights(block)
         fully_shard(block, mesh=mesh)
+    if from_first:
+        broadcast_weights(model)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
     for module in model.modules():
@@ -93,6 +105,38 @@ def shard_model(
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     return model
+
+
+def broadcast_weights(module: nn.Module) -> None:
+    """Gives every rank, on its device, the first rank's values of a frozen module: parameters,
+    buffers, and other tensors that its parts keep, but for what is sharded already.
+
+    ValueError where the ranks' modules are not of one shape.
+    """
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}  # of each tensor, shared ones too
+    for part in module.modules():
+        for held in (part._parameters, part._buffers, vars(part)):
+            for name, value in held.items():
+                if isinstance(value, Tensor) and not isinstance(value, DTensor):
+                    places.setdefault(id(value), []).append((held, name))
+    tensors = [(name, held[name]) for (held, name), *_ in places.values()]
+    described = [(name, tuple(value.shape), value.dtype) for name, value in tensors]
+    whole: list[list[Any]] = [described]
+    dist.broadcast_object_list(whole, src=0, device=torch.device("cpu"))
+    if [part[:2] for part in whole[0]] != [part[:2] for part in described]:
+        raise ValueError("the first rank's network has other weights than this rank's")
+    for (_, value), (_, shape, dtype), where in zip(
+        tensors, whole[0], places.values(), strict=True
+    ):
+        if ranks().first:
+            filled = value.detach().to(device()).contiguous()
+        else:
+            filled = torch.empty(shape, dtype=dtype, device=device())
+        dist.broadcast(filled, src=0)
+        if isinstance(value, nn.Parameter):
+            filled = nn.Parameter(filled, requires_grad=False)
+        for held, name in where:
+            held[name] = filled
 
 
 def empty_copy(model: Transformer) -> Transformer:
