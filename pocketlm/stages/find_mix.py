@@ -71,15 +71,16 @@ class MixConfig:
         )
 
 
-def find_mix(config: MixConfig, out: Path, *, corpus: Path) -> Path:
+def find_mix(config: MixConfig, out: Path, *, corpus: Path, probes: Path | None = None) -> Path:
     """`out`, with mix.json: the shares of the selected mix, and of every mix its shares, its
     held-out bits per byte after training on it, and what its method tells; proxies/ has the metrics
     of the proxies' trainings.
 
-    Uniform is the papers' baseline and a weak one; size-proportional is the one to beat
-    (docs/log.md). All ranks train each proxy together, and divide what is measured.
+    probes: what build_probes wrote; without it held-out text as it is. Uniform is the papers'
+    baseline and a weak one; size-proportional is the one to beat (docs/log.md). All ranks train
+    each proxy together, and divide what is measured.
     """
-    proxies = Proxies(config, out, corpus)
+    proxies = Proxies(config, out, corpus, probes)
     if not (out / "mix.json").is_file():
         write_mixes(config, out, proxies)
     proxies.remove_states()

@@ -66,17 +66,19 @@ class ProxySettings(Protocol):
 
 class Proxies:
     """The proxies of one stage, in out/proxies. tokens: of each source's training text.
-    capabilities: the sources whose probe text serves each.
+    capabilities: the sources whose probe text serves each. probes: as open_probe_sets takes them.
     """
 
-    def __init__(self, config: ProxySettings, out: Path, corpus: Path) -> None:
+    def __init__(
+        self, config: ProxySettings, out: Path, corpus: Path, probes: Path | None = None
+    ) -> None:
         self.config, self.out, self.corpus = config, out, corpus
         self.tokenizer = Tokenizer.load(corpus / "tokenizer")
         self.rows = {
             name: self._rows(shard) for name, shard in open_shards(corpus, "train").items()
         }
         self.tokens = {source: len(rows.shard.tokens) for source, rows in self.rows.items()}
-        self.probes = open_probe_sets(corpus)
+        self.probes = open_probe_sets(corpus, probes)
         self.capabilities = self.probes.capabilities
 
     def _rows(self, shard: Shard) -> TextRows:

@@ -14,9 +14,10 @@ from rich.progress import track
 from torch import Tensor
 
 from pocketlm.data.batches import TextRows, collate
-from pocketlm.data.corpus_folder import open_shards, source_domains
+from pocketlm.data.corpus_folder import open_shards
 from pocketlm.data.influence import influence, probe_directions
 from pocketlm.data.mixture import Shares, cap_repetition
+from pocketlm.data.probe_sets import ProbeSets, open_probe_sets
 from pocketlm.data.shards import Shard, write_shard
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.checkpoint import load_checkpoint
@@ -68,14 +69,17 @@ class SelectConfig:
         )
 
 
-def select(config: SelectConfig, out: Path, *, corpus: Path, model: Path) -> Path:
+def select(
+    config: SelectConfig, out: Path, *, corpus: Path, model: Path, probes: Path | None = None
+) -> Path:
     """`out`, with shards/ of the kept pieces (influence above 0) and selection.json: shares,
     counts, a sample of scores.
 
-    Shares are R1's influence densities (equations 5 and 6): the token-weighted mean influence of
-    what was kept. The ranks divide the batches of every source, each whole on one of them, so that
-    a score does not depend on how many there are; batches that were scored before the stage was
-    interrupted are not scored again.
+    probes: what build_probes wrote; without it held-out text as it is. Shares are R1's influence
+    densities (equations 5 and 6): the token-weighted mean influence of what was kept. The ranks
+    divide the batches of every source, each whole on one of them, so that a score does not depend
+    on how many there are; batches that were scored before the stage was interrupted are not scored
+    again.
     """
     network, tokenizer = load_checkpoint(model)
     network.eval().requires_grad_(False)  # activations alone are kept for the backward pass
@@ -84,7 +88,7 @@ def select(config: SelectConfig, out: Path, *, corpus: Path, model: Path) -> Pat
     process = ranks()
     directions = probe_directions(
         network,
-        _probes(config, corpus, tokenizer.eos_id),
+        _probes(config, open_probe_sets(corpus, probes), tokenizer.eos_id),
         part=slice(process.rank, None, process.world_size),
         all_reduce=_sum_over_ranks,
     )
@@ -231,21 +235,16 @@ def padded(pieces: list[np.ndarray], eos_id: int) -> Batch:
 # ---- probes ----
 
 
-def _probes(config: SelectConfig, corpus: Path, eos_id: int) -> dict[str, list[Batch]]:
-    """Batches of each capability's probe split, its sources taking turns."""
-    domains = source_domains(corpus)
-    sources = {
-        name: TextRows(shard, config.seq_len, eos_id)
-        for name, shard in open_shards(corpus, "probe").items()
-    }
+def _probes(config: SelectConfig, sets: ProbeSets, eos_id: int) -> dict[str, list[Batch]]:
+    """Batches of each capability's probe set, its sources taking turns."""
     probes: dict[str, list[Batch]] = {}
-    for domain in sorted(set(domains.values())):
-        serving = [rows for name, rows in sources.items() if domains[name] == domain]
+    for capability, shards in sets.shards.items():
+        serving = [TextRows(shard, config.seq_len, eos_id) for shard in shards.values()]
         rows = [
             source[i] for i in range(config.probe_rows) for source in serving if i < len(source)
         ][: config.probe_rows]
         size = config.batch_rows
-        probes[domain] = [
+        probes[capability] = [
             to_device(collate(rows[i : i + size], separate_documents=False), device())
             for i in range(0, len(rows), size)
         ]
