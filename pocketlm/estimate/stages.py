@@ -11,6 +11,7 @@ from pocketlm.estimate.data_costs import (
     export_cost,
     merge_cost,
     mix_cost,
+    probes_cost,
     select_cost,
     teach_cost,
 )
@@ -49,6 +50,7 @@ COSTS: dict[str, Callable[[Call, Known], Stage]] = {
     "extend_context": extend_cost,
     "quantize": quantize_cost,
     "curate": curate_cost,
+    "build_probes": probes_cost,
     "find_mix": mix_cost,
     "select": select_cost,
     "teach": teach_cost,

@@ -17,6 +17,7 @@ from pocketlm.report.mixing import mix_section
 from pocketlm.report.model_table import evaluation_section
 from pocketlm.report.number_format import duration
 from pocketlm.report.page import page
+from pocketlm.report.probes import probes_section
 from pocketlm.report.results import headline, shipped_labels, transcripts_section
 from pocketlm.report.speed import speed_section
 from pocketlm.report.timeline import Stage, curves_section, recipe_section, road_section
@@ -26,6 +27,7 @@ SHOWN_FILES = (
     "curation.json",
     "throughput.json",
     "conversations.json",
+    "probes.json",
     "mix.json",
     "selection.json",
     "merge.json",
@@ -84,6 +86,7 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
         curves_section(read),
         curation_section(read, config.examples),
         conversations_section(read),
+        probes_section(read, config.examples),
         mix_section(read),
         selection_section(read),
         merging_section(read),

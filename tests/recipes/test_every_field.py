@@ -36,6 +36,7 @@ from pocketlm.corpus.sources import (
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.methods import MixMethod
 from pocketlm.data.mixing.utility import UtilityMix
+from pocketlm.data.probe_building import ask
 from pocketlm.eval.agreement import Agreement
 from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
@@ -58,6 +59,7 @@ from pocketlm.stages.formats import FormatsConfig, check_formats
 from pocketlm.stages.importing import ImportConfig, import_model
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
+from pocketlm.stages.probes import ProbeConfig, build_probes
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
@@ -155,6 +157,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exam += [{"prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(3)]
     for name, problems in (("exam", exam), ("other", exam[1:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    labels = [{"text": story(8 + 8 * (n % 5)), "label": n % 5} for n in range(30)]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
     (folder / "tokenizer").mkdir()
     train_tokenizer([story(400)], 290).save(folder / "tokenizer")
     make_corpus(folder)
@@ -321,6 +325,23 @@ def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.Monk
     return files_of(out), seen, mesh_shape(config.shard_over, world_size=4, local_world_size=2)
 
 
+def after_probes(config: ProbeConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What was written and the sizes of batches, or why it is refused."""
+    seen: list[int] = []
+    compute = ask.next_logits
+
+    def watched(model: Any, rows: Any) -> Any:
+        seen.append(len(rows))
+        return compute(model, rows)
+
+    patch.setattr(ask, "next_logits", watched)
+    try:
+        build_probes(placed(config, folder), out, corpus=folder / "corpus", asker=folder / "model")
+    except ValueError as refused:
+        return str(refused)
+    return files_of(out), seen
+
+
 def after_method(config: MixMethod, *rest: Any) -> Any:
     return after_training(find_mix)(replace(BASES[MixConfig], methods={"found": config}), *rest)
 
@@ -480,6 +501,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     Sampling: lambda config, *rest: after_chat(replace(BASES[ChatConfig], sampling=config), *rest),
     CurateConfig: after_curate,
     MixConfig: after_training(find_mix),
+    ProbeConfig: after_probes,
     UtilityMix: after_method,
     GivenMix: after_method,
     PretrainConfig: after_training(pretrain, teacher="sibling"),
@@ -514,6 +536,7 @@ STAGES = {
     **{
         CurateConfig: curate,
         MixConfig: find_mix,
+        ProbeConfig: build_probes,
         PretrainConfig: pretrain,
         SelectConfig: select,
         MergeConfig: merge,

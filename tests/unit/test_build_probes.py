@@ -11,6 +11,7 @@ from planted_corpus import KINDS, MEMBERSHIP, Planted, write_labels, write_plant
 from rank_processes import on_ranks
 from shapes import small
 
+from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.probe_building import ask, scores
 from pocketlm.data.probe_building.ask import asker_of
 from pocketlm.data.probe_sets import open_probe_sets
@@ -21,7 +22,11 @@ from pocketlm.model.files import read_json
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.stages import probes as stage
+from pocketlm.stages.find_mix import MixConfig
 from pocketlm.stages.probes import ProbeConfig, build_probes
+from pocketlm.stages.proxies import Proxies
+from pocketlm.stages.select import SelectConfig, select
+from pocketlm.train.optim import OptimConfig
 
 PROMPTS = {"knowledge": "Facts? {text}", "maths": "Sums? {text}"}
 CONFIG = ProbeConfig(
@@ -36,6 +41,31 @@ CONFIG = ProbeConfig(
     documents_per_cluster=1000,
     batch_rows=4,
     seed=2,
+)
+
+SELECT = SelectConfig(
+    name="select",
+    seq_len=64,
+    candidate_tokens=500,
+    probe_rows=6,
+    batch_rows=4,
+    budget_tokens=1000,
+    max_epochs=50.0,
+    seed=1,
+    compute_dtype="float32",
+)
+MIX = MixConfig(
+    name="mix",
+    methods={"flat": UniformMix()},
+    selected="flat",
+    proxy=small(vocab_size=600),
+    optim=OptimConfig(lr=1e-2, num_steps=1, warmup_steps=0, final_lr_share=0.1),
+    seq_len=64,
+    rows_per_step=1,
+    micro_batch_size=1,
+    budget_tokens=1000,
+    max_epochs=50.0,
+    seed=1,
 )
 
 
@@ -202,6 +232,20 @@ def test_of_the_rest_the_best_stay_up_to_a_size(planted, labels, asker, tmp_path
             lowest = min(score([planted.texts[source][n]])[0][0] for n in numbers)
             dropped = sizes[source]["examples"]["dropped"]
             assert dropped and all(e["score"] <= lowest + 1e-6 for e in dropped)
+
+
+# ---- who looks at them ----
+
+
+def test_influence_and_proxies_look_at_the_built_sets(planted, built, asker, tmp_path):
+    assert Proxies(MIX, tmp_path, planted.corpus, built).capabilities == MEMBERSHIP
+    by_domain = Proxies(MIX, tmp_path, planted.corpus).capabilities
+    assert by_domain == {"knowledge": ("forum", "web"), "maths": ("lessons",)}
+    influence = []
+    for number, more in enumerate(({}, {"probes": built})):
+        out = select(SELECT, tmp_path / str(number), corpus=planted.corpus, model=asker, **more)
+        influence.append(read_json(out / "selection.json")["influence"])
+    assert influence[0] != influence[1]
 
 
 # ---- resuming, ranks ----
