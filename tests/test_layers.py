@@ -19,7 +19,6 @@ WRAPPERS = {  # optional package -> the files that may import it
     # its runtime answers, and its compiler writes: two floors, and who chats needs the first alone
     "executorch": {"pocketlm/inference/executorch.py", "pocketlm/export/pte.py"},
     "xllamacpp": {"pocketlm/export/llamacpp_server.py"},
-    "wordllama": {"pocketlm/data/probe_building/embedding.py"},
 }
 
 FILES = sorted(

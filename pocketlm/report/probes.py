@@ -73,10 +73,10 @@ def _examples(step: dict[str, Any], most: int) -> Element:
             for example in figures["examples"][kind][:most]:
                 like = f" Like: {example['like']}" if "like" in example else ""
                 score = example.get("score", example.get("cosine"))
-                shown = "" if score is None else f"{score:.3f}: "
+                prefix = "" if score is None else f"{score:.3f}: "
                 items += [
                     node("dt", f"{source}, {kind}"),
-                    node("dd", shown + example["text"] + like),
+                    node("dd", prefix + example["text"] + like),
                 ]
     of = f" for {step['capability']}" if "capability" in step else ""
     return fold(f"Examples: {WORDS[step['step']]}{of}", node("dl", *items, class_="dropped"))

@@ -48,7 +48,7 @@ class ProbeConfig:
     passes that step over. min_quality: the least score that stays. prompt, capability_prompts: what
     the asker reads, the text at {text}. top_share: of a source's documents those that stay, by each
     of the two. ask_tokens: of a text that are read. embedder, max_cosine: texts nearer to each
-    other than that are one; hashed words and learned ones have other cosines. documents_per_cluster
+    other than that are one; 0.8 suits both embedders (docs/pipeline.md). documents_per_cluster
     are compared with each other. examples_per_source: of each capability, the best. batch_rows:
     texts scored at a time. seed: draws the first centres of clusters, and ranks documents where
     nothing scores them.

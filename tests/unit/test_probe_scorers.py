@@ -204,7 +204,7 @@ def test_labels_that_are_not_there_and_a_package_that_is_not_there(tmp_path, mon
     with pytest.raises(ValueError, match="no such file of labels"):
         open_scorer(str(tmp_path / "labels.jsonl"), "hashed", CPU)
     monkeypatch.setitem(sys.modules, "wordllama", None)
-    with pytest.raises(ValueError, match="pip install wordllama, or set embedder=hashed"):
+    with pytest.raises(ValueError, match="pip install --no-deps wordllama, or set embedder=hashed"):
         open_embedder("wordllama")
 
 

@@ -67,11 +67,11 @@ def asker_of(model: Runtime, prompt: str, max_tokens: int, where: str) -> Scorer
     def ask(texts: Sequence[str]) -> Scores:
         rows = tokenizer.encode_batch(texts)
         cut = np.asarray([len(row) > limit for row in rows])
-        asked = [
+        prompts = [
             _fitted(model, prompt, row, limit) if shorter else prompt_ids(tokenizer, prompt, text)
             for text, row, shorter in zip(texts, rows, cut, strict=True)
         ]
-        logits = next_logits(model, asked)
+        logits = next_logits(model, prompts)
         odds = _log_sum(logits[:, yes]) - _log_sum(logits[:, no])
         return 1 / (1 + np.exp(-odds)), cut
 
@@ -91,10 +91,10 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, text: str) -> list[int]:
 def _fitted(model: Runtime, prompt: str, ids: list[int], limit: int) -> list[int]:
     """The prompt around the first `limit` ids of a text, or fewer where they do not fit."""
     while True:
-        asked = prompt_ids(model.tokenizer, prompt, model.tokenizer.decode(ids[:limit]))
-        excess = len(asked) - model.max_length
+        whole = prompt_ids(model.tokenizer, prompt, model.tokenizer.decode(ids[:limit]))
+        excess = len(whole) - model.max_length
         if excess <= 0 or limit == 0:
-            return asked
+            return whole
         limit = max(0, limit - excess)
 
 

@@ -3,14 +3,18 @@
 Shapes: N texts, D dimensions
 """
 
+import importlib.util
 import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import tokenizers
+from safetensors.numpy import load_file
 
 EmbedderName = Literal["hashed", "wordllama"]
 EMBEDDERS: tuple[EmbedderName, ...] = ("hashed", "wordllama")
@@ -46,15 +50,30 @@ def _place(word: str) -> tuple[int, float]:
 
 
 def _wordllama() -> Embedder:
-    try:
-        from wordllama import WordLlama  # type: ignore[import-not-found]
-    except ImportError:
+    """Means of the vectors of a text's tokens, read from the files in the package: its own code
+    would fetch the tokenizer, which lies beside the weights, from the hub (version 0.4.0).
+    """
+    spec = importlib.util.find_spec("wordllama")
+    if spec is None or spec.origin is None:
         raise ValueError(
             "embedder wordllama needs the package wordllama, which carries its 16 MB of weights: "
-            "pip install wordllama, or set embedder=hashed"
-        ) from None
-    model = WordLlama.load()
-    return lambda texts: _unit(np.asarray(model.embed(list(texts)), dtype=np.float32))
+            "pip install --no-deps wordllama, or set embedder=hashed"
+        )
+    folder = Path(spec.origin).parent
+    try:
+        tensors = load_file(folder / "weights" / "l2_supercat_256.safetensors")
+        file = folder / "tokenizers" / "l2_supercat_tokenizer_config.json"
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        table = tensors["embedding.weight"].astype(np.float32)  # [V, 256]
+    except Exception as error:  # tokenizers raises a bare one
+        raise ValueError(f"{folder}: not wordllama as of 0.4.0 ({error})") from None
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        ids = [one.ids for one in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        rows = [table[row].mean(0) if row else np.zeros(table.shape[1]) for row in ids]
+        return _unit(np.asarray(rows, dtype=np.float32))
+
+    return embed
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
