@@ -18,6 +18,7 @@ from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
+from pocketlm.stages.probes import ProbeConfig, build_probes
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
@@ -116,6 +117,25 @@ PHASE2 = {  # R1, table 3: percent
         for part, rows in COSMOPEDIA_ROWS.items()
     },
 }
+
+# R1, section 5.1.1: which sets show which capability; these three show all
+ALL_THREE = (*(f"cosmopedia-{part}" for part in COSMOPEDIA_ROWS), "natural-reasoning", "pes2o")
+PROBES = ProbeConfig(
+    name="probes",
+    membership={
+        "code": ("starcoder", "stackexchange", "nemotron-code", *ALL_THREE),
+        "maths": ("openwebmath", "finemath", "algebraic-stack", "nemotron-math", *ALL_THREE),
+        "knowledge": ("fineweb-edu", "wiki", "arxiv", "nemotron-science", *ALL_THREE),
+    },
+    # R1: above 4. How code and maths, which it does not know, reach that is not found
+    scorer="HuggingFaceFW/fineweb-edu-classifier",
+    min_quality=4.0,
+    # which model is asked, and how, is not found: the teacher, and prompts of ours
+    top_share=0.10,  # R1
+    # what embeds and how near is near: not found
+    examples_per_source=10_000,  # R1: about 10,000 of each set
+    seed=6,
+)
 
 # Train splits of benchmarks, 0.97 % of the second mid-training mix: scores on these benchmarks are
 # in-domain scores. Of the eight (TriviaQA, OBQA, NQ, PIQA, GSM8K, BoolQ, ARC-e, ARC-c) only these
@@ -344,8 +364,9 @@ def recipe(
 
     --teacher: a folder with Llama-3.1-8B-Instruct, the teacher of both mid-training phases
 
-    --mix: published, mid-training in two rounds on the shares of table 4, or found, in shares by
-    the influence density of what each round keeps, until too little positive influence is left
+    --mix: published, mid-training in two rounds on the shares of table 4; or found: probe sets are
+    built, and mid-training takes the shares by the influence density of what each round keeps,
+    until too little positive influence is left
     """
     if size not in SHAPES:
         raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
@@ -356,10 +377,10 @@ def recipe(
     words = VocabularyConfig(name="teacher-check", tokenizer=str(tokenizer), window=MID.seq_len)
     run(check_vocabulary, words, teacher=teacher)
 
-    def collect(name: str, sources: tuple[Source, ...], held_out: float) -> Path:
-        """held_out: of each source, for probes; R1 picks probes by a classifier and a language
-        model (section 5.1).
-        """
+    def collect(
+        name: str, sources: tuple[Source, ...], held_out: float, probes: float | None = None
+    ) -> Path:
+        """held_out: of each source, for validation, and for probes where those have no share."""
         return run(
             curate,
             CurateConfig(
@@ -369,11 +390,16 @@ def recipe(
                 # 32,768 tokens: section 7.1 uses chains of thought in full. Longer texts are cut
                 max_chars=150_000,
                 validation_share=held_out,
-                probe_share=held_out,
+                probe_share=held_out if probes is None else probes,
             ),
         )
 
-    texts = collect("corpus-pretrain", PRETRAINING, 1e-5)
+    # two top tenths of what scores well are little: one document in a hundred is a candidate
+    candidates = 1e-2 if mix == "found" else None
+    texts = collect("corpus-pretrain", PRETRAINING, 1e-5, candidates)
+    looked_at: dict[str, Path] = {}
+    if mix == "found":
+        looked_at["probes"] = run(build_probes, PROBES, corpus=texts, asker=teacher)
     phase1 = run(
         pretrain,
         replace(PRETRAIN, name="phase1", model=SHAPES[size], shares=shares(PHASE1)),
@@ -400,6 +426,7 @@ def recipe(
             corpus=texts,
             model=trunk,
             previous=chosen,
+            **looked_at,
         )
         trunk = run(
             pretrain,

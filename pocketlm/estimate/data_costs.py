@@ -117,6 +117,48 @@ def leave_one_out_cost(call: Call, known: Known) -> Stage:
     )
 
 
+def probes_cost(call: Call, known: Known) -> Stage:
+    """A forward pass of the asker over what the corpus holds out for probes, and over the top share
+    of it for each capability that a source serves; as if nothing fell to the quality score.
+    """
+    config, asker = call.config, one_input(call, "asker")
+    corpus, shape = known.corpus(one_input(call, "corpus")), known.model(asker)
+    if corpus is None or corpus.probe_tokens is None:
+        note = "how much its corpus holds out for probes is known when that is done"
+        return Stage(call=call, notes=(note,))
+    times = {name: 0 for sources in config.membership.values() for name in sources}
+    for sources in config.membership.values():
+        for name in sources:
+            times[name] += 1
+    held_out = {name: corpus.probe_tokens.get(name, 0) for name in times}
+    notes = ("the scorer of quality is not counted",) if config.scorer else ()
+    if asker is None:
+        tokens = sum(held_out.values())
+        return Stage(
+            call=call, tokens=tokens, disk=0, other_seconds=0.0, at_least=True, notes=notes
+        )
+    if shape is None:
+        return Stage(call=call, notes=("its asker is unknown",))
+    tokens = sum(int(held_out[n] * (1 + config.top_share * times[n])) for n in times)
+    like = Work(
+        model=shape,
+        optim=NO_TRAINING,
+        seq_len=config.ask_tokens,
+        rows_per_step=config.batch_rows * batches_at_once(call),
+        micro_batch_size=config.batch_rows,
+    )
+    row = flops_of(shape, 1, config.ask_tokens)
+    return Stage(
+        call=call,
+        like=like,
+        other_flops=int(tokens / config.ask_tokens * row.forward),
+        tokens=tokens,
+        disk=tokens * (2 if shape.vocab_size <= 1 << 16 else 4),
+        at_most=True,
+        notes=notes,
+    )
+
+
 def select_cost(call: Call, known: Known) -> Stage:
     """A forward and a backward pass to the embedding for every candidate, and a product with the
     direction of each probe set; for DataInf two passes before that over the rows of its Hessian.

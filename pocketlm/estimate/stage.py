@@ -46,12 +46,13 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """domains: of each source. tokens: for training, of each source; None where curate has not
-    counted them yet.
+    """domains: of each source. tokens, probe_tokens: for training and for probes, of each source;
+    None where curate has not counted them yet.
     """
 
     domains: dict[str, str]
     tokens: dict[str, int] | None = None
+    probe_tokens: dict[str, int] | None = None
 
 
 @dataclass
@@ -94,6 +95,13 @@ def counted(folder: Path) -> Corpus | None:
             .object("kept")
             .object("train")
             .typed("tokens", WHOLE, least=0)
+            for name in sources
+        },
+        probe_tokens={
+            name: sources.object(name)
+            .object("kept")
+            .object("probe", None)
+            .typed("tokens", WHOLE, 0, least=0)
             for name in sources
         },
     )

@@ -12,6 +12,7 @@ from pocketlm.estimate.data_costs import (
     leave_one_out_cost,
     merge_cost,
     mix_cost,
+    probes_cost,
     select_cost,
     teach_cost,
 )
@@ -50,6 +51,7 @@ COSTS: dict[str, Callable[[Call, Known], Stage]] = {
     "extend_context": extend_cost,
     "quantize": quantize_cost,
     "curate": curate_cost,
+    "build_probes": probes_cost,
     "find_mix": mix_cost,
     "leave_one_out": leave_one_out_cost,
     "select": select_cost,

@@ -53,6 +53,15 @@ def download(name: str, revision: str | None, wanted: list[str]) -> Path:
     return folder
 
 
+def download_files(name: str, wanted: list[str]) -> Path:
+    """The folder in the hub's cache with the files that `wanted` matches, of a repository of any
+    kind of model. ValueError where the hub does not answer.
+    """
+    import huggingface_hub as hub
+
+    return Path(_asked(name, lambda: hub.snapshot_download(name, allow_patterns=wanted)))
+
+
 def _pickles(name: str, revision: str | None) -> str:
     """What to do where a repository holds pickles alone; nothing is said where it does not tell its
     files.

@@ -17,6 +17,9 @@ MOST: dict[str, float] = {
     "candidate_tokens": 2_000,
     "probe_rows": 2,
     "batch_rows": 2,
+    "ask_tokens": 32,
+    "min_quality": -100.0,  # the stand-in for a scorer has its own scale
+    "examples_per_source": 8,
     "budget_tokens": 1_000,
     "validation_rows": 1,
     "resolution": 2,
@@ -43,7 +46,9 @@ MOST: dict[str, float] = {
     "min_agreement": 0.0,  # random weights have no likeliest token to agree on
 }
 # the least that a field keeps, where it is not 0: a small corpus needs more of it
-LEAST: dict[str, float] = {"validation_share": 0.25, "probe_share": 0.25, "max_epochs": 50.0}
+LEAST: dict[str, float] = {
+    **{"validation_share": 0.25, "probe_share": 0.25, "max_epochs": 50.0, "top_share": 1.0}
+}
 # fields that hold numbers of tokens in a row: they keep their order
 LENGTHS = {
     *("seq_len", "window", "context_length", "max_position_embeddings", "sliding_window"),
@@ -51,6 +56,8 @@ LENGTHS = {
 }
 # how a corpus of seconds is read: starting processes, or waiting for a cluster's, would take longer
 EXECUTOR = "local:1"
+# in a prompt where a text comes, which is all that a prompt keeps: a stand-in reads few tokens
+PLACE = "{text}"
 SLOW_FORMATS = ("pte",)  # of an export: lowering takes a minute, whatever the size
 # tokens of the shortest length of a recipe, which hold a generated conversation; and by how many
 # the next one is longer
@@ -100,6 +107,8 @@ def cut_config(config: Any, cut: Cut) -> Any:
         return type(config)(cut_config(item, cut) for item in config)
     if isinstance(config, dict):
         return {name: cut_config(item, cut) for name, item in config.items()}
+    if isinstance(config, str) and PLACE in config:
+        return PLACE
     if not is_dataclass(config) or isinstance(config, type):
         return config
     if hasattr(config, "num_hidden_layers"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from pocketlm.model.files import write_json
 from pocketlm.rehearsal.cut import Cut, cut_config, length_map
-from pocketlm.rehearsal.stand_ins import VOCAB_SIZE, make_model, make_source
+from pocketlm.rehearsal.stand_ins import VOCAB_SIZE, make_labels, make_model, make_source
 from pocketlm.runner.overrides import apply_settings, parse_settings
 from pocketlm.runner.recipe_file import load_recipe, parse_flags
 from pocketlm.runner.record import Call
@@ -44,6 +44,8 @@ class Rehearsal:
         config = cut_config(apply_settings(config, self.settings.get(config.name, {})), self.cut)
         if getattr(config, "tokenizer", None) is not None:
             config = replace(config, tokenizer=str(self.model))
+        if getattr(config, "scorer", None) is not None:
+            config = replace(config, scorer=str(self.labels))
         replaced = self.sources.get(config.name)
         if replaced:
             sources = tuple(
@@ -56,6 +58,11 @@ class Rehearsal:
     def model(self) -> Path:
         """The checkpoint that stands in for models from elsewhere."""
         return self.folder / "model"
+
+    @property
+    def labels(self) -> Path:
+        """The labels that stand in for a scorer of quality."""
+        return self.folder / "labels.jsonl"
 
 
 def prepare(
@@ -74,6 +81,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     lengths = length_map(call.config for call in calls) or {1: 64}
     make_model(folder / "model", max(lengths.values()))
+    make_labels(folder / "labels.jsonl")
     sources: dict[str, dict[str, dict[str, str]]] = {}
     for call in calls:
         learnt = chat_sources(call, calls)

@@ -56,6 +56,15 @@ def make_model(folder: Path, positions: int) -> None:
     save_checkpoint(folder, Transformer(shape, seed=0), make_tokenizer())
 
 
+def make_labels(file: Path) -> None:
+    """Labelled sentences, from which a scorer of quality learns in an instant what stands in for
+    one of the hub.
+    """
+    draw = random.Random(0)
+    rows = [{"text": sentence(draw, 3 + number % 8), "label": number % 8} for number in range(32)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def make_source(source: Any, folder: Path, *, chats: bool) -> Any:
     """The source reading generated rows of its own format, which are now in `folder`; a source
     that is on this machine, or makes its own text, as it is.

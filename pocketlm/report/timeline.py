@@ -15,7 +15,7 @@ from pocketlm.report.number_format import MISSING, count, duration, significant
 from pocketlm.report.page import figure, fold, legend, multiples, number, paragraph, section, table
 from pocketlm.report.plots import Point, bar, loss_curve, smoothed, thinned
 
-DATA_FILES = ("curation.json", "mix.json", "leave_one_out.json", "selection.json")
+DATA_FILES = (*("curation.json", "probes.json", "mix.json", "leave_one_out.json"), "selection.json")
 KINDS = {
     "data": ("c2", "choosing text"),
     "training": ("c1", "training"),

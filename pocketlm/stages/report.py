@@ -18,6 +18,7 @@ from pocketlm.report.mixing import mix_section
 from pocketlm.report.model_table import evaluation_section
 from pocketlm.report.number_format import duration
 from pocketlm.report.page import page
+from pocketlm.report.probes import probes_section
 from pocketlm.report.results import headline, shipped_labels, transcripts_section
 from pocketlm.report.speed import speed_section
 from pocketlm.report.timeline import Stage, curves_section, recipe_section, road_section
@@ -27,6 +28,7 @@ SHOWN_FILES = (
     "curation.json",
     "throughput.json",
     "conversations.json",
+    "probes.json",
     "mix.json",
     "leave_one_out.json",
     "selection.json",
@@ -86,6 +88,7 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
         curves_section(read),
         curation_section(read, config.examples),
         conversations_section(read),
+        probes_section(read, config.examples),
         mix_section(read),
         leave_one_out_section(read),
         selection_section(read),

@@ -110,17 +110,24 @@ class SelectConfig:
 
 
 def select(
-    config: SelectConfig, out: Path, *, corpus: Path, model: Path, previous: Path | None = None
+    config: SelectConfig,
+    out: Path,
+    *,
+    corpus: Path,
+    model: Path,
+    probes: Path | None = None,
+    previous: Path | None = None,
 ) -> Path:
     """`out`, with shards/ of the kept pieces (influence above 0) and selection.json: shares,
     counts, what the filter drops of each capability, a sample of scores, and whether a round is
     still worth it.
 
-    Shares are R1's influence densities (equations 5 and 6): the token-weighted mean influence of
-    what was kept. The ranks divide the batches of every source, each whole on one of them, so that
-    a score does not depend on how many there are; batches that were scored before the stage was
-    interrupted are not scored again. previous: the selection of the round before; where that one
-    stopped, so does this, and scores nothing.
+    probes: what build_probes wrote; without it held-out text as it is. Shares are R1's influence
+    densities (equations 5 and 6): the token-weighted mean influence of what was kept. The ranks
+    divide the batches of every source, each whole on one of them, so that a score does not depend
+    on how many there are; batches that were scored before the stage was interrupted are not scored
+    again. previous: the selection of the round before; where that one stopped, so does this, and
+    scores nothing.
     """
     shards = open_shards(corpus, "train")
     network, tokenizer = load_checkpoint(model)
@@ -132,7 +139,7 @@ def select(
         network.eval().requires_grad_(False)  # activations alone are kept for the backward pass
         network.to(device())
         network.compute = ComputeSettings(dtype=dtype_of(config.compute_dtype, device()))
-        sets = open_probe_sets(corpus)
+        sets = open_probe_sets(corpus, probes)
         directions = _directions(config, network, sets, groups, tokenizer.eos_id)
 
         def scorer(batch: Batch) -> np.ndarray:

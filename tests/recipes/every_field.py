@@ -46,6 +46,7 @@ from pocketlm.stages.importing import ImportConfig
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig
 from pocketlm.stages.merge import MergeConfig
 from pocketlm.stages.pretrain import PretrainConfig
+from pocketlm.stages.probes import ProbeConfig
 from pocketlm.stages.quantize import QuantizeConfig
 from pocketlm.stages.report import ReportConfig
 from pocketlm.stages.select import SelectConfig
@@ -133,6 +134,20 @@ BASES: dict[type, Any] = {
         max_epochs=4.0,
         validation_tokens=100,
         save=EVERY_3,
+    ),
+    ProbeConfig: ProbeConfig(
+        name="probes",
+        membership={"maths": ("problems",), "knowledge": ("notes", "texts")},
+        left_out=("notes-asked",),
+        scorer=f"{FOLDER}/labels.jsonl",
+        min_quality=0.5,
+        prompt="Reasons: {text}",
+        capability_prompts={"maths": "Sums: {text}", "knowledge": "Facts: {text}"},
+        top_share=0.8,
+        ask_tokens=32,
+        documents_per_cluster=4,
+        batch_rows=2,
+        seed=1,
     ),
     UtilityMix: UTILITY,
     SwarmMix: SwarmMix(num_runs=8, folds=4),
@@ -335,6 +350,23 @@ FIELDS: dict[type, dict[str, Any]] = {
         "max_epochs": 0.6,
         "validation_tokens": 200,
         "num_seeds": 2,
+    },
+    ProbeConfig: {
+        "name": "other",
+        "membership": {"maths": ("problems", "texts"), "knowledge": ("notes",)},
+        "left_out": (),  # which is refused
+        "scorer": None,
+        "min_quality": 2.0,
+        "prompt": "{text}",
+        "capability_prompts": {"maths": "{text}", "knowledge": "{text}"},
+        "top_share": 0.5,
+        "ask_tokens": 16,
+        "embedder": "wordllama",
+        "max_cosine": 0.3,
+        "documents_per_cluster": 2,
+        "examples_per_source": 1,
+        "batch_rows": 3,
+        "seed": 2,
     },
     UtilityMix: {
         "num_gradient_probes": 3,

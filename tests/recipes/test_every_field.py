@@ -39,6 +39,7 @@ from pocketlm.data.mixing.methods import MixMethod
 from pocketlm.data.mixing.problem import MixProblem
 from pocketlm.data.mixing.swarm import SwarmMix, swarm_mix
 from pocketlm.data.mixing.utility import UtilityMix
+from pocketlm.data.probe_building import ask
 from pocketlm.eval.agreement import Agreement
 from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
@@ -62,6 +63,7 @@ from pocketlm.stages.importing import ImportConfig, import_model
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
+from pocketlm.stages.probes import ProbeConfig, build_probes
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
@@ -165,6 +167,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exam += [{"prompt": f"What is {n} plus {n}?", "answer": str(2 * n)} for n in range(3)]
     for name, problems in (("exam", exam), ("other", exam[1:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    labels = [{"text": story(8 + 8 * (n % 5)), "label": n % 5} for n in range(30)]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
     (folder / "tokenizer").mkdir()
     train_tokenizer([story(400)], 290).save(folder / "tokenizer")
     make_corpus(folder)
@@ -329,6 +333,23 @@ def after_optim(config: OptimConfig, folder: Path, out: Path, patch: pytest.Monk
     except FloatingPointError:
         assert config.on_nonfinite == "stop"
     return files_of(out), seen, mesh_shape(config.shard_over, world_size=4, local_world_size=2)
+
+
+def after_probes(config: ProbeConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    """What was written and the sizes of batches, or why it is refused."""
+    seen: list[int] = []
+    compute = ask.next_logits
+
+    def watched(model: Any, rows: Any) -> Any:
+        seen.append(len(rows))
+        return compute(model, rows)
+
+    patch.setattr(ask, "next_logits", watched)
+    try:
+        build_probes(placed(config, folder), out, corpus=folder / "corpus", asker=folder / "model")
+    except ValueError as refused:
+        return str(refused)
+    return files_of(out), seen
 
 
 def after_method(config: MixMethod, *rest: Any) -> Any:
@@ -536,6 +557,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     CurateConfig: after_curate,
     MixConfig: after_training(find_mix),
     LeaveOneOutConfig: after_training(leave_one_out),
+    ProbeConfig: after_probes,
     UtilityMix: after_method,
     SwarmMix: after_swarm,
     InfluenceMix: after_influence,
@@ -573,6 +595,7 @@ STAGES = {
         CurateConfig: curate,
         MixConfig: find_mix,
         LeaveOneOutConfig: leave_one_out,
+        ProbeConfig: build_probes,
         PretrainConfig: pretrain,
         SelectConfig: select,
         MergeConfig: merge,

@@ -28,6 +28,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 OWN = ["nowhere/model", "--chats", "nowhere/chats.jsonl", "--text", "nowhere/books"]
 REHEARSED = {
     "r1-140m": ("r1.py", ["--size", "140m"]),
+    "r1-found": ("r1.py", ["--mix", "found"]),
     "pro": ("pro.py", []),
     "specialize": ("specialize.py", OWN),
 }
