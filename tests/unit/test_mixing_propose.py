@@ -47,9 +47,9 @@ def test_between_its_bounds_the_optimum_meets_the_condition_of_a_stationary_poin
     shares, kl = solve_log_linear(law, weights, prior, caps, 0.05), 0.05
     slopes = (weights * np.exp(law.exponents @ shares)) @ law.exponents
     slopes += kl * (np.log(shares / prior) + 1)
-    free = (shares < caps - 1e-6) & (shares > 1e-9)
-    assert free.sum() > 1 and np.ptp(slopes[free]) < 1e-7
-    assert (slopes[shares >= caps - 1e-6] <= slopes[free].mean() + 1e-7).all()
+    free = (shares < caps - 1e-6) & (shares > 1e-4)
+    assert free.sum() > 1 and np.ptp(slopes[free]) < 1e-8
+    assert (slopes[shares >= caps - 1e-6] <= slopes[free].mean() + 1e-8).all()
 
 
 def test_a_law_that_shares_do_not_move_gives_the_prior():
