@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.corpus.sources import LocalSource
+from pocketlm.data.mixing.influence import InfluenceMix
 from pocketlm.data.mixing.proportional import ProportionalMix
+from pocketlm.data.mixing.swarm import SwarmMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.transformer import ModelConfig
@@ -59,7 +61,10 @@ SUITES = ("bpb.gsm8k", "bpb.mbpp", "bpb.arc_easy", "bpb.arc_challenge", "bpb.mml
 METHODS = {
     "uniform": UniformMix(),
     "proportional": ProportionalMix(),
-    "utility": UtilityMix(num_gradient_probes=20, temperature=1.0),
+    "utility": UtilityMix(num_gradient_probes=10),
+    "cheap influence": InfluenceMix(num_gradient_probes=5, representative_rows=32, score="adam"),
+    "DataInf": InfluenceMix(num_gradient_probes=5, representative_rows=32),
+    "swarm": SwarmMix(num_runs=16),
 }
 SELECTED = "utility"  # the mix that the report explains; nothing here trains on it alone
 

@@ -23,10 +23,26 @@ def evaluation_table(evaluation: dict[str, Any], width: int) -> RenderableType:
     """A row for each model where there is one suite, a row for each suite where there are several;
     below, what was cut, and how files differ from their checkpoints.
     """
+    if not evaluation["suites"]:
+        return _text_table(evaluation)
     several = len(evaluation["suites"]) > 1
     table = _suites_table(evaluation) if several else _models_table(evaluation, width)
     notes = [*limits_reached(evaluation), *map(difference_line, evaluation["differences"])]
     return Group(table, *(Text(line) for line in (*notes, *_protocol_notes(evaluation))))
+
+
+def _text_table(evaluation: dict[str, Any]) -> Table:
+    """Needles found and bits per byte of held-out text: an evaluation without suites."""
+    table = Table(title="needles found, and bits per byte", title_justify="left")
+    first = next(iter(evaluation["models"].values()))
+    lengths, domains = list(first.get("needle", {})), list(first.get("bits_per_byte", {}))
+    for name in ["model", *(f"needle {tokens}" for tokens in lengths), *domains]:
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for label, model in evaluation["models"].items():
+        needles = [model["needle"][n] for n in lengths]
+        bits = [f"{model['bits_per_byte'][domain]:.3f}" for domain in domains]
+        table.add_row(label, *(f"{needle['found']}/{needle['of']}" for needle in needles), *bits)
+    return table
 
 
 def _models_table(evaluation: dict[str, Any], width: int) -> Table:

@@ -1,8 +1,9 @@
 """Needle in a haystack: one note in a long text, and a question about it at the end."""
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
+from typing import Any
 
 from pocketlm.eval.prompts import prompt_ids
 from pocketlm.inference.runtime import Runtime
@@ -76,19 +77,25 @@ def _trial(
     return prompt(fits), note["answer"]
 
 
-def find_needles(model: Runtime, trials: Sequence[tuple[list[int], str]]) -> dict[str, int]:
-    """{"found", "of", "cut"}: in how many trials the model's greedy answer holds the note's value.
+def find_needles(
+    model: Runtime, trials: Sequence[tuple[list[int], str]], answer_tokens: int = ANSWER_TOKENS
+) -> dict[str, Any]:
+    """{"found", "of", "cut", "by_depth"}: in how many trials the model's greedy answer of at most
+    answer_tokens tokens holds the value.
 
-    cut: in how many it does not and was still going on after ANSWER_TOKENS.
+    cut: in how many it does not and was still going on then. by_depth: the hits in each fifth of
+    the trials, in their order: the first fifth lies furthest from the question.
     """
-    hits, cut, stop_ids = 0, 0, model.tokenizer.stop_ids
+    hits, cut, stop_ids = [], 0, model.tokenizer.stop_ids
     for first in range(0, len(trials), TOGETHER):
         chosen = trials[first : first + TOGETHER]
         new = model.generate(
-            [ids for ids, _ in chosen], max_new_tokens=ANSWER_TOKENS, stop_ids=stop_ids
+            [ids for ids, _ in chosen], max_new_tokens=answer_tokens, stop_ids=stop_ids
         )
         for ids, (_, answer) in zip(new, chosen, strict=True):
             right = answer in model.tokenizer.decode(ids)
-            hits += right
-            cut += not right and len(ids) >= ANSWER_TOKENS
-    return {"found": hits, "of": len(trials), "cut": cut}
+            hits.append(right)
+            cut += not right and len(ids) >= answer_tokens
+    borders = [len(hits) * fifth // 5 for fifth in range(6)]
+    by_depth = [sum(hits[first:last]) for first, last in pairwise(borders)]
+    return {"found": sum(hits), "of": len(trials), "cut": cut, "by_depth": by_depth}

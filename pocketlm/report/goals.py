@@ -2,26 +2,30 @@
 
 import re
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-MEASURES = re.compile(r"accuracy( \S+)?|needle \S+")
+MEASURES = re.compile(r"accuracy( \S+)?|needle \S+|bits \S+|tokens_per_second")
 ROUNDING = 1e-9  # 0.98 - 1.0 is a little below -0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """`measure` of the evaluated model `model` is at least `at_least`, all as shares from 0 to 1.
+    """`measure` of the evaluated model `model` is at least `at_least`, or at most `at_most`.
 
-    measure: "accuracy", the figure of the evaluation's first suite, "accuracy NAME", that of
-    another one, or "needle 1024" for a context length of the evaluation. compared_to:
-    another label; then the figure judged is the difference from it, and at_least -0.02 allows two
-    points less. beside: labels whose figures are shown with it and not judged: the model before, or
-    a plainer method. tried: what was done to reach it, shown where it is missed.
+    measure, a share from 0 to 1: "accuracy", the figure of the evaluation's first suite, "accuracy
+    NAME", that of another one, or "needle 1024" for a context length of the evaluation. Or "bits
+    maths", bits per byte of a domain's held-out text ("bits mean": of all domains alike), or
+    "tokens_per_second". compared_to: another label; then the figure
+    judged is the difference from it, and at_least -0.02 allows two points less. beside: labels
+    whose figures are shown with it and not judged: the model before, or a plainer method. tried:
+    what was done to reach it, shown where it is missed.
     """
 
     text: str
     model: str
-    at_least: float
+    at_least: float | None = None
+    at_most: float | None = None
     measure: str = "accuracy"
     compared_to: str | None = None
     beside: tuple[str, ...] = ()
@@ -31,8 +35,18 @@ class Goal:
         if not MEASURES.fullmatch(self.measure):
             raise ValueError(
                 f"goal {self.text!r}: measure {self.measure!r} is unknown; "
-                'use "accuracy", "accuracy SUITE" or "needle LENGTH", as in "needle 1024"'
+                'use "accuracy", "accuracy SUITE", "needle LENGTH" as in "needle 1024", "bits '
+                'DOMAIN", "bits mean" or "tokens_per_second"'
             )
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"goal {self.text!r}: give at_least or at_most, one of the two")
+
+    def margin(self, figure: float) -> float:
+        """How far the figure is beyond what is asked for; below 0 it falls short."""
+        if self.at_least is not None:
+            return figure - self.at_least
+        assert self.at_most is not None
+        return self.at_most - figure
 
 
 @dataclass(frozen=True)
@@ -53,25 +67,31 @@ def judge(goal: Goal, models: dict[str, Any]) -> Verdict:
                 f"goal {goal.text!r} names {label!r}, which was not evaluated; known: "
                 f"{', '.join(models)}"
             )
-    figure = _figure(goal, goal.model, models)
-    met = None if figure is None else figure >= goal.at_least - ROUNDING
+    figure = figure_of(goal, models)
+    met = None if figure is None else goal.margin(figure) >= -ROUNDING
     return Verdict(
-        goal, figure, met, {label: _figure(goal, label, models) for label in goal.beside}
+        goal, figure, met, {label: figure_of(goal, models, label) for label in goal.beside}
     )
 
 
 def measured(model: dict[str, Any], measure: str) -> float | None:
-    """A share from one model's figures, or None if it was not measured."""
+    """One model's figure, or None if it was not measured."""
     kind, _, name = measure.partition(" ")
     if kind == "accuracy":
         suites = model["suites"]
         return suites.get(name or next(iter(suites)), {}).get("value")
+    if kind == "bits":
+        bits = model.get("bits_per_byte", {})
+        return fmean(bits.values()) if name == "mean" and bits else bits.get(name)
+    if kind == "tokens_per_second":
+        return model.get(kind)
     needle = model.get("needle", {}).get(name)
     return needle["found"] / needle["of"] if needle and needle["of"] else None
 
 
-def _figure(goal: Goal, label: str, models: dict[str, Any]) -> float | None:
-    figure = measured(models[label], goal.measure)
+def figure_of(goal: Goal, models: dict[str, Any], label: str | None = None) -> float | None:
+    """What the goal measures of its model, or of another label; None if it was not measured."""
+    figure = measured(models[label or goal.model], goal.measure)
     if goal.compared_to is None or figure is None:
         return figure
     other = measured(models[goal.compared_to], goal.measure)

@@ -1,14 +1,14 @@
 """What came out: the files that ship, the goals, the table of all models, and answers to read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 from xml.etree.ElementTree import Element
 
 from pocketlm.report.evaluation import constant_share, first_suite, solved_of, value_text
-from pocketlm.report.goals import Verdict
+from pocketlm.report.goals import Goal, Verdict
 from pocketlm.report.markup import node
-from pocketlm.report.number_format import MISSING, duration, percent, points, size
+from pocketlm.report.number_format import MISSING, duration, percent, points, signed, size
 from pocketlm.report.page import number, paragraph, section, table
 
 SHIPPED = (".gguf", ".pte")
@@ -149,11 +149,25 @@ def _file(label: str, model: dict[str, Any]) -> str:
     return model["path"] if model["path"].endswith(SHIPPED) else label
 
 
+def figure_text(goal: Goal) -> Callable[[float | None], str]:
+    """How a goal's figure is written: bits, a share, or a difference of shares."""
+    if goal.measure.startswith("bits"):
+        return lambda bits: MISSING if bits is None else signed(bits, 3)
+    return points if goal.compared_to else percent
+
+
+def wanted_text(goal: Goal) -> str:
+    limit, bound = (
+        (goal.at_least, "at least") if goal.at_least is not None else (goal.at_most, "at most")
+    )
+    return f"{bound} {figure_text(goal)(limit)}"
+
+
 def _judged(label: str, kind_of: str, verdicts: Sequence[Verdict], words_for: Words) -> Element:
     rows = []
     for verdict in verdicts:
-        goal, as_text = verdict.goal, points if verdict.goal.compared_to else percent
-        wanted = f"at least {as_text(goal.at_least)}"
+        goal, as_text = verdict.goal, figure_text(verdict.goal)
+        wanted = wanted_text(goal)
         against = f"against {goal.compared_to}" if goal.compared_to else ""
         beside = [f"{label}: {as_text(figure)}" for label, figure in verdict.beside.items()]
         words, kind = words_for[verdict.met]

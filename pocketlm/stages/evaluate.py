@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +20,7 @@ from pocketlm.eval.code_scorer import code_scorer
 from pocketlm.eval.figures import best_constant_answer, chance, figures_of, paired_difference
 from pocketlm.eval.harness import run_suite
 from pocketlm.eval.latency import measure_speed
+from pocketlm.eval.look_up import VALUE_TOKENS, fact_trials
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
@@ -44,8 +45,9 @@ class EvaluateConfig:
     many documents of each suite; None takes all. max_new_tokens: None takes each suite's own.
     bits_tokens: held-out text of each domain (0: none). needle_tokens: context lengths to search a
     needle in, each with needle_trials trials, hidden in held-out text of the sources `haystack`.
-    unsafe_exec: where no sandbox of the operating system holds, run programs that a model wrote
-    with limits alone.
+    needle: a note and a question about it, or a fact whose beginning is repeated (easier:
+    eval/look_up.py), with `distractors` other facts in the text. unsafe_exec: where no sandbox of
+    the operating system holds, run programs that a model wrote with limits alone.
     """
 
     name: str
@@ -60,6 +62,8 @@ class EvaluateConfig:
     needle_tokens: tuple[int, ...] = ()
     needle_trials: int = 50
     haystack: tuple[str, ...] = ()
+    needle: Literal["note", "fact"] = "note"
+    distractors: int = 0
     speed_tokens: int = 32
     runtime: str | None = None  # what computes the folders among the models (inference/open.py)
     unsafe_exec: bool = False
@@ -68,6 +72,14 @@ class EvaluateConfig:
         for field in ("limit", "max_new_tokens", "batch_size"):
             if (number := getattr(self, field)) is not None and number < 1:
                 raise ValueError(f"{self.name}.{field} is {number}; it must be at least 1")
+        if not (self.suites or self.bits_tokens or self.needle_tokens):
+            raise ValueError(
+                f"{self.name}: nothing to measure; name suites, bits_tokens or needle_tokens"
+            )
+        if self.needle not in ("note", "fact"):
+            raise ValueError(f"{self.name}.needle {self.needle!r} is unknown; known: note, fact")
+        if self.distractors and self.needle != "fact":
+            raise ValueError(f"{self.name}.distractors are facts: set needle to fact")
 
     def reads(self) -> list[Path]:
         """The user's own suite files and benchmarks: when one changes, so does the stage."""
@@ -80,7 +92,9 @@ class EvaluateConfig:
             if self.needle_tokens
             else ""
         )
-        return f"suite{'s' * (len(self.suites) > 1)} {', '.join(self.suites)}{needles}"
+        plural = "s" * (len(self.suites) > 1)
+        suites = f"suite{plural} {', '.join(self.suites)}" if self.suites else "no suite"
+        return suites + needles
 
 
 def is_suite_file(name: str) -> bool:
@@ -106,9 +120,8 @@ def evaluate(
         )
     if corpus is None and (config.bits_tokens or config.needle_tokens):
         raise ValueError(f"{config.name}: bits_tokens and needle_tokens need a corpus as input")
-    tests = _with_sandbox(
-        [_loaded(suite, config) for suite in named_suites(config.suites)], config.unsafe_exec
-    )
+    suites = named_suites(config.suites) if config.suites else ()
+    tests = _with_sandbox([_loaded(suite, config) for suite in suites], config.unsafe_exec)
     figures: dict[str, Any] = {}
     (out / "transcripts").mkdir(exist_ok=True)
     with _progress() as progress:
@@ -231,7 +244,7 @@ def measure(
     return figures
 
 
-def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict[str, int]]:
+def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict[str, Any]]:
     """How many needles are found at each context length, beyond the model's own too: that is the
     figure before context extension.
     """
@@ -246,11 +259,13 @@ def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict
             for number in range(len(shard))
         ]
         for tokens in config.needle_tokens:
-            notes = draw_notes(NEEDLE_SEED, held_out=True)
-            trials = needle_trials(
-                model.tokenizer, tokens, config.needle_trials, NEEDLE_SEED, haystack, notes
-            )
-            figures[str(tokens)] = find_needles(model, trials)
+            task = (model.tokenizer, tokens, config.needle_trials, NEEDLE_SEED, haystack)
+            if config.needle == "fact":
+                trials = fact_trials(*task, config.distractors)
+                figures[str(tokens)] = find_needles(model, trials, VALUE_TOKENS)
+            else:
+                trials = needle_trials(*task, draw_notes(NEEDLE_SEED, held_out=True))
+                figures[str(tokens)] = find_needles(model, trials)
     return figures
 
 

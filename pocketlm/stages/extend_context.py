@@ -30,11 +30,12 @@ class ExtendConfig:
     """seq_len: the long window. rope_theta_factor: R1 multiplies theta by 8 for 4k -> 32k; Pro's
     value is not known.
 
-    packing: how documents become rows (data/rows.py). distillation: with a teacher, how the model
-    learns from it. A teacher from disk has read each document by itself, so packed short ones teach
-    no long range: that comes from documents that are long themselves. optim None: a longer window
-    without training, as R1 has it before its reasoning
-    SFT.
+    separate_documents: packed documents see only themselves. A teacher of RoPE alone then cannot
+    tell where in the window a document stands, so nothing of a long range is taught: a control
+    (recipes/claims.py). packing: how documents become rows (data/rows.py). distillation: with a
+    teacher, how the model learns from it. A teacher from disk has read each document by itself, so
+    packed short ones teach no long range: that comes from documents that are long themselves. optim
+    None: a longer window without training, as R1 has it before its reasoning SFT.
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -46,6 +47,7 @@ class ExtendConfig:
     seed: int
     rope_theta_factor: float
     shares: Shares | None = None
+    separate_documents: bool = False
     packing: Packing = "document_heads"
     distillation: Distillation = Distillation()
     save: SaveConfig = SaveConfig(every_steps=25)
@@ -76,7 +78,9 @@ def extend_context(
 
     Without a teacher the loss is cross-entropy: so the teacher itself gets its long window.
     """
-    check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=False)
+    check_memory(
+        config, shape_of(model), teacher=live_shape(teacher), masked=config.separate_documents
+    )
     student, tokenizer = load_checkpoint(model)
     if config.seq_len <= student.config.max_position_embeddings:
         raise ValueError(
@@ -96,7 +100,7 @@ def extend_context(
         tokenizer,
         sources,
         shares,
-        separate_documents=False,
+        separate_documents=config.separate_documents,
         teacher=teacher,
         teacher_window=config.seq_len,
     )

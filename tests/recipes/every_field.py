@@ -14,6 +14,7 @@ from pocketlm.corpus.dedup import MinHash
 from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.join import Join
 from pocketlm.corpus.sources import (
+    FactSource,
     HubSource,
     LanguageReferenceSource,
     LocalSource,
@@ -35,6 +36,7 @@ from pocketlm.report.goals import Goal
 from pocketlm.serve.terminal import ChatConfig
 from pocketlm.stages.bench import BenchConfig
 from pocketlm.stages.chats import ChatsConfig
+from pocketlm.stages.claims_page import ClaimsPageConfig
 from pocketlm.stages.curate import CurateConfig
 from pocketlm.stages.evaluate import EvaluateConfig
 from pocketlm.stages.export import ExportConfig
@@ -43,6 +45,7 @@ from pocketlm.stages.find_mix import MixConfig
 from pocketlm.stages.finetune import FinetuneConfig
 from pocketlm.stages.formats import FormatsConfig
 from pocketlm.stages.importing import ImportConfig
+from pocketlm.stages.judge import JudgeConfig
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig
 from pocketlm.stages.merge import MergeConfig
 from pocketlm.stages.pretrain import PretrainConfig
@@ -83,6 +86,14 @@ TRAINING = {
     "save": SaveConfig(every_steps=2),
 }
 WARM = Distillation(temperature=2.0)
+JUDGED = JudgeConfig(
+    name="judged",
+    claim="It solves more.",
+    source="a paper",
+    parts=(Goal(text="it solves all", model="int4", at_least=0.5),),
+    arms={"int4": "the first"},
+    measures=("accuracy",),
+)
 UTILITY = UtilityMix(num_gradient_probes=1, step_sizes=(1.0,))
 SHARES = {"problems": 0.5, "notes": 0.5}
 CHAT_SHARES = {"problems": 0.25, "notes-asked": 0.75}
@@ -104,6 +115,15 @@ BASES: dict[type, Any] = {
     NoteSource: NoteSource(name="own", domain="knowledge", count=40, seed=1, pairs_range=(1, 2)),
     RecallSource: RecallSource(
         name="own", domain="knowledge", count=40, seed=1, pairs_range=(1, 2)
+    ),
+    FactSource: FactSource(
+        name="own",
+        domain="knowledge",
+        count=40,
+        seed=1,
+        facts_range=(1, 2),
+        gap_words=(1,),
+        chars=60,
     ),
     **{
         kind: kind(name="own", domain="code", max_bytes=90_000)
@@ -206,6 +226,8 @@ BASES: dict[type, Any] = {
         speed_tokens=4,
     ),
     ReportConfig: ReportConfig(name="report", title="A run"),
+    JudgeConfig: JUDGED,
+    ClaimsPageConfig: ClaimsPageConfig(name="claims"),
 }
 
 FIELDS: dict[type, dict[str, Any]] = {
@@ -284,6 +306,14 @@ FIELDS: dict[type, dict[str, Any]] = {
     ProblemSource: {"families": ("leg_counting",), "count": 30, "seed": 2},
     NoteSource: {"count": 30, "seed": 2, "pairs_range": (3, 4)},
     RecallSource: {"count": 30, "seed": 2, "pairs_range": (3, 4)},
+    FactSource: {
+        "count": 30,
+        "seed": 2,
+        "facts_range": (3, 4),
+        "gap_words": (0, 5),
+        "chars": 100,
+        "num_names": 2,
+    },
     StdlibCodeSource: {},
     StdlibDocstringsSource: {},
     LanguageReferenceSource: {},
@@ -302,6 +332,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "text": "it solves some",
         "model": "chat",
         "at_least": -0.5,
+        "at_most": 0.5,
         "measure": "needle 256",
         "compared_to": "chat",
         "beside": ("chat", "ptq"),
@@ -440,6 +471,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "seq_len": 176,
         "rope_theta_factor": 1.0,
         "shares": {"texts": 1.0},
+        "separate_documents": True,
         "packing": "concatenate",
         "distillation": WARM,
     },
@@ -540,6 +572,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "needle_tokens": (150,),
         "needle_trials": 2,
         "haystack": ("texts",),
+        "needle": "fact",
+        "distractors": 1,
         "speed_tokens": 6,
         "unsafe_exec": True,
     },
@@ -550,6 +584,16 @@ FIELDS: dict[type, dict[str, Any]] = {
         "claims": (Goal(text="y", model="int4", at_least=0.0),),
         "examples": 0,
     },
+    JudgeConfig: {
+        "name": "other",
+        "claim": "It is faster.",
+        "source": "somewhere else",
+        "parts": (Goal(text="it solves some", model="int4", at_least=0.1),),
+        "arms": {"int4": "the second"},
+        "measures": ("accuracy", "bits maths"),
+        "note": "Smaller.",
+    },
+    ClaimsPageConfig: {"name": "other"},
 }
 
 PAIR = {"path": f"{FOLDER}/rows.jsonl", "prompt_field": "title", "response_field": "other"}
@@ -562,6 +606,8 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (SelectConfig, "hessian_rows"): {"score": "datainf"},
     (SelectConfig, "damping"): {"score": "datainf"},
     (SelectConfig, "stop_on"): {"stop_below": 1.0},
+    (Goal, "at_most"): {"at_least": None, "at_most": 0.4},
+    (EvaluateConfig, "distractors"): {"needle": "fact"},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (HubSource, "joins"): {"prompt_field": "question", "response_field": "text"},
     (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},

@@ -52,6 +52,7 @@ from pocketlm.runner.dry_run import DryRun
 from pocketlm.serve.terminal import ChatConfig, chat
 from pocketlm.stages.bench import BenchConfig, bench
 from pocketlm.stages.chats import ChatsConfig, check_chats
+from pocketlm.stages.claims_page import ClaimsPageConfig, claims_page
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
@@ -60,6 +61,7 @@ from pocketlm.stages.find_mix import MixConfig, find_mix
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.formats import FormatsConfig, check_formats
 from pocketlm.stages.importing import ImportConfig, import_model
+from pocketlm.stages.judge import JudgeConfig, judge
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
@@ -376,7 +378,7 @@ def after_swarm(config: SwarmMix, *rest: Any) -> Any:
         budget_tokens=8000,
         max_epochs=4.0,
         where="mix.methods.swarm",
-        simulate=lambda *run: [],
+        simulate=lambda *run, **how: [],
         losses=losses,
     )
     return swarm_mix(config, problem), trained
@@ -431,9 +433,14 @@ def after_evaluate(
         seen.append(options)
         return open_sandbox(**options)
 
-    def watched_find(model: Any, trials: Any) -> Any:
+    def watched_find(model: Any, trials: Any, *limit: int) -> Any:
         seen.append(trials)
-        return find(model, trials)
+        return find(model, trials, *limit)
+
+    def few_facts(tokenizer: Any, tokens: int, trials: int, *rest: Any) -> Any:
+        # the syllables of facts are no tokens of this small vocabulary
+        seen.append(rest[-1])
+        return [(tokenizer.encode("Bo ri="), "47")] * trials
 
     def watched_generate(self: LanguageModel, prompts: Any, **options: Any) -> Any:
         seen.append(len(prompts))
@@ -445,6 +452,7 @@ def after_evaluate(
 
     patch.setattr(stage, "find_needles", watched_find)
     patch.setattr(stage, "open_sandbox", watched_open)
+    patch.setattr(stage, "fact_trials", few_facts)
     patch.setattr(LanguageModel, "generate", watched_generate)
     patch.setattr(stage, "measure_speed", speed)
     evaluate(placed(config, folder), out, models=[folder / "long"], corpus=folder / "corpus")
@@ -532,6 +540,19 @@ def after_report(config: ReportConfig, folder: Path, out: Path, patch: pytest.Mo
     return files_of(report(config, out, stages=stages, evaluation=finished / "evaluation"))
 
 
+def after_judge(config: JudgeConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    return files_of(judge(config, out, evaluations=[folder / "finished" / "evaluation"] * 2))
+
+
+def after_claims_page(
+    config: ClaimsPageConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch
+) -> Any:
+    judged = out / "judged"
+    judged.mkdir()
+    judge(BASES[JudgeConfig], judged, evaluations=[folder / "finished" / "evaluation"] * 2)
+    return files_of(claims_page(config, out, claims=[judged]))
+
+
 def after_vocabulary(
     config: VocabularyConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch
 ) -> Any:
@@ -589,6 +610,8 @@ AFTER: dict[type, Callable[..., Any]] = {
     BenchConfig: after_bench,
     EvaluateConfig: after_evaluate,
     ReportConfig: after_report,
+    JudgeConfig: after_judge,
+    ClaimsPageConfig: after_claims_page,
 }
 STAGES = {
     **{
@@ -614,6 +637,7 @@ STAGES = {
     },
     **{TeachConfig: teach, FormatsConfig: check_formats, ChatsConfig: check_chats},
     VocabularyConfig: check_vocabulary,
+    **{JudgeConfig: judge, ClaimsPageConfig: claims_page},
 }
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,7 @@ def test_a_fenced_answer_is_taken_alone(data, box):
     fenced = f"```\n{MBPP['code']}\n```"
     assert passes("mbpp", data, box, fenced) == 1.0
     (problem,) = load_problems(SUITES["humaneval"], data)
+    assert problem.task is not None
     assert program_of(problem.task, "    return 1") == HUMANEVAL["prompt"] + "    return 1"
 
 
@@ -151,7 +153,8 @@ def test_a_suite_of_programs_keeps_indentation_and_estimates_pass_at_k(data, box
     suite = replace(
         SUITES["humaneval"], samples=3, pass_at=(2,), scorer=code_scorer(box), max_new_tokens=100
     )
-    model = Writer(["    return text[::-1]\n", "return text[::-1]", "    return ''\n\ndef more():"])
+    answers = ["    return text[::-1]\n", "return text[::-1]", "    return ''\n\ndef more():"]
+    model: Any = Writer(answers)
     problems = load_problems(suite, data)
     rows = run_suite(model, suite, problems)
     assert rows[0]["samples"] == ["    return text[::-1]", "return text[::-1]", "    return ''"]

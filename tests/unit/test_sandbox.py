@@ -32,8 +32,8 @@ def box() -> Sandbox:
     return open_sandbox(unsafe_exec=True, limits=LIMITS)
 
 
-def no_handle(value):
-    raise TypeError(type(value).__name__)
+def no_handle(*value):
+    raise TypeError(str(value))
 
 
 def again(value):

@@ -1,0 +1,153 @@
+"""The page of claims: a verdict, a picture and a table for each, in Markdown and SVG."""
+
+from collections.abc import Sequence
+from typing import Any
+from xml.etree.ElementTree import Element, tostring
+
+from pocketlm.report.markup import node
+from pocketlm.report.number_format import MISSING, percent, points, signed
+
+OUTCOMES = {"shown": "**shown**", "refuted": "**refuted**", "unclear": "unclear"}
+SPEED = ("tokens_per_second",)
+LINE = 22  # units of height of an arm in the picture
+LABELS, CHART = 150, 380  # units of width
+
+
+def claims_markdown(claims: Sequence[dict[str, Any]], pictures: Sequence[str]) -> str:
+    """The page. claims: each a claim.json; pictures: the file name of each one's picture."""
+    lines = [
+        "# Claims, each beside its controls",
+        "",
+        "Written by `pocketlm run recipes/claims.py`. A condition is shown where the whole 95 %",
+        "interval of its mean over the seeds meets it, refuted where none of it does, and unclear",
+        "otherwise. The conditions stand in the recipe and were written before the runs.",
+        "",
+        "| claim | source | seeds | verdict |",
+        "|---|---|---|---|",
+        *(
+            f"| {claim['claim']} | {claim['source']} | {claim['seeds']} "
+            f"| {OUTCOMES[claim['outcome']]} |"
+            for claim in claims
+        ),
+        "",
+    ]
+    for claim, picture in zip(claims, pictures, strict=True):
+        lines += _claim(claim, picture)
+    return "\n".join(lines)
+
+
+def _claim(claim: dict[str, Any], picture: str) -> list[str]:
+    measures = list(next(iter(claim["arms"].values()))["figures"])
+    return [
+        f"## {claim['claim']}",
+        "",
+        f"{claim['source']}. Verdict: {OUTCOMES[claim['outcome']]}.",
+        "",
+        f"![{measures[0]} of each arm, a dot for each seed]({picture})",
+        "",
+        "| arm | what it is | " + " | ".join(measures) + " |",
+        "|---|---|" + "---|" * len(measures),
+        *(
+            f"| {label} | {arm['what']} | "
+            + " | ".join(_spread(measure, arm["figures"][measure]) for measure in measures)
+            + " |"
+            for label, arm in claim["arms"].items()
+        ),
+        "",
+        "Mean over the seeds, with their standard deviation.",
+        "",
+        "| condition | figure | wanted | mean (95 % interval) | verdict |",
+        "|---|---|---|---|---|",
+        *map(_condition, claim["parts"]),
+        "",
+        *([claim["note"], ""] if claim["note"] else []),
+    ]
+
+
+def _condition(part: dict[str, Any]) -> str:
+    def text(value: float | None) -> str:
+        return _figure(part["measure"], value, difference=part["compared_to"] is not None)
+
+    what = f"{part['measure']} of {part['model']}"
+    if part["compared_to"]:
+        what += f" less that of {part['compared_to']}"
+    wanted = (
+        f"at least {text(part['at_least'])}"
+        if part["at_least"] is not None
+        else f"at most {text(part['at_most'])}"
+    )
+    interval = "" if part["low"] is None else f" ({text(part['low'])} to {text(part['high'])})"
+    outcome = OUTCOMES[part["outcome"]]
+    return f"| {part['text']} | {what} | {wanted} | {text(part['mean'])}{interval} | {outcome} |"
+
+
+def _spread(measure: str, figures: dict[str, Any]) -> str:
+    text = _figure(measure, figures["mean"], difference=False)
+    if figures["deviation"] is None:
+        return text
+    deviation = figures["deviation"]
+    if measure in SPEED:
+        return f"{text} ± {deviation:,.0f}"
+    bits = measure.startswith("bits")
+    return f"{text} ± {deviation:.3f}" if bits else f"{text} ± {100 * deviation:.1f}"
+
+
+def _figure(measure: str, value: float | None, *, difference: bool) -> str:
+    if value is None:
+        return MISSING
+    if measure in SPEED:
+        return f"{value:,.0f}"
+    if measure.startswith("bits"):
+        return signed(value, 3) if difference else f"{value:.3f}"
+    return points(value) if difference else percent(value)
+
+
+def arms_picture(claim: dict[str, Any], measure: str) -> str:
+    """An SVG file: for each arm a dot of every seed and a line at their mean."""
+    arms = claim["arms"]
+    values = [
+        value
+        for arm in arms.values()
+        for value in arm["figures"][measure]["figures"]
+        if value is not None
+    ]
+    share = measure.startswith(("accuracy", "needle"))
+    low, high = (0.0, 1.0) if share else (min(values), max(values))
+    spread = (high - low) or 1.0
+    height = LINE * len(arms) + 30
+    drawing = node(
+        "svg",
+        node("title", f"{measure}: {claim['claim']}"),
+        node("rect", x=0, y=0, width=LABELS + CHART + 30, height=height, fill="white"),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {LABELS + CHART + 30} {height}",
+        font_family="sans-serif",
+        font_size=12,
+    )
+
+    def x(value: float) -> float:
+        return LABELS + CHART * (value - low) / spread
+
+    for row, (label, arm) in enumerate(arms.items()):
+        for shape in _arm(label, arm["figures"][measure], row, x):
+            drawing.append(shape)
+    for value in (low, (low + high) / 2, high):
+        words = _figure(measure, value, difference=False)
+        drawing.append(node("text", words, x=x(value), y=height - 6, text_anchor="middle"))
+    return tostring(drawing, encoding="unicode") + "\n"
+
+
+def _arm(label: str, figures: dict[str, Any], row: int, x: Any) -> list[Element]:
+    y = LINE * row + 16
+    shapes = [
+        node("text", label, x=LABELS - 12, y=y + 4, text_anchor="end"),
+        node("line", x1=LABELS, x2=LABELS + CHART, y1=y, y2=y, stroke="#ddd"),
+    ]
+    for value in figures["figures"]:
+        if value is not None:
+            shapes.append(node("circle", cx=x(value), cy=y, r=4, fill="#2a6f97", opacity=0.55))
+    if figures["mean"] is not None:
+        mean = x(figures["mean"])
+        ends = {"x1": mean, "x2": mean, "y1": y - 8, "y2": y + 8}
+        shapes.append(node("line", **ends, stroke="#012a4a", stroke_width=2))
+    return shapes

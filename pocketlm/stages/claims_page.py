@@ -1,0 +1,27 @@
+"""The page of claims: what a recipe of claims ends with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketlm.model.files import read_json, write_text
+from pocketlm.report.claims_page import arms_picture, claims_markdown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsPageConfig:
+    name: str
+
+    def summary(self) -> str:
+        return "one page of all verdicts"
+
+
+def claims_page(config: ClaimsPageConfig, out: Path, *, claims: list[Path]) -> Path:
+    """`out`, with claims.md and a picture for each claim, from the claim.json of judge stages."""
+    judged = [read_json(folder / "claim.json") for folder in claims]
+    pictures = []
+    for folder, claim in zip(claims, judged, strict=True):
+        measure = next(iter(next(iter(claim["arms"].values()))["figures"]))
+        pictures.append(f"{folder.name}.svg")
+        write_text(out / pictures[-1], arms_picture(claim, measure))
+    write_text(out / "claims.md", claims_markdown(judged, pictures))
+    return out

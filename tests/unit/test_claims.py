@@ -1,0 +1,114 @@
+"""A claim over several seeds: its conditions, its verdict and its page."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketlm.model.files import read_json, write_json
+from pocketlm.report.claims import judge_over_seeds, outcome_of
+from pocketlm.report.goals import Goal
+from pocketlm.stages.claims_page import ClaimsPageConfig, claims_page
+from pocketlm.stages.judge import JudgeConfig, judge
+
+
+def run_of(base: int, better: int, bits: float = 1.5) -> dict[str, Any]:
+    """Needles found of 100 by two models."""
+    return {
+        label: {
+            "path": label,
+            "suites": {},
+            "needle": {"1024": {"found": found, "of": 100, "cut": 0}},
+            "bits_per_byte": {"maths": bits},
+        }
+        for label, found in (("base", base), ("better", better))
+    }
+
+
+MORE = Goal(text="more", model="better", compared_to="base", measure="needle 1024", at_least=0.1)
+
+
+def test_a_difference_is_shown_only_where_its_whole_interval_is_beyond_the_margin() -> None:
+    clear = judge_over_seeds(MORE, [run_of(20, 60), run_of(22, 65), run_of(18, 61)])
+    assert clear.outcome == "shown" and clear.figures == pytest.approx((0.40, 0.43, 0.43))
+    # Student's t with two degrees of freedom, 5 % above
+    half = 2.920 * statistics.stdev((0.40, 0.43, 0.43)) / 3**0.5
+    assert clear.low is not None and clear.high is not None
+    assert clear.high - clear.low == pytest.approx(2 * half)
+    noisy = judge_over_seeds(MORE, [run_of(20, 60), run_of(60, 65), run_of(18, 20)])
+    assert noisy.outcome == "unclear"
+    lower = judge_over_seeds(MORE, [run_of(20, 20), run_of(22, 23), run_of(18, 19)])
+    assert lower.outcome == "refuted"
+
+
+def test_one_seed_shows_nothing() -> None:
+    judged = judge_over_seeds(MORE, [run_of(0, 100)])
+    assert judged.outcome == "unclear" and judged.low is None and judged.mean == 1.0
+
+
+def test_at_most_is_judged_from_the_other_side_and_bits_are_measured() -> None:
+    most = Goal(text="few", model="base", measure="needle 1024", at_most=0.4)
+    assert judge_over_seeds(most, [run_of(20, 0), run_of(22, 0)]).outcome == "shown"
+    assert judge_over_seeds(most, [run_of(80, 0), run_of(82, 0)]).outcome == "refuted"
+    bits = Goal(text="bits", model="base", measure="bits maths", at_most=1.6)
+    assert judge_over_seeds(bits, [run_of(0, 0, 1.5), run_of(0, 0, 1.52)]).outcome == "shown"
+
+
+def test_what_no_run_measured_is_an_error_that_names_it() -> None:
+    other = Goal(text="code", model="base", measure="bits code", at_most=2.0)
+    with pytest.raises(ValueError, match="evaluation 1 did not measure 'bits code'"):
+        judge_over_seeds(other, [run_of(1, 2)])
+    other = Goal(text="merge", model="merged", measure="needle 1024", at_least=0.5)
+    with pytest.raises(ValueError, match="names 'merged', which evaluation 1 does not have; it"):
+        judge_over_seeds(other, [run_of(1, 2)])
+
+
+def test_a_claim_needs_all_its_conditions_and_falls_with_one() -> None:
+    runs = [run_of(20, 60), run_of(22, 65), run_of(18, 61)]
+    some = Goal(text="some", model="better", measure="needle 1024", at_least=0.3)
+    all_of_them = Goal(text="all", model="better", measure="needle 1024", at_least=0.99)
+    near = Goal(text="near", model="better", measure="needle 1024", at_least=0.62)
+    shown, refuted, unclear = (judge_over_seeds(goal, runs) for goal in (some, all_of_them, near))
+    assert outcome_of([shown, shown]) == "shown"
+    assert outcome_of([shown, unclear]) == "unclear"
+    assert outcome_of([shown, unclear, refuted]) == "refuted"
+
+
+@pytest.mark.parametrize("limits", [{}, {"at_least": 0.1, "at_most": 0.2}])
+def test_a_goal_has_one_limit(limits) -> None:
+    with pytest.raises(ValueError, match="give at_least or at_most, one of the two"):
+        Goal(text="both", model="base", **limits)
+
+
+def test_the_page_tells_every_arm_and_condition_with_its_interval(tmp_path: Path) -> None:
+    evaluations = []
+    for seed, run in enumerate([run_of(20, 60), run_of(22, 65), run_of(18, 61)]):
+        evaluations.append(tmp_path / f"needles-{seed}")
+        evaluations[-1].mkdir()
+        write_json(
+            evaluations[-1] / "evaluation.json", {"suites": {}, "models": run, "differences": []}
+        )
+    config = JudgeConfig(
+        name="retrieval",
+        claim="It finds more.",
+        source="A paper, section 5",
+        parts=(MORE,),
+        arms={"base": "the base", "better": "the better one"},
+        measures=("needle 1024", "bits maths"),
+        note="Smaller than theirs.",
+    )
+    out = tmp_path / "retrieval"
+    out.mkdir()
+    judge(config, out, evaluations=evaluations)
+    written = read_json(out / "claim.json")
+    assert written["outcome"] == "shown" and written["seeds"] == 3
+    figures = written["arms"]["better"]["figures"]["needle 1024"]
+    assert figures["mean"] == pytest.approx(0.62) and len(figures["figures"]) == 3
+    page = claims_page(ClaimsPageConfig(name="claims"), tmp_path, claims=[out])
+    text = (page / "claims.md").read_text()
+    assert "| It finds more. | A paper, section 5 | 3 | **shown** |" in text
+    assert "needle 1024 of better less that of base | at least +10.0" in text
+    assert "| better | the better one | 62.0" in text and "Smaller than theirs." in text
+    picture = (page / "retrieval.svg").read_text()
+    assert picture.count("<circle") == 6 and "It finds more." in picture
