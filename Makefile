@@ -18,22 +18,27 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test quick constraints clean
+.PHONY: demo test quick lint pytest-test pytest-quick constraints clean
 
 demo: $(READY)
 	$(BIN)/pocketlm run recipes/pocket.py $(RUN)
 
-test: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# lint and tests beside each other: types are checked in one process
+test quick: $(READY)
+	$(MAKE) -j 2 lint pytest-$@
 
-quick: $(READY)
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slow"
+
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+pytest-test: $(READY)
+	$(PYTEST)
+
+pytest-quick: $(READY)
+	$(PYTEST) -m "not gpu and not slow"
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pocketlm needs Python 3.11 or newer; try: make PYTHON=python3.11")'

@@ -12,11 +12,16 @@ from pathlib import Path
 
 from pocketlm.corpus.join import Join
 from pocketlm.corpus.sources import HubSource, Source
+from pocketlm.data.mixing.given import GivenMix
+from pocketlm.data.mixing.influence import InfluenceMix
+from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.model.presets import PRESETS
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
+from pocketlm.stages.find_mix import MixConfig, find_mix
 from pocketlm.stages.finetune import FinetuneConfig, finetune
+from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.probes import ProbeConfig, build_probes
 from pocketlm.stages.quantize import QuantizeConfig, quantize
@@ -289,6 +294,42 @@ SELECT = SelectConfig(  # R1, section 6: keep the samples of positive influence 
 # Figure 8: in the second round most of the influence is at or below zero, and the paper stops after
 # it ("two stages suffice"). Half of the mass as the threshold, and one round more, are our reading
 ROUNDS, STOP_BELOW = 3, 0.5
+# Sections 5.1.2 and 5.2. Proxies of AutoMixer, whose score this is, have 350M parameters and 6.4B
+# tokens; 75M did not do. R1's own sizes are not found
+PROXY_OPTIM = replace(
+    PRETRAIN.optim,
+    lr=1.0e-3,  # 5e-4 for 256 rows, the rule of the repository
+    num_steps=6_250,
+    warmup_steps=125,
+)
+PROXY = {"proxy": SHAPES["360m"], "seq_len": 2048, "rows_per_step": 512, "micro_batch_size": 4}
+MIX = MixConfig(
+    name="mix",
+    methods={
+        "found": InfluenceMix(
+            num_gradient_probes=10,  # R1, section 5.2: T
+            representative_rows=10_000,  # R1, section 5.1: of each corpus
+        ),
+        "published": GivenMix(shares={name: part / 100 for name, part in PHASE1.items()}),
+        "proportional": ProportionalMix(),
+    },
+    selected="found",
+    optim=PROXY_OPTIM,
+    **PROXY,
+    budget_tokens=2_097_152_000_000,  # of a phase: 500,000 steps x 2,048 rows x 2,048
+    max_epochs=50.0,  # not discussed; the published mixes repeat OpenWebMath about 50 times
+    seed=7,
+    validation_tokens=1_000_000,
+    save=SaveConfig(every_steps=500),
+)
+LEFT_OUT = LeaveOneOutConfig(
+    name="left-out",
+    optim=PROXY_OPTIM,
+    **PROXY,
+    seed=8,
+    probe_tokens=1_000_000,
+    save=SaveConfig(every_steps=500),
+)
 GENERAL_SFT = FinetuneConfig(
     name="general",
     optim=OptimConfig(
@@ -353,6 +394,7 @@ def recipe(
     tokenizer: Path = Path("Llama-3.2-1B"),
     teacher: Path = Path("Llama-3.1-8B-Instruct"),
     mix: str = "published",
+    left_out: bool = False,
 ):
     """MobileLLM-R1 as published: two phases of pre-training, two of mid-training, two of
     fine-tuning.
@@ -364,9 +406,11 @@ def recipe(
 
     --teacher: a folder with Llama-3.1-8B-Instruct, the teacher of both mid-training phases
 
-    --mix: published, mid-training in two rounds on the shares of table 4; or found: probe sets are
-    built, and mid-training takes the shares by the influence density of what each round keeps,
-    until too little positive influence is left
+    --mix: published, on the shares of tables 3 and 4; or found: probe sets are built, pre-training
+    takes shares by influence density, and mid-training those of what each round keeps, until too
+    little positive influence is left
+
+    --left-out: also train a proxy without each source of pre-training (figure 6), to compare
     """
     if size not in SHAPES:
         raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
@@ -400,16 +444,24 @@ def recipe(
     looked_at: dict[str, Path] = {}
     if mix == "found":
         looked_at["probes"] = run(build_probes, PROBES, corpus=texts, asker=teacher)
+    found = run(find_mix, MIX, corpus=texts, **looked_at) if looked_at else None
+    if left_out:
+        run(leave_one_out, LEFT_OUT, corpus=texts, mix=found, **looked_at)
     phase1 = run(
         pretrain,
-        replace(PRETRAIN, name="phase1", model=SHAPES[size], shares=shares(PHASE1)),
+        replace(
+            PRETRAIN, name="phase1", model=SHAPES[size], shares=None if found else shares(PHASE1)
+        ),
         corpus=texts,
+        mix=found,
     )
     trunk = run(
         pretrain,
-        replace(PRETRAIN, name="phase2", shares=shares(PHASE2)),
+        # which of the two mixes of table 3 equation 6 gave is not found: here both phases have it
+        replace(PRETRAIN, name="phase2", shares=None if found else shares(PHASE2)),
         corpus=texts,
         model=phase1,
+        mix=found,
     )
 
     # Co-evolution (section 6): score with the current model, keep what helps, distil on it. Once a

@@ -29,7 +29,7 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.checkpoint import RESUME, SaveConfig
 from pocketlm.train.distributed.fsdp import to_device
-from pocketlm.train.distributed.ranks import barrier, device, ranks
+from pocketlm.train.distributed.ranks import barrier, device, ranks, wait_for_files
 from pocketlm.train.first_order import decays, linear_step, mean_clip, rates_at
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
@@ -186,7 +186,7 @@ class Proxies:
             if not file.is_file():
                 proxy = self.open(name, self.config.optim.num_steps, seed)
                 write_json(file, measures[measure](LanguageModel(proxy, self.tokenizer)))
-        barrier()
+        wait_for_files(files.values())
         return {
             name: {measure: read_json(files[name, measure]) for measure in measures}
             for name in mixes
@@ -250,7 +250,7 @@ class Proxies:
                 else None,
             )
             write_json(file, measure(milestone))
-        barrier()
+        wait_for_files(files)
         return [read_json(file) for file in files]
 
     def _first_order(

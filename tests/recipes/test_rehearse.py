@@ -28,8 +28,9 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 OWN = ["nowhere/model", "--chats", "nowhere/chats.jsonl", "--text", "nowhere/books"]
 REHEARSED = {
     "r1-140m": ("r1.py", ["--size", "140m"]),
-    "r1-found": ("r1.py", ["--mix", "found"]),
+    "r1-found": ("r1.py", ["--mix", "found", "--left-out"]),
     "pro": ("pro.py", []),
+    "pro-found": ("pro.py", ["--mix", "found"]),
     "specialize": ("specialize.py", OWN),
 }
 

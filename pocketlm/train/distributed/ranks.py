@@ -10,9 +10,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -70,6 +71,15 @@ def shows_progress() -> bool:
 def barrier() -> None:
     """Returns when every rank is here; where one is gone, gloo raises at once."""
     all_reduce_min(0)
+
+
+def wait_for_files(files: Iterable[Path]) -> None:
+    """Returns when each file is there, whichever rank writes it, and however long that takes: a
+    collective times out while a rank computes. A rank that fails ends all of them (the launcher).
+    """
+    for file in files:
+        while not file.is_file():
+            time.sleep(POLL_SECONDS)
 
 
 def all_reduce_min(number: int) -> int:
