@@ -241,7 +241,7 @@ def positional_distillation(run, seeds, steps, shared):
         evaluations.append(
             run(
                 evaluate,
-                replace(NEEDLES, name=f"needles-{seed}", labels=tuple(IPD_ARMS)),
+                replace(NEEDLES, name=f"needles-{seed}", labels=tuple(IPD_ARMS), needle_seed=seed),
                 models=[base, teacher, theta, theta_10, ipd, labels, masked],
                 corpus=corpus,
             )
@@ -472,7 +472,8 @@ CLAIMS = {
 
 def recipe(run, *, claim: str = "all", seeds: int = 3, first_seed: int = 201, effort: float = 1.0):
     """claim: one of them, or all. seeds: how many runs of each arm. first_seed: of the runs; seeds
-    101 to 103 were used while the settings were chosen (docs/log.md). effort: how many steps each training takes.
+    101 to 103 were used while the settings were chosen (docs/log.md). effort: how many steps each
+    training takes.
     """
     if claim not in ("all", *CLAIMS):
         raise ValueError(f"claim {claim!r} is unknown; known: all, {', '.join(CLAIMS)}")

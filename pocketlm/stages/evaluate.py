@@ -46,8 +46,9 @@ class EvaluateConfig:
     bits_tokens: held-out text of each domain (0: none). needle_tokens: context lengths to search a
     needle in, each with needle_trials trials, hidden in held-out text of the sources `haystack`.
     needle: a note and a question about it, or a fact whose beginning is repeated (easier:
-    eval/look_up.py), with `distractors` other facts in the text. unsafe_exec: where no sandbox of
-    the operating system holds, run programs that a model wrote with limits alone.
+    eval/look_up.py), with `distractors` other facts in the text. needle_seed: of the trials.
+    unsafe_exec: where no sandbox of the operating system holds, run programs that a model wrote
+    with limits alone.
     """
 
     name: str
@@ -64,6 +65,7 @@ class EvaluateConfig:
     haystack: tuple[str, ...] = ()
     needle: Literal["note", "fact"] = "note"
     distractors: int = 0
+    needle_seed: int = NEEDLE_SEED
     speed_tokens: int = 32
     runtime: str | None = None  # what computes the folders among the models (inference/open.py)
     unsafe_exec: bool = False
@@ -259,12 +261,12 @@ def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict
             for number in range(len(shard))
         ]
         for tokens in config.needle_tokens:
-            task = (model.tokenizer, tokens, config.needle_trials, NEEDLE_SEED, haystack)
+            task = (model.tokenizer, tokens, config.needle_trials, config.needle_seed, haystack)
             if config.needle == "fact":
                 trials = fact_trials(*task, config.distractors)
                 figures[str(tokens)] = find_needles(model, trials, VALUE_TOKENS)
             else:
-                trials = needle_trials(*task, draw_notes(NEEDLE_SEED, held_out=True))
+                trials = needle_trials(*task, draw_notes(config.needle_seed, held_out=True))
                 figures[str(tokens)] = find_needles(model, trials)
     return figures
 

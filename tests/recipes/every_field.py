@@ -574,6 +574,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "haystack": ("texts",),
         "needle": "fact",
         "distractors": 1,
+        "needle_seed": 1,
         "speed_tokens": 6,
         "unsafe_exec": True,
     },
