@@ -305,16 +305,16 @@ def recipe(
             probe_share=1e-5,
         ),
     )
-    found = run(find_mix, MIX, corpus=corpus) if mix == "found" else None
-    given = SHARES if found is None else None
-    phase1 = run(pretrain, replace(PHASE1, shares=given), corpus=corpus, teacher=teacher, mix=found)
+    mixed = run(find_mix, MIX, corpus=corpus) if mix == "found" else None
+    given = SHARES if mixed is None else None
+    phase1 = run(pretrain, replace(PHASE1, shares=given), corpus=corpus, teacher=teacher, mix=mixed)
     phase2 = run(
         extend_context,
         replace(with_windows(PHASE2, windows), shares=given),
         corpus=corpus,
         model=phase1,
         teacher=teacher,
-        mix=found,
+        mix=mixed,
     )
     # one after another, each on all ranks
     branches = [

@@ -444,24 +444,24 @@ def recipe(
     looked_at: dict[str, Path] = {}
     if mix == "found":
         looked_at["probes"] = run(build_probes, PROBES, corpus=texts, asker=teacher)
-    found = run(find_mix, MIX, corpus=texts, **looked_at) if looked_at else None
+    mixed = run(find_mix, MIX, corpus=texts, **looked_at) if looked_at else None
     if left_out:
-        run(leave_one_out, LEFT_OUT, corpus=texts, mix=found, **looked_at)
+        run(leave_one_out, LEFT_OUT, corpus=texts, mix=mixed, **looked_at)
     phase1 = run(
         pretrain,
         replace(
-            PRETRAIN, name="phase1", model=SHAPES[size], shares=None if found else shares(PHASE1)
+            PRETRAIN, name="phase1", model=SHAPES[size], shares=None if mixed else shares(PHASE1)
         ),
         corpus=texts,
-        mix=found,
+        mix=mixed,
     )
     trunk = run(
         pretrain,
         # which of the two mixes of table 3 equation 6 gave is not found: here both phases have it
-        replace(PRETRAIN, name="phase2", shares=None if found else shares(PHASE2)),
+        replace(PRETRAIN, name="phase2", shares=None if mixed else shares(PHASE2)),
         corpus=texts,
         model=phase1,
-        mix=found,
+        mix=mixed,
     )
 
     # Co-evolution (section 6): score with the current model, keep what helps, distil on it. Once a

@@ -50,6 +50,11 @@ def _mix(stage: Stage, *, named: bool) -> list[Element]:
         paragraph(f"{methods[0].upper()}{methods[1:]}.{_missing(mixes)}", quiet=True),
         _shares_table(selected, ordered, details),
         _bits(ordered, objectives),
+        *[
+            paragraph(f"{name}: {line}.")
+            for name, mix in mixes.items()
+            for line in mix.get("warnings", ())
+        ],
         *[part for name in ordered for part in _told_by_method(name, details[name])],
     ]
 

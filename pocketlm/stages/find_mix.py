@@ -119,8 +119,8 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path, probes: Path | None 
 
 def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
     """mix.json, written by the first rank when every proxy is trained and measured."""
-    found = _found_mixes(config, proxies)
-    shares, trained = _compared(found)
+    by_method = _found_mixes(config, proxies)
+    shares, trained = _compared(by_method)
     by_seed = [
         proxies.losses(
             {proxy: shares[name] for name, proxy in trained.items()},
@@ -146,9 +146,9 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
             **mix.details,
             **({"warnings": list(mix.warnings)} if mix.warnings else {}),
         }
-        for name, (mix, cost, _) in found.items()
+        for name, (mix, cost, _) in by_method.items()
     }
-    for name in [name for name in shares if name not in found]:
+    for name in [name for name in shares if name not in by_method]:
         beside = {"method": f"the proxy {trained[name]}", "shares": shares[name], **figures[name]}
         compared[name] = beside
     content = {
@@ -169,13 +169,13 @@ def write_mixes(config: MixConfig, out: Path, proxies: Proxies) -> None:
 Found = tuple[Mix, dict[str, int], dict[str, Shares]]
 
 
-def _compared(found: Mapping[str, Found]) -> tuple[dict[str, Shares], dict[str, str]]:
+def _compared(by_method: Mapping[str, Found]) -> tuple[dict[str, Shares], dict[str, str]]:
     """(the shares, the name of the proxy) of every mix that is compared, by its name. What a method
     gives beside its mix is one of its own proxies.
     """
-    shares = {name: mix.shares for name, (mix, _, _) in found.items()}
-    trained = {name: name for name in found}
-    for name, (mix, _, runs) in found.items():
+    shares = {name: mix.shares for name, (mix, _, _) in by_method.items()}
+    trained = {name: name for name in by_method}
+    for name, (mix, _, runs) in by_method.items():
         for label, run in mix.beside.items():
             shares[f"{label} of {name}"] = runs[run]
             trained[f"{label} of {name}"] = f"{name}-{run}"
@@ -186,7 +186,7 @@ def _found_mixes(config: MixConfig, proxies: Proxies) -> dict[str, Found]:
     """Every method's mix, and what finding it cost: proxies that were trained for it, rows that
     gradients were computed on, and the FLOPs of both (model/costs.py).
     """
-    found: dict[str, Found] = {}
+    by_method: dict[str, Found] = {}
     row = flops_of(config.proxy, 1, config.seq_len).training()
     for name, method in config.methods.items():
         count, runs = Counter(proxies=0), {}
@@ -207,8 +207,8 @@ def _found_mixes(config: MixConfig, proxies: Proxies) -> dict[str, Found]:
             method, config.rows_per_step, len(proxies.rows), len(proxies.capabilities)
         )
         cost = {**count, "gradient_rows": probed, "flops": (trained_rows + probed) * row}
-        found[name] = mix, cost, runs
-    return found
+        by_method[name] = mix, cost, runs
+    return by_method
 
 
 def _simulate(proxies: Proxies, names: Iterator[str], count: Counter[str], *run: Any, **how: Any):

@@ -21,7 +21,7 @@ from pocketlm.runner.run import Run
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mixing_study.py"
-NAMES = ("uniform", "proportional", "utility")
+NAMES = ("uniform", "proportional", "utility", "cheap influence", "DataInf", "swarm")
 ANSWERS: dict[str, dict[str, Any]] = {
     "gsm8k_test": {"question": "How many are 3 and 4?", "answer": "3 + 4 = 7\n#### 7"},
     "mbpp_test": {"prompt": "Add two numbers.", "code": "def add(a, b):\r\n    return a + b "},
@@ -64,13 +64,18 @@ def finished(answers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def folder_of(name: str, number: int) -> str:
+    """Of the network that a mix trained from one seed; its label in the evaluation too."""
+    return f"{name.replace(' ', '-')}-{number}"
+
+
 def test_the_study_trains_each_mix_from_each_seed_on_its_own_shares(finished: Path) -> None:
     mixes = read_json(finished / "mix" / "mix.json")["mixes"]
-    assert tuple(mixes) == NAMES
+    assert tuple(mixes) == (*NAMES, "best of swarm")
     for name in NAMES:
         assert len(mixes[name]["bits_per_byte_by_seed"]) == 2
         for number in (1, 2):
-            record = read_json(finished / f"{name}-{number}" / "stage.json")
+            record = read_json(finished / folder_of(name, number) / "stage.json")
             place = Path(record["inputs"]["mix"]["path"])
             assert read_json(finished / place / "mix.json")["shares"] == mixes[name]["shares"]
     left_out = read_json(finished / "left-out" / "leave_one_out.json")
@@ -90,7 +95,7 @@ def test_the_page_holds_the_figures_of_the_run(
     text = (tmp_path / "docs/results/mixing.md").read_text()
     models = read_json(finished / "evaluation" / "evaluation.json")["models"]
     for name in NAMES:
-        suites = [models[f"{name}-{number}"]["suites"] for number in (1, 2)]
+        suites = [models[folder_of(name, number)]["suites"] for number in (1, 2)]
         assert set(suites[0]) == {"bpb.gsm8k", "bpb.mbpp", "bpb.arc_easy", "bpb.arc_challenge"} | {
             "bpb.mmlu"
         }
@@ -100,7 +105,7 @@ def test_the_page_holds_the_figures_of_the_run(
     size = num_parameters(shape_of(finished / "uniform-1")) / 1e6
     assert f"compared at {size:.1f}M and 2 steps" in text
     assert "2 seeds each" in text and "| without | code | knowledge | maths |" in text
-    assert (tmp_path / "docs/results/mixing.svg").read_text().count('class="seed"') == 6
+    assert (tmp_path / "docs/results/mixing.svg").read_text().count('class="seed"') == 12
     with pytest.raises(SystemExit, match=r"holds no mix\.json; finish the run first"):
         script.main([str(tmp_path / "none")])
 
@@ -139,7 +144,9 @@ def test_the_study_is_planned_and_verifies_at_four_times_the_size(tmp_path: Path
     }
     mix, left_out, verified = (planned[name].work for name in ("mix", "left-out", "utility-3"))
     assert mix and left_out and verified
-    assert mix.copies == 3 * 3 + 1 and left_out.copies == 9 * 3
+    # six mixes and a run of the swarm from three seeds each; a simulated run and four steps of its
+    # line search, two times three domain models, and a swarm of 16, one of which is compared
+    assert mix.copies == 7 * 3 + 5 + 6 + 16 - 1 and left_out.copies == 9 * 3
     assert 4 <= num_parameters(verified.model) / num_parameters(mix.model) <= 5
     with pytest.raises(ValueError, match="--effort 0 and --seeds 3: both must be above 0"):
         dry_run(recipe, tmp_path, missing_ok=True, **flags, effort=0)

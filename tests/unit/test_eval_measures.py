@@ -120,7 +120,10 @@ def test_needle_prompts_fill_the_context_and_never_exceed_it(tokenizer, template
         assert len(tokenizer.encode(f"The code of a name is {answer}.")) <= ANSWER_TOKENS
         total = len(ids) + ANSWER_TOKENS
         assert context - longest - 1 <= total <= context
-    assert find_needles(Reader(tokenizer), trials) == {"found": 9, "of": 9, "cut": 0}
+    assert find_needles(Reader(tokenizer), trials) == {
+        **{"found": 9, "of": 9, "cut": 0},
+        "by_depth": [1, 2, 2, 2, 2],
+    }
 
 
 def test_depths_spread_from_the_start_to_the_end(tokenizer):
@@ -145,7 +148,10 @@ def test_answers_that_go_on_without_the_value_are_counted(tokenizer):
     trials = needle_trials(tokenizer, 200, 6, 3, FILLER, NOTES)
     asked = iter(range(100))
     talker = Talker(tokenizer, sees=lambda text, place: next(asked) // 2 % 2 == 0)
-    assert find_needles(talker, trials) == {"found": 3, "of": 6, "cut": 3}
+    assert find_needles(talker, trials) == {
+        **{"found": 3, "of": 6, "cut": 3},
+        "by_depth": [1, 0, 1, 0, 1],
+    }
 
 
 def test_the_same_seed_gives_the_same_trials(tokenizer):

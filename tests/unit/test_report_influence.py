@@ -32,11 +32,12 @@ def test_a_mix_by_influence_shows_its_densities_and_who_got_nothing():
         "shares": {"sums": 1.0, "web": 0.0},
         "bits_per_byte": {"maths": 1.0, "mean": 1.0},
         "influence": influence,
+        "warnings": ["web lowers no probe's loss"],
     }
     content = {"selected": "r1", "shares": mix["shares"], "mixes": {"r1": mix}}
     text = text_of(mix_section([SimpleNamespace(name="mix", files={"mix.json": content})]))  # type: ignore[list-item]
-    assert "Negative, and so without a share: web." in text
-    assert "87.5" in text and "3.25" in text and "datainf and adam agrees to +1.00" in text
+    assert "r1: web lowers no probe's loss." in text
+    assert "0.875" in text and "3.25" in text and "influence, rank correlation, sources 1" in text
 
 
 def test_a_selection_shows_what_it_dropped_of_each_capability_and_why_it_stopped():

@@ -116,7 +116,10 @@ def influence_mix(config: InfluenceMix, problem: MixProblem) -> Mix:
         },
     }
     shares = cap_repetition(shares, problem.tokens, problem.budget_tokens, problem.max_epochs)
-    return Mix(shares=shares, details={"influence": details})
+    warnings = [
+        f"{name} lowers no probe's loss: no share, for its density is negative" for name in clipped
+    ]
+    return Mix(shares=shares, details={"influence": details}, warnings=tuple(warnings))
 
 
 def domain_shares(capability: str, problem: MixProblem) -> Shares:
