@@ -130,13 +130,21 @@ def test_a_tokenizer_that_splits_syllables_makes_another_task_and_is_refused() -
         ({"facts_range": (3, 2)}, "the least and the most facts"),
         ({"num_names": 2, "facts_range": (3, 3)}, "2 names for 3 facts a document"),
         ({"gap_words": ()}, "give numbers of words"),
-        ({"chars": 0}, "chars is 0; it must be at least 1"),
     ],
 )
 def test_documents_that_cannot_be_made_are_refused(change, message) -> None:
-    fields = {"count": 2, "facts_range": (1, 2), "gap_words": (1,), "chars": 50, **change}
+    fields = {"count": 2, "seed": 1, "facts_range": (1, 2), "gap_words": (1,), "chars": 50}
     with pytest.raises(ValueError, match=message):
-        list(FactSource(name="facts", domain="knowledge", **fields).documents(None, Reading()))
+        list(generate_facts(**{**fields, "running_words": WORDS, **change}))
+
+
+def test_a_source_of_facts_is_these_documents_with_words_of_the_standard_library() -> None:
+    how: dict[str, Any] = {"count": 3, "facts_range": (1, 2), "gap_words": (9,), "chars": 200}
+    source = FactSource(name="facts", domain="knowledge", **how)
+    texts = [document.text for document in source.documents(None, Reading())]
+    assert len(set(texts)) == 3 and all(TOLD.search(text) for text in texts)
+    with pytest.raises(ValueError, match="chars is 0; it must be at least 1"):
+        FactSource(name="facts", domain="knowledge", **{**how, "chars": 0})
 
 
 def test_facts_of_one_document_have_different_names() -> None:
