@@ -1,6 +1,7 @@
 # make demo   every stage of both papers on this computer, from nothing: environment, then recipes/pocket.py
 # make test   lint, types and the whole test suite, in the same environment
 # make quick  the same without the tests marked slow (tests/conftest.py)
+# make rehearsals  what CI runs beside the tests: R1's larger sizes, on one rank and on four
 # make clean  remove the environment (runs/ is yours and stays)
 #
 # make constraints   write constraints.txt anew from the environment, after the tests passed in it
@@ -18,7 +19,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test quick lint pytest-test pytest-quick constraints clean
+.PHONY: demo test quick lint pytest-test pytest-quick rehearsals constraints clean
 
 demo: $(READY)
 	$(BIN)/pocketlm run recipes/pocket.py $(RUN)
@@ -32,13 +33,19 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
+# three at a time: slow tests wait for the processes that they start
 pytest-test: $(READY)
-	$(PYTEST)
+	$(PYTEST) -n 3
 
 pytest-quick: $(READY)
-	$(PYTEST) -m "not gpu and not slow"
+	$(PYTEST) -n 2 -m "not gpu and not slow"
+
+rehearsals: $(READY)
+	for size in 360m 950m; do for ranks in 1 4; do \
+		$(BIN)/pocketlm rehearse recipes/r1.py --size $$size --processes $$ranks --count 128 || exit 1; \
+	done; done
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pocketlm needs Python 3.11 or newer; try: make PYTHON=python3.11")'
