@@ -24,7 +24,7 @@ from pocketlm.data.datainf import (
     score_directions,
 )
 from pocketlm.data.influence import influence
-from pocketlm.data.mixing.influence import rank_correlation
+from pocketlm.data.rank_correlation import spearman
 from pocketlm.model.batch import Batch
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import ModelConfig, Transformer
@@ -139,9 +139,7 @@ def print_agreement(num_samples: int, num_candidates: int) -> None:
                 "not installed" if values is None else f"{relative_error(scores, values):.1e}"
                 for values in (dense["formula"], other)
             ]
-            ranks = [
-                rank_correlation(values, exact) for values in (scores, dense["plain product"], adam)
-            ]
+            ranks = [spearman(values, exact) for values in (scores, dense["plain product"], adam)]
             first, second, third = ("none" if rank is None else f"{rank:.3f}" for rank in ranks)
             print(
                 f"{'one' if tied else 'two':8} {steps:5}  {errors[0]:>16} {errors[1]:>16}"

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pocketlm.data.mixing.laws import FITS, Array, choose_law, rank_correlation
+from pocketlm.data.mixing.laws import FITS, Array, choose_law
+from pocketlm.data.rank_correlation import spearman
 
 POOLS = {"1M": "1m", "60M": "60m", "1B": "1B"}  # by the size of the model: part of the file's name
 MIX, LOSS = "train_the_pile_", "metric/the_pile_"
@@ -111,7 +112,7 @@ def read_pools(folder: Path) -> tuple[Runs, dict[str, Runs]]:
 def judge(predicted: Array, losses: Array) -> tuple[float, float]:
     """(rho, regret) of one prediction of a pool."""
     regret = losses[np.argmin(predicted)] - losses.min()
-    return rank_correlation(predicted, losses), float(regret)
+    return spearman(predicted, losses) or 0.0, float(regret)
 
 
 def replay(

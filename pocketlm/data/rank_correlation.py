@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Values = Sequence[float] | np.ndarray
 
-def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+
+def spearman(first: Values, second: Values) -> float | None:
     """The correlation of the ranks, ties at the mean of their places; None where one is constant or
     there are fewer than two values.
     """
@@ -17,9 +19,9 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def ranked(values: Sequence[float]) -> np.ndarray:
+def ranked(values: Values) -> np.ndarray:
     """The rank of each value from 0, equal ones at the mean of their places."""
-    array = np.asarray(values, dtype=np.float64)
-    below = (array[:, None] > array[None, :]).sum(1)
-    equal = (array[:, None] == array[None, :]).sum(1)
-    return below + (equal - 1) / 2
+    _, places, counts = np.unique(
+        np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True
+    )
+    return (np.cumsum(counts) - (counts + 1) / 2)[places]

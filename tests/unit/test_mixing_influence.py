@@ -16,12 +16,7 @@ from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 
 from pocketlm.data.datainf import score_directions
 from pocketlm.data.influence import influence
-from pocketlm.data.mixing.influence import (
-    InfluenceMix,
-    influence_mix,
-    measure_influence,
-    rank_correlation,
-)
+from pocketlm.data.mixing.influence import InfluenceMix, influence_mix, measure_influence
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.model.batch import IGNORE_INDEX, Batch
@@ -171,15 +166,6 @@ def test_no_source_repeats_more_often_than_the_problem_allows():
 def test_a_capability_without_a_source_of_the_corpus_is_refused():
     with pytest.raises(ValueError, match=r"capability 'law' \(statutes\) is in the corpus"):
         mixed(CONFIG, capabilities={"law": ("statutes",)})
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_the_rank_correlation_is_spearmans(ties):
-    rng = np.random.default_rng(4)
-    first, second = (rng.integers(0, 6 if ties else 10**9, 40) for _ in range(2))
-    expected = spearmans(first, second)
-    assert rank_correlation(first, second) == pytest.approx(expected)
-    assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
 
 
 @pytest.mark.parametrize(

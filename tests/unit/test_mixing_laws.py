@@ -3,15 +3,9 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize
-from scipy.stats import spearmanr
 
 from pocketlm.data.mixing import laws
-from pocketlm.data.mixing.laws import (
-    choose_law,
-    fit_gaussian_process,
-    fit_log_linear,
-    rank_correlation,
-)
+from pocketlm.data.mixing.laws import choose_law, fit_gaussian_process, fit_log_linear
 
 OFFSET = np.array([1.2, 0.8])
 EXPONENTS = np.array([[-1.0, 0.3, 0.6, -0.2, 0.4], [0.5, -1.5, 0.1, 0.0, -0.3]])
@@ -170,11 +164,3 @@ def test_noise_is_not_predicted():
     losses = np.random.default_rng(7).normal(3, 0.1, (40, 1))
     choice = choose_law(drawn(40), losses, tuple(laws.FITS), folds=5, seed=0)
     assert all(errors[0] > 0.9 for errors in choice.errors.values())
-
-
-def test_rank_correlation_is_spearmans():
-    rng = np.random.default_rng(8)
-    for a, b in [(rng.normal(size=30), rng.normal(size=30)), (rng.integers(0, 5, 30), np.r_[:30])]:
-        expected, _ = spearmanr(a, b)
-        assert rank_correlation(a.astype(float), b.astype(float)) == pytest.approx(expected)
-    assert rank_correlation(np.ones(4), np.arange(4.0)) == 0

@@ -26,6 +26,7 @@ from pocketlm.data.datainf import DAMPING, SCORES, Score, score_directions
 from pocketlm.data.influence import influence
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixture import Shares, cap_repetition
+from pocketlm.data.rank_correlation import spearman
 from pocketlm.data.selection import positive_share
 from pocketlm.model.batch import IGNORE_INDEX
 
@@ -109,10 +110,8 @@ def influence_mix(config: InfluenceMix, problem: MixProblem) -> Mix:
         "rows": {source: len(counts) for source, counts in tokens.items()},
         "density_by_score": densities,
         "rank_correlation": {
-            "sources": rank_correlation(*(list(values.values()) for values in densities.values())),
-            "rows": rank_correlation(
-                *(np.concatenate([*rows.values()]) for rows in joint.values())
-            ),
+            "sources": spearman(*(list(values.values()) for values in densities.values())),
+            "rows": spearman(*(np.concatenate([*rows.values()]) for rows in joint.values())),
         },
     }
     shares = cap_repetition(shares, problem.tokens, problem.budget_tokens, problem.max_epochs)
@@ -224,17 +223,3 @@ def density_shares(
             "rows, or choose another method"
         )
     return {name: max(0.0, value) / total for name, value in densities.items()}, negative
-
-
-def rank_correlation(first: Any, second: Any) -> float | None:
-    """Spearman's, ties at their mean rank; None where one has no order."""
-    ranks = np.stack([_ranks(np.asarray(values, dtype=float)) for values in (first, second)])
-    if (ranks == ranks[:, :1]).all(1).any():
-        return None
-    return float(np.corrcoef(ranks)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Places in ascending order, ties at the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]

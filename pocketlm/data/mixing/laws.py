@@ -16,6 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketlm.data.rank_correlation import spearman
+
 Array = NDArray[np.float64]
 
 # Of the log-linear law, our choice but the form; the first two by RegMix's 1M runs that no fit saw,
@@ -305,7 +307,7 @@ def choose_law(
         for name, predicted in predictions.items()
     }
     ranks = {
-        name: np.array([rank_correlation(a, b) for a, b in zip(predicted.T, losses.T, strict=True)])
+        name: np.array([spearman(a, b) or 0.0 for a, b in zip(predicted.T, losses.T, strict=True)])
         for name, predicted in predictions.items()
     }
     best = np.argmin(np.stack([errors[name] for name in names]), axis=0)
@@ -317,16 +319,3 @@ def choose_law(
         errors=errors,
         rank_correlations=ranks,
     )
-
-
-def rank_correlation(a: Array, b: Array) -> float:
-    """Spearman's; equal values have the mean of their ranks. 0 where all of one are equal."""
-    x, y = (mean_ranks(values) for values in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    norm = np.sqrt((x**2).sum() * (y**2).sum())
-    return float((x * y).sum() / norm) if norm else 0.0
-
-
-def mean_ranks(values: Array) -> Array:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[places]

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pocketlm.data.mixing.laws import FITS, Array, LawChoice, choose_law, rank_correlation
+from pocketlm.data.mixing.laws import FITS, Array, LawChoice, choose_law
 from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixing.propose import capped, divergence, propose
 from pocketlm.data.mixture import Shares, cap_repetition, proportional_shares, uniform_shares
+from pocketlm.data.rank_correlation import spearman
 
 PRIORS = {"uniform": uniform_shares, "proportional": proportional_shares}
 LAWS = ("auto", *FITS)
@@ -288,7 +289,7 @@ def _figures(swarm: Swarm, choice: LawChoice, weights: Array) -> dict[str, Any]:
             }
             for place, domain in enumerate(swarm.domains)
         },
-        "rank_correlation": rank_correlation(choice.chosen_predictions @ weights, measured),
+        "rank_correlation": spearman(choice.chosen_predictions @ weights, measured) or 0.0,
     }
 
 
