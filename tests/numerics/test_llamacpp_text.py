@@ -298,7 +298,7 @@ def test_llama_cpp_s_own_rendering_is_compared(
     path = write_gguf(tiny(tokenizer.vocab_size), tokenizer, tmp_path / "m.gguf", "f16")
     notes = unlike_prompts(path, tokenizer)
     assert (notes == []) == (told is None)
-    assert told is None or all(told in note for note in notes)
+    assert told is None or all(told in note for note in notes), notes
 
 
 def test_another_template_than_the_file_s_is_told_with_both_prompts(tmp_path: Path) -> None:
