@@ -1,6 +1,7 @@
 """The page of claims: a verdict, a picture and a table for each, in Markdown and SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
@@ -13,35 +14,42 @@ LINE = 22  # units of height of an arm in the picture
 LABELS, CHART = 150, 380  # units of width
 
 
-def claims_markdown(claims: Sequence[dict[str, Any]], pictures: Sequence[str]) -> str:
-    """The page. claims: each a claim.json; pictures: the file name of each one's picture."""
+def claims_markdown(claims: Mapping[str, dict[str, Any]], pictures: Sequence[str]) -> str:
+    """The page. claims: each a claim.json, by its name; pictures: the file name of each one's."""
     lines = [
         "# Claims, each beside its controls",
         "",
-        "Written by `pocketlm run recipes/claims.py`. A condition is shown where the whole 95 %",
-        "interval of its mean over the seeds meets it, refuted where none of it does, and unclear",
-        "otherwise. The conditions stand in the recipe and were written before the runs.",
+        *_wrapped(
+            "Written by `pocketlm run recipes/claims.py`. A condition is shown where the whole "
+            "95 % interval of its mean over the seeds meets it, refuted where none of it does, and "
+            "unclear otherwise; a claim is shown when all its conditions are. The conditions stand "
+            "in the recipe and were written before the runs."
+        ),
         "",
         "| claim | source | seeds | verdict |",
         "|---|---|---|---|",
         *(
             f"| {claim['claim']} | {claim['source']} | {claim['seeds']} "
             f"| {OUTCOMES[claim['outcome']]} |"
-            for claim in claims
+            for claim in claims.values()
         ),
         "",
     ]
-    for claim, picture in zip(claims, pictures, strict=True):
-        lines += _claim(claim, picture)
+    for (name, claim), picture in zip(claims.items(), pictures, strict=True):
+        lines += _claim(name, claim, picture)
     return "\n".join(lines)
 
 
-def _claim(claim: dict[str, Any], picture: str) -> list[str]:
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def _claim(name: str, claim: dict[str, Any], picture: str) -> list[str]:
     measures = list(next(iter(claim["arms"].values()))["figures"])
     return [
-        f"## {claim['claim']}",
+        f"## {name.replace('-', ' ').capitalize()}",
         "",
-        f"{claim['source']}. Verdict: {OUTCOMES[claim['outcome']]}.",
+        *_wrapped(f"{claim['claim']} ({claim['source']}.) Verdict: {OUTCOMES[claim['outcome']]}."),
         "",
         f"![{measures[0]} of each arm, a dot for each seed]({picture})",
         "",
@@ -60,7 +68,7 @@ def _claim(claim: dict[str, Any], picture: str) -> list[str]:
         "|---|---|---|---|---|",
         *map(_condition, claim["parts"]),
         "",
-        *([claim["note"], ""] if claim["note"] else []),
+        *([*_wrapped(claim["note"]), ""] if claim["note"] else []),
     ]
 
 

@@ -17,11 +17,11 @@ class ClaimsPageConfig:
 
 def claims_page(config: ClaimsPageConfig, out: Path, *, claims: list[Path]) -> Path:
     """`out`, with claims.md and a picture for each claim, from the claim.json of judge stages."""
-    judged = [read_json(folder / "claim.json") for folder in claims]
+    judged = {folder.name: read_json(folder / "claim.json") for folder in claims}
     pictures = []
-    for folder, claim in zip(claims, judged, strict=True):
+    for name, claim in judged.items():
         measure = next(iter(next(iter(claim["arms"].values()))["figures"]))
-        pictures.append(f"{folder.name}.svg")
+        pictures.append(f"{name}.svg")
         write_text(out / pictures[-1], arms_picture(claim, measure))
     write_text(out / "claims.md", claims_markdown(judged, pictures))
     return out

@@ -107,6 +107,7 @@ def test_the_page_tells_every_arm_and_condition_with_its_interval(tmp_path: Path
     assert figures["mean"] == pytest.approx(0.62) and len(figures["figures"]) == 3
     page = claims_page(ClaimsPageConfig(name="claims"), tmp_path, claims=[out])
     text = (page / "claims.md").read_text()
+    assert "## Retrieval" in text and max(map(len, text.splitlines())) < 200
     assert "| It finds more. | A paper, section 5 | 3 | **shown** |" in text
     assert "needle 1024 of better less that of base | at least +10.0" in text
     assert "| better | the better one | 62.0" in text and "Smaller than theirs." in text
