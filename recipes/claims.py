@@ -6,7 +6,7 @@ can repeat.
 
 A claim is a function: it trains its arms once for each seed, evaluates them, and leaves the verdict
 to conditions that were written before the runs (the Goal lists below). A condition is shown where
-the whole 95 % interval of its mean over the seeds meets it, refuted where none of it does, unclear
+the whole 90 % interval of its mean over the seeds meets it, refuted where none of it does, unclear
 otherwise. The page is claims.md in the folder of the last stage.
 """
 

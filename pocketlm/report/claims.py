@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from pocketlm.report.goals import Goal, figure_of
+from pocketlm.report.goals import ROUNDING, Goal, figure_of
 
 Outcome = Literal["shown", "refuted", "unclear"]
 # Student's t, one side, 95 %, by the number of seeds; more than twelve seeds take the last
@@ -48,9 +48,9 @@ def judge_over_seeds(goal: Goal, runs: Sequence[dict[str, Any]]) -> Judged:
     """The goal in the evaluations of several seeds: shown where the whole interval of the mean
     meets it, refuted where none of it does, else unclear.
 
-    The interval is Student's, one-sided 95 % at each end (our choice): with three seeds it is 1.7
-    standard deviations wide on each side. One seed shows nothing. ValueError: a run that did not
-    measure it.
+    The interval is Student's, one-sided 95 % at each end, so of 90 % (our choice): with three seeds
+    it is 1.7 standard deviations wide on each side. One seed shows nothing. ValueError: a run that
+    did not measure it.
     """
     figures = []
     for number, models in enumerate(runs, start=1):
@@ -71,9 +71,9 @@ def judge_over_seeds(goal: Goal, runs: Sequence[dict[str, Any]]) -> Judged:
     low, high = mean - half, mean + half
     margins = goal.margin(low), goal.margin(high)
     outcome: Outcome = "unclear"
-    if min(margins) >= 0:
+    if min(margins) >= -ROUNDING:
         outcome = "shown"
-    elif max(margins) < 0:
+    elif max(margins) < -ROUNDING:
         outcome = "refuted"
     return Judged(goal, tuple(figures), mean, low, high, outcome)
 

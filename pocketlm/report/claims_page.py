@@ -21,7 +21,8 @@ def claims_markdown(claims: Mapping[str, dict[str, Any]], pictures: Sequence[str
         "",
         *_wrapped(
             "Written by `pocketlm run recipes/claims.py`. A condition is shown where the whole "
-            "95 % interval of its mean over the seeds meets it, refuted where none of it does, and "
+            "90 % interval (95 % at each end) of its mean over the seeds meets it, refuted where "
+            "none of it does, and "
             "unclear otherwise; a claim is shown when all its conditions are. The conditions stand "
             "in the recipe and were written before the runs."
         ),
@@ -64,7 +65,7 @@ def _claim(name: str, claim: dict[str, Any], picture: str) -> list[str]:
         "",
         "Mean over the seeds, with their standard deviation.",
         "",
-        "| condition | figure | wanted | mean (95 % interval) | verdict |",
+        "| condition | figure | wanted | mean (90 % interval) | verdict |",
         "|---|---|---|---|---|",
         *map(_condition, claim["parts"]),
         "",

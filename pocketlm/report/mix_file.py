@@ -9,7 +9,7 @@ from typing import Any
 # what mix.json of the first versions holds beside "shares", and how those mixes were found
 OLD_MIXES = {"uniform": "the same share for each source", "proportional": "each source by its size"}
 # what the stage itself writes of each mix; anything else is a detail of its method
-WRITTEN_BY_STAGE = {"method", "shares", "cost", "objective"}
+WRITTEN_BY_STAGE = {"method", "shares", "cost", "objective", "warnings"}
 MEASURED = "bits_per_byte"
 
 

@@ -284,6 +284,10 @@ def rank_correlations(
         for figure, column in columns.items():
             add(name, figure, "all", column)
         for figure, matrix in details.matrices.items():
+            if not set(matrix) & set(capabilities):  # of scores in units of their own, say
+                for key, column in matrix.items():
+                    add(name, f"{figure}.{key}", "all", column)
+                continue
             for capability in [key for key in capabilities if key in matrix]:
                 add(name, figure, capability, matrix[capability])
             summed = {

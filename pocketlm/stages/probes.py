@@ -128,6 +128,7 @@ def build_probes(
     sources = {name: drawn_order(config, name, len(building.documents[name])) for name in names}
     sources = building.by_quality(sources)
     sources, members = building.by_answers(sources, asker)
+    barrier()  # other ranks may still read scores, which go when the first rank returns
     if ranks().first:
         members, step = without_duplicates(
             building.documents,

@@ -215,6 +215,10 @@ def test_every_figure_of_a_mix_is_ranked_beside_the_effects(tmp_path):
             "method": "by a law",
             "shares": {"a": 0.5, "b": 0.3, "c": 0.2},
             "bits_per_byte": {"code": 1.0, "maths": 2.0, "mean": 1.5},
+            "scores": {
+                "datainf": {"a": 1.0, "b": 2.0, "c": 3.0},
+                "adam": {"a": 9.0, "b": 8.0, "c": 7.0},
+            },
             "law": {"slopes": {"code": {"a": 9.0, "b": 5.0, "c": -1.0}, "law": {"a": 1.0}}},
             "density": {"a": 1.0, "b": 2.0, "c": 3.0},
         },
@@ -230,6 +234,9 @@ def test_every_figure_of_a_mix_is_ranked_beside_the_effects(tmp_path):
         ("found", "density", "all"): pytest.approx(tied),
         ("found", "law.slopes", "code"): pytest.approx(1.0),
         ("found", "law.slopes", "all"): pytest.approx(-tied),
+        # two scores are no capabilities, and are not summed
+        ("found", "scores.datainf", "all"): pytest.approx(tied),
+        ("found", "scores.adam", "all"): pytest.approx(-tied),
         ("flat", "shares", "all"): None,
     }
     assert {row["sources"] for row in rows} == {3}

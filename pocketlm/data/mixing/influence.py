@@ -114,7 +114,12 @@ def influence_mix(config: InfluenceMix, problem: MixProblem) -> Mix:
             "rows": spearman(*(np.concatenate([*rows.values()]) for rows in joint.values())),
         },
     }
-    shares = cap_repetition(shares, problem.tokens, problem.budget_tokens, problem.max_epochs)
+    # what the caps cut goes to the other sources that help, never to those that do not
+    usable = {name: problem.tokens[name] for name, share in shares.items() if share > 0}
+    capped = cap_repetition(
+        {name: shares[name] for name in usable}, usable, problem.budget_tokens, problem.max_epochs
+    )
+    shares = {name: capped.get(name, 0.0) for name in problem.tokens}
     warnings = [
         f"{name} lowers no probe's loss: no share, for its density is negative" for name in clipped
     ]
