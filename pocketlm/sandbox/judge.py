@@ -165,11 +165,10 @@ def _load_error(content: bytes) -> tuple[str, str]:
     text = content.decode("utf-8", "replace")
     try:
         name, message = json.loads(text)
-    except (ValueError, TypeError):
+        detail = f"while loading: {name}: {message}"[:500]
+    except (ValueError, TypeError, RecursionError):
         return "protocol", "no readable error"
-    return ("memory" if name == "MemoryError" else "fail"), f"while loading: {name}: {message}"[
-        :500
-    ]
+    return ("memory" if name == "MemoryError" else "fail"), detail
 
 
 def run_once(program: str, stdin: str, layer: Layer, python: str, limits: Limits) -> ProgramRun:

@@ -273,3 +273,35 @@ def test_a_worker_has_no_environment_and_no_packages(box):
     assert "SECRET_OF_A_TEST" not in output
     assert output.endswith("[]\n")
     assert base_python() == os.path.realpath(base_python())
+
+
+FRAMES = """
+import os, struct
+for fd in range(3, 32):
+    try:
+        os.write(fd, struct.pack(">cI", b"X", 100000) + b"[" * 100000)
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "tests", "verdicts"),
+    [
+        # it would end the tests' own loop before it fails
+        (
+            "def f(x):\n    raise StopIteration",
+            "assert all(map(lambda p: f(p[0]) == p[1], [(1, 2), (2, 3)]))",
+            ("fail",),
+        ),
+        # a number too long to print, in the message of the test
+        ("def f(x):\n    return 10**5000", "r = f(1)\nassert r == 5, r", ("fail",)),
+        # what a failed load says is nested deeper than the judge can read
+        (FRAMES, "assert f(1) == 1", ("protocol", "crash", "fail")),
+    ],
+)
+def test_a_program_neither_passes_by_its_exceptions_nor_fails_its_judge(
+    program, tests, verdicts, box
+):
+    task = Task(program=program, tests=tests, names=("f",))
+    assert judge_once(task, box.layer, box.python, LIMITS).verdict in verdicts
