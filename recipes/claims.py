@@ -61,57 +61,31 @@ LOOK_UP = ModelConfig(
     sliding_window=4,
     initializer_range=0.08,
 )
+
+
+def facts(name: str, seed: int, count: int, facts_range, gap_words, chars: int, num_names=None):
+    return FactSource(
+        name=name,
+        domain="knowledge",
+        seed=seed,
+        count=count,
+        facts_range=facts_range,
+        gap_words=gap_words,
+        chars=chars,
+        num_names=num_names,
+    )
+
+
 FACTS = CurateConfig(
     name="facts",
     sources=(
         # rows of 64, 128 and 256 tokens: the facts alone, then with more and more text between
-        FactSource(
-            name="facts-64",
-            domain="knowledge",
-            count=9_000,
-            seed=1,
-            facts_range=(3, 5),
-            gap_words=(0,),
-            chars=100,
-        ),
-        FactSource(
-            name="facts-128",
-            domain="knowledge",
-            count=2_500,
-            seed=2,
-            facts_range=(2, 6),
-            gap_words=(0, 2, 4, 8),
-            chars=215,
-        ),
-        FactSource(
-            name="facts-256",
-            domain="knowledge",
-            count=8_000,
-            seed=3,
-            facts_range=(2, 8),
-            gap_words=(2, 4, 7, 14, 28),
-            chars=490,
-        ),
+        facts("facts-64", 1, 9_000, (3, 5), (0,), 100),
+        facts("facts-128", 2, 2_500, (2, 6), (0, 2, 4, 8), 215),
+        facts("facts-256", 3, 8_000, (2, 8), (2, 4, 7, 14, 28), 490),
         # the teacher's long documents, and the student's short ones: there names come again
-        FactSource(
-            name="facts-long",
-            domain="knowledge",
-            count=900,
-            seed=4,
-            facts_range=(4, 24),
-            gap_words=(20,),
-            chars=2_900,
-        ),
-        FactSource(
-            name="facts-short",
-            domain="knowledge",
-            count=14_000,
-            seed=5,
-            facts_range=(2, 5),
-            gap_words=(4,),
-            chars=110,
-            num_names=80,
-        ),
+        facts("facts-long", 4, 900, (4, 24), (20,), 2_900),
+        facts("facts-short", 5, 14_000, (2, 5), (4,), 110, num_names=80),
         LanguageReferenceSource(name="reference", domain="knowledge"),
     ),
     vocab_size=LOOK_UP.vocab_size,

@@ -21,7 +21,7 @@ from pocketlm.sandbox.judge import Judgement, Task, judge_once
 from pocketlm.sandbox.layers import Layer, Limits
 
 SOLVE = "def solve(n):\n    return 0\n"
-FRAME = "import os, struct, json\nPASS = struct.pack('>cI', b'V', 10) + b'[\"pass\",\"\"]'\n"
+FRAME = "import os, struct, json\nPASS = struct.pack('>cI', b'V', 11) + b'[\"pass\",\"\"]'\n"
 EVERY_FD = (
     "for fd in range(64):\n    try:\n        os.write(fd, {what})\n"
     "    except OSError:\n        pass\n"

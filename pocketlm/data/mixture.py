@@ -1,6 +1,6 @@
 """Shares of sources: checked, compared, and kept from repeating a small source too often."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 Shares = dict[str, float]
 
@@ -41,6 +41,24 @@ def proportional_shares(tokens: Mapping[str, int]) -> Shares:
     """Each source by its size: the baseline that uniform hides."""
     total = sum(tokens.values())
     return {name: count / total for name, count in tokens.items()}
+
+
+# what a mix may depart from, by its name in a config
+PRIORS = {"uniform": uniform_shares, "proportional": proportional_shares}
+
+
+def check_weights(
+    weights: Mapping[str, float], where: str, known: Iterable[str] | None = None
+) -> None:
+    """ValueError for a negative weight, only zeros, or a name that is not known; none at all are
+    equal weights.
+    """
+    if weights and not (min(weights.values()) >= 0 and sum(weights.values()) > 0):
+        raise ValueError(f"{where} {dict(weights)} must not be negative, nor all of them 0")
+    if known is not None and (unknown := sorted(set(weights) - set(known))):
+        raise ValueError(
+            f"{where} names {', '.join(unknown)}; the corpus serves {', '.join(known)}"
+        )
 
 
 def cap_repetition(

@@ -73,5 +73,9 @@ def over_samples(scores: Sequence[dict[str, float]], ks: Sequence[int]) -> dict[
     """Scores of one document from those of its samples: means, and pass@k of each k."""
     n = len(scores)
     means = {name: sum(score[name] for score in scores) / n for name in scores[0]}
-    correct = sum(score.get("pass@1", 0.0) == 1.0 for score in scores)
+    if not ks:
+        return means
+    if "pass@1" not in means:
+        raise ValueError(f"pass@{', '.join(map(str, ks))} needs a scorer that gives pass@1")
+    correct = sum(score["pass@1"] == 1.0 for score in scores)
     return {**means, **{f"pass@{k}": pass_at_k(n, correct, k) for k in ks}}

@@ -150,7 +150,8 @@ def _written(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], lis
 def _written_row(suite: Suite, request: Request, samples: Sequence[tuple[str, bool]]) -> Row:
     """A row of the samples (completion, cut) of one problem: scores are means over them."""
     completions = [completion for completion, _ in samples]
-    scores = [suite.scorer(request.problem, without_thinking(text)) for text in completions]
+    answers = [without_thinking(text, program=suite.runs_code) for text in completions]
+    scores = [suite.scorer(request.problem, answer) for answer in answers]
     row = _row(suite, request, completions[0], over_samples(scores, suite.pass_at))
     if len(samples) > 1:
         row["samples"] = completions

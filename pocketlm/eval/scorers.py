@@ -149,11 +149,13 @@ def answer_bytes(problem: AnswerKey) -> int:
     return len(f" {problem.answer}".encode())
 
 
-def without_thinking(completion: str) -> str:
-    """What stands after </think>; "" where thinking began and was cut before its end."""
+def without_thinking(completion: str, *, program: bool = False) -> str:
+    """What stands after </think>; "" where thinking began and was cut before its end. A program
+    keeps the spaces that it begins with.
+    """
     _, mark, after = completion.rpartition(THINKING_ENDS)
     if mark:
-        return after.strip()
+        return after.lstrip("\r\n").rstrip() if program else after.strip()
     return "" if THINKING_BEGINS in completion else completion
 
 

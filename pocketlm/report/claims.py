@@ -16,8 +16,8 @@ T_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.
 
 @dataclass(frozen=True)
 class Judged:
-    """A goal over the runs of several seeds. margins: how far each is beyond what is asked for.
-    low, high: between which the mean figure lies, each with 95 % confidence; None of a single seed.
+    """A goal over the runs of several seeds. figures: of each. low, high: above and below which
+    the mean lies, each with 95 % confidence; None of a single seed.
     """
 
     goal: Goal

@@ -1,6 +1,7 @@
 """Judge a model's code: calls go to a worker that holds the code alone, tests run in another.
 
-The judge hands messages over, counts seconds and bytes, and never runs or reads what a model wrote.
+The judge hands messages over and counts seconds and bytes. It never runs what a model wrote, and
+reads of it only the message of a program that fails to load, for people.
 Plain values alone come back from the model's worker (values.py), to tests that rebuild them as
 exact built-in types; the verdict comes from the tests' worker, which the model's code never enters.
 So no verdict can be forged: to pass, a program must give the right values.

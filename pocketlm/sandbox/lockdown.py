@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import signal
 import struct
 import sys
 from typing import Any
@@ -35,7 +36,7 @@ ALLOW, DENY, KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # DENY: the call fai
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # BPF: ld word, jeq, jset, ret
 NR, ARCH, OPEN_FLAGS = 0, 4, 32  # offsets in struct seccomp_data; openat's third argument
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
 FILE_ACCESS = ((1, 13), (2, 14), (3, 15), (5, 16))  # (version of Landlock, how many rights it has)
@@ -55,6 +56,8 @@ def lock_down(limits: dict[str, int], landlock: bool) -> list[str]:
     if sys.platform != "linux":
         return []
     libc = ctypes.CDLL(None, use_errno=True)
+    # ends with the judge, however that ends; seccomp keeps a program from taking it back
+    libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process of the same user reads this memory
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return []

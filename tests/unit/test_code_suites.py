@@ -11,6 +11,7 @@ import pytest
 from pocketlm.eval.code_scorer import code_scorer, over_samples, pass_at_k, program_of
 from pocketlm.eval.figures import figures_of
 from pocketlm.eval.harness import run_suite
+from pocketlm.eval.scorers import without_thinking
 from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
 from pocketlm.eval.suites.protocols import SUITES
 from pocketlm.model.tokenizer import train_tokenizer
@@ -162,3 +163,14 @@ def test_a_suite_of_programs_keeps_indentation_and_estimates_pass_at_k(data, box
     assert figures["value"] == pytest.approx(1 / 3)
     assert figures["scores"]["pass@2"]["value"] == pytest.approx(2 / 3)
     assert suite.protocol()["samples"] == 3 and "samples" not in SUITES["humaneval"].protocol()
+
+
+def test_pass_at_k_of_a_scorer_without_pass_at_1_is_refused():
+    with pytest.raises(ValueError, match="pass@2 needs a scorer that gives pass@1"):
+        over_samples([{"math_verify": 1.0}] * 4, (2,))
+
+
+def test_a_program_after_thinking_keeps_its_indentation():
+    answer = "<think>a</think>\n    y = x\n    return y\n"
+    assert without_thinking(answer, program=True) == "    y = x\n    return y"
+    assert without_thinking(answer) == "y = x\n    return y"

@@ -295,8 +295,11 @@ def test_a_proxy_that_learns_nothing_is_named_and_the_prior_stays():
         ({"step_sizes": (1.0, 0.0)}, r"step_sizes \(1.0, 0.0\) must be positive"),
         ({"step_sizes": (1.0, 1.0)}, "names one size twice"),
         ({"num_gradient_probes": 0}, "num_gradient_probes 0 must be at least 1"),
-        ({"probe_weights": {"code": -1.0, "maths": 2.0}}, "must not be negative, nor all 0"),
-        ({"probe_weights": {"code": 0.0}}, "must not be negative, nor all 0"),
+        (
+            {"probe_weights": {"code": -1.0, "maths": 2.0}},
+            "must not be negative, nor all of them 0",
+        ),
+        ({"probe_weights": {"code": 0.0}}, "must not be negative, nor all of them 0"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(change, message):

@@ -4,7 +4,10 @@ never the model's.
 
 import math
 import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -305,3 +308,42 @@ def test_a_program_neither_passes_by_its_exceptions_nor_fails_its_judge(
 ):
     task = Task(program=program, tests=tests, names=("f",))
     assert judge_once(task, box.layer, box.python, LIMITS).verdict in verdicts
+
+
+def test_no_worker_outlives_its_judge(box, tmp_path):
+    """Killed at once, the judge cannot end what it started: the kernel does."""
+    if not Path("/proc").is_dir():
+        pytest.skip("only Linux ends a process with its parent")
+    script = (
+        "from pocketlm.sandbox.judge import Task, judge_once\n"
+        "from pocketlm.sandbox.sandbox import open_sandbox\n"
+        "box = open_sandbox(unsafe_exec=True)\n"
+        "task = Task(program='import time\\ntime.sleep(1000)', tests='f()', names=('f',))\n"
+        "print('ready', flush=True)\n"
+        "judge_once(task, box.layer, box.python, box.limits)\n"
+    )
+    judge = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert judge.stdout is not None and judge.stdout.readline() == "ready\n"
+    deadline = time.monotonic() + 60
+    while not (workers := children_of(judge.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)  # both have started and one sleeps
+    workers = children_of(judge.pid)
+    judge.kill()
+    judge.wait()
+    assert len(workers) == 2
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(number) for number in text.split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

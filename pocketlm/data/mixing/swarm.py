@@ -15,10 +15,9 @@ import numpy as np
 from pocketlm.data.mixing.laws import FITS, Array, LawChoice, choose_law
 from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixing.propose import capped, divergence, propose
-from pocketlm.data.mixture import Shares, cap_repetition, proportional_shares, uniform_shares
+from pocketlm.data.mixture import PRIORS, Shares, cap_repetition, check_weights
 from pocketlm.data.rank_correlation import spearman
 
-PRIORS = {"uniform": uniform_shares, "proportional": proportional_shares}
 LAWS = ("auto", *FITS)
 MOST_DRAWS = 200  # for one mix that differs from the earlier ones
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, cover (0, 1) evenly however many are taken
@@ -72,11 +71,7 @@ class SwarmMix:
             )
         if not 0 <= self.min_share < 0.5:
             raise ValueError(f"min_share {self.min_share} must be at least 0 and below 0.5")
-        weights = self.probe_weights.values()
-        if weights and not (min(weights) >= 0 and sum(weights) > 0):
-            raise ValueError(
-                f"probe_weights {self.probe_weights} must not be negative, nor all of them 0"
-            )
+        check_weights(self.probe_weights, "probe_weights")
 
     num_beside: ClassVar[int] = 1  # the best run of the swarm
 
@@ -176,11 +171,7 @@ def _caps(problem: MixProblem, prior: Array) -> Array:
 
 def _weights(config: SwarmMix, problem: MixProblem, domains: Sequence[str]) -> Array:
     """[domains], summing to 1."""
-    if unknown := sorted(set(config.probe_weights) - set(domains)):
-        raise ValueError(
-            f"{problem.where}.probe_weights names {', '.join(unknown)}; the corpus serves "
-            f"{', '.join(domains)}"
-        )
+    check_weights(config.probe_weights, f"{problem.where}.probe_weights", domains)
     given = config.probe_weights or dict.fromkeys(domains, 1.0)
     weights = np.array([given.get(domain, 0.0) for domain in domains])
     return weights / weights.sum()

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from pocketlm.data.mixing.line_search import best_step
 from pocketlm.data.mixing.problem import Gradients, LossFn, Milestone, Mix, MixProblem
-from pocketlm.data.mixture import Shares, proportional_shares, uniform_shares
+from pocketlm.data.mixture import PRIORS, Shares, check_weights
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
 
-PRIORS = {"uniform": uniform_shares, "proportional": proportional_shares}
 NOISE = 2  # standard errors that a probe's loss must fall by, or the proxy learnt nothing of it
 Table = dict[str, dict[str, float]]  # [probe][source]
 
@@ -57,9 +56,7 @@ class UtilityMix:
             )
         if len(set(self.step_sizes)) < len(self.step_sizes):
             raise ValueError(f"step_sizes {self.step_sizes} names one size twice")
-        weights = self.probe_weights.values()
-        if weights and not (min(weights) >= 0 and sum(weights) > 0):
-            raise ValueError(f"probe_weights {self.probe_weights} must not be negative, nor all 0")
+        check_weights(self.probe_weights, "probe_weights")
 
     @property
     def num_measured_proxies(self) -> int:
@@ -81,12 +78,7 @@ def utility_mix(config: UtilityMix, problem: MixProblem) -> Mix:
 
     ValueError: a probe weight of a capability that no source serves.
     """
-    unknown = sorted(set(config.probe_weights) - set(problem.capabilities))
-    if unknown:
-        raise ValueError(
-            f"{problem.where}.probe_weights names {', '.join(unknown)}; the corpus serves "
-            f"{', '.join(problem.capabilities)}"
-        )
+    check_weights(config.probe_weights, f"{problem.where}.probe_weights", problem.capabilities)
     weights = config.probe_weights or dict.fromkeys(problem.capabilities, 1.0)
     prior = PRIORS[config.prior](problem.tokens)
     measured = problem.simulate(
