@@ -1,5 +1,5 @@
 """The command line: `pocketlm run | plan | rehearse | verify-resume | chat | eval | bench |
-import | export | inspect`.
+import | export | push | pull | inspect`.
 
 Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a
 user's mistake into one message. Everything slow is imported inside the command that needs it, so
@@ -15,6 +15,7 @@ from pocketlm.commands.export import export_model
 from pocketlm.commands.import_ import import_a_model
 from pocketlm.commands.inspect import app as inspect
 from pocketlm.commands.plan import plan_recipe
+from pocketlm.commands.push import pull_folder, push_folder
 from pocketlm.commands.rehearse import rehearse
 from pocketlm.commands.run import RECIPE_COMMAND, run
 from pocketlm.commands.verify_resume import verify_resume
@@ -40,6 +41,8 @@ app.command(name="eval")(evaluate_models)
 app.command(name="bench")(bench_models)
 app.command(name="import")(import_a_model)
 app.command(name="export")(export_model)
+app.command(name="push")(push_folder)
+app.command(name="pull")(pull_folder)
 app.add_typer(inspect, name="inspect")
 
 

@@ -87,8 +87,13 @@ def _asked(name: str, call: Callable[[], Answer]) -> Answer:
     try:
         return call()
     except Exception as error:  # network, login and hub errors each have their own kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{name}: there is no such file or folder here, and the Hugging Face hub did not give "
-            f"it: {first}"
+            f"it: {first_line(error)}"
         ) from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

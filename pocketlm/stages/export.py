@@ -26,12 +26,13 @@ from pocketlm.export.writable import Wanted, refuse_lossy, refuse_unwritable
 from pocketlm.inference.open import opened
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
-from pocketlm.model.files import write_folder, write_json
+from pocketlm.model.files import write_folder, write_json, write_text
 from pocketlm.model.json_lines import row_files
 from pocketlm.model.quant import scheme as scheme_named
 from pocketlm.model.quant import scheme_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
+from pocketlm.report.model_card import model_card
 
 SPLITS = ("validation", "train")
 PASSAGES = 50  # the most documents that a source lends; this and the next three are our choice
@@ -80,8 +81,8 @@ class ExportConfig:
 
 
 def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None = None) -> Path:
-    """`out`, with what was asked for, hf/ model.gguf model.pte and so on, and export.json with
-    sizes and agreement.
+    """`out`, with what was asked for, hf/ model.gguf model.pte and so on, export.json with sizes
+    and agreement, and a model card, README.md.
 
     A four-bit model keeps the grid it was trained on in all of them: Q4_0 blocks, XNNPACK, MLX and
     compressed-tensors take its integers and scales as they are, and the Hugging Face folder holds
@@ -119,6 +120,7 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
     write_json(
         out / "export.json", {**origin, "bytes": sizes, "agreement": agreements, "unlike": notes}
     )
+    write_text(out / "README.md", model_card(out, model.name, model=model))
     console = Console(stderr=True, highlight=False)
     for name, note in ((name, note) for name, lines in notes.items() for note in lines):
         console.print(f"  {name}: {note}", style="yellow", soft_wrap=True, markup=False)
