@@ -26,7 +26,7 @@ GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": SIZES,
     "phi": SIZES,
-    "qwen2": SIZES | {"num_key_value_heads": 2},  # biases on q, k and v
+    "stablelm": SIZES | {"num_key_value_heads": 2, "use_qkv_bias": True},
     "gemma2": SIZES
     | GROUPED
     | {"sliding_window": 16, "tie_word_embeddings": False},  # shorter than the texts; soft caps

@@ -92,6 +92,7 @@ def refuse_unwritable(
     """
     if dtype not in FILE_TYPES:
         raise ValueError(f"unknown GGUF dtype {dtype!r}; known: {', '.join(FILE_TYPES)}")
+    architecture(config)
     if config.rope_scaling is not None:
         rope_divisors(config)
     widths = {
@@ -109,10 +110,23 @@ def refuse_unwritable(
 def architecture(config: ModelConfig) -> str:
     """llama.cpp's architecture that computes exactly this network: the one place that chooses.
 
-    Local layers -> `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU
+    Biases on q, k and v -> `qwen2`, which has neither QK-norm nor windows. Local layers ->
+    `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU
     and RoPE. All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE turns
     neighbouring channels.
     """
+    if config.qkv_bias:
+        if config.use_qk_norm or LOCAL in config.layer_types:
+            raise ValueError(
+                "llama.cpp's 'qwen2', which has biases on q, k and v, has neither QK-norm nor "
+                "sliding windows"
+            )
+        if config.num_attention_heads * config.head_dim != config.hidden_size:
+            raise ValueError(
+                f"llama.cpp's 'qwen2' has heads of hidden_size / num_attention_heads; head_dim is "
+                f"{config.head_dim}"
+            )
+        return "qwen2"
     if LOCAL in config.layer_types:
         return "step35"
     return "qwen3" if config.use_qk_norm else "llama"
@@ -122,8 +136,8 @@ def rope_divisors(config: ModelConfig) -> Tensor:
     """What llama.cpp divides each frequency of the plain RoPE by, float32 [E / 2]: Llama 3's
     scaling, as a tensor.
 
-    Only its `llama` graph reads that tensor; `qwen3` and `step35` would compute without, so they
-    are refused.
+    Only its `llama` graph reads that tensor; `qwen2`, `qwen3` and `step35` would compute without,
+    so they are refused.
     """
     kind = architecture(config)
     if kind != "llama":
@@ -198,6 +212,10 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
                 block.get_submodule(module_name),
                 turned.get(tensor_name, 0),
             )
+        for which in ("q", "k", "v"):
+            bias = block.get_submodule(f"self_attn.{which}_proj").bias
+            if isinstance(bias, Tensor):
+                yield _Entry(f"blk.{i}.attn_{which}.bias", bias)
         if config.use_qk_norm:
             for which in ("q", "k"):
                 learned = getattr(block.self_attn, f"{which}_norm")

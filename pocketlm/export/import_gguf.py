@@ -28,6 +28,7 @@ OUTER_TENSORS = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+BIASED = (["attn_q"], ["attn_k"], ["attn_v"])  # in qwen2
 BLOCK_TENSORS = {stored: ours for ours, stored in LAYER_TENSORS.items()} | {
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
@@ -35,7 +36,8 @@ BLOCK_TENSORS = {stored: ours for ours, stored in LAYER_TENSORS.items()} | {
 
 
 def read_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
-    """(model in float32, tokenizer) of a .gguf file of the architectures llama, qwen3 and step35.
+    """(model in float32, tokenizer) of a .gguf file of the architectures llama, qwen2, qwen3 and
+    step35.
 
     FileNotFoundError, or a ValueError that names what is damaged, missing, or not in this network.
     """
@@ -93,6 +95,7 @@ def config_of(header: GgufHeader) -> ModelConfig:
         qk_norm_weight=qk_norm,
         layer_types=local if LOCAL in local else (),
         sliding_window=next((window for window in windows if window is not None), None),
+        qkv_bias=kind == "qwen2",
     )
 
 
@@ -139,8 +142,10 @@ def _our_name(header: GgufHeader, name: str) -> str:
     if name in OUTER_TENSORS:
         return OUTER_TENSORS[name]
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in BLOCK_TENSORS and parts[3] == "weight":
-        return f"model.layers.{parts[1]}.{BLOCK_TENSORS[parts[2]]}.weight"
+    biased = header["general.architecture"] == "qwen2" and parts[2:3] in BIASED
+    kinds = ("weight", "bias") if biased else ("weight",)
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in BLOCK_TENSORS and parts[3] in kinds:
+        return f"model.layers.{parts[1]}.{BLOCK_TENSORS[parts[2]]}.{parts[3]}"
     raise ValueError(f"{header.path}: this network has no place for the tensor {name}")
 
 

@@ -83,6 +83,11 @@ def refuse_unwritable(config: ModelConfig, scheme: Scheme | None, container: str
             "has none in qwen3, "
             "vLLM ignores them there); export it to gguf, pte or hf"
         )
+    if config.qkv_bias:
+        raise ValueError(
+            f"{container}: this model has biases on q, k and v, which are not written there; "
+            "export it to gguf, pte or hf"
+        )
     widths = {
         "q_proj": config.hidden_size,
         "o_proj": config.num_attention_heads * config.head_dim,

@@ -136,9 +136,9 @@ class PteBlock(nn.Module):
         self.input_layernorm = Norm(block.input_layernorm)
         self.post_attention_layernorm = Norm(block.post_attention_layernorm)
         self.int8 = Int8Tokens() if scheme else nn.Identity()
-        self.q_proj = linear(attention.q_proj.weight, scheme)
-        self.k_proj = linear(attention.k_proj.weight, scheme)
-        self.v_proj = linear(attention.v_proj.weight, scheme)
+        self.q_proj = linear(attention.q_proj.weight, scheme, attention.q_proj.bias)
+        self.k_proj = linear(attention.k_proj.weight, scheme, attention.k_proj.bias)
+        self.v_proj = linear(attention.v_proj.weight, scheme, attention.v_proj.bias)
         self.o_proj = linear(attention.o_proj.weight, scheme)
         self.gate_proj = linear(mlp.gate_proj.weight, scheme)
         self.up_proj = linear(mlp.up_proj.weight, scheme)
@@ -232,12 +232,12 @@ class Int4Table(nn.Module):
 
 
 class FloatLinear(nn.Module):
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight, self.num_bytes = weight, weight.nbytes
+        self.weight, self.bias, self.num_bytes = weight, bias, weight.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
 
 class Int4Linear(nn.Module):
@@ -251,9 +251,10 @@ class Int4Linear(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, weight: Tensor, scheme: Scheme) -> None:
+    def __init__(self, weight: Tensor, scheme: Scheme, bias: Tensor | None) -> None:
         super().__init__()
         qweight, scale = quantize_weight(weight, scheme)
+        self.bias = bias
         self.register_buffer("qweight", qweight)  # [O, I]
         self.register_buffer("scale", scale.float())  # [O, G], bfloat16 values
         self.register_buffer("zero_point", torch.zeros(scale.shape, dtype=torch.int8))
@@ -268,11 +269,12 @@ class Int4Linear(nn.Module):
             dequantize(
                 self.qweight, self.group, self.scale, self.zero_point, torch.int8, *self.levels
             ),
+            self.bias,
         )
 
 
-def linear(weight: Tensor, scheme: Scheme | None) -> nn.Module:
-    return Int4Linear(weight, scheme) if scheme else FloatLinear(weight)
+def linear(weight: Tensor, scheme: Scheme | None, bias: Tensor | None = None) -> nn.Module:
+    return Int4Linear(weight, scheme, bias) if scheme else FloatLinear(weight, bias)
 
 
 class Int8Tokens(nn.Module):

@@ -54,6 +54,7 @@ OLDER: Fields = {  # names that transformers takes beside the fields of its clas
     "auto_map": (OBJECT, "code from the hub, which is never run"),
     "model_type": (TEXT, READ),
     "pocketlm": (OBJECT, READ),
+    "head_dim": (WHOLE + OR_NULL, READ),  # Qwen2's class has no such field, and reads it
     "quantization_config": (OBJECT + OR_NULL, READ),
 }
 SHARED: Fields = {
@@ -93,6 +94,9 @@ QWEN3: Fields = SHARED | {
     "max_window_layers": (WHOLE, READ),
     "layer_types": (TEXTS + OR_NULL, READ),
 }
+QWEN2: Fields = {
+    name: kind for name, kind in QWEN3.items() if name not in ("attention_bias", "head_dim")
+}
 CWM: Fields = SHARED | {
     "mlp_bias": (FLAG, READ),
     "sliding_window": (WHOLE, READ),
@@ -122,6 +126,7 @@ LLAMA4: Fields = SHARED | {
 }
 FIELDS: dict[str, Fields] = {
     "llama": LLAMA,
+    "qwen2": QWEN2,
     "qwen3": QWEN3,
     "cwm": CWM,
     "llama4_text": LLAMA4,
@@ -144,6 +149,7 @@ class Defaults:
 
 DEFAULTS = {
     "llama": Defaults(rope_theta=1e4, rms_norm_eps=1e-6, head_dim=None, num_key_value_heads=None),
+    "qwen2": Defaults(rope_theta=1e4, rms_norm_eps=1e-6, head_dim=None, num_key_value_heads=32),
     "qwen3": Defaults(rope_theta=1e4, rms_norm_eps=1e-6, head_dim=128, num_key_value_heads=32),
     "cwm": Defaults(rope_theta=1e6, rms_norm_eps=1e-5, head_dim=128, num_key_value_heads=8),
     "llama4_text": Defaults(rope_theta=5e5, rms_norm_eps=1e-5, head_dim=128, num_key_value_heads=8),

@@ -49,22 +49,40 @@ def read_mobilellm(raw: JsonObject) -> ModelConfig:
     )
 
 
+def read_qwen2(raw: JsonObject) -> ModelConfig:
+    """Qwen2 and 2.5: biases on queries, keys and values, no QK-norm; windows as Qwen3's."""
+    check_fields(raw, "qwen2")
+    if raw.get("head_dim") is None:
+        _whole_heads(raw)
+    kinds, window = _windows(raw)
+    return replace(
+        _shape(raw, DEFAULTS["qwen2"], use_qk_norm=False, layer_types=kinds, sliding_window=window),
+        qkv_bias=True,
+    )
+
+
 def read_qwen3(raw: JsonObject) -> ModelConfig:
     """Qwen3, and ours with QK-norm: windows as layer_types say, else from max_window_layers on."""
     check_fields(raw, "qwen3")
-    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window", False) else None
-    layer_types = raw.get("layer_types")
-    if layer_types is None and window is not None:
-        first = raw.get("max_window_layers", 28)
-        layer_types = [LOCAL if i >= first else GLOBAL for i in range(_layers(raw))]
+    kinds, window = _windows(raw)
     return _shape(
         raw,
         DEFAULTS["qwen3"],
         use_qk_norm=True,
         qk_norm_weight=raw.object("pocketlm", None).typed("qk_norm_weight", FLAG, True),
-        layer_types=layer_types,
+        layer_types=kinds,
         sliding_window=window,
     )
+
+
+def _windows(raw: JsonObject) -> tuple[list[str] | None, int | None]:
+    """(kinds of layers, window) of the Qwen classes."""
+    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window", False) else None
+    layer_types = raw.get("layer_types")
+    if layer_types is None and window is not None:
+        first = raw.get("max_window_layers", 28)
+        layer_types = [LOCAL if i >= first else GLOBAL for i in range(_layers(raw))]
+    return layer_types, window
 
 
 def read_cwm(raw: JsonObject) -> ModelConfig:

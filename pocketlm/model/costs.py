@@ -83,8 +83,11 @@ def num_parameters(config: ModelConfig) -> int:
     norms = 2 * config.hidden_size + 2 * config.head_dim * (
         config.use_qk_norm and config.qk_norm_weight
     )
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    biases = heads * config.head_dim * config.qkv_bias
     tables = head_parameters(config) * (1 if config.tie_word_embeddings else 2)
-    return tables + config.num_hidden_layers * (block_matrices(config) + norms) + config.hidden_size
+    blocks = config.num_hidden_layers * (block_matrices(config) + norms + biases)
+    return tables + blocks + config.hidden_size
 
 
 def flops_of(config: ModelConfig, rows: int, seq_len: int) -> Flops:

@@ -3,6 +3,7 @@ names, which row order.
 
     llama         Llama, SmolLM2, Llama 3.2, MobileLLM 2024's own code       no QK-norm, every layer
     global
+    qwen2         Qwen2 and 2.5                                               biases on q, k and v
     qwen3         Qwen3; ours for MobileLLM-R1 and for QK-norm with windows   QK-norm (weightless:
     weights of one)
     cwm           ours for windows without QK-norm                           Meta's dense
@@ -30,6 +31,7 @@ from pocketlm.model.config_reading import (
     read_llama4_text,
     read_mobilellm,
     read_pro,
+    read_qwen2,
     read_qwen3,
 )
 from pocketlm.model.json_shape import OR_NULL, TEXTS, JsonObject, described
@@ -125,6 +127,8 @@ def native_layout(config: ModelConfig) -> Layout:
         return LAYOUTS["mobilellm"]
     if config.use_qk_norm:
         return LAYOUTS["qwen3"]
+    if config.qkv_bias:
+        return LAYOUTS["qwen2"]
     return LAYOUTS["cwm" if LOCAL in config.layer_types else "llama"]
 
 
@@ -133,7 +137,12 @@ def _cannot(layout: str, *, holds: bool, what: str) -> None:
         raise ValueError(f"the layout {layout} cannot hold this network: {what}")
 
 
+def _no_bias(layout: str, config: ModelConfig) -> None:
+    _cannot(layout, holds=not config.qkv_bias, what="its queries, keys and values have biases")
+
+
 def _write_llama(config: ModelConfig) -> Raw:
+    _no_bias("llama", config)
     _cannot("llama", holds=not config.use_qk_norm, what="it has QK-norm")
     _cannot("llama", holds=LOCAL not in config.layer_types, what="it has local layers")
     _cannot("llama", holds=config.layer_repeats == 1, what="it applies blocks more than once")
@@ -154,11 +163,22 @@ def _write_mobilellm(config: ModelConfig) -> Raw:
     }
 
 
+def _write_qwen2(config: ModelConfig) -> Raw:
+    _cannot("qwen2", holds=config.qkv_bias, what="its queries, keys and values have no biases")
+    _cannot("qwen2", holds=not config.use_qk_norm, what="it has QK-norm")
+    _cannot("qwen2", holds=config.layer_repeats == 1, what="it applies blocks more than once")
+    return {"model_type": "qwen2", **_qwen_windows(config)}
+
+
 def _write_qwen3(config: ModelConfig) -> Raw:
+    _no_bias("qwen3", config)
     _cannot("qwen3", holds=config.use_qk_norm, what="it has no QK-norm")
     _cannot("qwen3", holds=config.layer_repeats == 1, what="it applies blocks more than once")
+    return {"model_type": "qwen3", **_qwen_windows(config)}
+
+
+def _qwen_windows(config: ModelConfig) -> Raw:
     return {
-        "model_type": "qwen3",
         "layer_types": list(config.layer_types) or [GLOBAL] * config.num_hidden_layers,
         "sliding_window": config.sliding_window,
         "use_sliding_window": bool(config.sliding_window),
@@ -167,6 +187,7 @@ def _write_qwen3(config: ModelConfig) -> Raw:
 
 
 def _write_cwm(config: ModelConfig) -> Raw:
+    _no_bias("cwm", config)
     _cannot("cwm", holds=not config.use_qk_norm, what="it has QK-norm")
     _cannot("cwm", holds=LOCAL in config.layer_types, what="it has no local layers")
     _cannot("cwm", holds=config.layer_repeats == 1, what="it applies blocks more than once")
@@ -178,6 +199,7 @@ def _write_cwm(config: ModelConfig) -> Raw:
 
 
 def _write_llama4_text(config: ModelConfig) -> Raw:
+    _no_bias("llama4_text", config)
     _cannot("llama4_text", holds=not config.qk_norm_weight, what="its QK-norm has weights")
     _cannot("llama4_text", holds=LOCAL not in config.layer_types, what="it has local layers")
     _cannot("llama4_text", holds=config.layer_repeats == 1, what="it applies blocks more than once")
@@ -199,6 +221,7 @@ def _write_pro(config: ModelConfig) -> Raw:
     """The fields that `read_pro` asks for. Meta's own class, code on the hub, has not been tried on
     them.
     """
+    _no_bias("mobilellm-pro", config)
     _cannot("mobilellm-pro", holds=not config.qk_norm_weight, what="its QK-norm has weights")
     _cannot("mobilellm-pro", holds=LOCAL in config.layer_types, what="it has no local layers")
     _cannot(
@@ -219,6 +242,7 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout(name="llama", architecture="LlamaForCausalLM", read=read_llama, write=_write_llama),
+        Layout(name="qwen2", architecture="Qwen2ForCausalLM", read=read_qwen2, write=_write_qwen2),
         Layout(name="qwen3", architecture="Qwen3ForCausalLM", read=read_qwen3, write=_write_qwen3),
         Layout(name="cwm", architecture="CwmForCausalLM", read=read_cwm, write=_write_cwm),
         Layout(

@@ -290,6 +290,7 @@ class FakeQuantLinear(FakeQuantized, Linear):
         # on the meta device, so that no weight is drawn only to be replaced
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         self.take(layer.weight, scheme)
+        self.bias = layer.bias  # stays as it is
 
 
 class FakeQuantEmbedding(FakeQuantized, Embedding):

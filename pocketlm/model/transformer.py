@@ -2,8 +2,8 @@
 embeddings.
 
 One page covers MobileLLM-R1 (every layer global, weightless QK-norm), MobileLLM-Pro (three local
-layers to one global), MobileLLM 2024 with and without shared blocks, and the small Llama and Qwen3
-shapes. Parameter names are Hugging Face's for `qwen3`; `model/layouts.py` knows the others.
+layers to one global), MobileLLM 2024 with and without shared blocks, and the small Llama, Qwen2 and
+Qwen3 shapes. Parameter names are Hugging Face's for `qwen3`; `model/layouts.py` knows the others.
 
 Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, E head width, F
 feed-forward, V vocabulary
@@ -55,6 +55,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     rope_scaling: RopeScaling | None = None
     layer_repeats: int = 1
+    qkv_bias: bool = False  # Qwen2's queries, keys and values have biases
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -136,7 +137,8 @@ class Linear(nn.Linear):
         return x, self.weight
 
     def forward(self, input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return linear(*self.operands(input, dtype), dtype)
+        out = linear(*self.operands(input, dtype), dtype)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 class Embedding(nn.Embedding):
@@ -163,9 +165,9 @@ class Attention(nn.Module):
         self.use_qk_norm = config.use_qk_norm
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, q_size, bias=False)
-        self.k_proj = Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = Linear(config.hidden_size, kv_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, q_size, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_size, bias=config.qkv_bias)
         self.o_proj = Linear(q_size, config.hidden_size, bias=False)
         learned = config.use_qk_norm and config.qk_norm_weight
         self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
@@ -241,9 +243,11 @@ class Transformer(nn.Module):
             else Linear(config.hidden_size, config.vocab_size, bias=False)
         )
         generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=config.initializer_range, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(
         self,

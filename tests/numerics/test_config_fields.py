@@ -32,6 +32,7 @@ from pocketlm.model.json_shape import (
 ROOT = Path(__file__).parents[2]
 CLASSES = {
     "llama": transformers.LlamaConfig,
+    "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
     "cwm": transformers.CwmConfig,
     "llama4_text": transformers.Llama4TextConfig,
@@ -95,7 +96,7 @@ def test_the_tables_hold_every_field_of_the_installed_class_with_its_kind(layout
 def test_the_defaults_are_those_of_the_installed_class(layout: str) -> None:
     default, theirs = DEFAULTS[layout], CLASSES[layout](hidden_size=24, num_attention_heads=2)
     assert default.rms_norm_eps == theirs.rms_norm_eps
-    assert theirs.head_dim == (12 if default.head_dim is None else default.head_dim)
+    assert getattr(theirs, "head_dim", 12) == (12 if default.head_dim is None else default.head_dim)
     assert theirs.num_key_value_heads == (
         2 if default.num_key_value_heads is None else default.num_key_value_heads
     )

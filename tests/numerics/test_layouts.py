@@ -87,6 +87,30 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "Qwen2: biases": (
+        "Qwen2",
+        {
+            **NARROW,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Qwen2, windows in the upper layers": (
+        "Qwen2",
+        {
+            **NARROW,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 1,
+        },
+    ),
     "Qwen3, windows in the upper layers": (
         "Qwen3",
         {
@@ -144,6 +168,18 @@ OURS: dict[str, tuple[ModelConfig, str | None]] = {
     "llama4_text without QK-norm": (replace(SHAPE, use_qk_norm=False), "llama4_text"),
     "llama with scaled RoPE": (replace(SHAPE, use_qk_norm=False, rope_scaling=SCALING), None),
     "qwen3 with scaled RoPE": (replace(SHAPE, rope_scaling=SCALING), None),
+    "qwen2, its own head_dim": (replace(SHAPE, use_qk_norm=False, qkv_bias=True), None),
+    "qwen2, windows, untied": (
+        replace(
+            SHAPE,
+            hidden_size=128,
+            use_qk_norm=False,
+            qkv_bias=True,
+            tie_word_embeddings=False,
+            **WINDOWS,
+        ),
+        None,
+    ),
     "cwm": (replace(SHAPE, use_qk_norm=False, **WINDOWS), None),
     "cwm, untied, a window beyond the text": (
         replace(
@@ -167,9 +203,9 @@ def tokenizer() -> Tokenizer:
 
 
 def uneven_norms(model: torch.nn.Module) -> None:
-    """All ones would hide a norm that is left out."""
+    """All ones would hide a norm that is left out, and zeros a bias."""
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if "norm" in name or "bias" in name:
             torch.nn.init.uniform_(
                 parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name))
             )
@@ -403,6 +439,9 @@ def test_what_this_network_would_compute_otherwise_is_refused(
         (replace(SHAPE, qk_norm_weight=True), "llama4_text", "its QK-norm has weights"),
         (replace(SHAPE, **WINDOWS), "llama4_text", "it has local layers"),
         (SHAPE, "llama", "it has QK-norm"),
+        (replace(SHAPE, qkv_bias=True), "qwen3", "queries, keys and values have biases"),
+        (replace(SHAPE, use_qk_norm=False, qkv_bias=True), "llama", "have biases"),
+        (replace(SHAPE, use_qk_norm=False), "qwen2", "have no biases"),
         (replace(SHAPE, use_qk_norm=False), "qwen3", "it has no QK-norm"),
         (replace(SHAPE, use_qk_norm=False), "cwm", "it has no local layers"),
         (

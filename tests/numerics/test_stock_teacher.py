@@ -41,7 +41,7 @@ PACKING = (
     "gpt_neox",
     "phi",
     "phi3",
-    "qwen2",
+    "stablelm",
     "gemma2",
     "cohere",
     "granite",

@@ -31,6 +31,7 @@ SHAPES = {
     "wide window": replace(
         GLOBAL_ONLY, layer_types=("sliding_attention", "full_attention"), sliding_window=300
     ),
+    "biases": replace(GLOBAL_ONLY, use_qk_norm=False, qkv_bias=True),
     "learned norm": replace(GLOBAL_ONLY, qk_norm_weight=True),
     "no norm, untied": replace(GLOBAL_ONLY, use_qk_norm=False, tie_word_embeddings=False),
     "no norm, local": replace(

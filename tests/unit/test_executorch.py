@@ -70,7 +70,7 @@ def network(seed: int = 0, **fields: Any) -> Transformer:
     model = Transformer(ModelConfig(**{**config, **fields}), seed=seed).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
+        if name.endswith(("norm.weight", "bias")):
             nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
     return model
 
@@ -118,6 +118,7 @@ def opened(float_file: Path) -> Iterator[PteModel]:
         {"sliding_window": CONTEXT},
         {"sliding_window": CONTEXT - 4},
         {"layer_repeats": 2},
+        {"use_qk_norm": False, "qkv_bias": True},
         {"rope_scaling": SCALING},
     ],
     ids=lambda fields: ",".join(f"{k}={v}" for k, v in fields.items()) or "as exported",
@@ -259,6 +260,19 @@ def test_an_int4_file_computes_what_quantization_aware_training_computed(
         assert error.max() <= 2 * yardstick.max() and error.mean() <= 2 * yardstick.mean()
         assert error.mean() <= 0.05 * int4_costs.mean()  # 0.54
         assert (logits.argmax(-1) == expected.argmax(-1)).mean() >= 0.95
+
+
+def test_an_int4_file_of_a_network_with_biases_computes_what_training_computed(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    trained = prepare(network(use_qk_norm=False, qkv_bias=True), INT4)
+    ids = random_ids(CONTEXT)
+    with torch.no_grad():
+        expected = LanguageModel(trained, tokenizer).logits(ids)
+    path = write_pte(trained, tokenizer, tmp_path / "biases.pte", context_length=CONTEXT)
+    with closing(PteModel(path)) as pte:
+        error = np.abs(pte.logits(ids) - expected)
+    assert error.mean() <= 0.03  # without the biases 0.5 and more
 
 
 def test_an_int4_file_stores_four_and_a_half_bits_a_weight(

@@ -58,6 +58,16 @@ def test_the_architecture_follows_from_layers_and_norms() -> None:
     assert architecture(replace(GLOBAL, use_qk_norm=False)) == "llama"
     assert architecture(LOCAL_GLOBAL) == "step35"
     assert architecture(replace(LOCAL_GLOBAL, use_qk_norm=False)) == "step35"
+    heads = GLOBAL.num_attention_heads * GLOBAL.head_dim
+    biased = replace(GLOBAL, use_qk_norm=False, qkv_bias=True, hidden_size=heads)
+    assert architecture(biased) == "qwen2"
+    for beyond, says in (
+        (replace(biased, use_qk_norm=True), "neither QK-norm nor"),
+        (replace(LOCAL_GLOBAL, use_qk_norm=False, qkv_bias=True), "nor sliding windows"),
+        (replace(biased, hidden_size=heads + 32), "head_dim is"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            architecture(beyond)
 
 
 @pytest.mark.parametrize("config", [GLOBAL, LOCAL_GLOBAL], ids=["global", "local"])

@@ -37,6 +37,7 @@ CONFIGS = {
     "qwen3": SHAPE,
     "llama": LLAMA,
     "llama, untied": replace(LLAMA, tie_word_embeddings=False),
+    "qwen2": replace(LLAMA, hidden_size=288, qkv_bias=True),
     "step35": WINDOWS,
     "step35, untied": replace(WINDOWS, tie_word_embeddings=False),
     "step35 without QK-norm": replace(WINDOWS, use_qk_norm=False, qk_norm_weight=False),
