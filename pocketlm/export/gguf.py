@@ -110,16 +110,15 @@ def refuse_unwritable(
 def architecture(config: ModelConfig) -> str:
     """llama.cpp's architecture that computes exactly this network: the one place that chooses.
 
-    Biases on q, k and v -> `qwen2`, which has neither QK-norm nor windows. Local layers ->
+    Biases on q, k and v -> `qwen2`, which has no windows. Local layers ->
     `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU
     and RoPE. All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE turns
     neighbouring channels.
     """
     if config.qkv_bias:
-        if config.use_qk_norm or LOCAL in config.layer_types:
+        if LOCAL in config.layer_types:
             raise ValueError(
-                "llama.cpp's 'qwen2', which has biases on q, k and v, has neither QK-norm nor "
-                "sliding windows"
+                "llama.cpp's 'qwen2', which has biases on q, k and v, has no sliding windows"
             )
         if config.num_attention_heads * config.head_dim != config.hidden_size:
             raise ValueError(

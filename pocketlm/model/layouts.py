@@ -165,13 +165,10 @@ def _write_mobilellm(config: ModelConfig) -> Raw:
 
 def _write_qwen2(config: ModelConfig) -> Raw:
     _cannot("qwen2", holds=config.qkv_bias, what="its queries, keys and values have no biases")
-    _cannot("qwen2", holds=not config.use_qk_norm, what="it has QK-norm")
-    _cannot("qwen2", holds=config.layer_repeats == 1, what="it applies blocks more than once")
     return {"model_type": "qwen2", **_qwen_windows(config)}
 
 
 def _write_qwen3(config: ModelConfig) -> Raw:
-    _no_bias("qwen3", config)
     _cannot("qwen3", holds=config.use_qk_norm, what="it has no QK-norm")
     _cannot("qwen3", holds=config.layer_repeats == 1, what="it applies blocks more than once")
     return {"model_type": "qwen3", **_qwen_windows(config)}

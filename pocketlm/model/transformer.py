@@ -77,6 +77,10 @@ class ModelConfig:
             raise ValueError(
                 "layer_types has sliding_attention layers, so sliding_window must be set"
             )
+        if self.qkv_bias and (self.use_qk_norm or self.layer_repeats > 1):
+            raise ValueError(
+                "qkv_bias goes with neither use_qk_norm nor layer_repeats: no layout holds both"
+            )
         if self.layer_repeats < 1:
             raise ValueError(f"layer_repeats {self.layer_repeats} must be at least 1")
 

@@ -439,7 +439,11 @@ def test_what_this_network_would_compute_otherwise_is_refused(
         (replace(SHAPE, qk_norm_weight=True), "llama4_text", "its QK-norm has weights"),
         (replace(SHAPE, **WINDOWS), "llama4_text", "it has local layers"),
         (SHAPE, "llama", "it has QK-norm"),
-        (replace(SHAPE, qkv_bias=True), "qwen3", "queries, keys and values have biases"),
+        (
+            replace(SHAPE, use_qk_norm=False, qkv_bias=True),
+            "llama4_text",
+            "queries, keys and values have biases",
+        ),
         (replace(SHAPE, use_qk_norm=False, qkv_bias=True), "llama", "have biases"),
         (replace(SHAPE, use_qk_norm=False), "qwen2", "have no biases"),
         (replace(SHAPE, use_qk_norm=False), "qwen3", "it has no QK-norm"),

@@ -270,6 +270,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "initializer_range": 0.2,
         "rope_scaling": SCALING,
         "layer_repeats": 2,
+        "qkv_bias": True,
     },
     RopeScaling: {
         "factor": 2.0,
@@ -609,6 +610,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (SelectConfig, "stop_on"): {"stop_below": 1.0},
     (Goal, "at_most"): {"at_least": None, "at_most": 0.4},
     (EvaluateConfig, "distractors"): {"needle": "fact"},
+    (ModelConfig, "qkv_bias"): {"use_qk_norm": False, "qk_norm_weight": False},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (HubSource, "joins"): {"prompt_field": "question", "response_field": "text"},
     (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},
