@@ -8,7 +8,6 @@ copies of the test split leave out. `orphans`: processes that outlive an attack.
 """
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from statistics import median
 from pocketlm.eval.code_scorer import program_of
 from pocketlm.eval.suites.named import load_problems
 from pocketlm.eval.suites.protocols import SUITES
-from pocketlm.sandbox.judge import judge_once
+from pocketlm.sandbox.judge import Task, judge_once
 from pocketlm.sandbox.sandbox import Sandbox, open_sandbox
 
 REPOSITORY = Path(__file__).parent.parent
@@ -46,7 +45,7 @@ def references(name: str, data: Path, limit: int | None, sandbox: Sandbox) -> No
     """The benchmark's own solutions, judged as a model's."""
     seconds, verdicts, begin = [], Counter(), time.monotonic()
     for problem in load_problems(SUITES[name], data, limit):
-        assert problem.task is not None
+        assert isinstance(problem.task, Task)
         task = replace(problem.task, program=program_of(problem.task, problem.answer))
         judgement = judge_once(task, sandbox.layer, sandbox.python, sandbox.limits)
         verdicts[judgement.verdict] += 1
@@ -70,13 +69,10 @@ def attacks(sandbox: Sandbox) -> None:
         for name in attacking.ATTACKS
         if sandbox.layer.name != "none" or name not in attacking.READING
     ]
-    limits, verdicts, harmful, begin = (
-        attacking.marked_limits(os.getpid()),
-        Counter(),
-        [],
-        time.monotonic(),
-    )
+    limits, verdicts, harmful, begin = attacking.LIMITS, Counter(), [], time.monotonic()
+    attacking.adopt_orphans()
     with attacking.outside() as world:
+        before = attacking.descendants()
         for name in names:
             source = attacking.program(name, world.places)
             verdicts[
@@ -84,10 +80,13 @@ def attacks(sandbox: Sandbox) -> None:
             ] += 1
             if harm := world.harm():
                 harmful.append(f"{name}: {harm}")
-        left_over = attacking.orphans(limits)
+        left_over = attacking.orphans(before)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     print(f"attacks: {len(names)} tried in {time.monotonic() - begin:.0f} s: {counts}")
-    print(f"forged passes: {verdicts['pass']}; orphans: {len(left_over)}; harm outside: {harmful}")
+    print(
+        f"forged passes: {verdicts['pass']}; orphans: {len(left_over)} {left_over or ''}; "
+        f"harm outside: {harmful or 'none'}"
+    )
 
 
 if __name__ == "__main__":
