@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketlm.sandbox.judge import Judgement, Task, judge_once
-from pocketlm.sandbox.layers import Layer, Limits
+from pocketlm.sandbox.layers import Layer, Limits, base_python
 
 SOLVE = "def solve(n):\n    return 0\n"
 FRAME = "import os, struct, json\nPASS = struct.pack('>cI', b'V', 11) + b'[\"pass\",\"\"]'\n"
@@ -390,6 +390,20 @@ def judged(source: str, world: Outside, layer: Layer, python: str, limits: Limit
 
 
 LIMITS = Limits(cpu_seconds=1, wall_seconds=3.0, memory_bytes=600 * 2**20)
+
+
+def python_of(user: int | None) -> str | None:
+    """An interpreter that this user may start: ours, or the system's."""
+    if user is None:
+        return base_python()
+    for python in (base_python(), "/usr/bin/python3"):
+        try:
+            finished = subprocess.run([python, "-c", "pass"], user=user, group=user, env={})
+        except OSError:
+            continue
+        if finished.returncode == 0:
+            return os.path.realpath(python)
+    return None
 
 
 def adopt_orphans() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*(?:\{?\.?([\w+#-]*)[^`]*)?\r?$")
 PYTHON = ("", "python", "py", "python3", "py3")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 BODY = "    pass\n\n"  # ends a function that the prompt has begun
 
 
@@ -169,7 +170,7 @@ def _bound(body: Iterable[ast.stmt]) -> set[str]:
             names.add(node.asname or node.name.partition(".")[0])
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
-        elif not isinstance(node, ast.Lambda):
+        elif not isinstance(node, SCOPES):
             waiting += ast.iter_child_nodes(node)
     return names
 

@@ -132,6 +132,7 @@ def fenced(*blocks):
         fenced(RIGHT, "def decode(text):\n    return text[:"),
         fenced("if True:\n    def decode(text):\n        return text[::-1]", "decode('a')"),
         fenced("async def decode(text):\n    pass", RIGHT),
+        fenced(RIGHT, "print([decode for decode in 'abc'])"),
     ],
 )
 def test_the_program_of_an_answer_is_the_block_that_defines_it(answer, data, box):

@@ -25,6 +25,7 @@ from sandbox_attacks import (
     orphans,
     outside,
     program,
+    python_of,
 )
 
 from pocketlm.sandbox.layers import NOBODY, Layer, base_python, layers
@@ -36,20 +37,6 @@ FILTERS = frozenset({"landlock", "seccomp"})
 LANDLOCK = Layer(name="landlock + seccomp", landlock=True, needs=FILTERS)
 BARE = Layer(name="none", needs=frozenset({"seccomp"}))
 NO_PASS = ("fail", "timeout", "memory", "crash", "protocol", "output cap")
-
-
-def python_of(user: int | None) -> str | None:
-    """An interpreter that this user may start: ours, or the system's."""
-    if user is None:
-        return base_python()
-    for python in (base_python(), "/usr/bin/python3"):
-        try:
-            finished = subprocess.run([python, "-c", "pass"], user=user, group=user, env={})
-        except OSError:
-            continue
-        if finished.returncode == 0:
-            return os.path.realpath(python)
-    return None
 
 
 USERS = (None, NOBODY) if os.geteuid() == 0 else (None,)
