@@ -24,6 +24,7 @@ from pocketlm.eval.scorers import without_thinking
 from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
 from pocketlm.eval.suites.protocols import SUITES
 from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.report.evaluation import limits_reached
 from pocketlm.sandbox import sandbox as sandbox_module
 from pocketlm.sandbox.judge import Judgement, Task
 from pocketlm.sandbox.layers import Limits
@@ -337,3 +338,12 @@ def test_kept_answers_stop_for_other_documents_or_another_sandbox(tmp_path):
     keep_to(tmp_path, {"mbpp": {"documents": "c", "sandbox": "none"}})
     with pytest.raises(ValueError, match="whose documents changed"):
         keep_to(tmp_path, {"humaneval": {"documents": "b", "sandbox": "landlock + seccomp"}})
+
+
+def test_the_verdicts_that_came_are_shown_with_the_figures():
+    figures = {"n": 3, "verdicts": {"pass": 1, "fail": 0, "output cap": 2}}
+    evaluation = {
+        "suites": {"mbpp": {"sandbox": "x"}},
+        "models": {"a": {"suites": {"mbpp": figures}}},
+    }
+    assert limits_reached(evaluation)[0] == "a: verdicts on its programs: 1 pass, 2 output cap"
