@@ -46,13 +46,14 @@ from pocketlm.sandbox.sandbox import Sandbox, open_sandbox
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path += [str(REPOSITORY), str(REPOSITORY / "tests")]
-import sandbox_attacks as attacking  # noqa: E402
+import sandbox_attacks as attacking  # type: ignore[import-not-found] # noqa: E402
 
 from tests.unit.test_eval_suites import VALID  # noqa: E402
 from tests.unit.test_livecodebench import PAIRS, SQUARES, Attack, packed  # noqa: E402
 
 RUNNING = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"}
 RUNNING |= {"pty.spawn", "pickle.find_class", "socket.connect", "ctypes.dlopen"}
+SLOW = 0.003  # of answers go to math-verify too, which may take its 10 seconds for one
 CODE_SUITES = ("humaneval", "mbpp", "livecodebench")
 FENCES = (
     "```",
@@ -270,7 +271,7 @@ def answer_outcome(
     draw: random.Random, problems: dict[str, Any], sandbox: Sandbox | None, trap: Path
 ) -> str:
     text = answer_text(draw, trap)
-    answer_scores(problems, text, slow=draw.random() < 0.02)
+    answer_scores(problems, text, slow=draw.random() < SLOW)
     if sandbox is not None:
         problem = draw.choice([one for name in CODE_SUITES for one in problems[name]])
         code_scorer(sandbox)(problem, text)

@@ -26,7 +26,7 @@ from pocketlm.sandbox.sandbox import Sandbox, open_sandbox
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
-import sandbox_attacks as attacking  # noqa: E402
+import sandbox_attacks as attacking  # type: ignore[import-not-found] # noqa: E402
 
 
 def main() -> None:
