@@ -93,10 +93,12 @@ def attacks(sandbox: Sandbox) -> None:
             if harm := world.harm():
                 harmful.append(f"{name}: {harm}")
         left_over = attacking.orphans(before)
+    for command in left_over:
+        print(f"    still runs: {command}")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
     print(f"  attacks: {len(names)} tried in {time.monotonic() - begin:.0f} s: {counts}")
     print(
-        f"  forged passes: {verdicts['pass']}; orphans: {len(left_over)} {left_over or ''}; "
+        f"  forged passes: {verdicts['pass']}; orphans: {len(left_over)}; "
         f"harm outside: {harmful or 'none'}"
     )
 
