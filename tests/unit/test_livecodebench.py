@@ -211,6 +211,7 @@ def test_a_pickle_that_holds_anything_but_a_text_is_refused_and_never_opened(
         ({"metadata": '{"func_name": "f"}', "private_test_cases": "[]",
           "public_test_cases": pairs_of("functional", ("x", "1"))}, "a test of f that is no JSON"),
         ({"question_content": "\ud800"}, "half a surrogate pair"),
+        ({"question_title": json.loads('{"a":' * 400 + "1" + "}" * 400)}, "too deep in each other"),
         ({"question_id": 7}, "field question_id is 7, text is needed"),
     ],
 )  # fmt: skip
