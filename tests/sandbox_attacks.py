@@ -6,6 +6,7 @@ open port, {victim} a process.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -13,12 +14,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pocketlm.sandbox.judge import Judgement, Task, judge_once
-from pocketlm.sandbox.layers import Layer, Limits
+from pocketlm.sandbox.layers import Layer, Limits, base_python
 
 SOLVE = "def solve(n):\n    return 0\n"
 FRAME = "import os, struct, json\nPASS = struct.pack('>cI', b'V', 11) + b'[\"pass\",\"\"]'\n"
@@ -67,6 +68,16 @@ FORGERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "metaclass equal to all": (
         f"class Meta(type):\n{EQUAL}\nclass Same(metaclass=Meta):\n    pass\n"
         "def solve(n):\n    return Same\n",
+        ("fail",),
+    ),
+    "object that holds and is all": (
+        equal_to_all("object")
+        + "for name in ('lt', 'gt', 'contains', 'bool', 'iter', 'next', 'len', 'getitem', 'call', "
+        "'str', 'repr'):\n    setattr(Same, f'__{name}__', lambda self, *rest: True)\n",
+        ("fail",),
+    ),
+    "fraction equal to all": (
+        "from fractions import Fraction\n" + equal_to_all("Fraction", "Same(1, 2)"),
         ("fail",),
     ),
     "not a number": ("def solve(n):\n    return float('nan')\n", ("fail",)),
@@ -167,7 +178,7 @@ EXHAUSTION: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "list in itself": (in_call("x = []\nx.append(x)\nreturn x"), ("protocol",)),
     "text of 64 megabytes": (in_call("return 'x' * 2**26"), ("protocol",)),
-    "iterator without end": (in_call("return map(int, iter(int, 1))"), ("protocol",)),
+    "iterator without end": (in_call("return map(int, iter(int, 1))"), ("fail",)),
     "output without end": (in_call("while True:\n    print('x' * 10_000)"), ("output cap",)),
     "errors without end": (
         in_call("import sys\nwhile True:\n    sys.stderr.write('x' * 10_000)"),
@@ -182,7 +193,7 @@ EXHAUSTION: dict[str, tuple[str, tuple[str, ...]]] = {
     "abort": (in_call("import os\nos.abort()"), ("crash",)),
     "all descriptors closed": (
         in_call("import os\nos.closerange(0, 64)\nwhile True:\n    pass"),
-        ("crash", "timeout", "memory"),
+        ("crash", "timeout"),
     ),
     "limits raised": (
         in_call(
@@ -378,19 +389,47 @@ def judged(source: str, world: Outside, layer: Layer, python: str, limits: Limit
     return judge_once(Task(program=source, tests=tests, names=("solve",)), layer, python, limits)
 
 
-def marked_limits(marker: int) -> Limits:
-    """Short ones. The memory stands in the command of every worker and of all that it forks."""
-    return Limits(cpu_seconds=1, wall_seconds=3.0, memory_bytes=600 * 2**20 + 4096 * marker)
+LIMITS = Limits(cpu_seconds=1, wall_seconds=3.0, memory_bytes=600 * 2**20)
 
 
-def orphans(limits: Limits) -> list[int]:
-    """Processes of these limits that still run, those of no parent of ours included."""
-    processes = []
+def python_of(user: int | None) -> str | None:
+    """An interpreter that this user may start: ours, or the system's."""
+    if user is None:
+        return base_python()
+    for python in (base_python(), "/usr/bin/python3"):
+        try:
+            finished = subprocess.run([python, "-c", "pass"], user=user, group=user, env={})
+        except OSError:
+            continue
+        if finished.returncode == 0:
+            return os.path.realpath(python)
+    return None
+
+
+def adopt_orphans() -> None:
+    """From here on a process whose parent has ended is a child of this one."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+
+
+def descendants() -> dict[int, str]:
+    """All that run of this process's children and theirs, whatever program they have become; their
+    commands.
+    """
+    parents, commands = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (
-                f"'memory_bytes': {limits.memory_bytes}".encode()
-                in (folder / "cmdline").read_bytes()
-            ):
-                processes.append(int(folder.name))
-    return processes
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state not in "ZX":  # not ended
+                parents[int(folder.name)] = int(parent)
+                commands[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+    found: dict[int, str] = {}
+    while new := {pid for pid, parent in parents.items() if parent in (os.getpid(), *found)} - {
+        *found
+    }:
+        found |= {pid: commands[pid] for pid in new}
+    return found
+
+
+def orphans(before: Collection[int]) -> list[str]:
+    """Commands of what runs below this process and did not before; adopt_orphans came first."""
+    return [command[:200] for pid, command in descendants().items() if pid not in before]

@@ -114,13 +114,14 @@ def _evaluation_folder(out: Path, config: Any, models: list[Path]) -> Iterator[P
         "data": config.data and str(Path(config.data).absolute()),
         "limit": config.limit,
         "runtime": config.runtime,
+        "unsafe_exec": config.unsafe_exec,
     }
     if not (out / REQUEST).is_file():
         with new_folder(out) as folder:
             write_json(folder / REQUEST, request)
             yield folder
         return
-    before = read_object(out / REQUEST)
+    before = {"unsafe_exec": False, **read_object(out / REQUEST)}  # a version before had none
     other = [name for name in request if before.get(name) != request[name]]
     if other:
         raise ValueError(

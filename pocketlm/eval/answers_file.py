@@ -4,14 +4,17 @@ interruption.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pocketlm.model.files import write_text
+from pocketlm.eval.suites.suite import Problem
+from pocketlm.model.files import write_json, write_text
 from pocketlm.model.json_lines import json_lines
+from pocketlm.model.json_shape import read_object
 
 Row = dict[str, Any]
 
@@ -59,6 +62,32 @@ class AnswersFile:
 def lines_of(rows: Iterable[Row]) -> str:
     """JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def documents_digest(problems: Iterable[Problem], shots: Mapping[str, Iterable[Problem]]) -> str:
+    """A hash of all documents and shots, the tests of programs included."""
+    whole = hashlib.sha256()
+    for problem in (*problems, *(shot for family in sorted(shots) for shot in shots[family])):
+        fields = {**vars(problem), "task": problem.task and problem.task.digest}
+        whole.update(json.dumps(fields, default=repr).encode() + b"\n")
+    return whole.hexdigest()[:16]
+
+
+def keep_to(folder: Path, basis: dict[str, dict[str, str]]) -> None:
+    """Note what the answers and verdicts of this evaluation depend on: {suite: {what: which}}.
+    ValueError: those kept there depend on something else.
+    """
+    path = folder / "transcripts" / "basis.json"
+    before = read_object(path) if path.is_file() else {}
+    for suite, facts in basis.items():
+        for what, which in facts.items():
+            kept = before.get(suite, {}).get(what, which)
+            if kept != which:
+                raise ValueError(
+                    f"{folder} holds answers to suite {suite}, whose {what} changed: it was {kept} "
+                    f"there and is {which} now; delete the folder to evaluate anew"
+                )
+    write_json(path, {**before, **basis})
 
 
 def _drop_half_line(path: Path) -> None:

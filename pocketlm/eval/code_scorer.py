@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from pocketlm.sandbox.judge import Task
-from pocketlm.sandbox.sandbox import Sandbox, SandboxError, judge
+from pocketlm.eval.answer_program import answered_program, between_last_fences
+from pocketlm.sandbox.judge import Cases, Task
+from pocketlm.sandbox.sandbox import Sandbox, SandboxError, judge, judge_cases
 
-FENCE = re.compile(r"```(?:python|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+VERDICTS = {  # score -> verdict of the sandbox
+    "pass@1": "pass",
+    **{name: name for name in ("fail", "timeout", "memory", "crash", "protocol")},
+    "output_cap": "output cap",
+}
 
 
 class CodeKey(Protocol):
@@ -21,7 +25,7 @@ class CodeKey(Protocol):
     @property
     def id(self) -> str: ...
     @property
-    def task(self) -> Task | None: ...
+    def task(self) -> Task | Cases | None: ...
 
 
 def needs_sandbox(problem: Any, completion: str) -> dict[str, float]:
@@ -30,33 +34,42 @@ def needs_sandbox(problem: Any, completion: str) -> dict[str, float]:
 
 
 def code_scorer(sandbox: Sandbox) -> Any:
-    """A scorer that judges programs in this sandbox: pass@1 of one answer."""
-    return partial(_passes, sandbox)
-
-
-def _passes(sandbox: Sandbox, problem: CodeKey, completion: str) -> dict[str, float]:
-    if problem.task is None:
-        raise ValueError(f"problem {problem.id} has no tests to run")
-    program = program_of(problem.task, completion)
-    judgement = judge(replace(problem.task, program=program), sandbox)
-    return {"pass@1": float(judgement.verdict == "pass")}
-
-
-def program_of(task: Task, completion: str) -> str:
-    """The program that an answer stands for: its last fenced block, or all of it, which goes on
-    where the benchmark's own text (`begin`) ends.
-
-    A block that defines the name under test again stands after a body for the one begun.
+    """A scorer that judges programs in this sandbox: pass@1 of one answer, and 1 for the verdict
+    beside it. infrastructure: how often the sandbox failed before it gave one.
     """
-    blocks = FENCE.findall(completion)
-    if not blocks:
-        return task.begin + completion
-    defines = re.search(
-        rf"^(?:async )?(?:def|class) {re.escape(task.names[0])}\b", blocks[-1], re.M
-    )
-    if task.begin and defines:
-        return f"{task.begin}\n    pass\n\n{blocks[-1]}"
-    return task.begin + blocks[-1]
+    return partial(_scores, sandbox)
+
+
+def _scores(sandbox: Sandbox, problem: CodeKey, completion: str) -> dict[str, float]:
+    task = problem.task
+    if task is None:
+        raise ValueError(f"problem {problem.id} has no tests to run")
+    failed = sandbox.counts["infrastructure"]
+    program = program_of(task, completion)
+    if isinstance(task, Cases):
+        judgement = judge_cases(program, task, sandbox)
+    else:
+        judgement = judge(replace(task, program=program), sandbox)
+    scores = {name: float(judgement.verdict == verdict) for name, verdict in VERDICTS.items()}
+    return {**scores, "infrastructure": float(sandbox.counts["infrastructure"] - failed)}
+
+
+def program_of(task: Task | Cases, completion: str) -> str:
+    """The program that an answer stands for."""
+    if isinstance(task, Cases):
+        return task.begin + between_last_fences(completion)
+    return answered_program(task.begin, task.names, completion)
+
+
+def verdict_counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many answers had each verdict; "infrastructure": how many attempts of a sandbox that
+    failed, each tried again.
+    """
+    names = {**VERDICTS, "infrastructure": "infrastructure"}
+    return {
+        verdict: round(sum(row["scores"][name] * len(row.get("samples", [""])) for row in rows))
+        for name, verdict in names.items()
+    }
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

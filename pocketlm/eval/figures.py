@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pocketlm.eval.answers_file import Row
+from pocketlm.eval.code_scorer import verdict_counts
 from pocketlm.eval.suites.suite import Problem, Suite
 
 RESAMPLES = 2_000
@@ -25,7 +26,8 @@ def figures_of(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
     metric, value and standard_error of the suite's own figure; scores: {name: {value,
     standard_error}} of all; n: documents; prompts: a hash of all that was asked and how, equal
     where two models read the same texts; answers_cut, answers_empty, contexts_truncated: how many
-    (where the kind has them). problems: {family: {solved, total}}, but for bits_per_byte.
+    (where the kind has them); verdicts: of programs, how many had each. problems: {family: {solved,
+    total}}, but for bits_per_byte.
     """
     names = list(rows[0]["scores"])
     scores = {name: _mean(suite, rows, name) for name in names}
@@ -39,6 +41,8 @@ def figures_of(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
     if suite.kind == "generation":
         figures["answers_cut"] = sum(row["cut"] for row in rows)
         figures["answers_empty"] = sum(row["empty"] for row in rows)
+    if suite.runs_code:
+        figures["verdicts"] = verdict_counts(rows)
     figures["contexts_truncated"] = sum(row["truncated"] for row in rows)
     if suite.kind != "bits_per_byte":
         counts: dict[str, dict[str, int]] = defaultdict(lambda: {"solved": 0, "total": 0})

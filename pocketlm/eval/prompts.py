@@ -114,6 +114,8 @@ def _key(suite: Suite, problem: Problem, content: object) -> str:
     described = ("protocol", "sources")  # they decide no answer
     fields = {name: value for name, value in suite.protocol().items() if name not in described}
     whole = [fields, suite.sampling.seed, problem.id, problem.answer, content]
+    if problem.task is not None:  # a verdict holds for the tests that gave it
+        whole.append(problem.task.digest)
     return hashlib.sha256(json.dumps(whole, ensure_ascii=True).encode()).hexdigest()[:16]
 
 

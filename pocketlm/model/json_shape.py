@@ -57,9 +57,13 @@ class JsonObject(dict[str, Any]):
 
     def __init__(self, content: dict[str, Any], file: Path | str, field: str = "") -> None:
         self.file, self.field = file, field
-        super().__init__(
-            {key: _placed(item, file, f"{field}{key}") for key, item in content.items()}
-        )
+        try:
+            placed = {key: _placed(item, file, f"{field}{key}") for key, item in content.items()}
+        except RecursionError:
+            raise ValueError(
+                f"{file}: not read, for its lists or objects lie too deep in each other"
+            ) from None
+        super().__init__(placed)
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(f"{self.file}: field {self.field}{key} is missing")

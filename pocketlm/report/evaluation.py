@@ -105,6 +105,9 @@ def limits_reached(evaluation: dict[str, Any]) -> list[str]:
                 )
             if empty := figures.get("answers_empty", 0):
                 lines.append(f"{what}: {empty:,} {total} answers are empty")
+            if verdicts := figures.get("verdicts", {}):
+                counts = (f"{count:,} {name}" for name, count in verdicts.items() if count)
+                lines.append(f"{what}: verdicts on its programs: {', '.join(counts)}")
             if short := figures.get("contexts_truncated", 0):
                 lines.append(
                     f"{what}: {short:,} {total} contexts are longer than the model reads and "

@@ -10,8 +10,10 @@ So no verdict can be forged: to pass, a program must give the right values.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +60,27 @@ class Task:
     prelude: str = ""
     begin: str = ""
 
+    @property
+    def digest(self) -> str:
+        """A hash of all that the benchmark asks of a program."""
+        whole = [self.tests, self.names, self.prelude, self.begin]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """What a program is asked one after another, each by processes of its own.
+
+    read: the cases, each an input with the output that it wants, or a Task without its program;
+    read anew for every program, as a benchmark's may be gigabytes. digest: a hash of them all.
+    begin: what stands before every program. cpu_seconds: of each case.
+    """
+
+    read: Callable[[], Iterable[tuple[str, str] | Task]]
+    digest: str
+    cpu_seconds: int
+    begin: str = ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -69,16 +92,17 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgramRun:
-    """A program that was run. ended: "finished", or the verdict that stopped it. status: its exit
-    status, where it finished.
+class Outcome:
+    """A program that was run. stdout, stderr: what it printed, each at most `output_bytes` long.
+    verdict: "finished", or what stopped it; detail: why. status: its exit status, where it
+    finished.
     """
 
-    ended: Literal["finished"] | Verdict
+    stdout: str
+    stderr: str
+    verdict: Literal["finished"] | Verdict
     detail: str
     status: int
-    output: str
-    errors: str
     seconds: float
 
 
@@ -172,10 +196,10 @@ def _load_error(content: bytes) -> tuple[str, str]:
     return ("memory" if name == "MemoryError" else "fail"), detail
 
 
-def run_once(program: str, stdin: str, layer: Layer, python: str, limits: Limits) -> ProgramRun:
+def run_once(program: str, stdin: str, layer: Layer, python: str, limits: Limits) -> Outcome:
     """Run a program with this input to its end, or to a limit."""
     begin = time.monotonic()
-    ended, detail = "finished", ""
+    verdict, detail = "finished", ""
     with contextlib.ExitStack() as stack:
         worker = None
         try:
@@ -184,20 +208,21 @@ def run_once(program: str, stdin: str, layer: Layer, python: str, limits: Limits
             worker.to_stdin += stdin.encode("utf-8", "replace")
             _await_start([worker], layer)
             worker.send(PROGRAM, program.encode("utf-8", "surrogatepass"))
-            ended, detail = _until_end(worker, limits)
+            verdict, detail = _until_end(worker, limits)
         except Ended as error:
-            ended, detail = error.verdict, error.detail
+            verdict, detail = error.verdict, error.detail
         except OSError as error:
-            ended, detail = "infrastructure", f"a worker cannot be started: {error}"
+            verdict, detail = "infrastructure", f"a worker cannot be started: {error}"
         texts = ["", ""]
         if worker is not None:
-            texts = [bytes(part).decode("utf-8", "replace") for part in worker.outputs.values()]
-    return ProgramRun(
-        ended=ended,  # type: ignore[arg-type]
+            kept = (bytes(part[: limits.output_bytes]) for part in worker.outputs.values())
+            texts = [part.decode("utf-8", "replace") for part in kept]
+    return Outcome(
+        stdout=texts[0],
+        stderr=texts[1],
+        verdict=verdict,  # type: ignore[arg-type]
         detail=detail,
         status=worker.status or 0 if worker is not None else 0,
-        output=texts[0],
-        errors=texts[1],
         seconds=time.monotonic() - begin,
     )
 
@@ -208,6 +233,8 @@ def _until_end(worker: Worker, limits: Limits) -> tuple[str, str]:
         if not exchange([worker], deadline):
             return "timeout", f"{limits.wall_seconds:g} seconds"
     stop(worker, max(0.0, deadline - time.monotonic()))
+    if worker.killed:  # it closed its outputs and went on
+        return "timeout", f"{limits.wall_seconds:g} seconds"
     verdict, detail = death_of(worker)
     if verdict == "crash" and (worker.status or 0) >= 0:  # it may end with any status it likes
         return "finished", ""

@@ -22,8 +22,9 @@ module.main({settings!r})
 """
 NOBODY = 65534
 SEATBELT = """(version 1)(allow default)(deny network*)(deny file-write*)(deny process-fork)
-(deny signal (target others))(deny file-read-data (subpath "/Users") (subpath "/private/tmp")
-(subpath "/private/var/folders") (subpath "/private/etc"))
+(deny signal (target others))(deny mach-lookup)
+(deny file-read-data (subpath "/Users") (subpath "/private/tmp") (subpath "/private/var/folders")
+(subpath "/private/etc"))
 (allow file-read-data (subpath "{prefix}"))
 """
 
@@ -73,9 +74,10 @@ def layers(python: str) -> Iterator[Layer]:
         if bwrap := shutil.which("bwrap"):
             for user in users:
                 yield Layer(name="bubblewrap", wrapper=_bubblewrap(bwrap, python), user=user)
+    # nobody of us has had a Mac to try it on: the report says so with its name
     if sys.platform == "darwin" and (command := shutil.which("sandbox-exec")):
         profile = SEATBELT.format(prefix=Path(python).parent.parent)
-        yield Layer(name="sandbox-exec", wrapper=(command, "-p", profile))
+        yield Layer(name="sandbox-exec (untried)", wrapper=(command, "-p", profile))
 
 
 def bare_layers() -> Iterator[Layer]:

@@ -18,6 +18,7 @@ from pocketlm.sandbox.worker import HEADER, NO_MEMORY
 CHUNK = 2**16
 HASH_SEED = {"PYTHONHASHSEED": "0"}  # the order of a set is the same in every run
 SWEEP = 1.0  # seconds for killed processes to go
+TRUSTED = 16  # how many times more than a candidate the tests may send in one message
 GRACE = 2.0  # seconds for a process whose channel closed to end by itself
 KEPT = 2000  # bytes of what a worker printed, for a message
 
@@ -48,6 +49,7 @@ class Worker:
     ended: set[int] = field(default_factory=set)  # outputs that have
     status: int | None = None
     cpu_seconds: float = 0.0
+    killed: bool = False  # it did not end by itself: `stop` ended it
 
     def send(self, kind: bytes, content: bytes) -> None:
         self.outbox += HEADER.pack(kind, len(content)) + content
@@ -57,8 +59,8 @@ class Worker:
         if len(self.inbox) < HEADER.size:
             return None
         kind, length = HEADER.unpack_from(self.inbox)
-        candidate = self.role == "candidate"  # the tests send its values on, with what they ask
-        if length > self.limits.value_bytes * (1 if candidate else 2):
+        candidate = self.role == "candidate"  # the tests are trusted, and send its values on
+        if length > self.limits.value_bytes * (1 if candidate else TRUSTED):
             raise Ended("protocol", f"{length:,} bytes in one message of the {self.role}")
         end = HEADER.size + length
         if len(self.inbox) < end:
@@ -186,6 +188,7 @@ def stop(worker: Worker, grace: float = 0.0) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         if not over:
+            worker.killed = True
             _reap(worker, 0)
         _await_writers(worker)
     worker.channel.close()
@@ -212,12 +215,16 @@ def _reap(worker: Worker, options: int) -> bool:
 
 
 def death_of(worker: Worker) -> tuple[str, str]:
-    """(verdict, detail) of a worker that ended without being asked to; `stop` came before."""
+    """(verdict, detail) of a worker that ended without being asked to, or that closed its channel
+    or outputs and did not end; `stop` came before.
+    """
     status = worker.status if worker.status is not None else 0
     number = -status if status < 0 else status - 128  # a wrapper gives the signal this way
     busy = worker.cpu_seconds > 0.8 * worker.limits.cpu_seconds  # its clock is coarse
     if number == signal.SIGXCPU or (number == signal.SIGKILL and busy):
         return "timeout", f"{worker.limits.cpu_seconds} seconds of processor time"
+    if worker.killed:
+        return "crash", "closed what it speaks through, and did not end"
     if status == NO_MEMORY or number == signal.SIGKILL:
         return "memory", "ended for want of memory"
     if number > 0:

@@ -7,12 +7,13 @@ import os
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from pathlib import Path
 
-from pocketlm.sandbox.judge import Judgement, ProgramRun, Task, judge_once, run_once
+from pocketlm.sandbox.judge import Cases, Judgement, Outcome, Task, judge_once, run_once
 from pocketlm.sandbox.layers import Layer, Limits, bare_layers, base_python, layers
 
 ATTEMPTS = 3  # of a task whose workers fail
@@ -38,6 +39,7 @@ print(
     attempt(lambda: open({fresh!r}, "w").write("x")),
     attempt(lambda: socket.create_connection(("127.0.0.1", {port}), timeout=1)),
     attempt(lambda: os.kill({pid}, 0)),
+    attempt(lambda: os.fork() or os._exit(0)),
 )
 """
 
@@ -111,10 +113,10 @@ def _reach(layer: Layer, python: str) -> str:
         source = PROBE.format(secret=str(secret), fresh=f"{secret}.new", port=port, pid=os.getpid())
         run = run_once(source, "", layer, python, Limits())
         left_behind = Path(f"{secret}.new").exists()
-    answers = run.output.split()
-    if run.ended != "finished" or len(answers) != 4:
-        return f"its probe {run.ended} {run.detail} {run.errors[-200:]}"
-    names = ("a file", "writing", "the network", "a process")
+    answers = run.stdout.split()
+    names = ("a file", "writing", "the network", "a process", "a process of its own")
+    if run.verdict != "finished" or len(answers) != len(names):
+        return f"its probe {run.verdict} {run.detail} {run.stderr[-200:]}"
     reached = [name for name, answer in zip(names, answers, strict=True) if answer != "denied"]
     if reached or left_behind:
         return f"a program in it reaches {', '.join(reached) or 'a file'}"
@@ -145,32 +147,59 @@ def judge(task: Task, sandbox: Sandbox) -> Judgement:
     raise SandboxError(f"a program cannot be judged: {detail}; see docs/evaluation.md")
 
 
-def run_program(program: str, stdin: str, sandbox: Sandbox) -> ProgramRun:
-    """A program's output for this input. SandboxError as in `judge`."""
-    detail = ""
+def judge_cases(program: str, cases: Cases, sandbox: Sandbox) -> Judgement:
+    """The verdict on a program that is asked all cases, up to the first that it does not pass.
+    SandboxError as in `judge`.
+    """
+    seconds = 0.0
+    timed = replace(sandbox, limits=replace(sandbox.limits, cpu_seconds=cases.cpu_seconds))
+    for number, case in enumerate(cases.read(), start=1):
+        if isinstance(case, Task):
+            judgement = judge(replace(case, program=program), timed)
+        else:
+            judgement = _judge_output(program, *case, timed)
+        seconds += judgement.seconds
+        if judgement.verdict != "pass":
+            detail = f"case {number}: {judgement.detail}"
+            return Judgement(verdict=judgement.verdict, detail=detail, seconds=seconds)
+    return Judgement(verdict="pass", detail="", seconds=seconds)
+
+
+def _judge_output(program: str, stdin: str, expected: str, sandbox: Sandbox) -> Judgement:
+    """Whether a program ends well and prints the expected text for this input. Lines are compared
+    without spaces at their ends, numbers by their value (LiveCodeBench's rule).
+    """
+    room = max(sandbox.limits.output_bytes, 2 * len(expected.encode("utf-8", "replace")))
+    roomy = replace(sandbox, limits=replace(sandbox.limits, output_bytes=room))
+    outcome = run_program(program, stdin, roomy)
+    verdict, detail = outcome.verdict, outcome.detail
+    if verdict == "finished" and outcome.status != 0:
+        error = outcome.stderr.strip().split("\n")[-1]
+        verdict, detail = "fail", f"status {outcome.status} {error}"[:500]
+    elif verdict == "finished":
+        same = same_output(outcome.stdout, expected)
+        verdict, detail = ("pass", "") if same else ("fail", "another output")
+    return Judgement(verdict=verdict, detail=detail, seconds=outcome.seconds)
+
+
+def run_program(code: str, stdin: str = "", sandbox: Sandbox | None = None) -> Outcome:
+    """What a Python program prints for this input, run in the sandbox; without one given, in one of
+    the best layer, opened once.
+
+    SandboxError: no layer holds here, or as in `judge`. Safe to call from several threads.
+    """
+    sandbox, detail = sandbox or _opened_once(), ""
     for _ in range(ATTEMPTS):
-        run = run_once(program, stdin, sandbox.layer, sandbox.python, sandbox.limits)
-        if not _failed(run.ended, run.detail, sandbox):
-            return run
-        detail = run.detail
+        outcome = run_once(code, stdin, sandbox.layer, sandbox.python, sandbox.limits)
+        if not _failed(outcome.verdict, outcome.detail, sandbox):
+            return outcome
+        detail = outcome.detail
     raise SandboxError(f"a program cannot be run: {detail}; see docs/evaluation.md")
 
 
-def judge_program(program: str, examples: Sequence[tuple[str, str]], sandbox: Sandbox) -> Judgement:
-    """Whether a program prints the expected text for each input; (input, output) pairs. Lines are
-    compared without spaces at their ends, numbers by their value (LiveCodeBench's rule).
-    """
-    seconds = 0.0
-    for number, (stdin, expected) in enumerate(examples, start=1):
-        run = run_program(program, stdin, sandbox)
-        seconds += run.seconds
-        if run.ended != "finished":
-            return Judgement(verdict=run.ended, detail=run.detail, seconds=seconds)
-        if run.status != 0 or not same_output(run.output, expected):
-            error = run.errors.strip().split("\n")[-1]
-            detail = f"input {number}: {f'status {run.status} {error}' if run.status else 'output'}"
-            return Judgement(verdict="fail", detail=detail[:500], seconds=seconds)
-    return Judgement(verdict="pass", detail="", seconds=seconds)
+@cache
+def _opened_once() -> Sandbox:
+    return open_sandbox()
 
 
 def same_output(given: str, expected: str) -> bool:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import builtins
 import contextlib
 import json
+import operator
 import os
 import struct
 import sys
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from pocketlm.sandbox.lockdown import lock_down
-from pocketlm.sandbox.values import decode, encode
+from pocketlm.sandbox.values import decode, encode, tree_of
 
 # kinds of frames: one byte, then the length of what follows
 STARTED, PROGRAM, LOADED, QUESTION, REPLY, RAISED, NOT_PLAIN, VERDICT = (
@@ -78,20 +79,20 @@ def answer_calls(channel: int, program: str) -> None:
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
     objects: list[Any] = []
+    numbers: dict[int, int] = {}  # by id: an object that is sent twice is the same there
 
     def handle(value: Any) -> list[Any]:
-        objects.append(value)
-        return ["h", len(objects) - 1, type(value).__name__[:MESSAGE]]
+        number = numbers.setdefault(id(value), len(objects))
+        if number == len(objects):
+            objects.append(value)
+        return ["h", number, type(value).__name__[:MESSAGE]]
+
+    def of_handle(place: int | str, _: str) -> Any:
+        return getattr(module, place) if isinstance(place, str) else objects[place]
 
     def answer(question: bytes) -> tuple[bytes, bytes]:
-        what, target, *rest = decode(question, lambda number, _: objects[number])
-        if what == "get":
-            result = getattr(target, rest[0])
-        elif what == "set":
-            result = setattr(target, rest[0], rest[1])
-        else:
-            function = getattr(module, target) if isinstance(target, str) else target
-            result = function(*rest[0], **rest[1])
+        what, target, *rest = decode(question, of_handle)
+        result = ANSWERS[what](target, *rest)
         try:
             return REPLY, encode(result, handle)
         except (ValueError, RecursionError) as error:
@@ -114,6 +115,29 @@ def answer_calls(channel: int, program: str) -> None:
         content = read_frame(channel)[1]
 
 
+def _next(iterator: Any) -> list[Any]:
+    """[item], or [] at the end."""
+    try:
+        return [next(iterator)]
+    except StopIteration:
+        return []
+
+
+# what is asked of an object of the candidate's: always a value, which the tests then compare
+ANSWERS: dict[str, Callable[..., Any]] = {
+    "call": lambda function, args, kwargs: function(*args, **kwargs),
+    "get": getattr,
+    "set": setattr,
+    "truth": bool,
+    "length": len,
+    "text": str,
+    "repr": repr,
+    "iterator": iter,
+    "next": _next,
+    "item": operator.getitem,
+}
+
+
 def _described(error: BaseException) -> bytes:
     try:
         message = str(error)[:MESSAGE]
@@ -134,14 +158,16 @@ class Raised(Exception):
 
 
 class Remote:
-    """A function, class or object of the candidate's. It equals itself alone, and has no truth."""
+    """A function, class or object of the candidate's, that is asked for values. It equals itself
+    alone: what compares, adds or contains is never the program's own.
+    """
 
-    def __init__(self, ask: Callable[..., Any], target: Any, number: int | None = None) -> None:
-        vars(self).update(_ask=ask, _target=target, _number=number)
+    def __init__(self, ask: Callable[..., Any], kind: str, place: int | str) -> None:
+        """place: its number among the candidate's objects, or the name that it defines."""
+        vars(self).update(_ask=ask, _kind=kind, _place=place)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        me = self if self._number is not None else self._target
-        return self._ask("call", me, args, kwargs)
+        return self._ask("call", self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -152,7 +178,27 @@ class Remote:
         self._ask("set", self, name, value)
 
     def __bool__(self) -> bool:
-        raise TypeError(f"an object of type {self._target} has no truth here")
+        return self._ask("truth", self)
+
+    def __len__(self) -> int:
+        return self._ask("length", self)
+
+    def __str__(self) -> str:
+        return self._ask("text", self)
+
+    def __repr__(self) -> str:
+        return self._ask("repr", self)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._ask("item", self, key)
+
+    def __iter__(self) -> Any:
+        return self._ask("iterator", self)
+
+    def __next__(self) -> Any:
+        for item in self._ask("next", self):
+            return item
+        raise StopIteration
 
 
 def run_tests(channel: int, task: dict[str, Any]) -> tuple[str, str]:
@@ -166,7 +212,7 @@ def run_tests(channel: int, task: dict[str, Any]) -> tuple[str, str]:
     except BaseException as error:
         return "infrastructure", f"the benchmark's own code fails: {type(error).__name__}: {error}"
     ask, state = _asker(channel)
-    space = {**space, **{name: Remote(ask, name) for name in task["names"]}}
+    space = {**space, **{name: Remote(ask, name, name) for name in task["names"]}}
     verdict, detail = "pass", ""
     try:
         exec(code, space)
@@ -175,9 +221,10 @@ def run_tests(channel: int, task: dict[str, Any]) -> tuple[str, str]:
     except MemoryError:
         verdict = "memory"
     except BaseException as error:
-        verdict, detail = "fail", type(error).__name__
-        with contextlib.suppress(Exception):  # it may hold a number too long to print
-            detail += f": {error}"
+        if not state["verdict"]:
+            state["verdict"] = "fail", type(error).__name__  # from here on nothing is asked
+            with contextlib.suppress(Exception, NotPlain):  # it may hold a number too long to print
+                state["verdict"] = "fail", f"{type(error).__name__}: {error}"
     if state["verdict"]:
         return state["verdict"]
     if verdict == "pass" and not state["calls"]:
@@ -188,34 +235,42 @@ def run_tests(channel: int, task: dict[str, Any]) -> tuple[str, str]:
 def _asker(channel: int) -> tuple[Callable[..., Any], dict[str, Any]]:
     """ask(question, ...) -> the answer; and what it counts: calls, and a verdict that stands."""
     state: dict[str, Any] = {"calls": 0, "verdict": None}
+    objects: dict[int, Remote] = {}
 
-    def of_handle(number: int, kind: str) -> Remote:
-        return Remote(ask, kind, number)
+    def of_handle(place: int | str, kind: str) -> Remote:
+        if isinstance(place, str):
+            raise ValueError("a name in place of a number")
+        return objects.setdefault(place, Remote(ask, kind, place))
 
-    def handle(value: Any) -> list[Any]:
-        if type(value) is Remote and value._number is not None:
-            return ["h", value._number, value._target]
-        state["verdict"] = "infrastructure", f"the tests send a {type(value).__name__}"
-        raise NotPlain
+    def handle(value: Any) -> Any:
+        if type(value) is Remote:
+            return ["h", value._place, value._kind]
+        if isinstance(value, Iterator):
+            return ["iterator", [tree_of(item, handle, 1) for item in value]]
+        refuse("infrastructure", f"the tests send a {type(value).__name__}")
 
-    def refuse(reason: str) -> None:
-        state["verdict"] = "protocol", reason
+    def refuse(verdict: str, reason: str) -> NoReturn:
+        state["verdict"] = verdict, reason
         raise NotPlain
 
     def ask(*question: Any) -> Any:
         if state["verdict"]:
             raise NotPlain
-        write_frame(channel, QUESTION, encode(question, handle))
+        try:
+            content = encode(question, handle)
+        except (ValueError, RecursionError) as error:  # of values that perhaps came from there
+            refuse("protocol" if state["calls"] else "infrastructure", f"the tests send {error}")
+        write_frame(channel, QUESTION, content)
         kind, content = read_frame(channel)
         state["calls"] += 1
         if kind == NOT_PLAIN:
-            refuse(content.decode("utf-8", "replace"))
+            refuse("protocol", content.decode("utf-8", "replace"))
         try:
             if kind == REPLY:
                 return decode(content, of_handle)
             name, message = json.loads(content)
         except (ValueError, TypeError, RecursionError) as error:
-            return refuse(str(error))
+            refuse("protocol", str(error))
         raise _exception(name, message)
 
     return ask, state

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from pocketlm.corpus.recall_notes import draw_notes
 from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.data.shards import open_shard
-from pocketlm.eval.answers_file import transcript
+from pocketlm.eval.answers_file import documents_digest, keep_to, transcript
 from pocketlm.eval.code_scorer import code_scorer
 from pocketlm.eval.figures import best_constant_answer, chance, figures_of, paired_difference
 from pocketlm.eval.harness import run_suite
@@ -110,7 +110,8 @@ def evaluate(
     """`out`, with evaluation.json (figures of every model, and how an exported file differs from
     its model) and transcripts/<label>.<suite>.jsonl (every answer).
 
-    An interrupted call goes on with the answers it kept. An exported file is compared, document by
+    An interrupted call goes on with the answers it kept; ValueError where they are to other
+    documents, or programs were judged in another sandbox. An exported file is compared, document by
     document, with the last checkpoint before it in `models`. Held-out text and needles need the
     `corpus`: its validation split, and its knowledge text as haystack.
     """
@@ -126,6 +127,7 @@ def evaluate(
     tests = _with_sandbox([_loaded(suite, config) for suite in suites], config.unsafe_exec)
     figures: dict[str, Any] = {}
     (out / "transcripts").mkdir(exist_ok=True)
+    keep_to(out, {test.suite.name: test.basis() for test in tests})
     with _progress() as progress:
         bar = progress.add_task("", total=len(models) * sum(len(test.problems) for test in tests))
         for label, path in zip(labels, models, strict=True):
@@ -157,6 +159,11 @@ class LoadedSuite:
     problems: tuple[Problem, ...]
     shots: dict[str, list[Problem]]
     sandbox: str = ""  # what its programs run in
+
+    def basis(self) -> dict[str, str]:
+        """What kept answers and verdicts depend on, beside the suite's fields."""
+        documents = documents_digest(self.problems, self.shots)
+        return {"documents": documents, "sandbox": self.sandbox or "none"}
 
     def described(self, config: EvaluateConfig) -> dict[str, Any]:
         """Its protocol, and what an answer without reading would score."""

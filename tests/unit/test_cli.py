@@ -266,6 +266,26 @@ def test_models_are_measured_side_by_side(checkpoint: Path) -> None:
     assert status == 2 and "nothing" in shown
 
 
+def test_an_evaluation_goes_on_neither_with_other_documents_nor_with_another_safety(
+    checkpoint: Path,
+) -> None:
+    Path("benchmarks").mkdir()
+    file, row = Path("benchmarks/arc_easy_test.jsonl"), {"query": "1 + 1?", "gold": 0}
+    file.write_text(json.dumps({**row, "choices": ["2", "7"]}))
+    command = ("eval", "tiny", "--suite", "arc_easy", "--data", "benchmarks", "--out", "results")
+    assert pocketlm(*command)[0] == 0
+    status, shown = pocketlm(*command, "--unsafe-exec")
+    assert status == 2 and "an evaluation with other unsafe_exec" in shown
+    file.write_text(json.dumps({**row, "choices": ["2", "8"]}))
+    status, shown = pocketlm(*command)
+    assert status == 2 and "answers to suite arc_easy, whose documents changed" in shown
+    request = json.loads(Path("results/request.json").read_text())
+    del request["unsafe_exec"]  # as a version before wrote it
+    Path("results/request.json").write_text(json.dumps(request))
+    Path("results/transcripts/basis.json").unlink()
+    assert pocketlm(*command)[0] == 0
+
+
 def test_benchmarks_are_read_from_a_folder_and_shown_a_row_each(checkpoint: Path) -> None:
     Path("benchmarks").mkdir()
     row = {"query": "Question: 1 + 1?\nAnswer:", "choices": ["2", "7"], "gold": 0}

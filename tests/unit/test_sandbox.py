@@ -7,6 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from array import array
+from collections import Counter, OrderedDict, deque
+from dataclasses import replace
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -14,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketlm.sandbox import sandbox as sandbox_module
-from pocketlm.sandbox.judge import Task, judge_once
+from pocketlm.sandbox.judge import Cases, Task, judge_once
 from pocketlm.sandbox.layers import Layer, Limits, base_python
 from pocketlm.sandbox.sandbox import (
     Sandbox,
     SandboxError,
     judge,
-    judge_program,
+    judge_cases,
     open_sandbox,
     run_program,
     same_output,
@@ -95,9 +101,35 @@ def test_subclasses_come_back_as_the_built_in_type():
     assert again(Odd(3)) != 4
 
 
-def test_an_iterator_is_no_list():
-    assert again(map(abs, [-1])) != [1]
-    assert list(again(map(abs, [-1]))) == [1]
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(Fraction(-(2**70), 3), Decimal("1.20"), Decimal("sNaN"), deque([1, (2,)], 3), deque()),
+        *(
+            Counter("abca"),
+            OrderedDict([(2, "b"), (1, "a")]),
+            timedelta(-1, 5, 7),
+            date(2024, 2, 29),
+        ),
+        *(datetime(2024, 2, 29, 1, 2, 3, 4, timezone(timedelta(hours=2))), array("d", [0.5])),
+        *(int, dict, ValueError, [Fraction(1, 2)], {Fraction(1, 2): Decimal(1)}),
+    ],
+)
+def test_objects_of_the_standard_library_come_back_as_they_are(value):
+    assert repr(again(value)) == repr(value)
+    assert type(again(value)) is type(value)
+
+
+def test_a_class_that_only_calls_itself_a_fraction_gives_no_object_of_its_own():
+    class Fraction:
+        numerator, denominator = "1", "2"
+
+    Fraction.__module__ = "fractions"
+    with pytest.raises(ValueError, match="no plain value"):
+        again(Fraction())
+    for payload in ('["x", "os.system", ["id"]]', '["type", "print"]', '["type", "os"]'):
+        with pytest.raises(ValueError, match="no plain value"):
+            decode(payload.encode(), no_handle)
 
 
 def test_a_value_deeper_than_the_limit_is_refused():
@@ -155,8 +187,87 @@ def test_objects_of_the_programs_classes_stay_with_it(box):
         "def total(node):\n    return 0 if node is None else node.value + total(node.next)\n"
     )
     tests = "a = Node(1)\na.next = Node(2)\nassert total(a) == 3\nassert a.next.value == 2\n"
+    tests += "assert a.next and a.next is a.next and a.next != a\n"
     assert verdict(program, box, tests, ("Node", "total")).verdict == "pass"
-    assert verdict(program, box, tests + "assert a.next\n", ("Node", "total")).verdict == "fail"
+    wrong = tests + "assert not a.next\n"
+    assert verdict(program, box, wrong, ("Node", "total")).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("result", "assertion"),
+    [
+        ("Fraction(x, 6)", "f(3) == Fraction(1, 2) == 0.5"),
+        ("Decimal(x) / 4", "f(3) == Decimal('0.75')"),
+        ("reversed([x, 2])", "list(f(3)) == [2, 3]"),
+        ("reversed({x: 1})", "list(f(3)) == [3]"),
+        (
+            "(n for n in itertools.count(x))",
+            "next(f(3)) == 3 and list(zip(f(5), 'ab'))[1] == (6, 'b')",
+        ),
+        ("itertools.chain('a', [x])", "set(f(3)) == {'a', 3} and 3 in f(3)"),
+        ("re.search('b+', 'abb' * x)", "f(1) and f(1).group() == 'bb' and f(1).span() == (1, 3)"),
+        ("re.search('c', 'ab' * x)", "not f(1)"),
+        ("re.finditer('b', 'ab' * x)", "[m.start() for m in f(2)] == [1, 3]"),
+        (
+            "Odd(x)",
+            "not f(0) and f(2) and len(f(2)) == 2 and f(2)[1] == 1 and str(f(2)) == 'odd 2'",
+        ),
+        ("Odd(x)", "list(f(3)) == [0, 1, 2]"),
+        ("deque([x])", "f(3) == deque([3]) and f(3).popleft() == 3"),
+        ("Counter('aab' * x).most_common(1)", "f(2) == [('a', 4)]"),
+        ("type(x)", "f(3) == int and f('') is str"),
+        ("lambda n: n + x", "f(3)(4) == 7"),
+        ("SAME", "f(1) is f(2) and f(1) == f(2)"),
+        ("apply(x)", "f(abs_of) == 5"),
+    ],
+)
+def test_what_a_plain_assert_takes_passes_here(result, assertion, box):
+    imports = "import itertools, re\nfrom collections import Counter, deque\n"
+    imports += "from decimal import Decimal\nfrom fractions import Fraction\n"
+    program = (
+        f"{imports}class Odd:\n    def __init__(self, n):\n        self.n = n\n"
+        "    def __len__(self):\n        return self.n\n"
+        "    def __getitem__(self, i):\n        return range(self.n)[i]\n"
+        "    def __str__(self):\n        return f'odd {self.n}'\n"
+        "SAME = Odd(1)\ndef abs_of(n):\n    return abs(n)\ndef apply(g):\n    return g(-5)\n"
+        f"def f(x):\n    return {result}\n"
+    )
+    tests = f"{imports}assert {assertion}\n"
+    exec(compile(program + tests, "plain", "exec"), {})
+    assert verdict(program, box, tests, ("f", "abs_of")).verdict == "pass"
+    wrong = f"{imports}assert not ({assertion})\n"
+    assert verdict(program, box, wrong, ("f", "abs_of")).verdict == "fail"
+
+
+def test_no_comparison_of_the_programs_own_counts(box):
+    program = (
+        "class Same:\n    def __eq__(self, other):\n        return True\n"
+        "    __ne__ = __lt__ = __gt__ = __le__ = __ge__ = __contains__ = __eq__\n"
+        "    def __sub__(self, other):\n        return 0\n    __rsub__ = __radd__ = __sub__\n"
+        "    def __abs__(self):\n        return 0\n"
+        "    def __iter__(self):\n        return iter(())\n"
+        "def f(x):\n    return Same()\n"
+    )
+    for claim in (
+        "f(1) == 5",
+        "5 == f(1)",
+        "f(1) < 5",
+        "5 in f(1)",
+        "f(1) in [5]",
+        "abs(f(1) - 5) < 1",
+    ):
+        assert verdict(program, box, f"assert {claim}\n", ("f",)).verdict == "fail"
+    assert verdict(program, box, "assert f(1) != 5\n", ("f",)).verdict == "pass"
+    assert verdict(program, box, "assert not (f(1) == 5)\n", ("f",)).verdict == "pass"
+
+
+def test_the_tests_own_iterators_and_large_values_reach_the_program(box):
+    total = "def f(x):\n    return sum(x)\n"
+    for asked in ("iter([1, 2])", "(n for n in [1, 2])", "map(int, '12')"):
+        assert verdict(total, box, f"assert f({asked}) == 3\n", ("f",)).verdict == "pass"
+    assert verdict(total, box, "assert f([1] * 2_000_000) == 2_000_000\n", ("f",)).verdict == "pass"
+    deep = "x = []\nfor _ in range(200):\n    x = [x]\nf(x)\n"
+    assert verdict(total, box, deep, ("f",)).verdict == "infrastructure"
 
 
 def test_a_program_cannot_replace_what_the_tests_use(box):
@@ -218,11 +329,31 @@ def test_a_layer_through_which_files_are_read_is_refused(monkeypatch):
 
 def test_programs_read_input_and_print(box):
     run = run_program("print(sum(map(int, input().split())))", "1 2 3\n", box)
-    assert (run.ended, run.status, run.output, run.errors) == ("finished", 0, "6\n", "")
+    assert (run.verdict, run.status, run.stdout, run.stderr) == ("finished", 0, "6\n", "")
     run = run_program("import sys\nprint('half')\nsys.exit(3)", "x" * 10**6, box)
-    assert (run.ended, run.status, run.output) == ("finished", 3, "half\n")
+    assert (run.verdict, run.status, run.stdout) == ("finished", 3, "half\n")
     run = run_program("1 / 0", "", box)
-    assert (run.status, "ZeroDivisionError" in run.errors) == (1, True)
+    assert (run.status, "ZeroDivisionError" in run.stderr) == (1, True)
+
+
+def test_anybody_may_run_a_program_without_opening_a_sandbox(monkeypatch, box):
+    opened = []
+    monkeypatch.setattr(sandbox_module, "open_sandbox", lambda: opened.append(1) or box)
+    sandbox_module._opened_once.cache_clear()
+    outcome = run_program("print('hello')")
+    assert (outcome.stdout, outcome.stderr, outcome.verdict) == ("hello\n", "", "finished")
+    assert 0 < outcome.seconds < 20
+    assert run_program("print(input())", "again").stdout == "again\n"
+    assert opened == [1]
+    sandbox_module._opened_once.cache_clear()
+
+
+def test_output_is_kept_up_to_the_cap(box):
+    small = replace(box, limits=replace(LIMITS, output_bytes=1000))
+    outcome = run_program("print('x' * 5000)", "", small)
+    assert (outcome.verdict, outcome.stdout) == ("output cap", "x" * 1000)
+    outcome = run_program("import sys\nsys.stderr.write('y' * 5000)", "", small)
+    assert (outcome.verdict, outcome.stderr) == ("output cap", "y" * 1000)
 
 
 @pytest.mark.parametrize(
@@ -235,15 +366,42 @@ def test_programs_read_input_and_print(box):
     ],
 )
 def test_how_a_program_ends(program, ended, box):
-    assert run_program(program, "", box).ended == ended
+    assert run_program(program, "", box).verdict == ended
+
+
+CLOSES = "import os\nos.closerange(0, 64)\nwhile True:\n    pass\n"
+
+
+def test_a_worker_that_the_judge_had_to_kill_is_not_short_of_memory(box):
+    slow = replace(box, limits=replace(LIMITS, cpu_seconds=30, wall_seconds=1.5))
+    outcome = run_program(CLOSES, "", slow)
+    assert (outcome.verdict, outcome.detail) == ("timeout", "1.5 seconds")
+    task = Task(program=f"{ADD}{CLOSES}", tests=TESTS, names=("add",))
+    judgement = judge_once(task, slow.layer, slow.python, slow.limits)
+    assert judgement.verdict == "crash" and "did not end" in judgement.detail
 
 
 def test_a_programs_output_is_compared_for_each_input(box):
-    examples = [("2\n", "4"), ("3\n", "9\n")]
-    assert judge_program("print(int(input()) ** 2)", examples, box).verdict == "pass"
-    wrong = judge_program("print(4)", examples, box)
-    assert (wrong.verdict, wrong.detail) == ("fail", "input 2: output")
-    assert judge_program("print(4, flush=True)\n1 / 0", examples, box).verdict == "fail"
+    asked: list[tuple[str, str] | Task] = [("2\n", "4"), ("3\n", "9\n")]
+    cases = Cases(read=lambda: asked, digest="", cpu_seconds=2)
+    assert judge_cases("print(int(input()) ** 2)", cases, box).verdict == "pass"
+    wrong = judge_cases("print(4)", cases, box)
+    assert (wrong.verdict, wrong.detail) == ("fail", "case 2: another output")
+    assert judge_cases("print(4, flush=True)\n1 / 0", cases, box).verdict == "fail"
+    assert "ZeroDivisionError" in judge_cases("1 / 0", cases, box).detail
+
+
+def test_each_case_has_its_own_seconds_and_room_for_the_output_it_wants(box):
+    small = replace(box, limits=replace(LIMITS, output_bytes=1000))
+    busy = "import time\nwhile time.process_time() < 0.7:\n    pass\n"
+    task = Task(program="", tests="assert add(1, 2) == 3\n", names=("add",))
+    asked = [("", "x" * 1500), ("", "x" * 1500), task]
+    program = f"{busy}print('x' * 1500, flush=True)\n{ADD}"
+    cases = Cases(read=lambda: asked, digest="", cpu_seconds=1)
+    assert judge_cases(program, cases, replace(small, limits=LIMITS)).verdict == "pass"
+    slower = program.replace("0.7", "7")
+    assert judge_cases(slower, cases, small).verdict == "timeout"
+    assert judge_cases(program, cases, small).detail == "case 3: more than 1,000 bytes printed"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +430,7 @@ def test_a_worker_has_no_environment_and_no_packages(box):
         "import os, sys\nprint(sorted(os.environ), [p for p in sys.path if 'site-packages' in p])"
     )
     os.environ["SECRET_OF_A_TEST"] = "1"
-    output = run_program(source, "", box).output
+    output = run_program(source, "", box).stdout
     assert "SECRET_OF_A_TEST" not in output
     assert output.endswith("[]\n")
     assert base_python() == os.path.realpath(base_python())

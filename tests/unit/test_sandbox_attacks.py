@@ -5,6 +5,7 @@ process is root, as an ordinary user.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,14 +15,17 @@ from functools import cache
 import pytest
 from sandbox_attacks import (
     ATTACKS,
+    LIMITS,
     OUTSIDE,
     READING,
     Outside,
+    adopt_orphans,
+    descendants,
     judged,
-    marked_limits,
     orphans,
     outside,
     program,
+    python_of,
 )
 
 from pocketlm.sandbox.layers import NOBODY, Layer, base_python, layers
@@ -32,22 +36,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="attacks on Linu
 FILTERS = frozenset({"landlock", "seccomp"})
 LANDLOCK = Layer(name="landlock + seccomp", landlock=True, needs=FILTERS)
 BARE = Layer(name="none", needs=frozenset({"seccomp"}))
-LIMITS = marked_limits(os.getpid())
 NO_PASS = ("fail", "timeout", "memory", "crash", "protocol", "output cap")
-
-
-def python_of(user: int | None) -> str | None:
-    """An interpreter that this user may start: ours, or the system's."""
-    if user is None:
-        return base_python()
-    for python in (base_python(), "/usr/bin/python3"):
-        try:
-            finished = subprocess.run([python, "-c", "pass"], user=user, group=user, env={})
-        except OSError:
-            continue
-        if finished.returncode == 0:
-            return os.path.realpath(python)
-    return None
 
 
 USERS = (None, NOBODY) if os.geteuid() == 0 else (None,)
@@ -79,8 +68,15 @@ def place(layer: Layer, user: int | None) -> tuple[Layer, str]:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[Outside]:
+    adopt_orphans()
     with outside() as places:
         yield places
+
+
+@pytest.fixture(scope="module")
+def before(world: Outside) -> frozenset[int]:
+    """What ran below this process before any attack."""
+    return frozenset(descendants())
 
 
 @pytest.mark.parametrize("layer", (LANDLOCK, BARE, *BUBBLEWRAP), ids=lambda layer: layer.name)
@@ -93,13 +89,28 @@ def test_the_right_answers_pass(layer: Layer, user: int | None, world: Outside) 
 
 @pytest.mark.parametrize("case", CASES, ids=id_of)
 def test_an_attack_fails_and_reaches_nothing(
-    case: tuple[Layer, int | None, str], world: Outside
+    case: tuple[Layer, int | None, str], world: Outside, before: frozenset[int]
 ) -> None:
     layer, user, name = case
     judgement = judged(program(name, world.places), world, *place(layer, user), LIMITS)
     assert judgement.verdict in (ATTACKS[name][1] or NO_PASS), judgement
     assert world.harm() == []
-    assert orphans(LIMITS) == []
+    assert orphans(before) == []
+
+
+def test_an_orphan_that_has_become_another_program_is_seen(before: frozenset[int]) -> None:
+    escape = (
+        "import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+        "        os.execve('/bin/sleep', ['/bin/sleep', '600'], {})\n    os._exit(0)\nos.wait()\n"
+    )
+    subprocess.run([sys.executable, "-c", escape], check=True)
+    ran = set(descendants()) - before
+    try:
+        assert orphans(before) == ["/bin/sleep 600 "] and len(ran) == 1
+    finally:
+        for pid in ran:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def test_files_can_be_read_without_a_layer_and_the_harness_sees_a_pass(world: Outside) -> None:

@@ -1,5 +1,5 @@
-"""Benchmarks whose answers are programs: HumanEval and MBPP, in lm-eval 0.4.13's form
-(tasks/humaneval, tasks/mbpp). Answers are run in the sandbox alone (pocketlm/sandbox).
+"""Benchmarks whose answers are programs: LiveCodeBench, and HumanEval and MBPP in lm-eval 0.4.13's
+form (tasks/humaneval, tasks/mbpp). Answers are run in the sandbox alone (pocketlm/sandbox).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketlm.eval.code_scorer import needs_sandbox
+from pocketlm.eval.suites.code_livecodebench import LIVECODEBENCH
 from pocketlm.eval.suites.rows import Rows
 from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.model.json_shape import TEXT, TEXTS, JsonObject
@@ -128,5 +129,6 @@ CODE = {
             stop_strings=("[DONE]",),
             max_new_tokens=256,  # the default of lm-eval's hf backend
         ),
+        LIVECODEBENCH,
     )
 }

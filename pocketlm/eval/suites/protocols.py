@@ -64,8 +64,8 @@ def _r1_base() -> list[Suite]:
 
 
 def _r1_final() -> list[Suite]:
-    """R1's mathematics after post-training: in the model's own chat template, which asks for a
-    boxed answer.
+    """R1 after post-training: mathematics in the model's own chat template, which asks for a boxed
+    answer, and LiveCodeBench.
     """
     code = "facebookresearch/MobileLLM-R1@cfc816c, evaluation/"
     sources = {
@@ -87,7 +87,18 @@ def _r1_final() -> list[Suite]:
         "scorer": r1_math,
         "metric": "math_verify",
     }
-    return [_under("r1-final", name, sources, **fields) for name in ("gsm8k", "math500")]
+    rows = [_under("r1-final", name, sources, **fields) for name in ("gsm8k", "math500")]
+    live = {
+        "shots": "R1, table 5: 0-shot",
+        "problems": "R1, table 5: v6; which months: not found; all of release v6 here",
+        "samples": "R1, table 5: the mean of 16",
+        "prompt_format": "not found; LiveCodeBench's here, its system text before the question",
+        "sampling": "not found; that of R1's mathematics here",
+        "max_new_tokens": "not found; that of R1's mathematics here",
+        "packages": "differs: a program sees the standard library alone, no numpy",
+    }
+    drawn = {name: fields[name] for name in ("stop_strings", "max_new_tokens", "sampling")}
+    return [*rows, _under("r1-final", "livecodebench", live, samples=16, **drawn)]
 
 
 def _pro_base() -> list[Suite]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pocketlm.inference.sampling import GREEDY, Sampling
-from pocketlm.sandbox.judge import Task
+from pocketlm.sandbox.judge import Cases, Task
 
 # generation: the model writes an answer. choices: the log-likelihoods of given answers are
 # compared. bits_per_byte: that of the right answer alone is measured
@@ -41,7 +41,7 @@ class Problem:
     choices: tuple[str, ...] = ()
     gold: int = 0
     contexts: tuple[str, ...] = ()
-    task: Task | None = None
+    task: Task | Cases | None = None
 
 
 class Problems(Protocol):
