@@ -34,7 +34,7 @@ from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ComputeSettings
 from pocketlm.train.checkpoint import RESUME
-from pocketlm.train.distributed.ranks import barrier, device, ranks, shows_progress
+from pocketlm.train.distributed.ranks import device, ranks, shows_progress, wait_for_ranks
 from pocketlm.train.optim import dtype_of
 
 
@@ -128,7 +128,7 @@ def build_probes(
     sources = {name: drawn_order(config, name, len(building.documents[name])) for name in names}
     sources = building.by_quality(sources)
     sources, members = building.by_answers(sources, asker)
-    barrier()  # other ranks may still read scores, which go when the first rank returns
+    wait_for_ranks()  # others may still read scores, which go when the first rank returns
     if ranks().first:
         members, step = without_duplicates(
             building.documents,
@@ -245,7 +245,7 @@ class Building:
             )
             part = slice(process.rank, None, process.world_size)
             files[source].write(scorer, part, f"  {step} of {source}", show=shows_progress())
-        barrier()
+        wait_for_ranks()
         kept: dict[str, Ranked] = {}
         record: dict[str, Any] = {}
         for source, file in files.items():

@@ -29,7 +29,7 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.checkpoint import RESUME, SaveConfig
 from pocketlm.train.distributed.fsdp import to_device
-from pocketlm.train.distributed.ranks import barrier, device, ranks, wait_for_files
+from pocketlm.train.distributed.ranks import device, ranks, wait_for_ranks
 from pocketlm.train.first_order import decays, linear_step, mean_clip, rates_at
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
@@ -186,7 +186,7 @@ class Proxies:
             if not file.is_file():
                 proxy = self.open(name, self.config.optim.num_steps, seed)
                 write_json(file, measures[measure](LanguageModel(proxy, self.tokenizer)))
-        wait_for_files(files.values())
+        wait_for_ranks()
         return {
             name: {measure: read_json(files[name, measure]) for measure in measures}
             for name in mixes
@@ -250,7 +250,7 @@ class Proxies:
                 else None,
             )
             write_json(file, measure(milestone))
-        wait_for_files(files)
+        wait_for_ranks()
         return [read_json(file) for file in files]
 
     def _first_order(
@@ -303,7 +303,7 @@ class Proxies:
 
     def remove_states(self) -> None:
         """Deletes the trainings' states and milestones; their metrics stay."""
-        barrier()  # other ranks may still read what was measured
+        wait_for_ranks()  # others may still read what was measured
         for proxy in self.out.glob(f"{PROXIES}*/*") if ranks().first else ():
             for folder in (proxy / RESUME, proxy / MILESTONES):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -40,11 +40,11 @@ from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.checkpoint import RESUME
 from pocketlm.train.distributed.fsdp import to_device
-from pocketlm.train.distributed.ranks import barrier, device, ranks, shows_progress
+from pocketlm.train.distributed.ranks import device, ranks, shows_progress, wait_for_ranks
 from pocketlm.train.optim import dtype_of
 
 HISTOGRAM_SAMPLE = 400  # scores of each source kept for the report
-# of a source's scores: few enough to read, and each soon written (a rank waits at most 10 minutes)
+# of a source's scores: few enough to read, and each soon written
 MAX_FILES = 8192
 
 Scorer = Callable[[Batch], np.ndarray]  # float64 [rows, capabilities]
@@ -148,7 +148,7 @@ def select(
 
         for name, source in groups.items():
             score(source, scorer, out / RESUME / "scores" / name)
-        barrier()
+        wait_for_ranks()  # none looks for files that go when the first returns
         if ranks().first:
             write_selection(config, out, groups, sets, network.config.vocab_size)
     elif ranks().first:
@@ -338,5 +338,6 @@ def _probes(config: SelectConfig, sets: ProbeSets, eos_id: int) -> dict[str, lis
 
 def _sum_over_ranks(tensor: Tensor) -> None:
     """The tensor summed over all ranks, in place."""
-    if dist.is_initialized():
+    if ranks().world_size > 1:
+        wait_for_ranks()  # each passed rows of its own before, and that for long
         dist.all_reduce(tensor)
