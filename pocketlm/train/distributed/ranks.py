@@ -103,6 +103,13 @@ def all_reduce_sum(*values: float) -> list[float]:
     return sums.tolist()
 
 
+def add_over_ranks(tensor: torch.Tensor) -> None:
+    """The tensor summed over all ranks, in place: however long some of them took for their part."""
+    if ranks().world_size > 1:
+        wait_for_ranks()
+        dist.all_reduce(tensor)
+
+
 def on_first_rank(work: Callable[[], None]) -> None:
     """Calls `work` on the first rank; returns on every rank when it is done, however long it takes.
 
