@@ -62,7 +62,7 @@ def _leaves(place: str, value: Any, sources: Set[str]) -> Iterator[tuple[str, An
     """The value, or what it holds where it is an object of other things than figures of sources."""
     is_object = isinstance(value, dict) and value
     drawn = is_object and (_is_column(value, sources) or _is_matrix(value, sources))
-    if not is_object or drawn or _table_of(value):
+    if not is_object or drawn or _table_of(value, sources):
         yield place, value
         return
     for key, inner in value.items():
@@ -74,7 +74,7 @@ def _sort_in(details: Details, place: str, value: Any, sources: Set[str]) -> Non
         details.matrices[place] = value
     elif _is_column(value, sources):
         details.columns[place] = value
-    elif isinstance(value, dict) and (table := _table_of(value)):
+    elif isinstance(value, dict) and (table := _table_of(value, sources)):
         details.tables[place] = table
     elif _is_figure(value):
         details.figures[place] = value
@@ -90,9 +90,13 @@ def _is_matrix(value: Any, sources: Set[str]) -> bool:
     )
 
 
-def _table_of(value: dict[str, Any]) -> dict[str, dict[str, float | str]]:
-    """The rows of an object of objects that all have the same figures; empty where it is none."""
+def _table_of(value: dict[str, Any], sources: Set[str]) -> dict[str, dict[str, float | str]]:
+    """The rows of an object of objects that all have the same figures; empty where it is none, or
+    holds a matrix.
+    """
     if not all(isinstance(row, dict) for row in value.values()):
+        return {}
+    if any(_is_matrix(part, sources) for row in value.values() for part in (row, *row.values())):
         return {}
     rows = {name: dict(_flat(row)) for name, row in value.items()}
     columns = [set(row) for row in rows.values()]
