@@ -21,11 +21,14 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pocketlm.data.datainf import DAMPING, SCORES, Score, score_directions
 from pocketlm.data.influence import influence
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixture import Shares, cap_repetition
+from pocketlm.data.moved_batches import Joined
 from pocketlm.data.rank_correlation import spearman
 from pocketlm.data.selection import positive_share
 from pocketlm.model.batch import IGNORE_INDEX
@@ -144,33 +147,37 @@ def measure_influence(milestone: Milestone, capability: str, damping: float) -> 
     [R]}}.
     """
     model = milestone.model.eval().requires_grad_(False)
-    samples = [batch for batches in milestone.source_rows.values() for batch in batches]
-    measured: dict[str, Any] = {
-        "tokens": {
-            source: [
-                int(count)
-                for batch in batches
-                for count in (batch.labels != IGNORE_INDEX).sum(1).tolist()
-            ]
-            for source, batches in milestone.source_rows.items()
-        }
-    }
+    samples = Joined([*milestone.source_rows.values()])
+    tokens = [(batch.labels != IGNORE_INDEX).sum(1) for batch in samples]
+    part, all_reduce = milestone.part, milestone.all_reduce
+    measured: dict[str, Any] = {"tokens": _by_source(milestone, tokens)}
     for score in SCORES:
         # the cheap score divides by root mean squares over the rows of all probe sets
         probes = milestone.probe_rows
         if score == "datainf":
             probes = {capability: probes[capability]}
-        directions = score_directions(score, model, probes, samples, damping=damping)
+        directions = score_directions(
+            score, model, probes, samples, damping=damping, part=part, all_reduce=all_reduce
+        )
         direction = directions[list(probes).index(capability)][None]
-        measured[score] = {
-            source: [
-                value
-                for batch in batches
-                for value in influence(model, batch, direction)[:, 0].tolist()
-            ]
-            for source, batches in milestone.source_rows.items()
-        }
+        values = [torch.zeros(len(count), dtype=torch.float64) for count in tokens]
+        for place in range(len(samples))[part]:
+            values[place] = influence(model, samples[place], direction)[:, 0].double().cpu()
+        if all_reduce is not None:
+            whole = torch.cat(values)
+            all_reduce(whole)
+            values = whole.split([len(value) for value in values])
+        measured[score] = _by_source(milestone, values)
     return measured
+
+
+def _by_source(milestone: Milestone, values: Sequence[Tensor]) -> dict[str, list[Any]]:
+    """Figures of each row of the sources' batches, in their order, by source."""
+    remaining = iter(values)
+    return {
+        source: [value for _ in range(len(batches)) for value in next(remaining).tolist()]
+        for source, batches in milestone.source_rows.items()
+    }
 
 
 def weighted(measured: Mapping[str, Sequence[dict[str, Any]]], score: str) -> ByCapability:

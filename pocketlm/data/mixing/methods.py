@@ -1,6 +1,6 @@
 """All mixing methods: the function of each config. A new one is a file beside this and a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pocketlm.data.mixing.given import GivenMix, given_mix
@@ -37,6 +37,17 @@ def num_simulated_runs(method: MixMethod, num_capabilities: int) -> int:
 def num_own_proxies(method: MixMethod, num_capabilities: int) -> int:
     """Proxies that the method trains to find its shares, beside the one that compares them."""
     return num_simulated_runs(method, num_capabilities) + getattr(method, "num_measured_proxies", 0)
+
+
+def num_trained_before(methods: Sequence[MixMethod]) -> int:
+    """Mixes of these whose proxy is one that a method trained to find its own: the step that a line
+    search chose, and a plain mix that is its prior. Where a cap on repetition changes a prior, the
+    last are as many fewer.
+    """
+    searches = [method for method in methods if isinstance(method, UtilityMix)]
+    plain = {"uniform": UniformMix, "proportional": ProportionalMix}
+    priors = tuple({plain[method.prior] for method in searches})
+    return len(searches) + sum(isinstance(method, priors) for method in methods)
 
 
 def gradient_rows(
