@@ -5,6 +5,7 @@ as plain data.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, InitVar, dataclass, fields
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(ABC):
     """What sources of all kinds have: a name (it becomes a folder) and the capability it serves.
 
     max_bytes caps the kept text (UTF-8): reading ends at the first document that does not fit.
@@ -95,9 +96,9 @@ class Source:
         """
         return [Part(None, 0)]
 
+    @abstractmethod
     def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
         """A part's documents before any filter; `reading` counts the files of a local one."""
-        raise NotImplementedError
 
     def filters_for(self, document: Document) -> tuple[str, ...]:
         """The filters this document passes through, in order."""

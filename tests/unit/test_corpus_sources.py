@@ -23,7 +23,15 @@ from pocketlm.corpus.join import Join
 from pocketlm.corpus.local import PACKED_PARTS
 from pocketlm.corpus.parts import check_source, read_part, read_source, split_source
 from pocketlm.corpus.reading import Reading
-from pocketlm.corpus.sources import KINDS, HubSource, LocalSource, NoteSource, ProblemSource, Source
+from pocketlm.corpus.sources import (
+    KINDS,
+    HubSource,
+    LocalSource,
+    NoteSource,
+    ProblemSource,
+    RowSource,
+    Source,
+)
 from pocketlm.model.json_lines import Span, json_lines
 from pocketlm.model.unpacked import unpacked_size
 from pocketlm.runner.record import differences, make_record
@@ -388,6 +396,8 @@ def test_a_row_of_plain_data_becomes_the_class_of_its_kind():
         assert vars(replace(source, **{"seed": 4}))["seed"] == 4 and copy.deepcopy(source) == source
     with pytest.raises(ValueError, match="kind 'hub' is not that of a NoteSource; leave it out"):
         NoteSource(kind="hub", **row)
+    with pytest.raises(TypeError, match=r"abstract method '?documents"):  # it says what to read how
+        RowSource(name="here", domain="maths")
 
 
 def test_a_record_of_a_version_with_one_class_of_source_differs_in_one_line(tmp_path):
