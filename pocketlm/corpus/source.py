@@ -5,7 +5,6 @@ as plain data.
 """
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, InitVar, dataclass, fields
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(ABC):
+class Source:
     """What sources of all kinds have: a name (it becomes a folder) and the capability it serves.
 
     max_bytes caps the kept text (UTF-8): reading ends at the first document that does not fit.
@@ -50,8 +49,11 @@ class Source(ABC):
     near_dedup: bool | None = None
 
     def __init_subclass__(cls) -> None:
-        if (kind := vars(cls).get("kind")) is not None:
-            KINDS[kind] = cls
+        if (kind := vars(cls).get("kind")) is None:
+            return
+        if cls.documents is Source.documents:
+            raise TypeError(f"{cls.__name__} has no documents(part, reading), which reads its text")
+        KINDS[kind] = cls
 
     def __new__(cls, **given: Any) -> "Source":
         return object.__new__(_class_of(given) if cls is Source else cls)
@@ -96,9 +98,11 @@ class Source(ABC):
         """
         return [Part(None, 0)]
 
-    @abstractmethod
     def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
-        """A part's documents before any filter; `reading` counts the files of a local one."""
+        """A part's documents before any filter; `reading` counts the files of a local one. Every
+        kind has its own.
+        """
+        ...
 
     def filters_for(self, document: Document) -> tuple[str, ...]:
         """The filters this document passes through, in order."""

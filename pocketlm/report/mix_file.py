@@ -70,13 +70,14 @@ def _leaves(place: str, value: Any, sources: Set[str]) -> Iterator[tuple[str, An
 
 
 def _sort_in(details: Details, place: str, value: Any, sources: Set[str]) -> None:
+    table = _table_of(value, sources) if isinstance(value, dict) else {}
     if _is_matrix(value, sources):
         details.matrices[place] = value
     elif _is_column(value, sources):
         details.columns[place] = value
-    elif isinstance(value, dict) and (table := _table_of(value, sources)):
+    elif table:
         details.tables[place] = table
-    elif _is_figure(value):
+    elif isinstance(value, str) or _is_number(value):
         details.figures[place] = value
     elif value not in ({}, [], None):
         details.others[place] = value

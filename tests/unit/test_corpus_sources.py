@@ -396,8 +396,9 @@ def test_a_row_of_plain_data_becomes_the_class_of_its_kind():
         assert vars(replace(source, **{"seed": 4}))["seed"] == 4 and copy.deepcopy(source) == source
     with pytest.raises(ValueError, match="kind 'hub' is not that of a NoteSource; leave it out"):
         NoteSource(kind="hub", **row)
-    with pytest.raises(TypeError, match=r"abstract method '?documents"):  # it says what to read how
-        RowSource(name="here", domain="maths")
+    with pytest.raises(TypeError, match=r"Mute has no documents\(part, reading\)"):
+        type("Mute", (RowSource,), {"kind": "mute"})
+    assert "mute" not in KINDS
 
 
 def test_a_record_of_a_version_with_one_class_of_source_differs_in_one_line(tmp_path):

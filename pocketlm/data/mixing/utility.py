@@ -170,7 +170,7 @@ def mean_gradient(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in batches[part]:
         gradients = torch.autograd.grad(loss_fn(model, batch) / num_labels, parameters)
-        torch._foreach_add_(total, gradients)
+        total = [a.add_(b) for a, b in zip(total, gradients, strict=True)]
     if all_reduce is None:
         return total
     whole = torch.cat([gradient.flatten() for gradient in total])
