@@ -70,7 +70,7 @@ def _leaves(place: str, value: Any, sources: Set[str]) -> Iterator[tuple[str, An
 
 
 def _sort_in(details: Details, place: str, value: Any, sources: Set[str]) -> None:
-    table = _table_of(value, sources) if isinstance(value, dict) else {}
+    table = _table_of(value, sources)
     if _is_matrix(value, sources):
         details.matrices[place] = value
     elif _is_column(value, sources):
@@ -91,11 +91,11 @@ def _is_matrix(value: Any, sources: Set[str]) -> bool:
     )
 
 
-def _table_of(value: dict[str, Any], sources: Set[str]) -> dict[str, dict[str, float | str]]:
+def _table_of(value: Any, sources: Set[str]) -> dict[str, dict[str, float | str]]:
     """The rows of an object of objects that all have the same figures; empty where it is none, or
     holds a matrix.
     """
-    if not all(isinstance(row, dict) for row in value.values()):
+    if not isinstance(value, dict) or not all(isinstance(row, dict) for row in value.values()):
         return {}
     if any(_is_matrix(part, sources) for row in value.values() for part in (row, *row.values())):
         return {}
