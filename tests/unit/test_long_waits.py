@@ -106,6 +106,7 @@ def test_a_merge_waits_for_a_rank_with_a_state_more(merge_folders, tmp_path):  #
 def measured(out: Path, corpus: Path) -> dict[str, dict[str, Any]]:
     _set_pg_timeout(timedelta(seconds=TIMEOUT))
     proxies = Proxies(MIX, out, corpus)
+    slowed("train.milestones", "save_checkpoint", on=0)
 
     def slow(model: LanguageModel) -> float:
         time.sleep(LONG * ranks().rank)
@@ -117,7 +118,7 @@ def measured(out: Path, corpus: Path) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def test_proxies_wait_for_a_rank_that_measures_for_long(folders, tmp_path):  # noqa: F811
+def test_proxies_wait_for_a_rank_that_writes_or_measures_for_long(folders, tmp_path):  # noqa: F811
     one, other = on_ranks(2, tmp_path, measured, tmp_path / "out", folders[0])
     assert one == other and one["flat"]["first"] == one["flat"]["second"]
     assert not list((tmp_path / "out").rglob(RESUME))
