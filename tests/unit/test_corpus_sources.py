@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import os
+import random
 import sys
 from dataclasses import replace
 from itertools import islice
@@ -485,6 +486,12 @@ def test_the_size_of_a_packed_text_is_told_from_its_beginning(tmp_path):
             assert unpacked_size(file) == len(rows) * 50
             file.write_bytes(b"no such thing")
             assert unpacked_size(file) == 13
+    many = random.Random(0).randbytes(1_500_000).hex().encode()  # packed more than is looked at
+    for packed in (".gz", ".bz2", ".zst"):
+        file = tmp_path / f"long.jsonl{packed}"
+        file.write_bytes(PACK[packed](many))
+        assert file.stat().st_size > 1_200_000
+        assert unpacked_size(file) == pytest.approx(len(many), rel=0.05)
 
 
 def test_a_packed_file_cut_short_is_named_by_its_last_part(tmp_path):

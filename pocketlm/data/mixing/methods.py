@@ -57,8 +57,8 @@ def gradient_rows(
     milestones = num_gradient_probes(method)
     if isinstance(method, InfluenceMix):
         # DataInf passes over the rows of the sources three times and one probe set's once; the
-        # cheap score once, and over all probe sets
-        passes = (3 + 1) * num_sources + 1 + num_capabilities
+        # cheap score once, and over all probe sets; one more for what was learned of the set
+        passes = (3 + 1) * num_sources + 2 + num_capabilities
         return method.representative_rows * milestones * num_capabilities * passes
     looks = milestones + 1 if milestones else 0  # a run's start is one more
     return rows_per_step * looks * (num_sources + num_capabilities)
