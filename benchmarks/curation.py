@@ -5,9 +5,10 @@ FineWeb example on the same text, and memory at 1 and 4 times the corpus.
     python benchmarks/curation.py TEXTS.jsonl.zst MORE.jsonl.zst --megabytes 32
 
 TEXTS: rows with a "text". From them a file of so many megabytes is made, and one of four times as
-many. Each figure comes from a process of its own: seconds of the stage, and the highest memory
-(RSS) of any of its processes. Where others use the machine too, compare the processors' seconds, of
-all its processes. Workers share "read", "encode" and most of "duplicates"; the tokenizer's training
+many (--packed: each one .jsonl.zst, whose parts are unpacked from its beginning). Each figure comes
+from a process of its own: seconds of the stage, and the highest memory (RSS) of any of its
+processes. Where others use the machine too, compare the processors' seconds, of all its processes.
+Workers share "read", "encode" and most of "duplicates"; the tokenizer's training
 and "other" are one process's. The tokenizer's own threads are as many as the processes, so that one
 process is one core.
 The last lines are the ratios: pace by the number of processes, memory by the size of the corpus.
@@ -37,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("texts", type=Path, nargs="+")
     parser.add_argument("--megabytes", type=float, default=8)
+    parser.add_argument("--packed", action="store_true", help="from one .zst file; ours alone")
     parser.add_argument("--ours-alone", action="store_true", help="without datatrove's example")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ray", action="store_true", help="also on a Ray cluster of this machine")
@@ -46,6 +48,7 @@ def main() -> None:
         kind, workers, part_bytes, out = arguments.child
         child(kind, arguments.texts[0], int(workers), int(part_bytes), Path(out))
         return
+    arguments.ours_alone |= arguments.packed
     if not arguments.ours_alone and find_spec("orjson") is None:
         parser.error("datatrove's example needs orjson: pip install orjson, or give --ours-alone")
     with tempfile.TemporaryDirectory() as folder:
@@ -54,6 +57,9 @@ def main() -> None:
         counts = {
             path: cut(arguments.texts, path, n * size) for path, n in ((small, 1), (large, 4))
         }
+        if arguments.packed:
+            counts = {packed(path): count for path, count in counts.items()}
+            small, large = counts
         part_bytes = size // PARTS + 1
         rows = [("pocketlm", small, workers) for workers in arguments.workers]
         rows += [("pocketlm", large, workers) for workers in arguments.workers]
@@ -62,11 +68,11 @@ def main() -> None:
         rows += [("ray", small, os.cpu_count() or 1)] if arguments.ray else []
         figures: dict[tuple[str, str, int], dict] = {}
         for number, (kind, path, workers) in enumerate(rows):
-            out = Path(folder) / f"out{number}"
-            measured = figures[kind, path.stem, workers] = run(kind, path, workers, part_bytes, out)
+            out, stem = Path(folder) / f"out{number}", path.name.partition(".")[0]
+            measured = figures[kind, stem, workers] = run(kind, path, workers, part_bytes, out)
             documents, text_bytes = counts[path]
             print(
-                f"{kind:8} {path.stem} {documents:6,} documents {text_bytes / 1e6:6.1f} MB "
+                f"{kind:8} {stem} {documents:6,} documents {text_bytes / 1e6:6.1f} MB "
                 f"{workers} processes: {measured['seconds']:6.1f} s, "
                 f"{documents / measured['seconds']:6.0f} documents/s, "
                 f"{text_bytes / measured['seconds'] / 1e6:5.2f} MB/s, "
@@ -117,6 +123,17 @@ def cut(texts: list[Path], path: Path, size: int) -> tuple[int, int]:
                     sys.exit(f"{source} holds no text")
                 turn += 1
     return count, written
+
+
+def packed(path: Path) -> Path:
+    """The file, packed; itself it goes."""
+    import zstandard
+
+    whole = path.with_name(f"{path.name}.zst")
+    with open(path, "rb") as plain, open(whole, "wb") as file:
+        zstandard.ZstdCompressor().copy_stream(plain, file)
+    path.unlink()
+    return whole
 
 
 def run(kind: str, path: Path, workers: int, part_bytes: int, out: Path) -> dict:

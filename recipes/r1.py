@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketlm.corpus.join import Join
-from pocketlm.corpus.sources import HubSource, Source
+from pocketlm.corpus.sources import HubSource
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.influence import InfluenceMix
 from pocketlm.data.mixing.proportional import ProportionalMix
@@ -241,6 +241,20 @@ REASONING = (  # R1, table 5; the script asks its user to make chats of the rows
     hub("opencode-cpp", "code", "nvidia/OpenCodeReasoning-2", split="cpp", **PROGRAMS),
 )
 
+CORPUS = CurateConfig(  # a row to vary
+    name="corpus",
+    sources=PRETRAINING,
+    tokenizer="Llama-3.2-1B",
+    # 32,768 tokens: section 7.1 uses chains of thought in full. Longer texts are cut
+    max_chars=150_000,
+    validation_share=0.0,
+    probe_share=0.0,
+)
+# For validation, and for probes, of each set of pre-training; not found. To find a mix, maths (the
+# fewest tokens, 40B and more) must have 1M to choose by and as many to report on; and two top
+# tenths of what scores well are little, so that one document in a hundred is a candidate for probes
+HELD_OUT = {"published": (1e-5, 1e-5), "found": (1e-4, 1e-2)}
+
 # ---- training ----
 
 GPUS = 128  # R1, table 2: 16 x 8; batch sizes there are for each GPU
@@ -414,59 +428,59 @@ def recipe(
     """
     if size not in SHAPES:
         raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
-    if mix not in ("published", "found"):
+    if mix not in HELD_OUT:
         raise ValueError(f"--mix {mix}: published or found")
-
     # the teacher is needed after days: whether its words are these is asked now
     words = VocabularyConfig(name="teacher-check", tokenizer=str(tokenizer), window=MID.seq_len)
     run(check_vocabulary, words, teacher=teacher)
+    corpus = replace(CORPUS, tokenizer=str(tokenizer))
+    trunk, probes = pretrained(run, corpus, size, teacher, mix, left_out)
+    trunk = midtrained(run, corpus, trunk, teacher, mix, probes)
+    reasoning = finetuned(run, corpus, trunk)
+    int4 = run(quantize, INT4, model=reasoning)
+    return run(export, ExportConfig(name="files"), model=int4)
 
-    def collect(
-        name: str, sources: tuple[Source, ...], held_out: float, probes: float | None = None
-    ) -> Path:
-        """held_out: of each source, for validation, and for probes where those have no share."""
-        return run(
-            curate,
-            CurateConfig(
-                name=name,
-                sources=sources,
-                tokenizer=str(tokenizer),
-                # 32,768 tokens: section 7.1 uses chains of thought in full. Longer texts are cut
-                max_chars=150_000,
-                validation_share=held_out,
-                probe_share=held_out if probes is None else probes,
-            ),
-        )
 
-    # two top tenths of what scores well are little: one document in a hundred is a candidate
-    candidates = 1e-2 if mix == "found" else None
-    texts = collect("corpus-pretrain", PRETRAINING, 1e-5, candidates)
+def pretrained(
+    run, corpus: CurateConfig, size: str, teacher: Path, mix: str, left_out: bool
+) -> tuple[Path, dict[str, Path]]:
+    """(the trunk after both phases, the probe sets by the name of a stage's input: none for the
+    published mix).
+    """
+    validation, probes = HELD_OUT[mix]
+    texts = run(
+        curate,
+        replace(
+            corpus,
+            name="corpus-pretrain",
+            sources=PRETRAINING,
+            validation_share=validation,
+            probe_share=probes,
+        ),
+    )
     looked_at: dict[str, Path] = {}
     if mix == "found":
         looked_at["probes"] = run(build_probes, PROBES, corpus=texts, asker=teacher)
     mixed = run(find_mix, MIX, corpus=texts, **looked_at) if looked_at else None
     if left_out:
         run(leave_one_out, LEFT_OUT, corpus=texts, mix=mixed, **looked_at)
-    phase1 = run(
-        pretrain,
-        replace(
-            PRETRAIN, name="phase1", model=SHAPES[size], shares=None if mixed else shares(PHASE1)
-        ),
-        corpus=texts,
-        mix=mixed,
-    )
-    trunk = run(
-        pretrain,
-        # which of the two mixes of table 3 equation 6 gave is not found: here both phases have it
-        replace(PRETRAIN, name="phase2", shares=None if mixed else shares(PHASE2)),
-        corpus=texts,
-        model=phase1,
-        mix=mixed,
-    )
+    # which of the two mixes of table 3 equation 6 gave is not found: where one is found, both
+    # phases have it
+    shares1, shares2 = (None, None) if mixed else (shares(PHASE1), shares(PHASE2))
+    phase1 = replace(PRETRAIN, name="phase1", model=SHAPES[size], shares=shares1)
+    phase2 = replace(PRETRAIN, name="phase2", shares=shares2)
+    trunk = run(pretrain, phase1, corpus=texts, mix=mixed)
+    return run(pretrain, phase2, corpus=texts, model=trunk, mix=mixed), looked_at
 
-    # Co-evolution (section 6): score with the current model, keep what helps, distil on it. Once a
-    # selection has stopped, its round and those after pass the model through.
-    texts = collect("corpus-midtrain", MIDTRAINING, 1e-4)
+
+def midtrained(
+    run, corpus: CurateConfig, trunk: Path, teacher: Path, mix: str, looked_at: dict[str, Path]
+) -> Path:
+    """Co-evolution (section 6): score with the current model, keep what helps, distil on it. Once a
+    selection has stopped, its round and those after pass the model through.
+    """
+    held = {"validation_share": 1e-4, "probe_share": 1e-4}
+    texts = run(curate, replace(corpus, name="corpus-midtrain", sources=MIDTRAINING, **held))
     mixes, stop_below = (shares(MID1), shares(MID2)), 0.0
     if mix == "found":
         mixes, stop_below = (None,) * ROUNDS, STOP_BELOW
@@ -488,14 +502,16 @@ def recipe(
             selection=chosen,
             teacher=teacher,
         )
+    return trunk
 
-    chats = collect("corpus-general", GENERAL, 0.0)
+
+def finetuned(run, corpus: CurateConfig, trunk: Path) -> Path:
+    """General, then long, then reasoning."""
+    chats = run(curate, replace(corpus, name="corpus-general", sources=GENERAL))
     general = run(finetune, GENERAL_SFT, corpus=chats, model=trunk)
-    thoughts = collect("corpus-reasoning", REASONING, 0.0)
+    thoughts = run(curate, replace(corpus, name="corpus-reasoning", sources=REASONING))
     longer = run(extend_context, LONG, corpus=thoughts, model=general)
-    reasoning = run(finetune, REASONING_SFT, corpus=thoughts, model=longer)
-    int4 = run(quantize, INT4, model=reasoning)
-    return run(export, ExportConfig(name="files"), model=int4)
+    return run(finetune, REASONING_SFT, corpus=thoughts, model=longer)
 
 
 def shares(percent: dict[str, float]) -> dict[str, float]:

@@ -37,7 +37,8 @@ SLOW = (
     *("unit/test_packaging.py", "unit/test_parallel.py", "unit/test_plan.py"),
     *("unit/test_pte_cache.py", "unit/test_pte_runner.py", "unit/test_ranks.py"),
     *("unit/test_resharding.py", "unit/test_rounded.py", "unit/test_sandbox.py"),
-    *("unit/test_sandbox_attacks.py", "unit/test_stock_teacher_ranks.py", "unit/test_stopping.py"),
+    *("unit/test_long_waits.py", "unit/test_sandbox_attacks.py"),
+    *("unit/test_stock_teacher_ranks.py", "unit/test_stopping.py"),
 )
 SLOW_FILES = {Path(__file__).parent / name for name in SLOW}
 

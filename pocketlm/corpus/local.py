@@ -11,14 +11,15 @@ from pocketlm.corpus.documents import Document, row_document
 from pocketlm.corpus.reading import Reading, printable
 from pocketlm.model.file_tree import files_below
 from pocketlm.model.json_lines import Span, json_lines, json_rows
-from pocketlm.model.unpacked import COMPRESSED_SUFFIXES, first_line, unpacked
+from pocketlm.model.unpacked import COMPRESSED_SUFFIXES, first_line, unpacked, unpacked_size
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 
-# bytes of text in a byte of a packed file: 3.3 to 9 in eight sets of prose, code and questions
-# (zstd); a file cannot be cut where it is packed, so this says how many files a task reads
-UNPACKED = 4
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+# parts of one packed file at most (our choice): each is unpacked from the file's beginning, half of
+# it on average, so that twice as many parts cost twice as much unpacking
+PACKED_PARTS = 32
 # the fields of a prompt and its response, where rows name them otherwise
 Pair = tuple[str, str] | None
 
@@ -26,8 +27,10 @@ Pair = tuple[str, str] | None
 class Slice(NamedTuple):
     """A file below the source's folder, or a part of it that begins at `start`.
 
-    start, stop: bytes of a file of lines, or row groups of a parquet file; stop 0: to the end.
-    first_row: the number of the row at `start`, from 1 on.
+    start, stop: bytes of a file of lines, or row groups of a parquet file; stop 0: to the end. Of
+    a packed file of lines they are bytes of its text, and a line is of the part where it begins.
+    first_row: the number of the row at `start`, from 1 on; of a packed file it is counted where
+    the part is read.
     """
 
     name: str
@@ -60,20 +63,36 @@ def read_local(path: Path, text_field: str | None, pair: Pair = None) -> Iterato
 
 def cut_file(folder: Path, name: str, part_bytes: int) -> Iterator[tuple[Slice, int]]:
     """(a slice, its size in bytes) of a file: one, or as many of about part_bytes as its kind
-    allows: plain files of lines are cut between lines, parquet files between row groups. The size
-    of a packed file is that of its text, about.
+    allows: files of lines are cut between lines, parquet files between row groups. The size of a
+    packed file is that of its text, about.
+
+    A plain file of lines is read once for that, so that each part knows the number of its first
+    line; a packed one is not: its parts are unpacked from the beginning, and of no more than
+    PACKED_PARTS.
     """
     path = folder / name
-    size = path.stat().st_size
-    if path.suffix.lower() in COMPRESSED_SUFFIXES:
-        yield Slice(name), UNPACKED * size
-        return
-    if size > part_bytes and path.suffix.lower() in (".jsonl", ".ndjson"):
-        yield from _cut_lines(path, name, size, part_bytes)
+    packed = path.suffix.lower() in COMPRESSED_SUFFIXES
+    size = unpacked_size(path) if packed else path.stat().st_size
+    if size > part_bytes and _suffix(path) in LINE_SUFFIXES:
+        yield from (
+            _cut_packed(name, size, part_bytes)
+            if packed
+            else _cut_lines(path, name, size, part_bytes)
+        )
     elif size > part_bytes and path.suffix.lower() == ".parquet":
         yield from _cut_row_groups(path, name, part_bytes)
     else:
         yield Slice(name), size
+
+
+def _cut_packed(name: str, size: int, part_bytes: int) -> Iterator[tuple[Slice, int]]:
+    """Equal parts of the text of about `size` bytes; the last one goes to the end, wherever that
+    is.
+    """
+    count = min(PACKED_PARTS, -(-size // part_bytes))
+    starts = [number * size // count for number in range(count)]
+    for start, stop in zip(starts, [*starts[1:], 0], strict=True):
+        yield Slice(name, start, stop), (stop or size) - start
 
 
 def _cut_lines(path: Path, name: str, size: int, part_bytes: int) -> Iterator[tuple[Slice, int]]:
@@ -124,12 +143,12 @@ def read_files(
     folder = path.parent if single else path
     for piece in slices:
         file, empty = folder / piece.name, True
-        if piece.first_row == 1:
+        if piece.start == 0:
             reading.open(piece.name)
         for document in _read_file(file, piece, text_field, pair, single=single):
             empty = False
             yield document
-        if empty and piece.first_row == 1:
+        if empty and piece.start == 0:
             reading.close("empty" if not any(map(bytes.strip, unpacked(file))) else "no_rows")
 
 
@@ -170,7 +189,8 @@ def _read_file(
     id = printable(piece.name)
     match _suffix(path):
         case ".jsonl" | ".ndjson":
-            span = Span(piece.start, piece.stop, piece.first_row) if piece.stop else None
+            part = piece.start or piece.stop
+            span = Span(piece.start, piece.stop, piece.first_row) if part else None
             for number, row in json_lines(path, span=span):
                 yield row_document(row, f"{id}:{number}", f"{path}:{number}", text_field, pair)
         case ".json":

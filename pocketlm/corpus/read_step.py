@@ -7,7 +7,7 @@ the documents as they pass, by datatrove's own step behind this one.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,29 +63,40 @@ class ReadTask:
     limit: int | None
 
 
+def planned_tasks(plan: Mapping[str, Any], sources: Sequence[Source]) -> tuple[ReadTask, ...]:
+    """The tasks of a plan, in the order of the sources, then of reading."""
+    by_name = {source.name: source for source in sources}
+    return tuple(
+        ReadTask(source=by_name[name], place=place, limit=source["limit"])
+        for name, source in plan["sources"].items()
+        for place, _ in source["parts"]
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadStep:
     """A step of datatrove's: task number -> the documents whose near duplicates are searched.
 
-    folder: where tasks leave their folders. prompts: of each evaluation, those whose problems must
-    not be trained on.
+    It is pickled for every task, so what is large lies in files. plan: of the work (planned_tasks).
+    folder: where tasks leave their folders. evaluations: of write_evaluations.
     """
 
-    tasks: tuple[ReadTask, ...]
+    plan: Path
+    sources: tuple[Source, ...]
     folder: Path
     progress: Path
     thresholds: Thresholds
     max_chars: int
-    prompts: tuple[tuple[str, tuple[str, ...]], ...]
+    evaluations: Path
     ngram: int
     rule: SplitRule
 
     def __call__(self, data: Any, rank: int, world_size: int) -> Iterator[DatatroveDocument]:
-        task = self.tasks[rank]
+        task = planned_tasks(read_json(self.plan), self.sources)[rank]
         cleaner = Cleaner(
             thresholds=self.thresholds,
             max_chars=self.max_chars,
-            evaluation=_evaluation(self.prompts, self.ngram),
+            evaluation=_evaluation(self.evaluations, self.ngram),
         )
         with write_folder(part_folder(self.folder, rank)) as folder, ExitStack() as stack:
             writer = PartWriter(folder, stack, self.rule, self.progress / f"{rank:05d}")
@@ -217,7 +228,16 @@ def example(text: str) -> str:
     return " ".join(text[: 4 * EXAMPLE_CHARS].split())[:EXAMPLE_CHARS]
 
 
+def write_evaluations(folder: Path, prompts: Mapping[str, list[str]]) -> Path:
+    """A file with the prompts of each evaluation whose problems must not be trained on; its name
+    tells its content.
+    """
+    digest = content_hash(repr(sorted(prompts.items())))
+    write_json(file := folder / f"evaluations-{digest[:16]}.json", prompts)
+    return file
+
+
 @lru_cache(maxsize=1)
-def _evaluation(prompts: tuple[tuple[str, tuple[str, ...]], ...], ngram: int) -> EvaluationIndex:
+def _evaluation(file: Path, ngram: int) -> EvaluationIndex:
     """Made once a process, however many of its tasks need it."""
-    return EvaluationIndex(dict(prompts), ngram=ngram)
+    return EvaluationIndex(read_json(file), ngram=ngram)

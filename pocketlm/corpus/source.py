@@ -49,8 +49,11 @@ class Source:
     near_dedup: bool | None = None
 
     def __init_subclass__(cls) -> None:
-        if (kind := vars(cls).get("kind")) is not None:
-            KINDS[kind] = cls
+        if (kind := vars(cls).get("kind")) is None:
+            return
+        if cls.documents is Source.documents:
+            raise TypeError(f"{cls.__name__} has no documents(part, reading), which reads its text")
+        KINDS[kind] = cls
 
     def __new__(cls, **given: Any) -> "Source":
         return object.__new__(_class_of(given) if cls is Source else cls)
@@ -96,8 +99,10 @@ class Source:
         return [Part(None, 0)]
 
     def documents(self, part: Any, reading: Reading) -> Iterator[Document]:
-        """A part's documents before any filter; `reading` counts the files of a local one."""
-        raise NotImplementedError
+        """A part's documents before any filter; `reading` counts the files of a local one. Every
+        kind has its own.
+        """
+        ...
 
     def filters_for(self, document: Document) -> tuple[str, ...]:
         """The filters this document passes through, in order."""

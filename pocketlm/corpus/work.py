@@ -11,7 +11,7 @@ from pocketlm.corpus.dedup import content_hash
 from pocketlm.corpus.executors import Place, repeat_task, run_tasks, unfinished_tasks
 from pocketlm.corpus.parts import split_source
 from pocketlm.corpus.progress import Bar
-from pocketlm.corpus.read_step import ReadTask, part_folder, read_part_record
+from pocketlm.corpus.read_step import ReadTask, part_folder, planned_tasks, read_part_record
 from pocketlm.corpus.reading import Reading
 from pocketlm.corpus.sources import Source
 from pocketlm.model.files import read_json, write_json
@@ -30,22 +30,18 @@ class Work:
         self.folder, self.sources = folder, {source.name: source for source in sources}
         self.seconds: dict[str, float] = {}
         self.done_now: dict[str, list[int]] = {}
-        self._plan = self.folder / "plan.json"
+        self.plan_file = self.folder / "plan.json"
         call = content_hash(call)
-        if not self._plan.is_file() or read_json(self._plan)["call"] != call:
+        if not self.plan_file.is_file() or read_json(self.plan_file)["call"] != call:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            write_json(self._plan, {"call": call, "sources": _planned(sources, part_bytes)})
-        self.plan = read_json(self._plan)
+            write_json(self.plan_file, {"call": call, "sources": _planned(sources, part_bytes)})
+        self.plan = read_json(self.plan_file)
 
     @property
     def tasks(self) -> tuple[ReadTask, ...]:
         """In the order of the sources, then of reading."""
-        return tuple(
-            ReadTask(source=self.sources[name], place=place, limit=source["limit"])
-            for name, source in self.plan["sources"].items()
-            for place, _ in source["parts"]
-        )
+        return planned_tasks(self.plan, [*self.sources.values()])
 
     def numbers(self, name: str) -> list[int]:
         """The tasks of one source."""
@@ -71,7 +67,7 @@ class Work:
         """Duplicates took what a cap has room for: these tasks read twice as much."""
         for number in tasks:
             self.plan["sources"][self.tasks[number].source.name]["limit"] *= 2
-        write_json(self._plan, self.plan)
+        write_json(self.plan_file, self.plan)
 
     def forget_short_parts(self) -> None:
         """Takes back the marks of tasks that read less than the plan says now."""

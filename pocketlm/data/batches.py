@@ -10,6 +10,7 @@ Shapes: B rows of a micro-batch, T tokens
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, zip_longest
 
 import numpy as np
 import torch
@@ -224,6 +225,19 @@ def make_batches(
         return [micro_batch(numbers[i : i + size]) for i in range(0, share, size)]
 
     return batches
+
+
+def fixed_batches(sources: Mapping[str, TextRows], plan: BatchPlan, count: int) -> Iterator[Batch]:
+    """At most `count` rows in an order that the seed sets, sources taking turns, none twice."""
+    orders = [
+        [(rows, int(number)) for number in np.random.default_rng(plan.seed).permutation(len(rows))]
+        for rows in sources.values()
+    ]
+    turns = chain.from_iterable(zip_longest(*orders))
+    chosen = [place for place in turns if place is not None][:count]
+    for first in range(0, len(chosen), plan.micro_batch_size):
+        places = chosen[first : first + plan.micro_batch_size]
+        yield collate([rows[number] for rows, number in places], separate_documents=False)
 
 
 def collate(rows: Sequence[Row], separate_documents: bool) -> Batch:

@@ -110,12 +110,13 @@ def datainf_directions(
 
     ValueError where no sample has a gradient.
     """
-    measured = [(batch, *sample_products(model, batch, gradients)) for batch in samples[part]]
+    samples = samples[part]
+    measured = [sample_products(model, batch, gradients) for batch in samples]
     # sum of squared norms of each matrix, and last the number of samples
     sums = gradients.new_zeros(gradients.shape[1] + 1)
-    for batch, squares, _ in measured:
+    for squares, _ in measured:
         sums[:-1] += squares.sum(0)
-        sums[-1] += len(batch.labels)
+        sums[-1] += len(squares)
     if all_reduce is not None:
         all_reduce(sums)
     num_samples, numbers = float(sums[-1]), gradients[0, 0].numel()
@@ -123,7 +124,7 @@ def datainf_directions(
         raise ValueError("DataInf: no sample has a gradient in the embedding and output layers")
     damped = damping / (num_samples * numbers) * sums[:-1]  # lambda [M]
     total = torch.zeros_like(gradients)
-    for batch, squares, products in measured:
+    for batch, (squares, products) in zip(samples, measured, strict=True):
         weights = products / (damped + squares)[:, None]
         total += weighted_gradients(model, batch, weights)
     if all_reduce is not None:

@@ -126,12 +126,14 @@ def hugging_face_config(
     }
 
 
-def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
+def load_checkpoint(folder: Path, *, empty: bool = False) -> tuple[Transformer, Tokenizer]:
     """(model in float32, tokenizer) of a checkpoint folder in any of the LAYOUTS.
 
     A missing file, a field this network cannot honour, and missing, unexpected or misshaped tensors
     are ValueErrors that list the names. A checkpoint trained for four bits comes back computing in
     four bits. Where two sets of weights lie in the folder, a line on stderr says which is read.
+
+    empty: without weights, on the meta device, and no file of weights is read.
     """
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -146,6 +148,9 @@ def load_checkpoint(folder: Path) -> tuple[Transformer, Tokenizer]:
     if (folder / GENERATION).is_file():
         # in a folder of ours nothing else reads it, but transformers does
         read_object(folder / GENERATION)
+    if empty:
+        with torch.device("meta"):
+            return _network(folder, config), tokenizer
     if INDEX in unread_weights(folder):
         print(
             f"{folder}: {WEIGHTS} is read, not the shards of {INDEX}, as transformers does",
@@ -186,10 +191,7 @@ def _filled(
             f"{folder}: the weights do not fit config.json, whose sizes ask for {wanted:,} "
             f"parameters; there are {present:,}"
         )
-    model = Transformer(config)
-    quantization = quantization_of(folder)
-    if quantization:
-        prepare(model, scheme(quantization))
+    model = _network(folder, config)
     load_tensors(
         model, {layout.name_in(name): tensor for name, tensor in tensors.items()}, str(folder)
     )
@@ -197,6 +199,17 @@ def _filled(
         model.load_state_dict(
             {n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()}
         )
+    return model
+
+
+def _network(folder: Path, config: ModelConfig) -> Transformer:
+    """The network of a folder with its first weights, in four bits where it was trained for
+    them.
+    """
+    model = Transformer(config)
+    quantization = quantization_of(folder)
+    if quantization:
+        prepare(model, scheme(quantization))
     return model
 
 

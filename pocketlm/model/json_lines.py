@@ -9,16 +9,19 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pocketlm.model.unpacked import unpacked
+from pocketlm.model.unpacked import COMPRESSED_SUFFIXES, unpacked
 
 ADVICE = "mend the line, or leave it out"
 
 
 class Span(NamedTuple):
-    """Bytes start..stop - 1 of a file, and the number of the line at `start`."""
+    """Bytes start..stop - 1 of a file, and the number of the line at `start`. Of a packed file:
+    bytes of its text (stop 0: to its end), the lines that begin there, and no number.
+    """
 
     start: int
     stop: int
@@ -45,13 +48,12 @@ def json_lines(
     """(line number, row) of each line of a file, plain or compressed, in time that grows with its
     size alone.
 
-    span: of a plain file, a part of it that begins at a line's beginning.
+    span: a part of the file; of a plain one it begins at a line's beginning.
     ValueError names file, line and column of what is not UTF-8, not JSON, or beyond what Python
     reads of it (nesting, digits of a number), then gives `advice`; with `unreadable`, that is given
     the error, and the lines behind are read.
     """
-    chunks = unpacked(path) if span is None else _chunks(path, span)
-    for number, line in enumerate(_lines(chunks), start=span.first_line if span else 1):
+    for number, line in _numbered(path, span):
         try:
             text = _text(line, f"{path}:{number}", advice, first=number == 1)
             row = _parsed(text, f"{path}:{number}", advice) if text.strip() else None
@@ -95,6 +97,36 @@ def _is_whole(line: bytes) -> bool:
         return text.startswith("{") and isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _numbered(path: Path, span: Span | None) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of a file, or of a part of it."""
+    if span is None:
+        yield from enumerate(_lines(unpacked(path)), start=1)
+    elif path.suffix.lower() in COMPRESSED_SUFFIXES:
+        yield from _packed_lines(unpacked(path), span)
+    else:
+        yield from enumerate(_lines(_chunks(path, span)), start=span.first_line)
+
+
+def _packed_lines(chunks: Iterator[bytes], span: Span) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of the lines of a text that begin in the span; those before it are counted."""
+    at, number, rest = 0, 1, b""  # where `rest` begins, and the number of its first line
+    if span.start:
+        for chunk in chunks:
+            end = chunk.find(b"\n", max(0, span.start - 1 - at)) + 1
+            number += chunk.count(b"\n", 0, end or None)
+            if end:
+                at, rest = at + end, chunk[end:]
+                break
+            at += len(chunk)
+        else:
+            return
+    for line in _lines(chain([rest], chunks)):
+        if span.stop and at >= span.stop:
+            return
+        yield number, line
+        at, number = at + len(line) + 1, number + 1
 
 
 def _chunks(path: Path, span: Span) -> Iterator[bytes]:

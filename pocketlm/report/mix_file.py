@@ -17,12 +17,14 @@ MEASURED = "bits_per_byte"
 class Details:
     """What a method tells of its mix, by the place in mix.json ("law.intercept").
 
-    matrices: {capability: {source: number}}. columns: {source: number}. figures: single numbers and
-    words. others: anything else.
+    matrices: {capability: {source: number}}. columns: {source: number}. tables: rows of the same
+    figures, {row: {column: number or word}}, such as the candidates of a line search, with their
+    shares. figures: single numbers and words. others: anything else.
     """
 
     matrices: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     columns: dict[str, dict[str, float]] = field(default_factory=dict)
+    tables: dict[str, dict[str, dict[str, float | str]]] = field(default_factory=dict)
     figures: dict[str, float | str] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
 
@@ -59,7 +61,8 @@ def details_of(mix: Mapping[str, Any]) -> Details:
 def _leaves(place: str, value: Any, sources: Set[str]) -> Iterator[tuple[str, Any]]:
     """The value, or what it holds where it is an object of other things than figures of sources."""
     is_object = isinstance(value, dict) and value
-    if not is_object or _is_column(value, sources) or _is_matrix(value, sources):
+    drawn = is_object and (_is_column(value, sources) or _is_matrix(value, sources))
+    if not is_object or drawn or _table_of(value, sources):
         yield place, value
         return
     for key, inner in value.items():
@@ -67,10 +70,13 @@ def _leaves(place: str, value: Any, sources: Set[str]) -> Iterator[tuple[str, An
 
 
 def _sort_in(details: Details, place: str, value: Any, sources: Set[str]) -> None:
+    table = _table_of(value, sources)
     if _is_matrix(value, sources):
         details.matrices[place] = value
     elif _is_column(value, sources):
         details.columns[place] = value
+    elif table:
+        details.tables[place] = table
     elif isinstance(value, str) or _is_number(value):
         details.figures[place] = value
     elif value not in ({}, [], None):
@@ -83,6 +89,34 @@ def _is_matrix(value: Any, sources: Set[str]) -> bool:
         and bool(value)
         and all(_is_column(column, sources) for column in value.values())
     )
+
+
+def _table_of(value: Any, sources: Set[str]) -> dict[str, dict[str, float | str]]:
+    """The rows of an object of objects that all have the same figures; empty where it is none, or
+    holds a matrix.
+    """
+    if not isinstance(value, dict) or not all(isinstance(row, dict) for row in value.values()):
+        return {}
+    if any(_is_matrix(part, sources) for row in value.values() for part in (row, *row.values())):
+        return {}
+    rows = {name: dict(_flat(row)) for name, row in value.items()}
+    columns = [set(row) for row in rows.values()]
+    figures = all(_is_figure(cell) for row in rows.values() for cell in row.values())
+    alike = columns and all(row == columns[0] for row in columns)
+    return rows if figures and alike and len(columns[0]) > 1 else {}
+
+
+def _flat(value: dict[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """(place, figure) of an object's figures, however deep."""
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _flat(inner, f"{place}{key}.")
+        else:
+            yield place + key, inner
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, str) or _is_number(value)
 
 
 def _is_column(value: Any, sources: Set[str]) -> bool:

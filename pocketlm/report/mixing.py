@@ -22,12 +22,14 @@ from pocketlm.report.page import (
     swatch,
     table,
 )
-from pocketlm.report.plots import bar
+from pocketlm.report.plots import bar, weight_curve
 from pocketlm.report.spread import least_difference, not_beaten
 from pocketlm.report.style import COLOURS
 from pocketlm.report.timeline import Stage
 
 NAMED_SOURCES = 3  # that a sentence names
+UNFOLDED_ROWS = 12  # of a table
+Rows = Mapping[str, Mapping[str, float | str]]
 
 
 def mix_section(stages: Sequence[Stage]) -> Element | None:
@@ -213,7 +215,9 @@ def _cost(cost: Mapping[str, int] | None) -> str:
 
 
 def _told_by_method(name: str, details: Details) -> list[Element]:
-    """What one method tells: matrices as heat maps, single figures in a row, the rest folded."""
+    """What one method tells: matrices as heat maps, searches as curves, rows of figures as tables,
+    single figures in a row, the rest folded.
+    """
     maps = [
         figure(
             heat_map(f"{name}: {_plain(place)} of each source for each capability", matrix),
@@ -227,7 +231,13 @@ def _told_by_method(name: str, details: Details) -> list[Element]:
         f"{_plain(place)} {value if isinstance(value, str) else _figure(value)}"
         for place, value in details.figures.items()
     )
+    maps += [
+        figure(curve, node("strong", f"{name}: {_plain(place)}"))
+        for place, rows in details.tables.items()
+        if (curve := _search_curve(name, place, rows)) is not None
+    ]
     parts = [multiples(maps)] if maps else []
+    parts += [_figures_table(name, place, rows) for place, rows in details.tables.items()]
     parts += [paragraph(f"{name}: {figures}.")] if figures else []
     if details.others:
         text = "\n".join(
@@ -236,6 +246,39 @@ def _told_by_method(name: str, details: Details) -> list[Element]:
         )
         parts.append(fold(f"{name}: what else its method tells", node("pre", text)))
     return parts
+
+
+def _search_curve(name: str, place: str, rows: Rows) -> Element | None:
+    """The objective over what was tried, where the rows of a table are numbers with one: a line
+    search, with its lowest named; None for another table.
+    """
+    try:
+        points = sorted((float(step), float(row["objective"])) for step, row in rows.items())
+    except (KeyError, ValueError):
+        return None
+    if len(points) < 2:
+        return None
+    best = min(points, key=lambda point: point[1])
+    label = f"{name}: the objective of each {_plain(place)}"
+    return weight_curve(label, points, [(f"{best[0]:g}", best, "c1")])
+
+
+def _figures_table(name: str, place: str, rows: Rows) -> Element:
+    columns = list(next(iter(rows.values())))
+    cells: list[list[Cell]] = [
+        [row, *(_cell(figures[column], column) for column in columns)]
+        for row, figures in rows.items()
+    ]
+    headings: list[Cell] = [_plain(place), *(_plain(column) for column in columns)]
+    drawn = table(f"{name}: {_plain(place)}", headings, cells)
+    summary = f"{name}: {_plain(place)}, {len(rows)} rows"
+    return fold(summary, drawn) if len(rows) > UNFOLDED_ROWS else drawn
+
+
+def _cell(value: float | str, column: str) -> Cell:
+    if isinstance(value, str):
+        return value
+    return number(percent(value) if column.startswith("shares.") else _figure(value))
 
 
 def _figure(value: float) -> str:

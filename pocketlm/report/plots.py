@@ -115,19 +115,21 @@ def histogram(label: str, values: Sequence[float], low: float, high: float, bins
 def weight_curve(
     label: str, points: Sequence[Point], marks: Sequence[tuple[str, Point, str]]
 ) -> Element:
-    """A loss over the weight of one of two branches, with places named on it: (words, point,
-    colour).
+    """A loss over the weight of one of two branches, or over steps, with places named on it:
+    (words, point, colour).
 
     The last place is the lowest: its words stand below it.
     """
     losses = [loss for _, loss in [*points, *(point for _, point, _ in marks)]]
     low, high = _padded(min(losses), max(losses))
     space = 0.14 * (high - low)  # for the words, the last mark's below its place
-    frame = Frame(0, 1, low - space, high + space, right=14)
+    furthest = max(1.0, *(x for x, _ in points))
+    frame = Frame(0, furthest, low - space, high + space, right=14)
     shapes = [node("path", class_="curve", d=frame.path(points))]
     for number, (words, (weight, loss), colour) in enumerate(marks, start=1):
         x, y = frame.x(weight), frame.y(loss)
-        anchor = "start" if weight < 0.15 else "end" if weight > 0.85 else "middle"
+        place = weight / furthest
+        anchor = "start" if place < 0.15 else "end" if place > 0.85 else "middle"
         shapes.append(
             node("circle", node("title", words), cx=x, cy=y, r=4.5, class_=f"mark {colour}")
         )

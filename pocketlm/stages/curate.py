@@ -26,7 +26,7 @@ from pocketlm.corpus.filters import Thresholds
 from pocketlm.corpus.kept import KeptDocuments, link, text_of
 from pocketlm.corpus.parts import check_source
 from pocketlm.corpus.progress import Bar, progress_bars
-from pocketlm.corpus.read_step import EXAMPLES, ReadStep, part_folder
+from pocketlm.corpus.read_step import EXAMPLES, ReadStep, part_folder, write_evaluations
 from pocketlm.corpus.reading import source_line
 from pocketlm.corpus.sources import LocalSource, Source
 from pocketlm.corpus.work import Work
@@ -172,13 +172,11 @@ def curate(config: CurateConfig, out: Path) -> Path:
 def _read(config: CurateConfig, work: Work, place: Place, progress: Progress) -> dict[str, Outcome]:
     """Every part read, duplicates found, and decided what stays."""
     data = None if config.suites_data is None else Path(config.suites_data).expanduser()
-    suites = {
-        name: [problem for suite in named_suites([name]) for problem in load_problems(suite, data)]
+    prompts = {
+        name: [p.prompt for suite in named_suites([name]) for p in load_problems(suite, data)]
         for name in config.suites
     }
-    prompts = tuple(
-        (name, tuple(problem.prompt for problem in problems)) for name, problems in suites.items()
-    )
+    evaluations = write_evaluations(work.folder, prompts)
     searched = any(source.near_dedup is not False for source in config.sources)
     unread = {name: source["unread"] for name, source in work.plan["sources"].items()}
     (work.folder / "progress").mkdir(exist_ok=True)
@@ -186,12 +184,13 @@ def _read(config: CurateConfig, work: Work, place: Place, progress: Progress) ->
     while True:
         work.forget_short_parts()
         step = ReadStep(
-            tasks=work.tasks,
+            plan=work.plan_file,
+            sources=config.sources,
             folder=work.folder / "parts",
             progress=work.folder / "progress",
             thresholds=config.thresholds,
             max_chars=config.max_chars,
-            prompts=prompts,
+            evaluations=evaluations,
             ngram=config.ngram,
             rule=config.split_rule,
         )

@@ -17,13 +17,14 @@ from pocketlm.data.mixing.methods import (
     gradient_rows,
     num_gradient_probes,
     num_own_proxies,
+    num_trained_before,
 )
 from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixture import Shares
 from pocketlm.model.costs import flops_of
 from pocketlm.model.files import write_json
 from pocketlm.model.transformer import ModelConfig
-from pocketlm.stages.proxies import Proxies
+from pocketlm.stages.proxies import Proxies, SharesKey, shares_key
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distributed.ranks import ranks
 from pocketlm.train.optim import OptimConfig
@@ -75,12 +76,12 @@ class MixConfig:
 
     def num_runs(self, num_capabilities: int) -> int:
         """Proxies that are trained: those of each compared mix, and those that methods train to
-        find it. What is compared beside a mix is one of these: its first seed is not trained again.
+        find it. What is compared beside a mix is one of these, as other mixes may be: its first
+        seed is not trained again.
         """
-        again = self.num_compared - len(self.methods)
-        found_by = sum(
-            num_own_proxies(method, num_capabilities) for method in self.methods.values()
-        )
+        methods = list(self.methods.values())
+        again = self.num_compared - len(methods) + num_trained_before(methods)
+        found_by = sum(num_own_proxies(method, num_capabilities) for method in methods)
         return self.num_compared * self.num_seeds - again + found_by
 
     @property
@@ -190,14 +191,17 @@ def _found_mixes(config: MixConfig, proxies: Proxies) -> dict[str, Found]:
     row = flops_of(config.proxy, 1, config.seq_len).training()
     for name, method in config.methods.items():
         count, runs = Counter(proxies=0), {}
+        trained: set[SharesKey] = set()
         problem = MixProblem(
             tokens=proxies.tokens,
             capabilities=proxies.capabilities,
             budget_tokens=config.budget_tokens,
             max_epochs=config.max_epochs,
             where=f"{config.name}.methods.{name}",
-            simulate=partial(_simulate, proxies, proxies.simulated_names(name), count),
-            losses=partial(swarm_losses, proxies, name, config.validation_tokens, count, runs),
+            simulate=partial(_simulate, proxies, proxies.simulated_names(name), count, trained),
+            losses=partial(
+                swarm_losses, proxies, name, config.validation_tokens, count, trained, runs
+            ),
         )
         mix = METHODS[type(method)](method, problem)
         for line in mix.warnings if ranks().first else ():
@@ -211,10 +215,19 @@ def _found_mixes(config: MixConfig, proxies: Proxies) -> dict[str, Found]:
     return by_method
 
 
-def _simulate(proxies: Proxies, names: Iterator[str], count: Counter[str], *run: Any, **how: Any):
+def _simulate(
+    proxies: Proxies,
+    names: Iterator[str],
+    count: Counter[str],
+    trained: set[SharesKey],
+    shares: Shares,
+    *run: Any,
+    **how: Any,
+):
     """Proxies.simulate, counted."""
     count.update(proxies=1)
-    return proxies.simulate(names, *run, **how)
+    trained.add(shares_key(shares))
+    return proxies.simulate(names, shares, *run, **how)
 
 
 def swarm_losses(
@@ -222,13 +235,17 @@ def swarm_losses(
     method: str,
     num_tokens: int,
     count: Counter[str],
+    trained: set[SharesKey],
     runs: dict[str, Shares],
     mixes: Mapping[str, Shares],
 ) -> dict[str, dict[str, float]]:
     """The losses of a method's own proxies, by which it may choose; the mixes are compared on
-    another part of the text. count, runs: what was trained, added up over the method's calls.
+    another part of the text. count, trained, runs: what was trained, added up over the method's
+    calls; one proxy for the same shares.
     """
-    count.update(proxies=len(mixes))
+    keys = {shares_key(shares) for shares in mixes.values()}
+    count.update(proxies=len(keys - trained))
+    trained |= keys
     runs.update(mixes)
     names = {f"{method}-{name}": shares for name, shares in mixes.items()}
     measured = proxies.losses(names, num_tokens, "choose")

@@ -30,7 +30,13 @@ from pocketlm.model.same_tokens import vocabulary_differences
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distributed.fsdp import to_device
-from pocketlm.train.distributed.ranks import all_reduce_sum, device, ranks, shows_progress
+from pocketlm.train.distributed.ranks import (
+    all_reduce_sum,
+    device,
+    ranks,
+    shows_progress,
+    wait_for_ranks,
+)
 from pocketlm.train.losses import next_token_loss
 
 GRID_BRANCHES = 3  # beyond them a grid has too many points, and slopes are the default
@@ -246,6 +252,7 @@ def losses_and_slopes(
         for state in branches
     ]
     target.zero_grad()
+    wait_for_ranks()  # one may have passed a batch more than others, and that for long
     totals = all_reduce_sum(*sums.values(), *slopes)
     losses = dict(zip(text, totals[: len(text)], strict=True))
     return _with_mean(losses, config.domain_weights), totals[len(text) :]
@@ -272,6 +279,7 @@ def losses_of_states(
         state = states[number]
         target.load_state_dict(average(*state) if isinstance(state, tuple) else state)
         sums[number] = domain_losses(target, text)
+    wait_for_ranks()  # one may have had a state more than others
     totals = iter(all_reduce_sum(*(loss for losses in sums.values() for loss in losses.values())))
     return [
         _with_mean({domain: next(totals) for domain in text}, config.domain_weights) for _ in states

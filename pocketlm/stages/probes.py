@@ -8,6 +8,7 @@ documents go to the probe sets of the capabilities that it serves.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ import numpy as np
 from pocketlm.data.probe_building.ask import CAPABILITY_PROMPTS, PLACE, REASONING_PROMPT, asker_of
 from pocketlm.data.probe_building.embedding import EMBEDDERS, EmbedderName
 from pocketlm.data.probe_building.quality import open_scorer
-from pocketlm.data.probe_building.scores import Documents, ScoreFiles, Scorer
+from pocketlm.data.probe_building.scores import Documents, Scorer
 from pocketlm.data.probe_building.sets import (
     Members,
     Ranked,
@@ -27,6 +28,7 @@ from pocketlm.data.probe_building.sets import (
     without_duplicates,
     write_sets,
 )
+from pocketlm.data.score_files import ScoreFiles
 from pocketlm.data.shards import list_sources, open_shard
 from pocketlm.inference.open import open_model
 from pocketlm.inference.runtime import Runtime
@@ -34,7 +36,7 @@ from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ComputeSettings
 from pocketlm.train.checkpoint import RESUME
-from pocketlm.train.distributed.ranks import barrier, device, ranks, shows_progress
+from pocketlm.train.distributed.ranks import device, ranks, shows_progress, wait_for_ranks
 from pocketlm.train.optim import dtype_of
 
 
@@ -128,7 +130,7 @@ def build_probes(
     sources = {name: drawn_order(config, name, len(building.documents[name])) for name in names}
     sources = building.by_quality(sources)
     sources, members = building.by_answers(sources, asker)
-    barrier()  # other ranks may still read scores, which go when the first rank returns
+    wait_for_ranks()  # others may still read scores, which go when the first rank returns
     if ranks().first:
         members, step = without_duplicates(
             building.documents,
@@ -237,27 +239,39 @@ class Building:
     ) -> dict[str, Ranked]:
         """What `rule` keeps of each source, ranked by these scores; all ranks divide the texts."""
         process, files = ranks(), {}
-        folder = self.out / RESUME / (f"{step}-{capability}" if capability else step)
+        folder = self.out / RESUME / "scores" / (f"{step}-{capability}" if capability else step)
         for source, ranked in sources.items():
-            numbers = np.asarray(sorted(ranked), dtype=np.int64)
-            files[source] = ScoreFiles(
-                folder / source, self.documents[source], numbers, self.config.batch_rows
+            documents, numbers = self.documents[source], np.asarray(sorted(ranked), dtype=np.int64)
+            lengths = documents.lengths(numbers)
+            files[source] = numbers, ScoreFiles(folder / source, lengths, self.config.batch_rows)
+            files[source][1].write(
+                partial(_scores_of, scorer, documents, numbers),
+                slice(process.rank, None, process.world_size),
+                f"  {step} of {source}",
+                show=shows_progress(),
             )
-            part = slice(process.rank, None, process.world_size)
-            files[source].write(scorer, part, f"  {step} of {source}", show=shows_progress())
-        barrier()
+        wait_for_ranks()
         kept: dict[str, Ranked] = {}
         record: dict[str, Any] = {}
-        for source, file in files.items():
-            scores, cut = file.read()
+        for source, (numbers, file) in files.items():
+            scores, cut = file.read(2).T
             stays = rule(scores)
-            pairs = zip(file.numbers[stays].tolist(), scores[stays].tolist(), strict=True)
+            pairs = zip(numbers[stays].tolist(), scores[stays].tolist(), strict=True)
             kept[source] = dict(pairs)
             record[source] = {"of": len(scores), "kept": int(stays.sum()), "cut": int(cut.sum())}
-            record[source]["examples"] = examples(file.documents, file.numbers, scores, stays)
+            record[source]["examples"] = examples(self.documents[source], numbers, scores, stays)
         named = {"capability": capability} if capability else {}
         self.steps.append({"step": step, **named, **facts, "sources": record})
         return kept
+
+
+def _scores_of(
+    scorer: Scorer, documents: Documents, numbers: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """[n, 2] of the documents with the numbers at these places: the score, and whether the text was
+    cut.
+    """
+    return np.stack(scorer(documents.texts(numbers[places])), 1)
 
 
 @contextmanager

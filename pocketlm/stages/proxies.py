@@ -7,17 +7,16 @@ together, and divide what is measured; an interrupted stage repeats neither.
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
-from pocketlm.data.batches import BatchPlan, TextRows, collate, make_batches
+from pocketlm.data.batches import BatchPlan, TextRows, fixed_batches, make_batches
 from pocketlm.data.corpus_folder import held_out_texts, open_shards, source_domains
 from pocketlm.data.mixing.problem import FirstOrder, Milestone
 from pocketlm.data.mixture import Shares, uniform_shares
+from pocketlm.data.moved_batches import Joined, MovedBatches
 from pocketlm.data.probe_sets import open_probe_sets
 from pocketlm.data.shards import Shard
 from pocketlm.eval.perplexity import bits_per_byte
@@ -29,7 +28,7 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
 from pocketlm.train.checkpoint import RESUME, SaveConfig
 from pocketlm.train.distributed.fsdp import to_device
-from pocketlm.train.distributed.ranks import barrier, device, ranks, wait_for_files
+from pocketlm.train.distributed.ranks import add_over_ranks, device, ranks, wait_for_ranks
 from pocketlm.train.first_order import decays, linear_step, mean_clip, rates_at
 from pocketlm.train.loop import train
 from pocketlm.train.losses import next_token_loss
@@ -37,6 +36,7 @@ from pocketlm.train.milestones import MILESTONES, Milestones, open_optimizers
 from pocketlm.train.optim import OptimConfig, lr_at, make_optimizers, product_dtype
 
 PROXIES = "proxies"
+SharesKey = tuple[tuple[str, float], ...]
 SEEDS_APART = 1000  # so that no two of a stage's random streams share one
 LOSS_DRAWS = 4  # steps' worth of probe rows that the fall of a loss is measured on (our choice)
 # Held-out text in two parts that share no document: one to choose by, the other to report on
@@ -85,6 +85,8 @@ class Proxies:
         self.tokens = {source: len(rows.shard.tokens) for source, rows in self.rows.items()}
         self.probes = open_probe_sets(corpus, probes)
         self.capabilities = self.probes.capabilities
+        # the proxies of this call by what they were trained on: the number of the seed, and shares
+        self._by_shares: dict[tuple[int, SharesKey], str] = {}
 
     def _rows(self, shard: Shard) -> TextRows:
         return TextRows(shard, self.config.seq_len, self.tokenizer.eos_id)
@@ -172,13 +174,16 @@ class Proxies:
         """What each named measure gives of the proxy trained on each of these shares.
 
         measures give plain data. Each is taken by one rank, and not again when the stage is
-        resumed.
+        resumed. Where a proxy was trained on the same shares under another name, it is that one.
         """
+        trained = {}
         for name, shares in mixes.items():
-            self.train(name, shares, seed=seed)
+            trained[name] = self._by_shares.setdefault((seed, shares_key(shares)), name)
+            if trained[name] == name:
+                self.train(name, shares, seed=seed)
         files = {
             (name, measure): self.folder(name, seed) / RESUME / f"{measure}.json"
-            for name in mixes
+            for name in dict.fromkeys(trained.values())
             for measure in measures
         }
         for name, measure in _own_part(list(files)):
@@ -186,10 +191,10 @@ class Proxies:
             if not file.is_file():
                 proxy = self.open(name, self.config.optim.num_steps, seed)
                 write_json(file, measures[measure](LanguageModel(proxy, self.tokenizer)))
-        wait_for_files(files.values())
+        wait_for_ranks()
         return {
-            name: {measure: read_json(files[name, measure]) for measure in measures}
-            for name in mixes
+            name: {measure: read_json(files[proxy, measure]) for measure in measures}
+            for name, proxy in trained.items()
         }
 
     def _texts(self, num_tokens: int, part: Part) -> dict[str, list[str]]:
@@ -216,9 +221,9 @@ class Proxies:
         """What `measure` gives at `count` evenly spaced milestones of a proxy's training on these
         shares, in order; with first_order at its start too, and with what the optimizer does next.
 
-        names: of proxies; each run of a method has the next one, in the order of its calls. Each
-        milestone is measured by one rank, and what it gave is a file. fixed_rows: as problem.py
-        says.
+        names: of proxies; each run of a method has the next one, in the order of its calls. The
+        ranks divide the rows of each milestone, and what it gave is a file. fixed_rows: as
+        problem.py says.
         """
         name = next(names)
         folder = self.folder(name)
@@ -231,9 +236,11 @@ class Proxies:
             for capability in self.capabilities
         }
         steps = self.train(name, shares, count, optimizer=first_order)
+        self._by_shares.setdefault((0, shares_key(shares)), name)
         steps = [0, *steps] if first_order else steps
         files = [folder / RESUME / f"measured-{step:08d}.json" for step in steps]
-        for file, step in _own_part(list(zip(files, steps, strict=True))):
+        process = ranks()
+        for file, step in zip(files, steps, strict=True):
             if file.is_file():
                 continue
             model = self.open(name, step)
@@ -248,9 +255,13 @@ class Proxies:
                 first_order=self._first_order(name, model, step, steps, draw_probes)
                 if first_order
                 else None,
+                part=slice(process.rank, None, process.world_size),
+                all_reduce=add_over_ranks if process.world_size > 1 else None,
             )
-            write_json(file, measure(milestone))
-        wait_for_files(files)
+            figures = measure(milestone)
+            if process.first:
+                write_json(file, figures)
+        wait_for_ranks()
         return [read_json(file) for file in files]
 
     def _first_order(
@@ -259,7 +270,7 @@ class Proxies:
         model: Transformer,
         step: int,
         steps: list[int],
-        draw_probes: Mapping[str, Callable[[int], list[Batch]]],
+        draw_probes: Mapping[str, Callable[[int], Sequence[Batch]]],
     ) -> FirstOrder:
         """What the optimizer does after so many steps of a run that is looked at after `steps`."""
         optim, place = self.config.optim, steps.index(step)
@@ -276,7 +287,7 @@ class Proxies:
             linear_step=partial(linear_step, model, optimizers, step, clip),
             weight_decay=decays(model, optimizers),
             loss_rows={
-                probe: [batch for number in range(LOSS_DRAWS) for batch in draw(number)]
+                probe: Joined([draw(number) for number in range(LOSS_DRAWS)])
                 for probe, draw in draw_probes.items()
                 if at_end
             },
@@ -288,7 +299,7 @@ class Proxies:
 
     def _draw_probes(
         self, capability: str, plan: BatchPlan, fixed_rows: int | None
-    ) -> Callable[[int], list[Batch]]:
+    ) -> Callable[[int], Sequence[Batch]]:
         """Probe rows of one capability, its sources in equal shares."""
         sources = {
             name: self._rows(shard) for name, shard in self.probes.shards[capability].items()
@@ -303,10 +314,15 @@ class Proxies:
 
     def remove_states(self) -> None:
         """Deletes the trainings' states and milestones; their metrics stay."""
-        barrier()  # other ranks may still read what was measured
+        wait_for_ranks()  # others may still read what was measured
         for proxy in self.out.glob(f"{PROXIES}*/*") if ranks().first else ():
             for folder in (proxy / RESUME, proxy / MILESTONES):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def shares_key(shares: Mapping[str, float]) -> SharesKey:
+    """The same for shares that differ in rounding alone."""
+    return tuple(sorted((name, round(share, 12)) for name, share in shares.items() if share))
 
 
 def _own_part(jobs: list[Any]) -> list[Any]:
@@ -317,26 +333,17 @@ def _own_part(jobs: list[Any]) -> list[Any]:
 
 def _draw(
     rows: Mapping[str, TextRows], plan: BatchPlan, fixed_rows: int | None
-) -> Callable[[int], list[Batch]]:
-    """Rows of some sources in equal shares, on the device where this rank computes: those of a
-    step, or at most `fixed_rows` that are the same at each.
+) -> Callable[[int], Sequence[Batch]]:
+    """Rows of some sources in equal shares: those of a step, or at most `fixed_rows` that are the
+    same at each. Each batch lies on the device only while it is looked at.
     """
     if fixed_rows is not None:
-        fixed = [to_device(batch, device()) for batch in _fixed_batches(rows, plan, fixed_rows)]
+        fixed = MovedBatches(list(fixed_batches(rows, plan, fixed_rows)), _here)
         return lambda step: fixed
     shares = uniform_shares(dict.fromkeys(rows, 1))
     batches = make_batches(rows, shares, plan, separate_documents=False)
-    return lambda step: [to_device(batch, device()) for batch in batches(step)]
+    return lambda step: MovedBatches(batches(step), _here)
 
 
-def _fixed_batches(sources: Mapping[str, TextRows], plan: BatchPlan, count: int) -> Iterator[Batch]:
-    """At most `count` rows in an order that the seed sets, sources taking turns, none twice."""
-    orders = [
-        [(rows, int(number)) for number in np.random.default_rng(plan.seed).permutation(len(rows))]
-        for rows in sources.values()
-    ]
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*orders))
-    chosen = [place for place in turns if place is not None][:count]
-    for first in range(0, len(chosen), plan.micro_batch_size):
-        places = chosen[first : first + plan.micro_batch_size]
-        yield collate([rows[number] for rows, number in places], separate_documents=False)
+def _here(batch: Batch) -> Batch:
+    return to_device(batch, device())

@@ -7,15 +7,12 @@ little positive influence (`stop_below`) writes so; training with it, and every 
 the model through unchanged.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch.distributed as dist
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from pocketlm.data.batches import TextRows, collate
@@ -23,6 +20,7 @@ from pocketlm.data.corpus_folder import open_shards
 from pocketlm.data.datainf import DAMPING, SCORES, Score, score_directions
 from pocketlm.data.influence import influence
 from pocketlm.data.probe_sets import ProbeSets, open_probe_sets
+from pocketlm.data.score_files import ScoreFiles, like_lengths
 from pocketlm.data.selection import (
     CHOICES,
     SELECTION,
@@ -40,14 +38,16 @@ from pocketlm.model.files import write_folder, write_json
 from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.checkpoint import RESUME
 from pocketlm.train.distributed.fsdp import to_device
-from pocketlm.train.distributed.ranks import barrier, device, ranks, shows_progress
+from pocketlm.train.distributed.ranks import (
+    add_over_ranks,
+    device,
+    ranks,
+    shows_progress,
+    wait_for_ranks,
+)
 from pocketlm.train.optim import dtype_of
 
 HISTOGRAM_SAMPLE = 400  # scores of each source kept for the report
-# of a source's scores: few enough to read, and each soon written (a rank waits at most 10 minutes)
-MAX_FILES = 8192
-
-Scorer = Callable[[Batch], np.ndarray]  # float64 [rows, capabilities]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +142,9 @@ def select(
         sets = open_probe_sets(corpus, probes)
         directions = _directions(config, network, sets, groups, tokenizer.eos_id)
 
-        def scorer(batch: Batch) -> np.ndarray:
-            scores = influence(network, to_device(batch, device()), directions)
-            return scores.double().cpu().numpy()
-
         for name, source in groups.items():
-            score(source, scorer, out / RESUME / "scores" / name)
-        barrier()
+            score(source, network, directions, score_files(config, out, name, source))
+        wait_for_ranks()  # none looks for files that go when the first returns
         if ranks().first:
             write_selection(config, out, groups, sets, network.config.vocab_size)
     elif ranks().first:
@@ -166,7 +162,7 @@ def write_selection(
     """shards/ and selection.json, from the scores of all ranks; prints what is dropped."""
     capabilities = sets.capabilities
     sources = {
-        name: Scored(source.read(out / RESUME / "scores" / name, len(capabilities)), source.sizes)
+        name: Scored(score_files(config, out, name, source).read(len(capabilities)), source.sizes)
         for name, source in groups.items()
     }
     selection = choose(config, sources, capabilities)
@@ -207,39 +203,19 @@ def write_stopped(out: Path, reason: str, sources: list[str], vocab_size: int) -
 
 
 class Candidates:
-    """Pieces of a source that are scored, and the batches in which they are: of like lengths, which
-    leaves little padding. A group of batches has a file of scores.
-    """
+    """Pieces of a source that are scored. sizes: their tokens, int64 [N]."""
 
     def __init__(self, config: SelectConfig, name: str, shard: Shard, eos_id: int) -> None:
         self.name, self.eos_id = name, eos_id
         self.pieces = candidates(shard, config, name)
         self.sizes = np.asarray([len(piece) for piece in self.pieces], dtype=np.int64)
-        order = np.argsort(self.sizes, kind="stable")
-        self.rows = rows = config.batch_rows
-        batches = [order[first : first + rows] for first in range(0, len(order), rows)]
-        size = max(1, -(-len(batches) // MAX_FILES))
-        self.groups = [batches[first : first + size] for first in range(0, len(batches), size)]
 
-    def batches(self, group: int) -> Iterator[Batch]:
-        for numbers in self.groups[group]:
-            yield padded([self.pieces[number] for number in numbers], self.eos_id)
+    def batch(self, places: np.ndarray) -> Batch:
+        return padded([self.pieces[place] for place in places], self.eos_id)
 
-    def first_batches(self, rows: int) -> list[Batch]:
+    def first_batches(self, num_pieces: int, rows: int) -> list[Batch]:
         """Batches of the first so many pieces, which are drawn as all are."""
-        numbers = np.argsort(self.sizes[:rows], kind="stable")
-        return [
-            padded([self.pieces[number] for number in part], self.eos_id)
-            for part in np.split(numbers, range(self.rows, len(numbers), self.rows))
-            if len(part)
-        ]
-
-    def read(self, folder: Path, num_capabilities: int) -> np.ndarray:
-        """The scores of each piece, float64 [N, C], from the files of all groups."""
-        scores = np.zeros((len(self.pieces), num_capabilities))
-        for number, group in enumerate(self.groups):
-            scores[np.concatenate(group)] = np.load(folder / f"{number}.npy", allow_pickle=False)
-        return scores
+        return [self.batch(places) for places in like_lengths(self.sizes[:num_pieces], rows)]
 
 
 def candidates(shard: Shard, config: SelectConfig, source: str) -> list[np.ndarray]:
@@ -262,23 +238,20 @@ def candidates(shard: Shard, config: SelectConfig, source: str) -> list[np.ndarr
     return pieces
 
 
-def score(source: Candidates, scorer: Scorer, folder: Path) -> None:
-    """This rank's groups of batches scored, each in folder/NUMBER.npy, but for those there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    process = ranks()
-    label = f"  influence of {source.name}"
-    for group in track(
-        range(process.rank, len(source.groups), process.world_size),
-        label,
-        console=Console(stderr=True),
-        disable=not shows_progress(),
-    ):
-        file = folder / f"{group}.npy"
-        if not file.is_file():
-            scores = np.concatenate([scorer(batch) for batch in source.batches(group)])
-            partial = file.with_suffix(".partial.npy")
-            np.save(partial, scores, allow_pickle=False)
-            partial.rename(file)
+def score_files(config: SelectConfig, out: Path, name: str, source: Candidates) -> ScoreFiles:
+    return ScoreFiles(out / RESUME / "scores" / name, source.sizes, config.batch_rows)
+
+
+def score(source: Candidates, network: Transformer, directions: Tensor, files: ScoreFiles) -> None:
+    """This rank's part of the pieces scored."""
+
+    def scores(places: np.ndarray) -> np.ndarray:
+        batch = to_device(source.batch(places), device())
+        return influence(network, batch, directions).double().cpu().numpy()
+
+    process, label = ranks(), f"  influence of {source.name}"
+    part = slice(process.rank, None, process.world_size)
+    files.write(scores, part, label, show=shows_progress())
 
 
 def padded(pieces: list[np.ndarray], eos_id: int) -> Batch:
@@ -307,7 +280,7 @@ def _directions(
     samples: list[Batch] = []
     if config.score == "datainf":
         for source in groups.values():
-            samples += source.first_batches(config.hessian_rows)
+            samples += source.first_batches(config.hessian_rows, config.batch_rows)
     process = ranks()
     return score_directions(
         config.score,
@@ -316,7 +289,7 @@ def _directions(
         [to_device(batch, device()) for batch in samples],
         damping=config.damping,
         part=slice(process.rank, None, process.world_size),
-        all_reduce=_sum_over_ranks,
+        all_reduce=add_over_ranks,
     )
 
 
@@ -334,9 +307,3 @@ def _probes(config: SelectConfig, sets: ProbeSets, eos_id: int) -> dict[str, lis
             for i in range(0, len(rows), size)
         ]
     return probes
-
-
-def _sum_over_ranks(tensor: Tensor) -> None:
-    """The tensor summed over all ranks, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)

@@ -20,7 +20,7 @@ from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import open_safetensors
 from pocketlm.train.checkpoint import Optimizers, named_tensors, optimizer_parameters
 from pocketlm.train.distributed.fsdp import gather_copy
-from pocketlm.train.distributed.ranks import ranks
+from pocketlm.train.distributed.ranks import ranks, wait_for_ranks
 from pocketlm.train.optim import OptimConfig, make_optimizers
 
 MILESTONES = "milestones"
@@ -58,6 +58,7 @@ class Milestones:
                 save_checkpoint(folder, whole, self.tokenizer)
                 if state:
                     save_file(state, folder / OPTIMIZER)
+        wait_for_ranks()  # a slow disk takes longer than a collective waits
 
 
 def _whole_state(model: Transformer, optimizers: Optimizers) -> dict[str, Tensor]:

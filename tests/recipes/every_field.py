@@ -426,6 +426,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "score": "adam",
         "damping": 10.0,
         "negative_density": "refuse",
+        "min_fall": 99.0,
     },
     GivenMix: {"shares": {"notes": 1.0}},
     LeaveOneOutConfig: {

@@ -144,9 +144,10 @@ def test_the_study_is_planned_and_verifies_at_four_times_the_size(tmp_path: Path
     }
     mix, left_out, verified = (planned[name].work for name in ("mix", "left-out", "utility-3"))
     assert mix and left_out and verified
-    # six mixes and a run of the swarm from three seeds each; a simulated run and four steps of its
-    # line search, two times three domain models, and a swarm of 16, one of which is compared
-    assert mix.copies == 7 * 3 + 5 + 6 + 16 - 1 and left_out.copies == 9 * 3
+    # six mixes and a run of the swarm from three seeds each; a simulated run, which is the mix by
+    # size, and three steps, one of which is compared; two times three domain models, and a swarm of
+    # 16, one of which is compared
+    assert mix.copies == 7 * 3 + 4 - 2 + 6 + 16 - 1 and left_out.copies == 9 * 3
     assert 4 <= num_parameters(verified.model) / num_parameters(mix.model) <= 5
     with pytest.raises(ValueError, match="--effort 0 and --seeds 3: both must be above 0"):
         dry_run(recipe, tmp_path, missing_ok=True, **flags, effort=0)

@@ -11,8 +11,9 @@ from planted_corpus import KINDS, MEMBERSHIP, Planted, write_labels, write_plant
 from rank_processes import on_ranks
 from shapes import small
 
+from pocketlm.data import score_files
 from pocketlm.data.mixing.uniform import UniformMix
-from pocketlm.data.probe_building import ask, scores
+from pocketlm.data.probe_building import ask
 from pocketlm.data.probe_building.ask import asker_of
 from pocketlm.data.probe_sets import open_probe_sets
 from pocketlm.data.shards import read_shard
@@ -286,11 +287,11 @@ def test_two_ranks_build_what_one_builds(planted, labels, asker, tmp_path, monke
     out = tmp_path / "out"
     out.mkdir()
     assert on_ranks(2, tmp_path, build_on_ranks, out, labels, planted.corpus, asker) == [None] * 2
-    monkeypatch.setattr(scores, "MAX_FILES", 2)  # groups of batches
+    monkeypatch.setattr(score_files, "MAX_FILES", 2)  # groups of batches
     config = replace(CONFIG, scorer=labels)
     alone = build_probes(config, tmp_path / "alone", corpus=planted.corpus, asker=asker)
     assert numbers_left(planted, out) == numbers_left(planted, alone)
-    assert len(list((alone / "resume" / "ask" / "web").iterdir())) == 2
+    assert len(list((alone / "resume" / "scores" / "ask" / "web").iterdir())) == 2
 
 
 # ---- what is wrong ----

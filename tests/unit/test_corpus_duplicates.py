@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import stat
@@ -12,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zstandard
 from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 
+from pocketlm.corpus import read_step, work
 from pocketlm.corpus.dedup import MinHash, content_hash
 from pocketlm.corpus.documents import SPLITS, read_documents
 from pocketlm.corpus.duplicates import minhash_config
@@ -183,8 +186,54 @@ def test_rows_of_a_shard_in_parts_are_those_of_one_in_one_file(config, tmp_path)
             )
 
 
+def packed(file: Path) -> Path:
+    """The file, packed; itself it goes."""
+    whole = file.with_name(f"{file.name}.zst")
+    whole.write_bytes(zstandard.ZstdCompressor().compress(file.read_bytes()))
+    file.unlink()
+    return whole
+
+
+def test_a_part_of_a_packed_file_that_was_killed_is_read_again_and_no_other(tmp_path, monkeypatch):
+    """And what a task is sent does not grow with the evaluations or the parts."""
+    write_rows(tmp_path / "a.jsonl", drawn_texts(1, 60))
+    write_rows(tmp_path / "b.jsonl", drawn_texts(2, 200))
+    packed(tmp_path / "b.jsonl")
+    config = config_of(tmp_path, "local:1")
+    expected = contents(run(config, tmp_path / "whole"))
+    read, steps = [], []
+    read_part = read_step.read_part
+
+    def failing(source, place, reading):
+        read.append((source.name, place))
+        for number, document in enumerate(read_part(source, place, reading)):
+            if len(read) == 5 and number == 3:
+                raise KeyboardInterrupt
+            yield document
+
+    monkeypatch.setattr(read_step, "read_part", failing)
+    run_tasks = work.run_tasks
+    monkeypatch.setattr(
+        work, "run_tasks", lambda *given: steps.append(given[1]) or run_tasks(*given)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "out")
+    plan = json.loads((tmp_path / "out" / "resume" / "plan.json").read_text())
+    parts = [(name, part) for name in "ab" for part, _ in plan["sources"][name]["parts"]]
+    assert len(plan["sources"]["b"]["parts"]) >= 4
+    assert contents(run(config, tmp_path / "out")) == expected
+    assert read == [*parts[:5], *parts[4:]]
+    exam = [{"prompt": text, "answer": "none"} for text in drawn_texts(5, 400)]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in exam))
+    many = replace(config, suites=(str(tmp_path / "exam.jsonl"),), part_bytes=2000)
+    run(many, tmp_path / "many")
+    few, more = (len(pickle.dumps(step)) for step in (steps[0][0], steps[-2][0]))
+    assert more <= few + 20
+
+
 def test_any_number_of_processes_writes_the_same_bytes(config, tmp_path):
-    config = replace(config, part_bytes=9000)
+    sources = (replace(config.sources[0], path=str(packed(tmp_path / "a.jsonl"))),)
+    config = replace(config, part_bytes=9000, sources=(*sources, *config.sources[1:]))
     expected = contents(run(config, tmp_path / "1"))
     for number in (2, 3):
         out = run(replace(config, executor=f"local:{number}"), tmp_path / str(number))
@@ -208,8 +257,8 @@ curate(config_of(Path(sys.argv[1]), sys.argv[2]), Path(sys.argv[3]))
 def config_of(folder: Path, executor: str) -> CurateConfig:
     """Two sources in some ten parts."""
     sources = tuple(
-        LocalSource(name=name, domain="knowledge", path=str(folder / f"{name}.jsonl"), filters=())
-        for name in "ab"
+        LocalSource(name=name, domain="knowledge", path=str(folder / file), filters=())
+        for name, file in (("a", "a.jsonl"), ("b", "b.jsonl.zst"))
     )
     return CurateConfig(
         name="corpus", sources=sources, vocab_size=270, part_bytes=12_000, executor=executor
@@ -220,6 +269,7 @@ def config_of(folder: Path, executor: str) -> CurateConfig:
 def test_a_curation_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, executor):
     for name, seed in (("a", 1), ("b", 2)):
         write_rows(tmp_path / f"{name}.jsonl", drawn_texts(seed, 100))
+    packed(tmp_path / "b.jsonl")
     expected = contents(run(config_of(tmp_path, "local:1"), tmp_path / "whole"))
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "out").mkdir()

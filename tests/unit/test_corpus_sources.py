@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import os
+import random
 import sys
 from dataclasses import replace
 from itertools import islice
@@ -20,9 +21,20 @@ import zstandard
 
 from pocketlm.corpus.documents import conversation, document_json, read_documents, row_document
 from pocketlm.corpus.join import Join
+from pocketlm.corpus.local import PACKED_PARTS
 from pocketlm.corpus.parts import check_source, read_part, read_source, split_source
 from pocketlm.corpus.reading import Reading
-from pocketlm.corpus.sources import KINDS, HubSource, LocalSource, NoteSource, ProblemSource, Source
+from pocketlm.corpus.sources import (
+    KINDS,
+    HubSource,
+    LocalSource,
+    NoteSource,
+    ProblemSource,
+    RowSource,
+    Source,
+)
+from pocketlm.model.json_lines import Span, json_lines
+from pocketlm.model.unpacked import unpacked_size
 from pocketlm.runner.record import differences, make_record
 from pocketlm.stages.curate import CurateConfig, curate
 
@@ -385,6 +397,9 @@ def test_a_row_of_plain_data_becomes_the_class_of_its_kind():
         assert vars(replace(source, **{"seed": 4}))["seed"] == 4 and copy.deepcopy(source) == source
     with pytest.raises(ValueError, match="kind 'hub' is not that of a NoteSource; leave it out"):
         NoteSource(kind="hub", **row)
+    with pytest.raises(TypeError, match=r"Mute has no documents\(part, reading\)"):
+        type("Mute", (RowSource,), {"kind": "mute"})
+    assert "mute" not in KINDS
 
 
 def test_a_record_of_a_version_with_one_class_of_source_differs_in_one_line(tmp_path):
@@ -430,9 +445,69 @@ def test_a_file_of_lines_is_cut_between_lines(tmp_path, part_bytes):
     assert reading.summary() == {"found": 1, "read": 1, "unread": {}}
 
 
-def test_a_bad_line_of_a_part_is_named_with_its_place_in_the_file(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(JSONL * 20 + b"{broken\n" + JSONL)
-    with pytest.raises(ValueError, match=r"source 'here': .*a\.jsonl:61:2: not JSON"):
+@pytest.mark.parametrize("packed", [name for name in PACK if name])
+@pytest.mark.parametrize("last", ["", "\n"])
+def test_a_packed_file_of_lines_is_cut_by_what_its_text_holds(tmp_path, packed, last):
+    """Each line is of one part, with its number in the file, however the text is cut; and a line
+    longer than a part leaves the next one nothing."""
+    rows = [{"text": f"é{number} " * (number * number % 41 + 1)} for number in range(60)]
+    content = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + last
+    file = tmp_path / f"a.jsonl{packed}"
+    file.write_bytes(PACK[packed](b"\xef\xbb\xbf" + content.encode()))
+    whole = list(read_source(local(tmp_path)))
+    assert len(whole) == 60 and whole[7].id == f"a.jsonl{packed}:15"
+    size = unpacked_size(file)
+    assert size == len(content.encode()) + 3
+    for part_bytes in (1, 40, size // 5, size - 1, size):
+        parts, reading = by_parts(local(tmp_path), part_bytes)
+        assert [document for part in parts for document in part] == whole
+        assert len(parts) == min(PACKED_PARTS, -(-size // part_bytes))
+        assert reading.summary() == {"found": 1, "read": 1, "unread": {}}
+
+
+def test_any_two_places_cut_a_packed_text_into_the_same_lines(tmp_path):
+    lines = [b'"a"', b"", b'"bcd"', b'"' + b"e" * 9 + b'"', b"", b'"f"']
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(b"\n".join(lines)))
+    whole = list(json_lines(file))
+    for first in range(1, 28):
+        for second in range(first, 28):
+            spans = Span(0, first, 1), Span(first, second, 1), Span(second, 0, 1)
+            spans = spans if second > first else (spans[0], spans[2])
+            assert [row for span in spans for row in json_lines(file, span=span)] == whole
+
+
+def test_the_size_of_a_packed_text_is_told_from_its_beginning(tmp_path):
+    rows = b"".join(json.dumps({"n": n, "text": "x" * (n % 50)}).encode() + b"\n" for n in range(9))
+    for packed, pack in PACK.items():
+        if packed:
+            file = tmp_path / f"frames.jsonl{packed}"
+            file.write_bytes(pack(rows) * 50)  # as some tools write them
+            assert unpacked_size(file) == len(rows) * 50
+            file.write_bytes(b"no such thing")
+            assert unpacked_size(file) == 13
+    many = random.Random(0).randbytes(1_500_000).hex().encode()  # packed more than is looked at
+    for packed in (".gz", ".bz2", ".zst"):
+        file = tmp_path / f"long.jsonl{packed}"
+        file.write_bytes(PACK[packed](many))
+        assert file.stat().st_size > 1_200_000
+        assert unpacked_size(file) == pytest.approx(len(many), rel=0.05)
+
+
+def test_a_packed_file_cut_short_is_named_by_its_last_part(tmp_path):
+    rows = "".join(json.dumps({"text": str(n) * 1000}) + "\n" for n in range(1000)).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows)[:-20])
+    parts = split_source(local(tmp_path), 10**6, Reading())
+    assert len(parts) > 2 and list(read_part(local(tmp_path), parts[0].place, Reading()))
+    with pytest.raises(ValueError, match=r"source 'here': .*a\.jsonl\.gz: cut short or damaged"):
+        list(read_part(local(tmp_path), parts[-1].place, Reading()))
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_bad_line_of_a_part_is_named_with_its_place_in_the_file(tmp_path, packed):
+    content = JSONL * 20 + b"{broken\n" + JSONL
+    (tmp_path / f"a.jsonl{packed}").write_bytes(PACK[packed](content))
+    with pytest.raises(ValueError, match=rf"source 'here': .*a\.jsonl{packed}:61:2: not JSON"):
         by_parts(local(tmp_path), 100)
 
 
@@ -457,11 +532,10 @@ def test_small_files_share_a_part_and_a_capped_source_is_one(tmp_path):
 
 def test_a_compressed_file_counts_as_much_as_its_text_when_files_are_shared(tmp_path):
     """Eight files of text would else be one task, and a second worker idle."""
-    row = json.dumps({"text": "the quick brown fox"}).encode() + b"\n"
+    text = b"the quick brown fox " * 20
     for number in range(4):
-        (tmp_path / f"{number}.jsonl.gz").write_bytes(gzip.compress(row))
-    size = (tmp_path / "0.jsonl.gz").stat().st_size
-    for part_bytes, sizes in ((8 * size, [2, 2]), (7 * size, [1, 1, 1, 1]), (16 * size, [4])):
+        (tmp_path / f"{number}.txt.gz").write_bytes(gzip.compress(text))
+    for part_bytes, sizes in ((2 * len(text), [2, 2]), (len(text), [1] * 4), (10**4, [4])):
         parts, _ = by_parts(local(tmp_path), part_bytes)
         assert [len(part) for part in parts] == sizes
 

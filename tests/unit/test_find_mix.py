@@ -1,6 +1,7 @@
 """The stage that compares mixes: its proxies are trained as any model, and can be interrupted."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,18 +16,20 @@ from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.corpus_folder import chosen_shares, open_shards
 from pocketlm.data.mixing.given import GivenMix
+from pocketlm.data.mixing.influence import measure_influence
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.swarm import SwarmMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
+from pocketlm.model.batch import Batch
 from pocketlm.model.costs import flops_of
 from pocketlm.model.files import read_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.stages import find_mix as stage
 from pocketlm.stages import proxies
 from pocketlm.stages.find_mix import MixConfig, find_mix
-from pocketlm.stages.proxies import Proxies
+from pocketlm.stages.proxies import Proxies, shares_key
 from pocketlm.train import loop
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import next_token_loss
@@ -98,7 +101,7 @@ def test_a_method_may_simulate_several_runs_each_on_shares_of_its_own(
     method = {"twice": UtilityMix(num_gradient_probes=1)}
     find_mix(replace(CONFIG, methods=method, selected="twice"), tmp_path, corpus=corpus)
     folders = {folder.name for folder in (tmp_path / "proxies").iterdir()}
-    assert folders == {"twice", "twice-simulated-1", "twice-simulated-2"}
+    assert folders == {"twice-simulated-1", "twice-simulated-2"}  # the first is its mix too
 
 
 def test_a_milestone_of_the_simulated_run_is_the_model_that_a_plain_loop_has_at_that_step(
@@ -161,6 +164,56 @@ def mixed_on_ranks(out: Path, corpus: Path) -> None:
     find_mix(CONFIG, out, corpus=corpus)
 
 
+def influences(out: Path, corpus: Path) -> tuple[list[dict[str, Any]], int]:
+    """What influence measures at the milestones of a run, and how many batches this rank moved."""
+    moved = 0
+    to_device = proxies.to_device
+
+    def counted(*arguments: Any) -> Batch:
+        nonlocal moved
+        moved += 1
+        return to_device(*arguments)
+
+    method = partial(measure_influence, capability="maths", damping=0.1)
+    flat = dict.fromkeys(DOMAINS, 1 / 3)
+    proxies.to_device = counted
+    try:
+        together = Proxies(CONFIG, out, corpus)
+        return together.simulate(iter(["run"]), flat, 2, method, fixed_rows=5), moved
+    finally:
+        proxies.to_device = to_device
+
+
+def test_ranks_divide_the_rows_of_a_milestone(corpus, tmp_path):
+    """Fewer milestones than ranks leave none idle, and each row has the influence it has alone."""
+    (alone, moved), *_ = on_ranks(1, tmp_path, influences, tmp_path / "alone", corpus)
+    outcomes = on_ranks(4, tmp_path, influences, tmp_path / "together", corpus)
+    assert all(isinstance(outcome, tuple) for outcome in outcomes), outcomes
+    for together, moved_here in outcomes:
+        assert moved_here < 0.7 * moved
+        for one, other in zip(alone, together, strict=True):
+            assert one["tokens"] == other["tokens"] and len(one["tokens"]["prose"]) == 5
+            for score in ("datainf", "adam"):
+                for source, values in one[score].items():
+                    size = max(map(abs, values))
+                    assert other[score][source] == pytest.approx(values, abs=1e-3 * size)
+
+
+def test_mixes_of_the_same_shares_are_one_proxy(corpus, tmp_path):
+    """The prior of a line search is its simulated run, and what it chose is one of its steps."""
+    config = replace(CONFIG, max_epochs=50.0)  # no cap changes the prior
+    out = find_mix(config, tmp_path, corpus=corpus)
+    folders = {folder.name for folder in (out / "proxies").iterdir()}
+    trained = {"by utility-simulated-1", "by utility-step-1", "mostly sums", "flat"}
+    assert folders == trained and config.num_runs(3) == len(trained)
+    mixes = read_json(out / "mix.json")["mixes"]
+    found, step = mixes["by utility"], mixes["by utility"]["step_size"]
+    assert mixes["sized"]["shares"] == pytest.approx(found["line_search"]["0"]["shares"])
+    assert found["shares"] == pytest.approx(found["line_search"][f"{step:g}"]["shares"])
+    if step == 0:
+        assert found["bits_per_byte"] == mixes["sized"]["bits_per_byte"]
+
+
 def test_four_ranks_find_what_one_finds(mixed, corpus, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -169,11 +222,13 @@ def test_four_ranks_find_what_one_finds(mixed, corpus, tmp_path):
     assert list(together["mixes"]) == list(mixed["mixes"])
     for name, mix in mixed["mixes"].items():
         other = together["mixes"][name]
-        assert other["shares"] == pytest.approx(mix["shares"], rel=1e-4)
+        # Adam's first steps are signs of gradients, some of them of rounding
+        assert other["shares"] == pytest.approx(mix["shares"], rel=5e-3)
         assert other["bits_per_byte"] == pytest.approx(mix["bits_per_byte"], rel=1e-4)
     for probe, utility in mixed["mixes"]["by utility"]["utility_by_probe"].items():
         other = together["mixes"]["by utility"]["utility_by_probe"][probe]
-        assert other == pytest.approx(utility, rel=1e-3, abs=1e-6)
+        size = max(map(abs, utility.values()))
+        assert other == pytest.approx(utility, rel=1e-3, abs=2e-3 * size)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +275,8 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(
     find_mix(CONFIG, tmp_path, corpus=corpus)
     assert read_json(tmp_path / "mix.json") == mixed
     # the start and three milestones, then the line search and the mixes by domain
-    assert calls == 1 + 4 + (2 + len(CONFIG.methods)) * len(DOMAINS)
+    different = {shares_key(mix["shares"]) for mix in mixed["mixes"].values()}
+    assert calls == 1 + 4 + (2 + len(different)) * len(DOMAINS)
 
 
 def test_a_stop_before_the_states_are_deleted_trains_nothing_again(
@@ -295,9 +351,9 @@ def test_what_a_method_cost_is_its_own_trainings_and_gradients(
     costs = {name: mix["cost"] for name, mix in mixed["mixes"].items()}
     free = {"proxies": 0, "gradient_rows": 0, "flops": 0}
     assert costs == {
-        # the simulated run and two steps from it, of 6 steps of 4 rows each; at its start and 3
+        # the simulated run and a step from it, of 6 steps of 4 rows each; at its start and 3
         # milestones 4 rows of 3 sources and of 3 capabilities
-        "by utility": {"proxies": 3, "gradient_rows": 96, "flops": (72 + 96) * row},
+        "by utility": {"proxies": 2, "gradient_rows": 96, "flops": (48 + 96) * row},
         **dict.fromkeys(("mostly sums", "flat", "sized"), free),
     }
 

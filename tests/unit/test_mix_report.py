@@ -126,6 +126,60 @@ def test_what_methods_tell_is_drawn_without_knowing_them() -> None:
     assert "Not compared with the uniform and the proportional mix." in text
 
 
+SEARCH = {
+    f"{size:g}": {
+        "shares": {"notes": 0.2 + 0.1 * size, "sums": 0.3, "code": 0.5 - 0.1 * size},
+        "bits_per_byte": {"maths": 1.0 + (size - 1) ** 2, "code": 2.0},
+        "objective": 1.5 + (size - 1) ** 2,
+    }
+    for size in (0, 0.5, 1, 2)
+}
+FALLS = {
+    probe: {"measured": 0.4, "noise": 0.01, "predicted": 0.38, "weight_decay": 0.002}
+    for probe in ("maths", "code")
+}
+
+
+def test_a_line_search_and_the_falls_are_tables_and_the_search_a_curve() -> None:
+    by_utility = mix((0.3, 0.3, 0.4), (1.0,), line_search=SEARCH, falls=FALLS, step_size=1.0)
+    details = details_of(by_utility)
+    assert details.tables["falls"] == FALLS and details.figures == {"step_size": 1.0}
+    assert details.tables["line_search"]["0.5"] == {
+        **{"shares.notes": 0.25, "shares.sums": 0.3, "shares.code": 0.45},
+        **{"bits_per_byte.maths": 1.25, "bits_per_byte.code": 2.0, "objective": 1.75},
+    }
+    # shares of a candidate are no figures of the sources, to rank them by
+    assert not details.columns and not details.matrices and not details.others
+    file = {"selected": "a", "shares": by_utility["shares"], "mixes": {"a": by_utility}}
+    section = mix_section([Stage("mix", {}, {"mix.json": file})])
+    text = text_of(section)
+    assert "line searchshares, notesshares, sumsshares, codebits per byte, maths" in text
+    assert "0.525.0 %30.0 %45.0 %1.2521.75" in text and "maths0.40.010.380.002" in text
+    assert section is not None
+    (curve,) = [c for c in section.iter("svg") if "objective of each line search" in text_of(c)]
+    assert [circle.find("title").text for circle in curve.iter("circle")] == ["1"]  # type: ignore
+    path = next(node.get("d") for node in curve.iter("path") if node.get("class") == "curve")
+    points = [tuple(map(float, pair.split())) for pair in (path or "")[1:].split("L")]
+    assert [x for x, _ in points] == sorted(x for x, _ in points) and len(points) == 4
+    assert max(points, key=lambda point: point[1]) == points[2]  # the lowest, for y goes down
+
+
+def test_rows_of_unlike_figures_are_no_table_and_many_rows_are_folded() -> None:
+    odd = {"a": {"x": 1.0, "y": 2.0}, "b": {"x": 1.0}}
+    runs = {f"run-{number}": {"x": float(number), "law": "log-linear"} for number in range(20)}
+    content = mix((1, 0, 0), (1.0,), odd=odd, runs=runs)
+    details = details_of(content)
+    assert set(details.tables) == {"runs"}
+    assert details.figures == {"odd.a.x": 1.0, "odd.a.y": 2.0, "odd.b.x": 1.0}
+    file = {"selected": "a", "shares": content["shares"], "mixes": {"a": content}}
+    section = mix_section([Stage("mix", {}, {"mix.json": file})])
+    assert section is not None
+    folded = [text_of(part.find("summary")) for part in section.iter("details")]
+    assert folded == ["a: runs, 20 rows"] and "run-19 19 log-linear" in " ".join(
+        " ".join(cell.itertext()) for cell in section.iter() if cell.tag in ("td", "th")
+    )
+
+
 def left_out(num_seeds: int) -> dict[str, Any]:
     effects = {"notes": {"maths": 0.3, "code": -0.02}, "sums": {"maths": 1.0, "code": 0.01}}
     loss = {name: {"nats_per_token": 2.5, "bits_per_byte": 1.25} for name in ("maths", "code")}

@@ -2,6 +2,7 @@
 corpus whose truth is known.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import rankdata
 from shapes import small
 from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
@@ -133,6 +135,19 @@ def test_the_positive_mass_is_by_tokens_and_over_all_influence():
     assert told["positive_mass_by_capability"]["code"] == pytest.approx(expected)
 
 
+def test_a_domain_model_that_learned_nothing_is_named():
+    def given(capability: str) -> list[dict[str, Any]]:
+        learned = {"code": 0.3, "maths": 0.6}[capability]
+        return [{**one, "learned": learned} for one in milestones(capability)]
+
+    mix = mixed(CONFIG, given)
+    assert mix.details["influence"]["learned"] == {"code": 0.3, "maths": 0.6}
+    (line,) = mix.warnings
+    assert "the domain model of code did not learn: at its end its probe loss is 0.3 nats" in line
+    assert len(mixed(replace(CONFIG, min_fall=1.0), given).warnings) == 2
+    assert mixed(CONFIG).warnings == ()  # measured by an earlier version
+
+
 def harmful(capability: str) -> list[dict[str, Any]]:
     """Web text raises the loss of every probe."""
     rows = {"scripts": [1.0, 1.0], "sums": [3.0], "web": [-1.0, -2.0, -3.0]}
@@ -205,6 +220,12 @@ def test_a_milestone_scores_each_row_on_the_probes_of_one_capability():
         0.2,
     )
     assert measured["tokens"] == {"sums": [7, 12, 7], "web": [7, 12, 12]}
+    (maths,) = probes["maths"]
+    loss = F.cross_entropy(
+        model(maths.input_ids).flatten(0, 1), maths.labels.flatten(), ignore_index=IGNORE_INDEX
+    )
+    alike = math.log(model.config.vocab_size)
+    assert measured["learned"] == pytest.approx(alike - loss.item(), abs=1e-5)
     samples = [batch for batches in sources.values() for batch in batches]
     for score in ("datainf", "adam"):
         direction = score_directions(score, model, probes, samples, damping=0.2)[1:]

@@ -11,6 +11,7 @@ from rank_processes import on_ranks
 from shapes import small
 from small_corpus import DOMAINS, VOCAB_SIZE, write_corpus
 
+from pocketlm.data import score_files
 from pocketlm.data.batches import TextRows, collate
 from pocketlm.data.corpus_folder import open_shards
 from pocketlm.data.datainf import score_directions
@@ -133,7 +134,7 @@ def test_four_ranks_select_what_one_selects(max_files, folders, selected, tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     if max_files == 2:  # fewer groups of batches than ranks
-        monkeypatch.setattr(stage, "MAX_FILES", 2)
+        monkeypatch.setattr(score_files, "MAX_FILES", 2)
         select(CONFIG, out, corpus=corpus, model=model)
     else:
         assert on_ranks(4, tmp_path, select_on_ranks, out, corpus, model) == [None] * 4

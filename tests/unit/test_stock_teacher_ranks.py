@@ -1,5 +1,5 @@
-"""A teacher that transformers computes, on two ranks: the first alone reads its weights, each holds
-a part of them, and the scores are those that one rank computes.
+"""A teacher on two ranks, computed by transformers or by our own network: the first alone reads its
+weights, each holds a part of them, and the scores are those that one rank computes.
 """
 
 from dataclasses import replace
@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pocketlm.inference.stock_network import StockNetwork, load_stock_network
+from pocketlm.model import checkpoint
 from pocketlm.model.batch import Batch
+from pocketlm.model.quant import ACCELERATOR, prepare
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.checkpoint import SaveConfig
@@ -98,6 +100,42 @@ def test_the_first_rank_alone_reads_the_weights_whatever_the_family(tmp_path: Pa
         network = load_stock_network(tmp_path / kind, None)
         expected = live_teacher(network, OPTIM)(BATCH).block(slice(0, 300))
         assert read and not read_too and torch.equal(scores, the_same)
+        assert (scores - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+OURS = {  # a vocabulary padded beyond the tokenizer's
+    "tied": (small(vocab_size=320, initializer_range=0.2), None),
+    "untied": (small(vocab_size=320, tie_word_embeddings=False, initializer_range=0.2), None),
+    "four bits": (small(vocab_size=320, initializer_range=0.2), ACCELERATOR),
+}
+
+
+def our_scores_read_by_first(folder: Path) -> list[Tensor]:
+    """Of each network of ours the scores [B x T, V]; another rank cannot read weights."""
+    if not ranks().first:
+        checkpoint.read_tensors = None  # type: ignore[assignment]
+    scores = []
+    for name in OURS:
+        network, _ = load_network(folder / name, None, to_shard=True)
+        assert all(p.is_meta is not ranks().first for p in network.parameters())
+        scores.append(live_teacher(network, OPTIM)(BATCH).block(slice(0, 320)))
+    return scores
+
+
+def test_of_our_own_networks_too_the_first_rank_alone_reads_the_weights(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog"] * 4, 280)
+    for seed, (name, (shape, scheme)) in enumerate(OURS.items()):
+        (tmp_path / name).mkdir()
+        network = Transformer(shape, seed=seed)
+        if scheme:
+            prepare(network, scheme)
+        checkpoint.save_checkpoint(tmp_path / name, network, tokenizer)
+    first, other = on_ranks(2, tmp_path, our_scores_read_by_first, tmp_path)
+    assert isinstance(first, list) and isinstance(other, list), (first, other)
+    for name, scores, the_same in zip(OURS, first, other, strict=True):
+        network, _ = checkpoint.load_checkpoint(tmp_path / name)
+        expected = live_teacher(network, OPTIM)(BATCH).block(slice(0, 320))
+        assert torch.equal(scores, the_same)
         assert (scores - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 

@@ -15,20 +15,24 @@ are capped as those of the other methods.
 Shapes: R rows of a source, T milestones
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pocketlm.data.datainf import DAMPING, SCORES, Score, score_directions
 from pocketlm.data.influence import influence
 from pocketlm.data.mixing.problem import Milestone, Mix, MixProblem
 from pocketlm.data.mixture import Shares, cap_repetition
+from pocketlm.data.moved_batches import Joined
 from pocketlm.data.rank_correlation import spearman
 from pocketlm.data.selection import positive_share
-from pocketlm.model.batch import IGNORE_INDEX
+from pocketlm.model.batch import IGNORE_INDEX, Batch
 
 ByCapability = dict[str, dict[str, np.ndarray]]  # capability, source: scores [R]
 NEGATIVE = ("clip", "refuse")
@@ -41,7 +45,9 @@ class InfluenceMix:
     twice (R1: about 10,000 documents of each source). score: "datainf", R1's, or "adam", gradients
     scaled by root mean squares of the probes'. Both are computed and compared. damping: of DataInf,
     times the mean square of the gradients. negative_density: "clip" gives such a source no share,
-    "refuse" ends with an error.
+    "refuse" ends with an error. min_fall: nats a token by which a domain model's loss on its probe
+    set must lie, at the end, below that of words drawn alike; one that learned less can say little
+    of a source, and is named (our choice).
     """
 
     num_gradient_probes: int = 10
@@ -49,6 +55,7 @@ class InfluenceMix:
     score: Score = "datainf"
     damping: float = DAMPING
     negative_density: Literal["clip", "refuse"] = "clip"
+    min_fall: float = 0.5
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
@@ -97,6 +104,11 @@ def influence_mix(config: InfluenceMix, problem: MixProblem) -> Mix:
     densities = {score: density(rows, tokens) for score, rows in joint.items()}
     shares, clipped = density_shares(config, densities[config.score], problem.where)
     chosen = scores[config.score]
+    learned = {  # files of earlier versions do not say it
+        capability: milestones[-1]["learned"]
+        for capability, milestones in measured.items()
+        if "learned" in milestones[-1]
+    }
     details = {
         "score": config.score,
         "density": densities[config.score],
@@ -107,6 +119,7 @@ def influence_mix(config: InfluenceMix, problem: MixProblem) -> Mix:
             name: positive_mass(rows, tokens) for name, rows in chosen.items()
         },
         "clipped": clipped,
+        "learned": learned,
         "rows": {source: len(counts) for source, counts in tokens.items()},
         "density_by_score": densities,
         "rank_correlation": {
@@ -122,6 +135,13 @@ def influence_mix(config: InfluenceMix, problem: MixProblem) -> Mix:
     shares = {name: capped.get(name, 0.0) for name in problem.tokens}
     warnings = [
         f"{name} lowers no probe's loss: no share, for its density is negative" for name in clipped
+    ]
+    warnings += [
+        f"{problem.where}: the domain model of {name} did not learn: at its end its probe loss is "
+        f"{nats:.3g} nats a token below that of words drawn alike (min_fall {config.min_fall:g}); "
+        "train it longer, or take a larger proxy, before you believe its influence"
+        for name, nats in learned.items()
+        if not nats >= config.min_fall
     ]
     return Mix(shares=shares, details={"influence": details}, warnings=tuple(warnings))
 
@@ -141,36 +161,57 @@ def domain_shares(capability: str, problem: MixProblem) -> Shares:
 def measure_influence(milestone: Milestone, capability: str, damping: float) -> dict[str, Any]:
     """Of every row of every source its influence on one capability's probe set, by both scores, and
     its number of labels: {"datainf": {source: [R]}, "adam": {source: [R]}, "tokens": {source:
-    [R]}}.
+    [R]}}; and what the model learned of that set, "learned".
     """
     model = milestone.model.eval().requires_grad_(False)
-    samples = [batch for batches in milestone.source_rows.values() for batch in batches]
+    samples = Joined([*milestone.source_rows.values()])
+    tokens = [(batch.labels != IGNORE_INDEX).sum(1) for batch in samples]
+    part, all_reduce = milestone.part, milestone.all_reduce
     measured: dict[str, Any] = {
-        "tokens": {
-            source: [
-                int(count)
-                for batch in batches
-                for count in (batch.labels != IGNORE_INDEX).sum(1).tolist()
-            ]
-            for source, batches in milestone.source_rows.items()
-        }
+        "tokens": _by_source(milestone, tokens),
+        "learned": learned_of(milestone, milestone.probe_rows[capability]),
     }
     for score in SCORES:
         # the cheap score divides by root mean squares over the rows of all probe sets
         probes = milestone.probe_rows
         if score == "datainf":
             probes = {capability: probes[capability]}
-        directions = score_directions(score, model, probes, samples, damping=damping)
+        directions = score_directions(
+            score, model, probes, samples, damping=damping, part=part, all_reduce=all_reduce
+        )
         direction = directions[list(probes).index(capability)][None]
-        measured[score] = {
-            source: [
-                value
-                for batch in batches
-                for value in influence(model, batch, direction)[:, 0].tolist()
-            ]
-            for source, batches in milestone.source_rows.items()
-        }
+        values = [torch.zeros(len(count), dtype=torch.float64) for count in tokens]
+        for place in range(len(samples))[part]:
+            values[place] = influence(model, samples[place], direction)[:, 0].double().cpu()
+        if all_reduce is not None:
+            whole = torch.cat(values)
+            all_reduce(whole)
+            values = whole.split([len(value) for value in values])
+        measured[score] = _by_source(milestone, values)
     return measured
+
+
+@torch.no_grad()
+def learned_of(milestone: Milestone, batches: Sequence[Batch]) -> float:
+    """How far the model's mean loss on these rows is below that of words drawn alike, ln V, in nats
+    a token.
+    """
+    total = torch.zeros(1, dtype=torch.float64)
+    for batch in batches[milestone.part]:
+        total += float(milestone.loss_fn(milestone.model, batch))
+    if milestone.all_reduce is not None:
+        milestone.all_reduce(total)
+    num_labels = sum(batch.num_labels for batch in batches)
+    return math.log(milestone.model.config.vocab_size) - total.item() / max(1, num_labels)
+
+
+def _by_source(milestone: Milestone, values: Sequence[Tensor]) -> dict[str, list[Any]]:
+    """Figures of each row of the sources' batches, in their order, by source."""
+    remaining = iter(values)
+    return {
+        source: [value for _ in range(len(batches)) for value in next(remaining).tolist()]
+        for source, batches in milestone.source_rows.items()
+    }
 
 
 def weighted(measured: Mapping[str, Sequence[dict[str, Any]]], score: str) -> ByCapability:

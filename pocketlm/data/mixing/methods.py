@@ -1,6 +1,6 @@
 """All mixing methods: the function of each config. A new one is a file beside this and a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pocketlm.data.mixing.given import GivenMix, given_mix
@@ -39,6 +39,17 @@ def num_own_proxies(method: MixMethod, num_capabilities: int) -> int:
     return num_simulated_runs(method, num_capabilities) + getattr(method, "num_measured_proxies", 0)
 
 
+def num_trained_before(methods: Sequence[MixMethod]) -> int:
+    """Mixes of these whose proxy is one that a method trained to find its own: the step that a line
+    search chose, and a plain mix that is its prior. Where a cap on repetition changes a prior, the
+    last are as many fewer.
+    """
+    searches = [method for method in methods if isinstance(method, UtilityMix)]
+    plain = {"uniform": UniformMix, "proportional": ProportionalMix}
+    priors = tuple({plain[method.prior] for method in searches})
+    return len(searches) + sum(isinstance(method, priors) for method in methods)
+
+
 def gradient_rows(
     method: MixMethod, rows_per_step: int, num_sources: int, num_capabilities: int
 ) -> int:
@@ -46,8 +57,8 @@ def gradient_rows(
     milestones = num_gradient_probes(method)
     if isinstance(method, InfluenceMix):
         # DataInf passes over the rows of the sources three times and one probe set's once; the
-        # cheap score once, and over all probe sets
-        passes = (3 + 1) * num_sources + 1 + num_capabilities
+        # cheap score once, and over all probe sets; one more for what was learned of the set
+        passes = (3 + 1) * num_sources + 2 + num_capabilities
         return method.representative_rows * milestones * num_capabilities * passes
     looks = milestones + 1 if milestones else 0  # a run's start is one more
     return rows_per_step * looks * (num_sources + num_capabilities)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pocketlm.data.datainf import AllReduce
 from pocketlm.data.mixture import Shares
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
@@ -37,6 +38,8 @@ class Milestone:
 
     lr: of that step. source_rows: training rows of each source, fresh or fixed. probe_rows:
     held-out rows of each domain, its sources in equal shares. first_order: where it was asked for.
+    part: of the batches of all sources, of all probe sets, or of any other rows, those that this
+    rank computes; all_reduce sums a tensor over the ranks, in place.
     """
 
     model: Transformer
@@ -45,6 +48,8 @@ class Milestone:
     source_rows: Mapping[str, Sequence[Batch]]
     probe_rows: Mapping[str, Sequence[Batch]]
     first_order: FirstOrder | None = None
+    part: slice = field(default_factory=lambda: slice(None))
+    all_reduce: AllReduce | None = None
 
 
 class Simulate(Protocol):
@@ -53,8 +58,8 @@ class Simulate(Protocol):
 
     fixed_rows: at most so many rows of each source and probe set, none twice, the same at every
     milestone of every run; None: fresh ones, as many as a step has. first_order: the start of the
-    run comes before its milestones, and each says what the optimizer does. With several ranks each
-    measures some of the milestones; `measure` gives plain data, which is kept on disk.
+    run comes before its milestones, and each says what the optimizer does. Several ranks measure a
+    milestone together, and `measure` gives plain data, the same on each, which is kept on disk.
     """
 
     def __call__(

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pocketlm.data.datainf import AllReduce
 from pocketlm.data.mixing.line_search import best_step
 from pocketlm.data.mixing.problem import Gradients, LossFn, Milestone, Mix, MixProblem
 from pocketlm.data.mixture import PRIORS, Shares, check_weights
@@ -60,8 +61,8 @@ class UtilityMix:
 
     @property
     def num_measured_proxies(self) -> int:
-        """The line search with its prior."""
-        return 1 + len(self.step_sizes)
+        """The line search: its prior is the simulated run."""
+        return len(self.step_sizes)
 
     def summary(self) -> str:
         sizes = ", ".join(f"{size:g}" for size in self.step_sizes)
@@ -127,8 +128,9 @@ def measure_utilities(shares: Shares, milestone: Milestone) -> dict[str, Any]:
     """
     model, loss_fn, first_order = milestone.model, milestone.loss_fn, milestone.first_order
     assert first_order is not None
+    shared = {"part": milestone.part, "all_reduce": milestone.all_reduce}
     sources, probes = (
-        {name: mean_gradient(model, batches, loss_fn) for name, batches in rows.items()}
+        {name: mean_gradient(model, batches, loss_fn, **shared) for name, batches in rows.items()}
         for rows in (milestone.source_rows, milestone.probe_rows)
     )
     whole = [
@@ -146,29 +148,54 @@ def measure_utilities(shares: Shares, milestone: Milestone) -> dict[str, Any]:
         },
         "decay": {probe: {"all": rate * inner(gs, shrunk)} for probe, gs in probes.items()},
         "losses": {
-            probe: [mean_loss(model, batch, loss_fn) for batch in batches]
+            probe: mean_losses(model, batches, loss_fn, **shared)
             for probe, batches in first_order.loss_rows.items()
         },
     }
 
 
-def mean_gradient(model: Transformer, batches: Sequence[Batch], loss_fn: LossFn) -> list[Tensor]:
+def mean_gradient(
+    model: Transformer,
+    batches: Sequence[Batch],
+    loss_fn: LossFn,
+    *,
+    part: slice = slice(None),
+    all_reduce: AllReduce | None = None,
+) -> list[Tensor]:
     """The gradient of the mean loss a label of the batches together, of every parameter, in order.
-    Parameters' own .grad stays untouched.
+    Parameters' own .grad stays untouched. part, all_reduce: as a milestone has them.
     """
     num_labels = sum(batch.num_labels for batch in batches)
     parameters = list(model.parameters())
-    total: list[Tensor] | None = None
-    for batch in batches:
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for batch in batches[part]:
         gradients = torch.autograd.grad(loss_fn(model, batch) / num_labels, parameters)
-        total = [a + b for a, b in zip(total, gradients, strict=True)] if total else [*gradients]
-    assert total is not None
-    return total
+        total = [a.add_(b) for a, b in zip(total, gradients, strict=True)]
+    if all_reduce is None:
+        return total
+    whole = torch.cat([gradient.flatten() for gradient in total])
+    all_reduce(whole)
+    parts = whole.split([parameter.numel() for parameter in parameters])
+    return [p.view_as(parameter) for p, parameter in zip(parts, parameters, strict=True)]
 
 
 @torch.no_grad()
-def mean_loss(model: Transformer, batch: Batch, loss_fn: LossFn) -> float:
-    return float(loss_fn(model, batch)) / max(1, batch.num_labels)
+def mean_losses(
+    model: Transformer,
+    batches: Sequence[Batch],
+    loss_fn: LossFn,
+    *,
+    part: slice = slice(None),
+    all_reduce: AllReduce | None = None,
+) -> list[float]:
+    """The mean loss a label of each batch."""
+    losses = torch.zeros(len(batches), dtype=torch.float64)
+    for place in range(len(batches))[part]:
+        batch = batches[place]
+        losses[place] = float(loss_fn(model, batch)) / max(1, batch.num_labels)
+    if all_reduce is not None and len(batches):
+        all_reduce(losses)
+    return losses.tolist()
 
 
 def inner(a: Gradients, b: Gradients) -> float:

@@ -84,27 +84,40 @@ def load_network(
     """(network, tokenizer) of a checkpoint folder, to be read and not trained.
 
     Ours has float32 weights and computes products in `dtype`; one of transformers has its weights
-    in it, as the library itself would run it: the first rank alone where it is then sharded
-    (live_teacher). ValueError where neither opens the folder.
+    in it, as the library itself would run it. to_shard: it is sharded next (live_teacher), so of
+    several ranks the first alone reads the weights; on the others the network is on the meta
+    device. ValueError where neither opens the folder.
     """
     shape = network_shape(folder)
-    if not isinstance(shape, StockShape):
-        network, tokenizer = load_checkpoint(folder)
-        network.compute = ComputeSettings(dtype=dtype)
-        return network, tokenizer
+    load: Callable[[], Transformer | StockNetwork]
+    empty: Callable[[], Transformer | StockNetwork]
+    if isinstance(shape, StockShape):
+        load = partial(load_stock_network, folder, dtype)
+        empty = partial(empty_stock_network, folder, dtype)
+    else:
+        load = partial(_ours, folder)
+        empty = partial(_ours, folder, empty=True)
     tokenizer = Tokenizer.load(folder)
     check_ids(tokenizer, shape, folder)
-    load = _loaded_by_first if to_shard and ranks().world_size > 1 else load_stock_network
-    return load(folder, dtype), tokenizer
+    network = _read_by_first(load, empty) if to_shard else load()
+    if isinstance(network, Transformer):
+        network.compute = ComputeSettings(dtype=dtype)
+    return network, tokenizer
 
 
-def _loaded_by_first(folder: Path, dtype: torch.dtype | None) -> StockNetwork:
-    """The network with its weights on the first rank, and without, on the meta device, on the
-    others: a machine holds it once, however many of its ranks are here.
+def _ours(folder: Path, *, empty: bool = False) -> Transformer:
+    return load_checkpoint(folder, empty=empty)[0]
+
+
+def _read_by_first(
+    load: Callable[[], Transformer | StockNetwork], empty: Callable[[], Transformer | StockNetwork]
+) -> Transformer | StockNetwork:
+    """The network with its weights on the first rank, and without on the others: a machine holds it
+    once, however many of its ranks are here.
     """
-    loaded: list[StockNetwork] = []
-    on_first_rank(lambda: loaded.append(load_stock_network(folder, dtype)))
-    return loaded[0] if loaded else empty_stock_network(folder, dtype)
+    loaded: list[Transformer | StockNetwork] = []
+    on_first_rank(lambda: loaded.append(load()))
+    return loaded[0] if loaded else empty()
 
 
 def open_teacher(
@@ -148,16 +161,16 @@ def open_teacher(
 
 def live_teacher(model: Transformer | StockNetwork, optim: OptimConfig) -> Teacher:
     """Scores [B x T, V] by running `model`, without gradients, on the student's very batch, in the
-    student's compute dtype. Of a network of transformers the first rank's weights count.
+    student's compute dtype. Of several ranks the first one's weights count.
 
     ValueError: a network of transformers that cannot be a teacher (StockNetwork.check).
     """
     frozen = model.eval().requires_grad_(False)
-    if isinstance(frozen, StockNetwork):
-        model = shard_model(frozen, optim.shard_over, frozen.blocks, from_first=True)
+    blocks = frozen.blocks if isinstance(frozen, StockNetwork) else None
+    model = shard_model(frozen, optim.shard_over, blocks, from_first=True)
+    if isinstance(model, StockNetwork):
         model.check()
     else:
-        model = shard_model(frozen, optim.shard_over)
         where = next(model.parameters()).device
         model.compute = ComputeSettings(dtype=product_dtype(optim, where))
 

@@ -8,12 +8,10 @@ wait for days without a collective that times out.
 
 import contextlib
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -43,6 +41,8 @@ class Ranks:
 ALONE = Ranks()
 # set by LaunchStore.alone; of the process, as its group is: threads that write states read it too
 _works_alone = False
+# set by joined: through it the ranks wait for each other
+_launch: "LaunchStore | None" = None
 
 
 def ranks() -> Ranks:
@@ -73,13 +73,16 @@ def barrier() -> None:
     all_reduce_min(0)
 
 
-def wait_for_files(files: Iterable[Path]) -> None:
-    """Returns when each file is there, whichever rank writes it, and however long that takes: a
-    collective times out while a rank computes. A rank that fails ends all of them (the launcher).
+def wait_for_ranks() -> None:
+    """Returns when every rank is here, however long that takes: a collective times out while some
+    rank computes. ConnectionError where another one ended instead.
+
+    What each rank wrote before is then there for all, and none looks any more for what may be
+    deleted now.
     """
-    for file in files:
-        while not file.is_file():
-            time.sleep(POLL_SECONDS)
+    if ranks().world_size > 1:
+        assert _launch is not None
+        _launch.meet(ranks().world_size)
 
 
 def all_reduce_min(number: int) -> int:
@@ -100,31 +103,21 @@ def all_reduce_sum(*values: float) -> list[float]:
     return sums.tolist()
 
 
+def add_over_ranks(tensor: torch.Tensor) -> None:
+    """The tensor summed over all ranks, in place: however long some of them took for their part."""
+    if ranks().world_size > 1:
+        wait_for_ranks()
+        dist.all_reduce(tensor)
+
+
 def on_first_rank(work: Callable[[], None]) -> None:
     """Calls `work` on the first rank; returns on every rank when it is done, however long it takes.
 
-    It runs in a thread, while short collectives keep the ranks together: one wait of hours would
-    time out. Its error is raised on the first rank; the others notice that this one ends.
+    Its error is raised on the first rank; the others get a ConnectionError when that one ends.
     """
-    if ranks().world_size == 1:
-        work()
-        return
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="first rank", daemon=True)
     if ranks().first:
-        thread.start()
-    while not all_reduce_min(int(not thread.is_alive())):
-        time.sleep(POLL_SECONDS)
-    if errors:
-        raise errors[0]
-    barrier()
+        work()
+    wait_for_ranks()
 
 
 class LaunchStore:
@@ -136,6 +129,7 @@ class LaunchStore:
         """launch_ranks: this rank among all of the run, whatever process group it is in."""
         self.ranks, self.world_size = launch_ranks, launch_ranks.world_size
         self.launcher, self.store = store, PrefixStore("run", store) if store else None
+        self.group: Store | None = None  # of this rank's process group
         # how many there were of each so far: ranks count alike, so a number names a message
         self.broadcasts = self.gathers = self.groups = 0
 
@@ -162,20 +156,35 @@ class LaunchStore:
         """Every rank's message, on every rank, waited for as long as it takes. ConnectionError
         where one shut down instead.
         """
-        assert self.store is not None
+        store = self.store
+        assert store is not None
         self.gathers += 1
         keys = [f"gather {self.gathers} {rank}" for rank in range(self.world_size)]
-        self.store.set(keys[self.ranks.rank], message)
+        store.set(keys[self.ranks.rank], message)
+        self._wait_until(lambda: store.check(keys))
+        return [store.get(key).decode() for key in keys]
+
+    def meet(self, world_size: int) -> None:
+        """Returns when all ranks of this rank's process group called it as often, waited for as
+        long as it takes. ConnectionError where one shut down instead.
+        """
+        group = self.group
+        assert group is not None
+        # none comes a second time before all came once, so the count says which time this is
+        last = -(-group.add("met", 1) // world_size) * world_size
+        self._wait_until(lambda: group.add("met", 0) >= last)
+
+    def _wait_until(self, ready: Callable[[], bool]) -> None:
+        assert self.store is not None
         num_gone = 0
-        while not self.store.check(keys):
+        while not ready():
             if num_gone:
                 raise ConnectionError(
                     "another rank ended before its stage was done; start the same command again"
                 )
             time.sleep(POLL_SECONDS)
-            # read before the keys: a rank that shut down in good order has set its key before
+            # asked before what is waited for: who shut down in good order had done that before
             num_gone = self.store.add("gone", 0)
-        return [self.store.get(key).decode() for key in keys]
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -210,9 +219,10 @@ class LaunchStore:
             dist.destroy_process_group()
         if group is not None:
             assert self.launcher is not None
+            self.group = PrefixStore(f"group {self.groups} {group.start}", self.launcher)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=PrefixStore(f"group {self.groups} {group.start}", self.launcher),
+                store=self.group,
                 rank=group.index(self.ranks.rank),
                 world_size=len(group),
                 timeout=CONNECT_TIMEOUT,
@@ -256,6 +266,8 @@ def joined() -> Iterator[LaunchStore]:
     store, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     launch, status = LaunchStore(Ranks(rank, world_size), store), 1
     launch.init_group(range(world_size))
+    global _launch
+    _launch = launch
     try:
         yield launch
         status = 0
@@ -266,6 +278,7 @@ def joined() -> Iterator[LaunchStore]:
         status = getattr(error, "exit_code", 1)  # typer's name for it
         raise
     finally:
+        _launch = None
         launch.shutdown(status)
         if status == 0:  # else others may not come to destroy the group in order
             dist.destroy_process_group()

@@ -1,0 +1,52 @@
+"""Batches that lie on the device only while they are looked at: many more are passed over than a
+device holds beside a network.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
+
+from pocketlm.model.batch import Batch
+
+
+class MovedBatches(Sequence[Batch]):
+    """These batches, each where `move` puts it when it is asked for."""
+
+    def __init__(self, batches: Sequence[Batch], move: Callable[[Batch], Batch]) -> None:
+        self.batches, self.move = batches, move
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+    @overload
+    def __getitem__(self, place: slice) -> "MovedBatches": ...
+    def __getitem__(self, place: int | slice) -> "Batch | MovedBatches":
+        if isinstance(place, slice):
+            return MovedBatches(self.batches[place], self.move)
+        return self.move(self.batches[place])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.move, self.batches)
+
+
+class Joined(Sequence[Batch]):
+    """Several sequences of batches as one, no batch asked for before it is looked at."""
+
+    def __init__(self, sequences: Sequence[Sequence[Batch]]) -> None:
+        self.places = [(batches, n) for batches in sequences for n in range(len(batches))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Joined": ...
+    def __getitem__(self, place: int | slice) -> "Batch | Joined":
+        if isinstance(place, slice):
+            part = Joined([])
+            part.places = self.places[place]
+            return part
+        batches, number = self.places[place]
+        return batches[number]
