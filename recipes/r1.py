@@ -447,7 +447,7 @@ def pretrained(
     """(the trunk after both phases, the probe sets by the name of a stage's input: none for the
     published mix).
     """
-    validation, probes = HELD_OUT[mix]
+    validation, probes = HELD_OUT["found" if left_out else mix]
     texts = run(
         curate,
         replace(

@@ -30,7 +30,7 @@ REHEARSED = {
     "r1-140m": ("r1.py", ["--size", "140m"]),
     "r1-found": ("r1.py", ["--mix", "found", "--left-out"]),
     "pro": ("pro.py", []),
-    "pro-found": ("pro.py", ["--mix", "found"]),
+    "pro-found": ("pro.py", ["--mix", "found", "--left-out"]),
     "specialize": ("specialize.py", OWN),
 }
 
