@@ -15,6 +15,7 @@ from pocketlm.report.evaluation import (
     limits_reached,
     value_text,
 )
+from pocketlm.report.published import LEGEND, beside, peers
 
 UNLIKE = ("not found", "differs")  # how a protocol's row says that a figure is not the paper's
 
@@ -28,7 +29,30 @@ def evaluation_table(evaluation: dict[str, Any], width: int) -> RenderableType:
     several = len(evaluation["suites"]) > 1
     table = _suites_table(evaluation) if several else _models_table(evaluation, width)
     notes = [*limits_reached(evaluation), *map(difference_line, evaluation["differences"])]
-    return Group(table, *(Text(line) for line in (*notes, *_protocol_notes(evaluation))))
+    published = _published_table(evaluation)
+    parts = [table] if published is None else [table, published, *map(Text, LEGEND)]
+    return Group(*parts, *(Text(line) for line in (*notes, *_protocol_notes(evaluation))))
+
+
+def _published_table(evaluation: dict[str, Any]) -> Table | None:
+    """What papers print of these suites for models of our size; where a field differs, the field
+    in its place. None where no paper prints any.
+    """
+    rows = beside(evaluation)
+    if not rows:
+        return None
+    names = peers(evaluation) if any(row.papers for row in rows) else []
+    table = Table(title="published figures, percent", title_justify="left")
+    table.add_column("suite", no_wrap=True)
+    for name in (*evaluation["models"], *names):
+        table.add_column(name, justify="right")
+    table.add_column("source, or what differs from it")
+    for row in rows:
+        ours = (row.ours.get(label, "") for label in evaluation["models"])
+        papers = (row.papers.get(name, "") for name in names)
+        note = "; ".join(row.differs)
+        table.add_row(row.suite, *ours, *papers, f"{row.source}: {note}" if note else row.source)
+    return table
 
 
 def _text_table(evaluation: dict[str, Any]) -> Table:

@@ -22,6 +22,7 @@ from pocketlm.eval.harness import run_suite
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.look_up import VALUE_TOKENS, fact_trials
 from pocketlm.eval.perplexity import bits_per_byte
+from pocketlm.eval.published.beside import published
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
 from pocketlm.eval.suites.suite import Problem, Suite
@@ -30,6 +31,7 @@ from pocketlm.inference.open import label_of, opened, size_of
 from pocketlm.model.files import write_json
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
+from pocketlm.model.weights import count_numbers
 from pocketlm.sandbox.sandbox import open_sandbox
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it
@@ -134,6 +136,8 @@ def evaluate(
                 report = _reporter(progress, bar, label)
                 answers = partial(transcript, out, label)
                 described = {"path": path.name, "bytes": size_of(path), "sha256": sha256_of(path)}
+                if path.is_dir() and any(path.glob("model*.safetensors")):  # no adapter's folder
+                    described["parameters"] = count_numbers(path)
                 measured = measure(config, path, tests, corpus, answers, report)
                 write_json(finished, {**described, **measured})
             figures[label] = read_object(finished)
@@ -161,13 +165,16 @@ class LoadedSuite:
     def described(self, config: EvaluateConfig) -> dict[str, Any]:
         """Its protocol, and what an answer without reading would score."""
         blind: dict[str, Any] = {}
-        if self.suite.kind == "generation" and not self.suite.runs_code:
+        answers = self.suite.constant_answer and not self.suite.runs_code
+        if self.suite.kind == "generation" and answers:
             blind = {"constant_answer": best_constant_answer(self.problems)}
         elif self.suite.kind == "choices":
             blind = {"chance": chance(self.problems)}
         place = {"sandbox": self.sandbox} if self.sandbox else {}
         counts = {"n": len(self.problems), "limit": config.limit}
-        return {**self.suite.protocol(), **counts, **place, **blind}
+        papers = published(self.suite, config.limit)
+        beside = {"published": papers} if papers else {}
+        return {**self.suite.protocol(), **counts, **place, **blind, **beside}
 
 
 def _loaded(suite: Suite, config: EvaluateConfig) -> LoadedSuite:

@@ -16,12 +16,13 @@ from pocketlm.eval.scorers import bits_per_byte, r1_math
 from pocketlm.eval.suites.choices import CHOICES
 from pocketlm.eval.suites.code import CODE
 from pocketlm.eval.suites.gold_answers import GOLD_ANSWERS
+from pocketlm.eval.suites.instructions import IFEVAL
 from pocketlm.eval.suites.own_problems import POCKET
 from pocketlm.eval.suites.suite import Suite
 from pocketlm.eval.suites.written import WRITTEN
 from pocketlm.inference.sampling import Sampling
 
-SUITES: dict[str, Suite] = {POCKET.name: POCKET, **CHOICES, **WRITTEN, **CODE}
+SUITES: dict[str, Suite] = {POCKET.name: POCKET, **CHOICES, **WRITTEN, **CODE, **IFEVAL}
 
 LM_EVAL = "lm-eval 0.4.13"
 COMMONSENSE = (  # R1, table 13, in its order
@@ -48,11 +49,11 @@ def _r1_base() -> list[Suite]:
     base = {"prompt_format": R1_HARNESS, "scorer": R1_HARNESS}
     zero = {"shots": "R1, table 13: 0-shot", "metric": "R1, section 7: acc", **base}
     rows = [_under("r1-base", name, zero, metric="acc", shots=0) for name in COMMONSENSE]
-    five = {"shots": "R1, table 4: 5-shot", "metric": "R1: acc", **base}
-    eight = {"shots": "R1, table 4: 8-shot; which: not found", "metric": "R1: em", **base}
-    four = {"shots": "R1, table 4: 4-shot; which: not found", "metric": "R1: em", **base}
-    three = {"shots": "R1, table 4: 3-shot; which: not found", "metric": "R1: pass@1", **base}
-    none = {"shots": "R1, table 4: 0-shot", "metric": "R1: pass@1", **base}
+    five = {"shots": "R1, table 6: 5-shot", "metric": "R1: acc", **base}
+    eight = {"shots": "R1, table 6: 8-shot; which: not found", "metric": "R1: em", **base}
+    four = {"shots": "R1, table 6: 4-shot; which: not found", "metric": "R1: em", **base}
+    three = {"shots": "R1, table 6: 3-shot; which: not found", "metric": "R1: pass@1", **base}
+    none = {"shots": "R1, table 6: 0-shot", "metric": "R1: pass@1", **base}
     return [
         *rows,
         _under("r1-base", "mmlu", five, shots=5),
@@ -69,7 +70,7 @@ def _r1_final() -> list[Suite]:
     """
     code = "facebookresearch/MobileLLM-R1@cfc816c, evaluation/"
     sources = {
-        "shots": "R1, table 5: 0-shot",
+        "shots": "R1, table 7: 0-shot",
         "prompt_format": f"{code}: the problem alone, in the chat template",
         "sampling": f"{code}README.md: T 0.6, top-p 0.95, seed 0, one sample",
         "max_new_tokens": f"{code}README.md: 30,000",
@@ -133,8 +134,10 @@ def _pro_instruct() -> list[Suite]:
         "max_new_tokens": "Card: 5,120",
         "scorer": "not found; math-verify here",
     }
+    four = {"shots": "0: the prompt alone", "metric": "Card: the mean of the four"}
     return [
         _under("pro-instruct", "mmlu", mmlu, macro=True),
+        _under("pro-instruct", "ifeval", four),
         _under("pro-instruct", "arc_challenge", arc, metric="acc"),
         _under("pro-instruct", "hellaswag", {**arc, "metric": "Card: acc"}, metric="acc"),
         _under(

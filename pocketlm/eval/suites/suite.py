@@ -20,6 +20,8 @@ Kind = Literal["generation", "choices", "bits_per_byte"]
 Prefix = Literal["document", "tokenizer"]
 Scores = dict[str, float]  # metric -> figure of one document
 ANSWER_SEPARATOR = " "  # lm-eval's target_delimiter: between a prompt and its answer
+# how Suite.sources says that a field is not the paper's, or that the paper does not name it
+DIFFERS, NOT_FOUND = "differs", "not found"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Problem:
     answer; of a shot, what stands after its prompt. accepted: all answers that count as right,
     where there are several. choices: the answers to compare, of which number `gold` is right.
     contexts: a prompt for each choice, where a choice stands inside it (WinoGrande). task: the
-    tests that a program must pass.
+    tests that a program must pass. expected: what else a scorer compares an answer with
+    (instructions to follow, function calls).
     """
 
     id: str
@@ -42,6 +45,7 @@ class Problem:
     gold: int = 0
     contexts: tuple[str, ...] = ()
     task: Task | None = None
+    expected: Any = None
 
 
 class Problems(Protocol):
@@ -61,6 +65,9 @@ class Suite:
     scorer: (problem, answer) -> scores, where answer is the text (generation) or the summed natural
     log-probability of each continuation (choices, bits_per_byte). metric: the score that is the
     suite's figure. macro: the mean of the families' means instead of the mean of all documents.
+    weighted_by: of a score that is a share, the score that counts of how many, so that its figure
+    is over all of them. mean_of: the figures whose mean the metric is, where it is one.
+    constant_answer: whether an answer could be right without reading, as a number can.
     prompt_format: "{prompt}" stands for the problem's, "{family}" in `preamble` for its family.
     chat: a model with a chat template gets the prompt as a user turn. stop_strings end the answer
     to a plain prompt; a turn ends by its own token. shots: the first so many of `shots_from`, or of
@@ -76,6 +83,9 @@ class Suite:
     scorer: Callable[[Problem, Any], Scores]
     metric: str
     macro: bool = False
+    weighted_by: Mapping[str, str] = field(default_factory=dict)
+    mean_of: tuple[str, ...] = ()
+    constant_answer: bool = True
     prompt_format: str = "Question: {prompt}\nAnswer:"
     preamble: str = ""
     prefix: Prefix = "document"
