@@ -1,8 +1,8 @@
 """Scorers: functions from a problem and its answer to named figures, each from 0 to 1 (bits per
 byte: from 0 up).
 
-For written answers: match, gsm8k, math, r1_math, exact_match. For log-likelihoods: multiple_choice,
-bits_per_byte.
+For written answers: match, gsm8k, math, r1_math, exact_match, last_word. For log-likelihoods:
+multiple_choice, bits_per_byte.
 """
 
 from __future__ import annotations
@@ -118,6 +118,13 @@ def exact_match_without_articles(problem: AnswerKey, completion: str) -> dict[st
     """The same, articles left out too, as lm-eval has it for Natural Questions."""
     given, *accepted = (_bare(ARTICLES.sub("", text)) for text in (completion, *problem.accepted))
     return {"exact_match": float(given in accepted)}
+
+
+def last_word(problem: AnswerKey, completion: str) -> dict[str, float]:
+    """acc: the first word that is written is the right one, marks around it aside (LAMBADA)."""
+    words = completion.split(maxsplit=1)
+    marks = string.punctuation + "“”‘’—–…"
+    return {"acc": float(bool(words) and words[0].strip(marks) == problem.answer.strip(marks))}
 
 
 def multiple_choice(problem: AnswerKey, log_probs: Sequence[float]) -> dict[str, float]:

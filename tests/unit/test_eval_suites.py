@@ -262,6 +262,13 @@ VALID["ifeval"] = [
     }
 ]
 VALID["ifeval_no_language"] = VALID["ifeval"]
+VALID["aime24"] = VALID["aime25"] = [
+    {"problem": "a", "answer": "017", "id": 60},
+    {"problem": "a", "answer": 17},
+]
+VALID["lambada"] = [{"text": "a b c"}, {"query": "a b", "answers_text": ["c"], "id": 1}]
+VALID["open_rewrite"] = [{"comment": "a", "source": "b", "target": "c", "task": "d"}]
+VALID["tldr9"] = [{"document": "a", "summary": "b", "id": "c"}]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
@@ -301,11 +308,20 @@ def test_a_row_with_anything_in_a_field_is_a_problem_or_named_by_its_line(
 
 
 def test_every_benchmark_has_a_valid_row_here():
-    assert set(VALID) == set(SUITES) - {"pocket", "arc_challenge"}  # which reads as arc_easy
+    # arc_challenge reads as arc_easy; BFCL has files of its own (test_function_calls.py)
+    assert set(VALID) == set(SUITES) - {"pocket", "arc_challenge", "bfcl"}
     for name in VALID:
         source = rows_of(name)
         for row in VALID[name]:
             assert source.problem(JsonObject(row, "here")).answer
+
+
+def test_a_suite_whose_data_is_on_no_hub_says_where_to_get_it(tmp_path):
+    for place, error in ((None, ValueError), (tmp_path, FileNotFoundError)):
+        with pytest.raises(error, match=r"open_rewrite.*google-research.*rewritelm/"):
+            load_problems(SUITES["open_rewrite"], place)
+        with pytest.raises(error, match=r"tldr9_test.*sajastu/reddit_collector"):
+            load_problems(SUITES["tldr9"], place)
 
 
 def test_a_missing_folder_file_or_hub_is_one_message(tmp_path, monkeypatch):
