@@ -20,6 +20,7 @@ from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.presets import PRO
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.stages.curate import CurateConfig, curate
+from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.find_mix import MixConfig, find_mix
@@ -256,6 +257,14 @@ INSTRUCT_RAISED = replace(
     optim=replace(INSTRUCT.optim, num_steps=RAISED_STEPS, warmup_steps=round(0.03 * RAISED_STEPS)),
 )
 
+# Pro, tables 4 and 5: the base and what it is with four bits; table 7: after instruction tuning
+BASE_BENCHMARKS = EvaluateConfig(
+    name="evaluation-base",
+    suites=("pro-base",),
+    labels=("base", "int4", "model.gguf", "int4-accelerator"),
+)
+BENCHMARKS = EvaluateConfig(name="evaluation", suites=("pro-instruct",), labels=("instruct",))
+
 
 def with_windows(config, windows: int):
     """The phase with so many windows a step, and as many tokens in all."""
@@ -273,6 +282,7 @@ def recipe(
     teacher: Path = Path("teacher"),
     windows: int = 128,
     mix: str = "published",
+    benchmarks: Path | None = None,
 ):
     """MobileLLM-Pro as published: language, long context, specialists merged, 4 bits; and
     instruction tuning.
@@ -287,6 +297,9 @@ def recipe(
     128 give each of 128 GPUs one. The tokens in all stay the same.
 
     --mix: published, the shares of table 2; or found, by utilities along one simulated run
+
+    --benchmarks: a folder with the benchmarks' files (docs/evaluation.md): at the end the base, its
+    four bits and the .gguf are measured as in tables 4 and 5, the instruct model as in table 7
     """
     if mix not in ("published", "found"):
         raise ValueError(f"--mix {mix}: published or found")
@@ -350,5 +363,9 @@ def recipe(
         ),
     )
     broad = run(finetune, replace(INSTRUCT, name="instruct-broad"), corpus=chats, model=base)
-    run(finetune, INSTRUCT_RAISED, corpus=chats, model=broad)
+    instruct = run(finetune, INSTRUCT_RAISED, corpus=chats, model=broad)
+    if benchmarks is not None:
+        data, shipped = str(benchmarks), [int4, files / "model.gguf", accelerator]
+        run(evaluate, replace(BASE_BENCHMARKS, data=data), models=[base, *shipped])
+        run(evaluate, replace(BENCHMARKS, data=data), models=[instruct])
     return files
