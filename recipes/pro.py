@@ -258,12 +258,12 @@ INSTRUCT_RAISED = replace(
 )
 
 # Pro, tables 4 and 5: the base and what it is with four bits; table 7: after instruction tuning
-BASE_BENCHMARKS = EvaluateConfig(
+BASE_EVALUATION = EvaluateConfig(
     name="evaluation-base",
     suites=("pro-base",),
     labels=("base", "int4", "model.gguf", "int4-accelerator"),
 )
-BENCHMARKS = EvaluateConfig(name="evaluation", suites=("pro-instruct",), labels=("instruct",))
+EVALUATION = EvaluateConfig(name="evaluation", suites=("pro-instruct",), labels=("instruct",))
 
 
 def with_windows(config, windows: int):
@@ -366,6 +366,6 @@ def recipe(
     instruct = run(finetune, INSTRUCT_RAISED, corpus=chats, model=broad)
     if benchmarks is not None:
         data, shipped = str(benchmarks), [int4, files / "model.gguf", accelerator]
-        run(evaluate, replace(BASE_BENCHMARKS, data=data), models=[base, *shipped])
-        run(evaluate, replace(BENCHMARKS, data=data), models=[instruct])
+        run(evaluate, replace(BASE_EVALUATION, data=data), models=[base, *shipped])
+        run(evaluate, replace(EVALUATION, data=data), models=[instruct])
     return files

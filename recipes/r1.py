@@ -387,8 +387,8 @@ REASONING_SFT = replace(
 # here for all
 INT4 = QuantizeConfig(name="int4", scheme="int4_group32", optim=None)
 # R1, tables 6 and 13: the base; table 7: what it became, and the file of it
-BASE_BENCHMARKS = EvaluateConfig(name="evaluation-base", suites=("r1-base",), labels=("base",))
-BENCHMARKS = EvaluateConfig(
+BASE_EVALUATION = EvaluateConfig(name="evaluation-base", suites=("r1-base",), labels=("base",))
+EVALUATION = EvaluateConfig(
     name="evaluation", suites=("r1-final",), labels=("reasoning", "int4", "model.gguf")
 )
 
@@ -508,9 +508,9 @@ def recipe(
     files = run(export, ExportConfig(name="files"), model=int4)
     if benchmarks is not None:
         data = str(benchmarks)
-        run(evaluate, replace(BASE_BENCHMARKS, data=data), models=[trunk])
+        run(evaluate, replace(BASE_EVALUATION, data=data), models=[trunk])
         models = [reasoning, int4, files / "model.gguf"]
-        run(evaluate, replace(BENCHMARKS, data=data), models=models)
+        run(evaluate, replace(EVALUATION, data=data), models=models)
     return files
 
 

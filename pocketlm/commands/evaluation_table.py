@@ -15,7 +15,7 @@ from pocketlm.report.evaluation import (
     limits_reached,
     value_text,
 )
-from pocketlm.report.published import LEGEND, beside, peers
+from pocketlm.report.published import Beside, beside, legend, peers
 
 UNLIKE = ("not found", "differs")  # how a protocol's row says that a figure is not the paper's
 
@@ -29,18 +29,16 @@ def evaluation_table(evaluation: dict[str, Any], width: int) -> RenderableType:
     several = len(evaluation["suites"]) > 1
     table = _suites_table(evaluation) if several else _models_table(evaluation, width)
     notes = [*limits_reached(evaluation), *map(difference_line, evaluation["differences"])]
-    published = _published_table(evaluation)
-    parts = [table] if published is None else [table, published, *map(Text, LEGEND)]
-    return Group(*parts, *(Text(line) for line in (*notes, *_protocol_notes(evaluation))))
-
-
-def _published_table(evaluation: dict[str, Any]) -> Table | None:
-    """What papers print of these suites for models of our size; where a field differs, the field
-    in its place. None where no paper prints any.
-    """
     rows = beside(evaluation)
-    if not rows:
-        return None
+    parts = [table, _published_table(evaluation, rows)] if rows else [table]
+    lines = (*legend(rows), *notes, *_protocol_notes(evaluation))
+    return Group(*parts, *(Text(line) for line in lines))
+
+
+def _published_table(evaluation: dict[str, Any], rows: list[Beside]) -> Table:
+    """What papers print of these suites for models of our size; where a field differs, the field
+    in its place.
+    """
     names = peers(evaluation) if any(row.papers for row in rows) else []
     table = Table(title="published figures, percent", title_justify="left")
     table.add_column("suite", no_wrap=True)

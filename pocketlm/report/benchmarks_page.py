@@ -12,7 +12,7 @@ from pocketlm.report.evaluation import (
     limits_reached,
     value_text,
 )
-from pocketlm.report.published import LEGEND, beside, peers
+from pocketlm.report.published import beside, legend, peers
 
 INTRO = """# Benchmarks
 
@@ -80,7 +80,7 @@ def _published(evaluation: dict[str, Any]) -> Iterator[str]:
             for row in rows
         ],
     )
-    yield from _list(LEGEND)
+    yield from _list(legend(rows))
 
 
 def _differences(evaluation: dict[str, Any]) -> Iterator[str]:

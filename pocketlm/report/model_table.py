@@ -20,7 +20,7 @@ from pocketlm.report.goals import measured
 from pocketlm.report.markup import node
 from pocketlm.report.number_format import MISSING, percent, size
 from pocketlm.report.page import Cell, number, paragraph, section, table
-from pocketlm.report.published import LEGEND, beside, peers
+from pocketlm.report.published import beside, legend, peers
 
 SPEED = "tokens_per_second"
 
@@ -66,7 +66,7 @@ def evaluation_section(evaluation: dict[str, Any]) -> Element:
         ]
         parts += [
             table("Published figures, percent", headings, cells, class_="wide"),
-            paragraph("; ".join(LEGEND), quiet=True),
+            paragraph("; ".join(legend(rows_beside)), quiet=True),
         ]
     if limits := limits_reached(evaluation):
         parts.append(paragraph(f"{'; '.join(limits)}."))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ from pocketlm.report.evaluation import error_text, value_text
 SAME_SIZE = 2.0  # a model of at most so many times our parameters, or at least one so-many-th
 FEWEST = 3  # published models, the nearest in size, where none is of the same
 OPEN_MARK, MEMORY_MARK = "?", "†"
-LEGEND = (
-    f"{OPEN_MARK} the paper leaves fields of the protocol open, and others than its own may stand "
-    "here (below)",
-    f"{MEMORY_MARK} quoted from memory, not read in the paper",
-)
+LEGEND = {
+    OPEN_MARK: "the paper leaves fields of the protocol open; what stands here may be another",
+    MEMORY_MARK: "quoted from memory, not read in the paper",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,12 @@ def beside(evaluation: dict[str, Any]) -> list[Beside]:
             )
         )
     return rows
+
+
+def legend(rows: Sequence[Beside]) -> list[str]:
+    """What the marks mean that stand in these rows."""
+    texts = "".join(text for row in rows for text in row.papers.values())
+    return [f"{mark} {meaning}" for mark, meaning in LEGEND.items() if mark in texts]
 
 
 def peers(evaluation: dict[str, Any]) -> list[str]:

@@ -262,6 +262,7 @@ VALID["ifeval"] = [
     }
 ]
 VALID["ifeval_no_language"] = VALID["ifeval"]
+VALID["csqa"] = [ROWS["arc_easy_test"][1]]
 VALID["aime24"] = VALID["aime25"] = [
     {"problem": "a", "answer": "017", "id": 60},
     {"problem": "a", "answer": 17},

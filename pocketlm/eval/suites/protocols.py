@@ -35,6 +35,7 @@ SUITES: dict[str, Suite] = {
 }
 
 LM_EVAL = "lm-eval 0.4.13"
+QUESTION = "Question: {prompt}\nAnswer:"  # OLMES, for all but those that go on a text
 COMMONSENSE = (  # R1, table 13, in its order
     "arc_easy",
     "arc_challenge",
@@ -198,7 +199,41 @@ def _lm_eval() -> list[Suite]:
     return [
         _under("lm-eval", name, {"definition": defined, "shots": shots}, prefix="tokenizer")
         for name in (*CHOICES, "gsm8k", "triviaqa", "nq_open")
+        if name != "csqa"  # its form there has letters
     ]
+
+
+OLMES_METRICS = {  # allenai/OLMo-Eval, olmo_eval/tasks/olmes_v0_1, its completion form
+    "arc_easy": "acc_norm",
+    "arc_challenge": "acc_pmi",
+    "boolq": "acc",
+    "csqa": "acc_pmi",
+    "hellaswag": "acc_norm",
+    "openbookqa": "acc_pmi",
+    "piqa": "acc_norm",
+    "siqa": "acc_norm",
+    "winogrande": "acc",
+}
+OLMES_SAMPLED = ("arc_easy", "boolq", "hellaswag", "piqa", "siqa")
+
+
+def _olmes() -> list[Suite]:
+    """OLMES v0.1 (arXiv 2406.08446): five shots, and for each benchmark the normalisation that is
+    written there. Its form with letters is not here.
+    """
+    standard = "OLMES v0.1"
+    rows = []
+    for name, metric in OLMES_METRICS.items():
+        sources = {
+            "shots": f"differs: {standard} has five curated ones; the first of the split here",
+            "metric": f"{standard}: of the completion form; it takes the better of two forms",
+        }
+        if name in OLMES_SAMPLED:
+            sources["problems"] = f"differs: {standard} draws 1,000; all here"
+        pmi = {"unconditional": "Answer:"} if metric == "acc_pmi" else {}
+        form = {} if name in ("hellaswag", "winogrande", "boolq") else {"prompt_format": QUESTION}
+        rows.append(_under("olmes", name, sources, shots=5, metric=metric, **form, **pmi))
+    return rows
 
 
 def _bits_per_byte() -> list[Suite]:
@@ -215,7 +250,7 @@ def _bits_per_byte() -> list[Suite]:
         "metric": "bits_per_byte",
         "shots": 0,
     }
-    names = [name for name in (*COMMONSENSE, "gsm8k") if name != "winogrande"]
+    names = [name for name in (*COMMONSENSE, "csqa", "gsm8k", "lambada") if name != "winogrande"]
     rows = [_under("bpb", name, sources, **fields) for name in names]
     return [*rows, *(replace(suite, sources=sources) for suite in GOLD_ANSWERS)]
 
@@ -226,6 +261,7 @@ PROTOCOLS: dict[str, tuple[Suite, ...]] = {
     "pro-base": tuple(_pro_base()),
     "pro-instruct": tuple(_pro_instruct()),
     "lm-eval": tuple(_lm_eval()),
+    "olmes": tuple(_olmes()),
     "bpb": tuple(_bits_per_byte()),
 }
 PROTOCOLS["r1"] = PROTOCOLS["r1-base"] + PROTOCOLS["r1-final"]

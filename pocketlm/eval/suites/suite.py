@@ -71,10 +71,12 @@ class Suite:
     prompt_format: "{prompt}" stands for the problem's, "{family}" in `preamble` for its family.
     chat: a model with a chat template gets the prompt as a user turn. stop_strings end the answer
     to a plain prompt; a turn ends by its own token. shots: the first so many of `shots_from`, or of
-    those of the problem's own family where shots_by_family. samples: answers to each problem, whose
-    mean counts; pass_at: for which k pass@k is estimated from them. runs_code: answers are programs
-    for the sandbox, and keep the spaces that they begin with. protocol_name: of which protocol this
-    is a row; sources: for each field, where the paper or program says so, or that it is not found.
+    those of the problem's own family where shots_by_family. unconditional: the prompt without a
+    question, "" for none: each choice is scored behind it too (acc_pmi: OLMES). samples: answers to
+    each problem, whose mean counts; pass_at: for which k pass@k is estimated from them. runs_code:
+    answers are programs for the sandbox, and keep the spaces that they begin with. protocol_name:
+    of which protocol this is a row; sources: for each field, where the paper or program says so, or
+    that it is not found.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Suite:
     shots: int = 0
     shots_from: Problems | None = None
     shots_by_family: bool = False
+    unconditional: str = ""
     shot_separator: str = "\n\n"  # lm-eval's fewshot_delimiter
     stop_strings: tuple[str, ...] = ()
     answer_separator: str = ANSWER_SEPARATOR
@@ -144,6 +147,8 @@ class Suite:
             "chat": self.chat,
             "shots": self.shots,
         }
+        if self.unconditional:
+            fields["unconditional"] = self.unconditional
         if self.preamble:
             fields["preamble"] = self.preamble
         if self.kind == "generation":
