@@ -21,10 +21,12 @@ def main() -> None:
     if len(set(names)) != len(names):
         parser.error(f"two folders have one name: {', '.join(names)}; rename one")
     try:
-        read = {folder.name: read_evaluation(folder) for folder in arguments.folders}
+        page = benchmarks_page(
+            {folder.name: read_evaluation(folder) for folder in arguments.folders}
+        )
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    write_text(arguments.out, benchmarks_page(read))
+    write_text(arguments.out, page)
 
 
 if __name__ == "__main__":

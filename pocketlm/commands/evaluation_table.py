@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pocketlm.eval.suites.suite import DIFFERS, NOT_FOUND
 from pocketlm.report.evaluation import (
     constant_share,
     difference_line,
@@ -16,8 +17,6 @@ from pocketlm.report.evaluation import (
     value_text,
 )
 from pocketlm.report.published import Beside, beside, legend, peers
-
-UNLIKE = ("not found", "differs")  # how a protocol's row says that a figure is not the paper's
 
 
 def evaluation_table(evaluation: dict[str, Any], width: int) -> RenderableType:
@@ -147,4 +146,4 @@ def _protocol_notes(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _is_unlike(text: str) -> bool:
-    return any(word in text for word in UNLIKE)
+    return any(word in text for word in (NOT_FOUND, DIFFERS))

@@ -109,4 +109,4 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
 
 def _list(lines: Sequence[str]) -> Iterator[str]:
     yield from (f"- {line}" for line in lines)
-    yield ""
+    yield from [""] * bool(lines)

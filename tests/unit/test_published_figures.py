@@ -1,14 +1,19 @@
 """Published figures: tables as their papers print them, and when they stand beside ours."""
 
+import io
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
+from pocketlm.commands.evaluation_table import evaluation_table
 from pocketlm.eval.published import pro, r1
 from pocketlm.eval.published.beside import TABLES, differing, published
 from pocketlm.eval.published.tables import column, table
 from pocketlm.eval.suites.protocols import BY_NAME
 from pocketlm.report.benchmarks_page import benchmarks_page
+from pocketlm.report.markup import to_html
+from pocketlm.report.model_table import evaluation_section
 from pocketlm.report.published import beside, peers
 
 NOT_HERE = {"r1-final.livecodebench"}  # its hidden tests are not in a file that is read here
@@ -130,3 +135,18 @@ def test_the_page_of_results_shows_ours_the_papers_and_what_differs():
     part = benchmarks_page({"part": evaluation(135_000_000, limit=100)})
     assert "58.9" not in part and "- ? the paper" not in part
     assert "MobileLLM-R1, table 13; documents: the first 100 here, all there |" in part
+
+
+def test_terminal_and_report_show_them_too():
+    for limit, present, absent in (
+        (None, ("58.9?", "? the paper leaves fields"), ("documents: the first",)),
+        (100, ("documents: the first 100 here",), ("58.9", "? the paper leaves fields")),
+    ):
+        given = evaluation(135_000_000, limit)
+        console = Console(width=200, file=io.StringIO())
+        console.print(evaluation_table(given, 200))
+        texts = (console.file.getvalue(), to_html(evaluation_section(given)))
+        for text in texts:
+            assert "MobileLLM-R1, table 13" in text
+            assert all(part in text for part in present), present
+            assert not any(part in text for part in absent), absent
