@@ -20,6 +20,7 @@ from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.presets import PRO
 from pocketlm.model.transformer import ModelConfig
 from pocketlm.stages.curate import CurateConfig, curate
+from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.find_mix import MixConfig, find_mix
@@ -267,6 +268,14 @@ INSTRUCT_RAISED = replace(
     optim=replace(INSTRUCT.optim, num_steps=RAISED_STEPS, warmup_steps=round(0.03 * RAISED_STEPS)),
 )
 
+# Pro, tables 4 and 5: the base and what it is with four bits; table 7: after instruction tuning
+BASE_EVALUATION = EvaluateConfig(
+    name="evaluation-base",
+    suites=("pro-base",),
+    labels=("base", "int4", "model.gguf", "int4-accelerator"),
+)
+EVALUATION = EvaluateConfig(name="evaluation", suites=("pro-instruct",), labels=("instruct",))
+
 
 def with_windows(config, windows: int):
     """The phase with so many windows a step, and as many tokens in all."""
@@ -285,6 +294,7 @@ def recipe(
     windows: int = 128,
     mix: str = "published",
     left_out: bool = False,
+    benchmarks: Path | None = None,
 ):
     """MobileLLM-Pro as published: language, long context, specialists merged, 4 bits; and
     instruction tuning.
@@ -301,6 +311,9 @@ def recipe(
     --mix: published, the shares of table 2; or found, by utilities along one simulated run
 
     --left-out: also train a proxy without each set of pre-training, to compare
+
+    --benchmarks: a folder with the benchmarks' files (docs/evaluation.md): at the end the base, its
+    four bits and the .gguf are measured as in tables 4 and 5, the instruct model as in table 7
     """
     if mix not in HELD_OUT:
         raise ValueError(f"--mix {mix}: published or found")
@@ -365,5 +378,9 @@ def recipe(
         ),
     )
     broad = run(finetune, replace(INSTRUCT, name="instruct-broad"), corpus=chats, model=base)
-    run(finetune, INSTRUCT_RAISED, corpus=chats, model=broad)
+    instruct = run(finetune, INSTRUCT_RAISED, corpus=chats, model=broad)
+    if benchmarks is not None:
+        data, shipped = str(benchmarks), [int4, files / "model.gguf", accelerator]
+        run(evaluate, replace(BASE_EVALUATION, data=data), models=[base, *shipped])
+        run(evaluate, replace(EVALUATION, data=data), models=[instruct])
     return files

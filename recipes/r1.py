@@ -17,6 +17,7 @@ from pocketlm.data.mixing.influence import InfluenceMix
 from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.model.presets import PRESETS
 from pocketlm.stages.curate import CurateConfig, curate
+from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.find_mix import MixConfig, find_mix
@@ -399,6 +400,11 @@ REASONING_SFT = replace(
 # R1, table 10 rounds to int4 in groups of 128 (32 for the 140M), int8 activations; groups are of 32
 # here for all
 INT4 = QuantizeConfig(name="int4", scheme="int4_group32", optim=None)
+# R1, tables 6 and 13: the base; table 7: what it became, and the file of it
+BASE_EVALUATION = EvaluateConfig(name="evaluation-base", suites=("r1-base",), labels=("base",))
+EVALUATION = EvaluateConfig(
+    name="evaluation", suites=("r1-final",), labels=("reasoning", "int4", "model.gguf")
+)
 
 
 def recipe(
@@ -409,6 +415,7 @@ def recipe(
     teacher: Path = Path("Llama-3.1-8B-Instruct"),
     mix: str = "published",
     left_out: bool = False,
+    benchmarks: Path | None = None,
 ):
     """MobileLLM-R1 as published: two phases of pre-training, two of mid-training, two of
     fine-tuning.
@@ -425,6 +432,9 @@ def recipe(
     little positive influence is left
 
     --left-out: also train a proxy without each source of pre-training (figure 6), to compare
+
+    --benchmarks: a folder with the benchmarks' files (docs/evaluation.md): at the end the base is
+    measured as in tables 6 and 13, the last model, its four bits and the .gguf as in table 7
     """
     if size not in SHAPES:
         raise ValueError(f"--size {size}: the published sizes are {', '.join(SHAPES)}")
@@ -438,7 +448,13 @@ def recipe(
     trunk = midtrained(run, corpus, trunk, teacher, mix, probes)
     reasoning = finetuned(run, corpus, trunk)
     int4 = run(quantize, INT4, model=reasoning)
-    return run(export, ExportConfig(name="files"), model=int4)
+    files = run(export, ExportConfig(name="files"), model=int4)
+    if benchmarks is not None:
+        data = str(benchmarks)
+        run(evaluate, replace(BASE_EVALUATION, data=data), models=[trunk])
+        models = [reasoning, int4, files / "model.gguf"]
+        run(evaluate, replace(EVALUATION, data=data), models=models)
+    return files
 
 
 def pretrained(

@@ -45,6 +45,7 @@ def recipe(
     scheme: str = SCHEME,
     formats: str = "gguf,pte,hf",
     suite: Path | None = None,
+    benchmarks: Path | None = None,
 ):
     """A base model, and your own chats or text, to a fine-tuned 4-bit model and its files.
 
@@ -67,8 +68,10 @@ def recipe(
 
     --formats: of gguf, pte, hf, with commas
 
-    --suite: JSONL with "prompt" and "answer" on each line, to measure base, tuned and 4-bit model
-    on
+    --suite: what to measure base, tuned and 4-bit model on at the end: JSONL with "prompt" and
+    "answer" on each line, or names of benchmarks with commas (arc_easy,hellaswag)
+
+    --benchmarks: a folder with the benchmarks' files; without it the hub is read
     """
     if chats is None and text is None:
         raise ValueError(
@@ -151,6 +154,11 @@ def recipe(
         ours = {model.name: model, "int4": int4} | (
             {"model.gguf": files / "model.gguf"} if "gguf" in wanted else {}
         )
-        config = EvaluateConfig(name="evaluation", suites=(str(suite),), labels=("base", *ours))
+        config = EvaluateConfig(
+            name="evaluation",
+            suites=(str(suite),) if suite.is_file() else tuple(str(suite).split(",")),
+            labels=("base", *ours),
+            data=None if benchmarks is None else str(benchmarks),
+        )
         run(evaluate, config, models=[base, *ours.values()])
     return files

@@ -13,7 +13,8 @@ from pocketlm.runner.errors import plain_errors
 
 SUITE_HELP = (
     "Suites, with commas: pocket, a benchmark (arc_easy, hellaswag, gsm8k ...), a protocol (r1, "
-    "pro, bpb, lm-eval), or a .jsonl file of your own: a prompt and an answer a line."
+    "pro, olmes, bpb, lm-eval), RULER at a length (ruler@4096), or a .jsonl file of your own: a "
+    "prompt and an answer a line."
 )
 DATA_HELP = "A folder with the benchmarks' JSONL files. Without it they come from the hub."
 UNSAFE_HELP = (

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pocketlm.eval.suites.suite import DIFFERS, NOT_FOUND
 from pocketlm.report.evaluation import (
     constant_share,
     difference_line,
@@ -15,8 +16,7 @@ from pocketlm.report.evaluation import (
     limits_reached,
     value_text,
 )
-
-UNLIKE = ("not found", "differs")  # how a protocol's row says that a figure is not the paper's
+from pocketlm.report.published import Beside, beside, legend, peers
 
 
 def evaluation_table(evaluation: dict[str, Any], width: int) -> RenderableType:
@@ -28,7 +28,28 @@ def evaluation_table(evaluation: dict[str, Any], width: int) -> RenderableType:
     several = len(evaluation["suites"]) > 1
     table = _suites_table(evaluation) if several else _models_table(evaluation, width)
     notes = [*limits_reached(evaluation), *map(difference_line, evaluation["differences"])]
-    return Group(table, *(Text(line) for line in (*notes, *_protocol_notes(evaluation))))
+    rows = beside(evaluation)
+    parts = [table, _published_table(evaluation, rows)] if rows else [table]
+    lines = (*legend(rows), *notes, *_protocol_notes(evaluation))
+    return Group(*parts, *(Text(line) for line in lines))
+
+
+def _published_table(evaluation: dict[str, Any], rows: list[Beside]) -> Table:
+    """What papers print of these suites for models of our size; where a field differs, the field
+    in its place.
+    """
+    names = peers(evaluation) if any(row.papers for row in rows) else []
+    table = Table(title="published figures, percent", title_justify="left")
+    table.add_column("suite", no_wrap=True)
+    for name in (*evaluation["models"], *names):
+        table.add_column(name, justify="right")
+    table.add_column("source, or what differs from it")
+    for row in rows:
+        ours = (row.ours.get(label, "") for label in evaluation["models"])
+        papers = (row.papers.get(name, "") for name in names)
+        note = "; ".join(row.differs)
+        table.add_row(row.suite, *ours, *papers, f"{row.source}: {note}" if note else row.source)
+    return table
 
 
 def _text_table(evaluation: dict[str, Any]) -> Table:
@@ -125,4 +146,4 @@ def _protocol_notes(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _is_unlike(text: str) -> bool:
-    return any(word in text for word in UNLIKE)
+    return any(word in text for word in (NOT_FOUND, DIFFERS))

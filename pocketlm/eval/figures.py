@@ -29,7 +29,8 @@ def figures_of(suite: Suite, rows: Sequence[Row]) -> dict[str, Any]:
     (where the kind has them); verdicts: of programs, how many had each. problems: {family: {solved,
     total}}, but for bits_per_byte.
     """
-    names = list(rows[0]["scores"])
+    counts_of = set(suite.weighted_by.values())
+    names = [name for name in rows[0]["scores"] if name not in counts_of]
     scores = {name: _mean(suite, rows, name) for name in names}
     figures: dict[str, Any] = {
         "metric": suite.metric,
@@ -59,23 +60,49 @@ def prompts_hash(rows: Sequence[Row]) -> str:
 
 
 def _mean(suite: Suite, rows: Sequence[Row], name: str) -> dict[str, float]:
-    """The weighted mean of a score and its standard error over documents (of the ratio, to first
-    order; with equal weights the sample's deviation over the root of n).
+    """A score's figure and its standard error over documents (of the ratio, to first order; with
+    equal weights the sample's deviation over the root of n).
     """
-    values = np.array([row["scores"][name] for row in rows], dtype=np.float64)
-    weights = _weights(suite, rows)
-    mean = float((weights * values).sum() / weights.sum())
-    centers = np.full(len(rows), mean)
-    if suite.macro:  # families are not drawn, only their documents are
-        families = np.array([row["family"] for row in rows])
-        for family in set(families):
-            centers[families == family] = values[families == family].mean()
-    spread = ((weights * (values - centers)) ** 2).sum() * len(rows) / max(1, len(rows) - 1)
-    return {"value": mean, "standard_error": float(math.sqrt(spread) / weights.sum())}
+    parts = _parts(suite, rows, name)
+    pull = np.zeros(len(rows))  # how far each document pulls the figure
+    for values, weights in parts:
+        centers = np.full(len(rows), (weights * values).sum() / weights.sum())
+        if suite.macro:  # families are not drawn, only their documents are
+            families = np.array([row["family"] for row in rows])
+            for family in set(families):
+                centers[families == family] = values[families == family].mean()
+        pull += weights * (values - centers) / weights.sum() / len(parts)
+    error = math.sqrt((pull**2).sum() * len(rows) / max(1, len(rows) - 1))
+    return {"value": _value(parts, np.arange(len(rows))), "standard_error": error}
 
 
-def _weights(suite: Suite, rows: Sequence[Row]) -> np.ndarray:
-    """Of each document: 1, the bytes of its answer, or its share of its family."""
+Parts = list[tuple[np.ndarray, np.ndarray]]  # (values, weights) of all documents
+
+
+def _parts(suite: Suite, rows: Sequence[Row], name: str) -> Parts:
+    """What a score's figure is the mean of: itself alone, or the figures that it is made of."""
+    names = suite.mean_of if suite.mean_of and name == suite.metric else (name,)
+    return [(_scores(rows, part), _weights(suite, rows, part)) for part in names]
+
+
+def _scores(rows: Sequence[Row], name: str) -> np.ndarray:
+    return np.array([row["scores"][name] for row in rows], dtype=np.float64)
+
+
+def _value(parts: Parts, drawn: np.ndarray) -> float:
+    """The figure of these documents, by their numbers: the mean of the parts' weighted means."""
+    means = [
+        (weights[drawn] * values[drawn]).sum() / weights[drawn].sum() for values, weights in parts
+    ]
+    return float(sum(means) / len(means))
+
+
+def _weights(suite: Suite, rows: Sequence[Row], name: str) -> np.ndarray:
+    """Of each document: 1, the bytes of its answer, what a score counts in it, or its share of its
+    family.
+    """
+    if name in suite.weighted_by:
+        return _scores(rows, suite.weighted_by[name])
     if not suite.macro:
         return np.array([row.get("weight", 1) for row in rows], dtype=np.float64)
     sizes = Counter(row["family"] for row in rows)
@@ -94,21 +121,18 @@ def paired_difference(suite: Suite, rows: Sequence[Row], others: Sequence[Row]) 
     """
     if [row["id"] for row in rows] != [row["id"] for row in others]:
         raise ValueError(f"suite {suite.name}: two models answered other documents; no difference")
-    scores, other_scores = (
-        np.array([row["scores"][suite.metric] for row in side], dtype=np.float64)
-        for side in (rows, others)
-    )
-    weights = _weights(suite, rows)
+    scores, other_scores = (_scores(side, suite.metric) for side in (rows, others))
     gaps = scores - other_scores
+    both = (_parts(suite, side, suite.metric) for side in (rows, others))
+    parts = [(a - b, weights) for (a, weights), (b, _) in zip(*both, strict=True)]
     rng, means = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
-        drawn = rng.integers(len(rows), size=len(rows))
-        means.append((weights[drawn] * gaps[drawn]).sum() / weights[drawn].sum())
+        means.append(_value(parts, rng.integers(len(rows), size=len(rows))))
     low, high = np.percentile(means, [LOW, HIGH])
     better, worse = int((gaps > 0).sum()), int((gaps < 0).sum())
     comparison: dict[str, Any] = {
         "metric": suite.metric,
-        "difference": float((weights * gaps).sum() / weights.sum()),
+        "difference": _value(parts, np.arange(len(rows))),
         "low": float(low),
         "high": float(high),
         "n": len(rows),

@@ -11,7 +11,7 @@ from pocketlm.eval.answers_file import AnswersFile, Row
 from pocketlm.eval.code_scorer import over_samples
 from pocketlm.eval.likelihood import scorer_of, shortened
 from pocketlm.eval.prompts import Request, requests_of
-from pocketlm.eval.scorers import answer_bytes, best_choice, without_thinking
+from pocketlm.eval.scorers import answer_bytes, choice_of, without_thinking
 from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.inference.continuations import Pair
 from pocketlm.inference.runtime import Runtime
@@ -178,7 +178,7 @@ def _scored(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], list
             scores = suite.scorer(problem, log_probs)
             chosen = problem.answer
             if suite.kind == "choices":
-                chosen = problem.choices[best_choice(log_probs, _lengths(suite, problem))]
+                chosen = problem.choices[choice_of(suite.metric, problem, log_probs)]
             row = _row(suite, request, chosen, scores)
             row |= {"log_probs": log_probs, "truncated": pairs != list(request.pairs)}
             if suite.kind == "bits_per_byte":
@@ -187,15 +187,6 @@ def _scored(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], list
         return rows
 
     return answer
-
-
-def _lengths(suite: Suite, problem: Problem) -> list[int]:
-    """What the suite's metric divides a choice's log-likelihood by."""
-    if suite.metric == "acc_norm":
-        return [len(choice) for choice in problem.choices]
-    if suite.metric == "acc_bytes":
-        return [len(choice.encode()) for choice in problem.choices]
-    return [1] * len(problem.choices)
 
 
 def _shared(problems: Sequence[Sequence[Pair]], most: int) -> list[int]:

@@ -75,15 +75,20 @@ def requests_of(
 def _continuations(
     suite: Suite, problem: Problem, shots: Sequence[Problem]
 ) -> list[tuple[str, str]]:
-    """(context, continuation) texts: of every choice, or of the right answer alone."""
+    """(context, continuation) texts: of every choice, then of every choice without the question
+    where the suite asks for it; or of the right answer alone.
+    """
     before = suite.before(problem, shots)
     if suite.kind == "bits_per_byte":
         return [(before + suite.prompt(problem), suite.answer_separator + problem.answer)]
     contexts = problem.contexts or (problem.prompt,) * len(problem.choices)
-    return [
+    pairs = [
         (before + suite.prompt_format.replace("{prompt}", context), suite.answer_separator + choice)
         for context, choice in zip(contexts, problem.choices, strict=True)
     ]
+    if suite.unconditional:
+        pairs += [(suite.unconditional, continuation) for _, continuation in pairs]
+    return pairs
 
 
 def _plain(

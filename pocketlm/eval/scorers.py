@@ -1,8 +1,8 @@
 """Scorers: functions from a problem and its answer to named figures, each from 0 to 1 (bits per
 byte: from 0 up).
 
-For written answers: match, gsm8k, math, r1_math, exact_match. For log-likelihoods: multiple_choice,
-bits_per_byte.
+For written answers: match, gsm8k, math, r1_math, exact_match, last_word. For log-likelihoods:
+multiple_choice, bits_per_byte.
 """
 
 from __future__ import annotations
@@ -120,20 +120,35 @@ def exact_match_without_articles(problem: AnswerKey, completion: str) -> dict[st
     return {"exact_match": float(given in accepted)}
 
 
+def last_word(problem: AnswerKey, completion: str) -> dict[str, float]:
+    """acc: the first word that is written is the right one, marks around it aside (LAMBADA)."""
+    words = completion.split(maxsplit=1)
+    marks = string.punctuation + "“”‘’—–…"
+    return {"acc": float(bool(words) and words[0].strip(marks) == problem.answer.strip(marks))}
+
+
 def multiple_choice(problem: AnswerKey, log_probs: Sequence[float]) -> dict[str, float]:
     """acc: the right choice has the largest log-likelihood. acc_norm: the largest for each
-    character of the choice (lm-eval's); acc_bytes: for each byte of it. Of equal ones the first
+    character of the choice (lm-eval's); acc_bytes: for each byte of it; acc_pmi, where the choices
+    were scored without the question too: the largest gain by the question. Of equal ones the first
     counts.
     """
-    characters = [len(choice) for choice in problem.choices]
-    num_bytes = [len(choice.encode()) for choice in problem.choices]
-    lengths = {"acc": [1] * len(characters), "acc_norm": characters, "acc_bytes": num_bytes}
-    return {name: float(best_choice(log_probs, lengths[name]) == problem.gold) for name in lengths}
+    names = ["acc", "acc_norm", "acc_bytes"]
+    names += ["acc_pmi"] * (len(log_probs) == 2 * len(problem.choices))
+    return {name: float(choice_of(name, problem, log_probs) == problem.gold) for name in names}
 
 
-def best_choice(log_probs: Sequence[float], lengths: Sequence[int]) -> int:
-    """The number of the choice with the largest log-likelihood for each unit of length."""
-    return max(range(len(log_probs)), key=lambda i: log_probs[i] / lengths[i])
+def choice_of(metric: str, problem: AnswerKey, log_probs: Sequence[float]) -> int:
+    """The number of the choice that a metric of multiple_choice takes."""
+    count = len(problem.choices)
+    values = list(log_probs[:count])
+    if metric == "acc_norm":
+        values = [value / len(c) for value, c in zip(values, problem.choices, strict=True)]
+    elif metric == "acc_bytes":
+        values = [value / len(c.encode()) for value, c in zip(values, problem.choices, strict=True)]
+    elif metric == "acc_pmi":
+        values = [value - alone for value, alone in zip(values, log_probs[count:], strict=True)]
+    return max(range(count), key=lambda i: values[i])
 
 
 def bits_per_byte(problem: AnswerKey, log_probs: Sequence[float]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from pocketlm.report.goals import measured
 from pocketlm.report.markup import node
 from pocketlm.report.number_format import MISSING, percent, size
 from pocketlm.report.page import Cell, number, paragraph, section, table
+from pocketlm.report.published import beside, legend, peers
 
 SPEED = "tokens_per_second"
 
@@ -51,6 +52,22 @@ def evaluation_section(evaluation: dict[str, Any]) -> Element:
     if lengths:
         more.append("Needle: how often a fact hidden in that many tokens is found.")
     parts = [paragraph(_note(evaluation)), whole, paragraph(" ".join(more), quiet=True)]
+    if rows_beside := beside(evaluation):
+        names = peers(evaluation) if any(row.papers for row in rows_beside) else []
+        headings = ["suite", *models, *names, "source, or what differs from it"]
+        cells: list[list[Cell]] = [
+            [
+                row.suite,
+                *(node("td", row.ours.get(label, MISSING)) for label in models),
+                *(node("td", row.papers.get(name, MISSING)) for name in names),
+                node("td", "; ".join([row.source, *row.differs])),
+            ]
+            for row in rows_beside
+        ]
+        parts += [
+            table("Published figures, percent", headings, cells, class_="wide"),
+            paragraph("; ".join(legend(rows_beside)), quiet=True),
+        ]
     if limits := limits_reached(evaluation):
         parts.append(paragraph(f"{'; '.join(limits)}."))
     if differences := evaluation.get("differences"):

@@ -15,22 +15,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from pocketlm.corpus.recall_notes import draw_notes
 from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.data.shards import open_shard
-from pocketlm.eval.answers_file import documents_digest, keep_to, transcript
-from pocketlm.eval.code_scorer import code_scorer
-from pocketlm.eval.figures import best_constant_answer, chance, figures_of, paired_difference
+from pocketlm.eval.answers_file import keep_to, transcript
+from pocketlm.eval.figures import figures_of, paired_difference
 from pocketlm.eval.harness import run_suite
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.look_up import VALUE_TOKENS, fact_trials
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
-from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
-from pocketlm.eval.suites.suite import Problem, Suite
+from pocketlm.eval.suites.loaded import LoadedSuite, loaded, with_sandbox
+from pocketlm.eval.suites.named import named_suites
 from pocketlm.inference.gguf_file import part_files
 from pocketlm.inference.open import label_of, opened, size_of
 from pocketlm.model.files import write_json
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
-from pocketlm.sandbox.sandbox import open_sandbox
+from pocketlm.model.weights import count_numbers
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it
 CHECKPOINT_FILES = ("*.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
@@ -124,83 +123,38 @@ def evaluate(
     if corpus is None and (config.bits_tokens or config.needle_tokens):
         raise ValueError(f"{config.name}: bits_tokens and needle_tokens need a corpus as input")
     suites = named_suites(config.suites) if config.suites else ()
-    tests = _with_sandbox([_loaded(suite, config) for suite in suites], config.unsafe_exec)
+    data = None if config.data is None else Path(config.data).expanduser()
+    if config.max_new_tokens is not None:
+        suites = [replace(suite, max_new_tokens=config.max_new_tokens) for suite in suites]
+    tests = [loaded(suite, data, config.limit) for suite in suites]
+    tests = with_sandbox(tests, unsafe_exec=config.unsafe_exec)
     figures: dict[str, Any] = {}
     (out / "transcripts").mkdir(exist_ok=True)
     keep_to(out, {test.suite.name: test.basis() for test in tests})
     with _progress() as progress:
-        bar = progress.add_task("", total=len(models) * sum(len(test.problems) for test in tests))
+        documents = sum(test.count for test in tests)
+        bar = progress.add_task("", total=len(models) * documents)
         for label, path in zip(labels, models, strict=True):
             finished = out / f".{label}.json"
             if not finished.is_file():
                 report = _reporter(progress, bar, label)
                 answers = partial(transcript, out, label)
                 described = {"path": path.name, "bytes": size_of(path), "sha256": sha256_of(path)}
+                if path.is_dir() and any(path.glob("model*.safetensors")):  # no adapter's folder
+                    described["parameters"] = count_numbers(path)
                 measured = measure(config, path, tests, corpus, answers, report)
                 write_json(finished, {**described, **measured})
             figures[label] = read_object(finished)
-            progress.update(bar, completed=len(figures) * sum(len(test.problems) for test in tests))
+            progress.update(bar, completed=len(figures) * documents)
     write_json(
         out / "evaluation.json",
         {
-            "suites": {test.suite.name: test.described(config) for test in tests},
+            "suites": {test.suite.name: test.described() for test in tests},
             "models": figures,
             "differences": _differences(out, tests, dict(zip(labels, models, strict=True))),
         },
     )
     return out
-
-
-@dataclass(frozen=True)
-class LoadedSuite:
-    """A suite with its problems and the shots of each family."""
-
-    suite: Suite
-    problems: tuple[Problem, ...]
-    shots: dict[str, list[Problem]]
-    sandbox: str = ""  # what its programs run in
-
-    def basis(self) -> dict[str, str]:
-        """What kept answers and verdicts depend on, beside the suite's fields."""
-        documents = documents_digest(self.problems, self.shots)
-        return {"documents": documents, "sandbox": self.sandbox or "none"}
-
-    def described(self, config: EvaluateConfig) -> dict[str, Any]:
-        """Its protocol, and what an answer without reading would score."""
-        blind: dict[str, Any] = {}
-        if self.suite.kind == "generation" and not self.suite.runs_code:
-            blind = {"constant_answer": best_constant_answer(self.problems)}
-        elif self.suite.kind == "choices":
-            blind = {"chance": chance(self.problems)}
-        place = {"sandbox": self.sandbox} if self.sandbox else {}
-        counts = {"n": len(self.problems), "limit": config.limit}
-        return {**self.suite.protocol(), **counts, **place, **blind}
-
-
-def _loaded(suite: Suite, config: EvaluateConfig) -> LoadedSuite:
-    data = None if config.data is None else Path(config.data).expanduser()
-    if config.max_new_tokens is not None:
-        suite = replace(suite, max_new_tokens=config.max_new_tokens)
-    problems = load_problems(suite, data, config.limit)
-    return LoadedSuite(
-        suite, problems, shots_of(suite, data, {problem.family for problem in problems})
-    )
-
-
-def _with_sandbox(tests: list[LoadedSuite], unsafe_exec: bool) -> list[LoadedSuite]:
-    """The suites; those of programs with a scorer that runs them in a sandbox, which judged a right
-    and a wrong answer before. ValueError: no sandbox holds here.
-    """
-    if not any(test.suite.runs_code for test in tests):
-        return tests
-    sandbox = open_sandbox(unsafe_exec=unsafe_exec)
-    scorer = code_scorer(sandbox)
-    return [
-        replace(test, suite=replace(test.suite, scorer=scorer), sandbox=sandbox.description)
-        if test.suite.runs_code
-        else test
-        for test in tests
-    ]
 
 
 def measure(
@@ -218,7 +172,7 @@ def measure(
     figures: dict[str, Any] = {"suites": {}}
     before = 0
     with opened(path, runtime=config.runtime if path.is_dir() else None) as model:
-        for test in tests:
+        for test in (test.drawn_for(model.tokenizer) for test in tests):
             name = test.suite.name
 
             def progress(answered: int, name: str = name, before: int = before) -> None:
@@ -235,7 +189,7 @@ def measure(
                 progress=progress,
             )
             figures["suites"][name] = figures_of(test.suite, rows)
-            before += len(test.problems)
+            before += test.count
         if corpus is not None and config.bits_tokens:
             report("bits per byte", before)
             texts = held_out_texts(corpus, model.tokenizer, "validation", config.bits_tokens)

@@ -427,7 +427,8 @@ def after_evaluate(
     stage = importlib.import_module("pocketlm.stages.evaluate")
     seen: list[Any] = []
     find, generate = stage.find_needles, LanguageModel.generate
-    open_sandbox = stage.open_sandbox
+    suites = importlib.import_module("pocketlm.eval.suites.loaded")
+    open_sandbox = suites.open_sandbox
 
     def watched_open(**options: Any) -> Any:
         seen.append(options)
@@ -451,7 +452,7 @@ def after_evaluate(
         return {"decode_tokens_per_second": 1.0}
 
     patch.setattr(stage, "find_needles", watched_find)
-    patch.setattr(stage, "open_sandbox", watched_open)
+    patch.setattr(suites, "open_sandbox", watched_open)
     patch.setattr(stage, "fact_trials", few_facts)
     patch.setattr(LanguageModel, "generate", watched_generate)
     patch.setattr(stage, "measure_speed", speed)

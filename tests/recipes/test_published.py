@@ -5,6 +5,7 @@ needs no data.
 import io
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 
 from pocketlm.data.batches import ConversationRows
+from pocketlm.eval.suites.named import named_suites
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.runner.dry_run import DryRun, dry_run
@@ -227,3 +229,21 @@ def test_unpacked_each_conversation_has_a_row_of_its_own() -> None:
     packed, alone = (ConversationRows(conversations, 8, 0, packed=value) for value in (True, False))
     assert list(itertools.chain(*packed.rows)) == list(itertools.chain(*alone.rows)) == [0, 1, 2, 3]
     assert len(packed) == 2 and len(alone) == 4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "models"),
+    [(R1, {"evaluation-base": 1, "evaluation": 3}), (PRO, {"evaluation-base": 4, "evaluation": 1})],
+    ids=["r1", "pro"],
+)
+def test_with_a_folder_of_benchmarks_the_recipe_ends_with_the_papers_evaluation(
+    recipe: Callable[..., None], models: dict[str, int], tmp_path: Path
+) -> None:
+    dry = dry_run(recipe, tmp_path / "run", missing_ok=True, benchmarks=tmp_path / "benchmarks")
+    last = {call.name: call for call in dry.calls[-2:]}
+    for name, count in models.items():
+        config = last[name].config
+        assert config.data == str(tmp_path / "benchmarks") and len(config.labels) == count
+        assert all(suite.protocol_name for suite in named_suites(config.suites))
+    plain = dry_run(recipe, tmp_path / "run", missing_ok=True)
+    assert [call.name for call in plain.calls] == [call.name for call in dry.calls[:-2]]

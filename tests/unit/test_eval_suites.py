@@ -253,11 +253,36 @@ VALID = {
         {"prompt": "a", "code": "def b(): return 1", "test": ["assert b() == 1"], "task_id": 3},
     ],
 }
+VALID["ifeval"] = [
+    {
+        "key": 1,
+        "prompt": "a",
+        "instruction_id_list": ["punctuation:no_comma", "keywords:frequency"],
+        "kwargs": [{}, {"keyword": "b", "frequency": 2, "relation": "at least"}],
+    }
+]
+VALID["ifeval_no_language"] = VALID["ifeval"]
+VALID["csqa"] = [ROWS["arc_easy_test"][1]]
+VALID["aime24"] = VALID["aime25"] = [
+    {"problem": "a", "answer": "017", "id": 60},
+    {"problem": "a", "answer": 17},
+]
+VALID["lambada"] = [{"text": "a b c"}, {"query": "a b", "answers_text": ["c"], "id": 1}]
+VALID["open_rewrite"] = [{"comment": "a", "source": "b", "target": "c", "task": "d"}]
+VALID["tldr9"] = [{"document": "a", "summary": "b", "id": "c"}]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=5,
 )
+
+
+def rows_of(name):
+    """The rows that a suite's problems are made of, where it leaves some of them out too."""
+    source = SUITES[name].problems
+    source = getattr(source, "rows", source)
+    assert isinstance(source, Rows)
+    return source
 
 
 @settings(max_examples=60, deadline=None)
@@ -272,8 +297,7 @@ def test_a_row_with_anything_in_a_field_is_a_problem_or_named_by_its_line(
         del row[key]
     else:
         row[key] = data.draw(JSON)
-    source = SUITES[name].problems
-    assert isinstance(source, Rows)
+    source = rows_of(name)
     folder = tmp_path_factory.mktemp("rows")
     (folder / f"{source.file}.jsonl").write_text(json.dumps(row) + "\n")
     try:
@@ -285,13 +309,21 @@ def test_a_row_with_anything_in_a_field_is_a_problem_or_named_by_its_line(
 
 
 def test_every_benchmark_has_a_valid_row_here():
-    elsewhere = {"pocket", "arc_challenge", "livecodebench"}  # the second reads as arc_easy
+    # arc_challenge reads as arc_easy; BFCL and LiveCodeBench have files of their own
+    elsewhere = {"pocket", "arc_challenge", "bfcl", "livecodebench"}
     assert set(VALID) == set(SUITES) - elsewhere
     for name in VALID:
-        source = SUITES[name].problems
-        assert isinstance(source, Rows)
+        source = rows_of(name)
         for row in VALID[name]:
             assert source.problem(JsonObject(row, "here")).answer
+
+
+def test_a_suite_whose_data_is_on_no_hub_says_where_to_get_it(tmp_path):
+    for place, error in ((None, ValueError), (tmp_path, FileNotFoundError)):
+        with pytest.raises(error, match=r"open_rewrite.*google-research.*rewritelm/"):
+            load_problems(SUITES["open_rewrite"], place)
+        with pytest.raises(error, match=r"tldr9_test.*sajastu/reddit_collector"):
+            load_problems(SUITES["tldr9"], place)
 
 
 def test_a_missing_folder_file_or_hub_is_one_message(tmp_path, monkeypatch):

@@ -27,6 +27,12 @@ def _arc(row: JsonObject) -> Problem:
     return _problem(row.typed("question", TEXT), choices, gold, id=row.get("id", ""))
 
 
+def _csqa(row: JsonObject) -> Problem:
+    choices, labels = _choices_of(row)
+    gold = _place(labels, row.typed("answerKey", TEXT), row)
+    return _problem(row.typed("question", TEXT), choices, gold, id=row.get("id", ""))
+
+
 def _openbookqa(row: JsonObject) -> Problem:
     if "query" in row:
         return _from_query(row)
@@ -145,7 +151,7 @@ def _rows(
     return Rows(file=file, dataset=dataset, config=config, split=split, problem=problem)
 
 
-ARC, WINO = "allenai/ai2_arc", "allenai/winogrande"
+ARC, CSQA, WINO = "allenai/ai2_arc", "tau/commonsense_qa", "allenai/winogrande"
 _ROWS = {
     "arc_easy_test": _rows("arc_easy_test", ARC, "ARC-Easy", "test", _arc),
     "arc_easy_train": _rows("arc_easy_train", ARC, "ARC-Easy", "train", _arc),
@@ -153,6 +159,8 @@ _ROWS = {
     "arc_challenge_train": _rows("arc_challenge_train", ARC, "ARC-Challenge", "train", _arc),
     "boolq_val": _rows("boolq_val", "aps/super_glue", "boolq", "validation", _boolq),
     "boolq_train": _rows("boolq_train", "aps/super_glue", "boolq", "train", _boolq),
+    "csqa_val": _rows("csqa_val", CSQA, None, "validation", _csqa),
+    "csqa_train": _rows("csqa_train", CSQA, None, "train", _csqa),
     "hellaswag_val": _rows("hellaswag_val", "Rowan/hellaswag", None, "validation", _hellaswag),
     "hellaswag_train": _rows("hellaswag_train", "Rowan/hellaswag", None, "train", _hellaswag),
     "mmlu_test": _rows("mmlu_test", "cais/mmlu", "all", "test", _mmlu),
@@ -188,6 +196,7 @@ CHOICES = {
         _suite("arc_easy", "arc_easy_test", "arc_easy_train", "acc"),
         _suite("arc_challenge", "arc_challenge_test", "arc_challenge_train", "acc_norm"),
         _suite("boolq", "boolq_val", "boolq_train", "acc", prompt_format="{prompt}\nAnswer:"),
+        _suite("csqa", "csqa_val", "csqa_train", "acc"),
         _suite("piqa", "piqa_val", "piqa_train", "acc"),
         _suite("siqa", "siqa_val", "siqa_train", "acc", prompt_format="Q: {prompt}\nA:"),
         _suite(

@@ -10,14 +10,17 @@ from pathlib import Path
 
 from pocketlm.eval.suites.own_problems import file_suite
 from pocketlm.eval.suites.protocols import BY_NAME, PROTOCOLS, SUITES
+from pocketlm.eval.suites.ruler import RulerProblems, ruler_suites
 from pocketlm.eval.suites.suite import Problem, Suite
+from pocketlm.model.tokenizer import Tokenizer
 
 
 def named_suites(names: Sequence[str]) -> tuple[Suite, ...]:
     """The suites that these names stand for, in order, each once.
 
     A name is a suite's ("arc_easy", "pocket"), a protocol's ("r1": all its rows;
-    "r1-base.arc_easy": one), or a JSONL file with "prompt" and "answer" on each line.
+    "r1-base.arc_easy": one), RULER's with a length ("ruler@4096"), or a JSONL file with "prompt"
+    and "answer" on each line.
     FileNotFoundError: none of these. ValueError: no name, or two files that would have the same.
     """
     suites: dict[str, Suite] = {}
@@ -34,20 +37,34 @@ def _named(name: str) -> tuple[Suite, ...]:
         return PROTOCOLS[name]
     if name in BY_NAME:
         return (BY_NAME[name],)
+    if ruler := ruler_suites(name):
+        return ruler
     if not Path(name).is_file():
         raise FileNotFoundError(
             f"suite {name!r} is neither one of {', '.join(SUITES)}, nor a protocol "
-            f"({', '.join(PROTOCOLS)}), nor a file; "
+            f"({', '.join(PROTOCOLS)}), nor ruler@LENGTH, nor a file; "
             'a suite file is JSONL with "prompt" and "answer" on each line'
         )
     return (file_suite(Path(name)),)
 
 
 def load_problems(
-    suite: Suite, data: Path | None = None, limit: int | None = None
+    suite: Suite,
+    data: Path | None = None,
+    limit: int | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Problem, ...]:
-    """The suite's problems, the first `limit` of them."""
+    """The suite's problems, the first `limit` of them. tokenizer: of the model, for those that are
+    drawn at a length in tokens (needs_tokenizer).
+    """
+    if isinstance(suite.problems, RulerProblems) and tokenizer is not None:
+        return tuple(islice(suite.problems.fitted(suite, tokenizer, data), limit))
     return tuple(islice(suite.problems.load(data), limit))
+
+
+def needs_tokenizer(suite: Suite) -> int:
+    """How many problems are drawn when a tokenizer is known; 0 for those that need none."""
+    return suite.problems.trials if isinstance(suite.problems, RulerProblems) else 0
 
 
 def shots_of(

@@ -16,14 +16,26 @@ from pocketlm.eval.scorers import bits_per_byte, r1_math
 from pocketlm.eval.suites.choices import CHOICES
 from pocketlm.eval.suites.code import CODE
 from pocketlm.eval.suites.gold_answers import GOLD_ANSWERS
+from pocketlm.eval.suites.instructions import IFEVAL
 from pocketlm.eval.suites.own_problems import POCKET
+from pocketlm.eval.suites.rewriting import REWRITING
 from pocketlm.eval.suites.suite import Suite
+from pocketlm.eval.suites.tools import TOOLS
 from pocketlm.eval.suites.written import WRITTEN
 from pocketlm.inference.sampling import Sampling
 
-SUITES: dict[str, Suite] = {POCKET.name: POCKET, **CHOICES, **WRITTEN, **CODE}
+SUITES: dict[str, Suite] = {
+    POCKET.name: POCKET,
+    **CHOICES,
+    **WRITTEN,
+    **CODE,
+    **IFEVAL,
+    **REWRITING,
+    **TOOLS,
+}
 
 LM_EVAL = "lm-eval 0.4.13"
+QUESTION = "Question: {prompt}\nAnswer:"  # OLMES, for all but those that go on a text
 COMMONSENSE = (  # R1, table 13, in its order
     "arc_easy",
     "arc_challenge",
@@ -48,11 +60,11 @@ def _r1_base() -> list[Suite]:
     base = {"prompt_format": R1_HARNESS, "scorer": R1_HARNESS}
     zero = {"shots": "R1, table 13: 0-shot", "metric": "R1, section 7: acc", **base}
     rows = [_under("r1-base", name, zero, metric="acc", shots=0) for name in COMMONSENSE]
-    five = {"shots": "R1, table 4: 5-shot", "metric": "R1: acc", **base}
-    eight = {"shots": "R1, table 4: 8-shot; which: not found", "metric": "R1: em", **base}
-    four = {"shots": "R1, table 4: 4-shot; which: not found", "metric": "R1: em", **base}
-    three = {"shots": "R1, table 4: 3-shot; which: not found", "metric": "R1: pass@1", **base}
-    none = {"shots": "R1, table 4: 0-shot", "metric": "R1: pass@1", **base}
+    five = {"shots": "R1, table 6: 5-shot", "metric": "R1: acc", **base}
+    eight = {"shots": "R1, table 6: 8-shot; which: not found", "metric": "R1: em", **base}
+    four = {"shots": "R1, table 6: 4-shot; which: not found", "metric": "R1: em", **base}
+    three = {"shots": "R1, table 6: 3-shot; which: not found", "metric": "R1: pass@1", **base}
+    none = {"shots": "R1, table 6: 0-shot", "metric": "R1: pass@1", **base}
     return [
         *rows,
         _under("r1-base", "mmlu", five, shots=5),
@@ -69,7 +81,7 @@ def _r1_final() -> list[Suite]:
     """
     code = "facebookresearch/MobileLLM-R1@cfc816c, evaluation/"
     sources = {
-        "shots": "R1, table 5: 0-shot",
+        "shots": "R1, table 7: 0-shot",
         "prompt_format": f"{code}: the problem alone, in the chat template",
         "sampling": f"{code}README.md: T 0.6, top-p 0.95, seed 0, one sample",
         "max_new_tokens": f"{code}README.md: 30,000",
@@ -87,7 +99,6 @@ def _r1_final() -> list[Suite]:
         "scorer": r1_math,
         "metric": "math_verify",
     }
-    rows = [_under("r1-final", name, sources, **fields) for name in ("gsm8k", "math500")]
     live = {
         "shots": "R1, table 5: 0-shot",
         "problems": "R1, table 5: v6; which months: not found; all of release v6 here",
@@ -98,7 +109,12 @@ def _r1_final() -> list[Suite]:
         "packages": "differs: a program sees the standard library alone, no numpy",
     }
     drawn = {name: fields[name] for name in ("stop_strings", "max_new_tokens", "sampling")}
-    return [*rows, _under("r1-final", "livecodebench", live, samples=16, **drawn)]
+    many = {**sources, "sampling": f"{code}README.md: T 0.6, top-p 0.95, seed 0, mean of 64"}
+    return [
+        *(_under("r1-final", name, sources, **fields) for name in ("gsm8k", "math500")),
+        *(_under("r1-final", name, many, **fields) for name in ("aime24", "aime25")),
+        _under("r1-final", "livecodebench", live, samples=16, **drawn),
+    ]
 
 
 def _pro_base() -> list[Suite]:
@@ -144,8 +160,22 @@ def _pro_instruct() -> list[Suite]:
         "max_new_tokens": "Card: 5,120",
         "scorer": "not found; math-verify here",
     }
+    code = {"shots": f"not found; {LM_EVAL}'s here", "prompt_format": "not found"}
+    tools = {
+        "shots": "Card: 0-shot",
+        "prompt_format": "differs: the words of BFCL's repository at commit 70d6722; ours here",
+        "problems": "which summary over the trees the card takes: not found; non-live, Python here",
+    }
+    rewriting = {
+        "shots": "Card: 0-shot",
+        "metric": "Card: ROUGE-L over all documents; stemming: not found, none here",
+        "max_new_tokens": "Card: 512",
+        "prompt_format": "not found; ours here",
+    }
+    four = {"shots": "0: the prompt alone", "metric": "Card: the mean of the four"}
     return [
         _under("pro-instruct", "mmlu", mmlu, macro=True),
+        _under("pro-instruct", "ifeval", four),
         _under("pro-instruct", "arc_challenge", arc, metric="acc"),
         _under("pro-instruct", "hellaswag", {**arc, "metric": "Card: acc"}, metric="acc"),
         _under(
@@ -166,6 +196,10 @@ def _pro_instruct() -> list[Suite]:
             chat=True,
             prompt_format="{prompt}",
         ),
+        *(_under("pro-instruct", name, code) for name in ("humaneval", "mbpp")),
+        _under("pro-instruct", "bfcl", tools),
+        _under("pro-instruct", "open_rewrite", rewriting),
+        _under("pro-instruct", "tldr9", {**rewriting, "shots": "Card: 1-shot; which: not found"}),
     ]
 
 
@@ -176,7 +210,41 @@ def _lm_eval() -> list[Suite]:
     return [
         _under("lm-eval", name, {"definition": defined, "shots": shots}, prefix="tokenizer")
         for name in (*CHOICES, "gsm8k", "triviaqa", "nq_open")
+        if name != "csqa"  # its form there has letters
     ]
+
+
+OLMES_METRICS = {  # allenai/OLMo-Eval, olmo_eval/tasks/olmes_v0_1, its completion form
+    "arc_easy": "acc_norm",
+    "arc_challenge": "acc_pmi",
+    "boolq": "acc",
+    "csqa": "acc_pmi",
+    "hellaswag": "acc_norm",
+    "openbookqa": "acc_pmi",
+    "piqa": "acc_norm",
+    "siqa": "acc_norm",
+    "winogrande": "acc",
+}
+OLMES_SAMPLED = ("arc_easy", "boolq", "hellaswag", "piqa", "siqa")
+
+
+def _olmes() -> list[Suite]:
+    """OLMES v0.1 (arXiv 2406.08446): five shots, and for each benchmark the normalisation that is
+    written there. Its form with letters is not here.
+    """
+    standard = "OLMES v0.1"
+    rows = []
+    for name, metric in OLMES_METRICS.items():
+        sources = {
+            "shots": f"differs: {standard} has five curated ones; the first of the split here",
+            "metric": f"{standard}: of the completion form; it takes the better of two forms",
+        }
+        if name in OLMES_SAMPLED:
+            sources["problems"] = f"differs: {standard} draws 1,000; all here"
+        pmi = {"unconditional": "Answer:"} if metric == "acc_pmi" else {}
+        form = {} if name in ("hellaswag", "winogrande", "boolq") else {"prompt_format": QUESTION}
+        rows.append(_under("olmes", name, sources, shots=5, metric=metric, **form, **pmi))
+    return rows
 
 
 def _bits_per_byte() -> list[Suite]:
@@ -193,7 +261,7 @@ def _bits_per_byte() -> list[Suite]:
         "metric": "bits_per_byte",
         "shots": 0,
     }
-    names = [name for name in (*COMMONSENSE, "gsm8k") if name != "winogrande"]
+    names = [name for name in (*COMMONSENSE, "csqa", "gsm8k", "lambada") if name != "winogrande"]
     rows = [_under("bpb", name, sources, **fields) for name in names]
     return [*rows, *(replace(suite, sources=sources) for suite in GOLD_ANSWERS)]
 
@@ -204,6 +272,7 @@ PROTOCOLS: dict[str, tuple[Suite, ...]] = {
     "pro-base": tuple(_pro_base()),
     "pro-instruct": tuple(_pro_instruct()),
     "lm-eval": tuple(_lm_eval()),
+    "olmes": tuple(_olmes()),
     "bpb": tuple(_bits_per_byte()),
 }
 PROTOCOLS["r1"] = PROTOCOLS["r1-base"] + PROTOCOLS["r1-final"]

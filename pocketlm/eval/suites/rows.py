@@ -25,8 +25,9 @@ class Rows:
     """Where a benchmark's rows are, and how one becomes a Problem.
 
     file: in a folder, without .jsonl (or .jsonl.zst, .jsonl.gz ...). dataset, config, split: on the
-    hub. problem: takes a row in either of both forms; a field that is missing or of another kind is
-    a ValueError of the row itself. An id it leaves empty becomes the file's name and line.
+    hub; where it is not there, `dataset` is "" and `source` says where else. problem: takes a row
+    in either of both forms; a field that is missing or of another kind is a ValueError of the row
+    itself. An id it leaves empty becomes the file's name and line.
     """
 
     file: str
@@ -34,6 +35,7 @@ class Rows:
     config: str | None
     split: str
     problem: Callable[[JsonObject], Problem]
+    source: str = ""
 
     def load(self, data: Path | None) -> Iterator[Problem]:
         """FileNotFoundError or ValueError: no such file or data set, or the file and line of a
@@ -69,6 +71,11 @@ class Rows:
             yield number, f"{path}:{number}", row
 
     def _hub(self) -> Iterator[tuple[int, str, Any]]:
+        if not self.dataset:
+            raise ValueError(
+                f"{self.file} is not on the Hugging Face hub: {ADVICE} with {self.file}.jsonl, "
+                f"{self.source}"
+            )
         place = f"{self.dataset} ({self.config or 'default'}, {self.split})"
         try:
             from datasets import load_dataset
@@ -98,7 +105,8 @@ def where_of(rows: Rows, data: Path | None) -> Path:
         path = data / f"{rows.file}{suffix}"
         if path.is_file():
             return path
+    elsewhere = f"name no folder, to read {rows.dataset} from the Hugging Face hub"
     raise FileNotFoundError(
         f"{data} holds no {rows.file}.jsonl (nor .jsonl{', .jsonl'.join(COMPRESSED_SUFFIXES)}); "
-        f"put it there, or name no folder, to read {rows.dataset} from the Hugging Face hub"
+        f"put it there{', or ' + elsewhere if rows.dataset else ': ' + rows.source}"
     )

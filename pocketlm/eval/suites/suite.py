@@ -20,6 +20,8 @@ Kind = Literal["generation", "choices", "bits_per_byte"]
 Prefix = Literal["document", "tokenizer"]
 Scores = dict[str, float]  # metric -> figure of one document
 ANSWER_SEPARATOR = " "  # lm-eval's target_delimiter: between a prompt and its answer
+# how Suite.sources says that a field is not the paper's, or that the paper does not name it
+DIFFERS, NOT_FOUND = "differs", "not found"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Problem:
     answer; of a shot, what stands after its prompt. accepted: all answers that count as right,
     where there are several. choices: the answers to compare, of which number `gold` is right.
     contexts: a prompt for each choice, where a choice stands inside it (WinoGrande). task: the
-    tests that a program must pass.
+    tests that a program must pass. expected: what else a scorer compares an answer with
+    (instructions to follow, function calls).
     """
 
     id: str
@@ -42,6 +45,7 @@ class Problem:
     gold: int = 0
     contexts: tuple[str, ...] = ()
     task: Task | Cases | None = None
+    expected: Any = None
 
 
 class Problems(Protocol):
@@ -61,13 +65,18 @@ class Suite:
     scorer: (problem, answer) -> scores, where answer is the text (generation) or the summed natural
     log-probability of each continuation (choices, bits_per_byte). metric: the score that is the
     suite's figure. macro: the mean of the families' means instead of the mean of all documents.
+    weighted_by: of a score that is a share, the score that counts of how many, so that its figure
+    is over all of them. mean_of: the figures whose mean the metric is, where it is one.
+    constant_answer: whether an answer could be right without reading, as a number can.
     prompt_format: "{prompt}" stands for the problem's, "{family}" in `preamble` for its family.
     chat: a model with a chat template gets the prompt as a user turn. stop_strings end the answer
     to a plain prompt; a turn ends by its own token. shots: the first so many of `shots_from`, or of
-    those of the problem's own family where shots_by_family. samples: answers to each problem, whose
-    mean counts; pass_at: for which k pass@k is estimated from them. runs_code: answers are programs
-    for the sandbox, and keep the spaces that they begin with. protocol_name: of which protocol this
-    is a row; sources: for each field, where the paper or program says so, or that it is not found.
+    those of the problem's own family where shots_by_family. unconditional: the prompt without a
+    question, "" for none: each choice is scored behind it too (acc_pmi: OLMES). samples: answers to
+    each problem, whose mean counts; pass_at: for which k pass@k is estimated from them. runs_code:
+    answers are programs for the sandbox, and keep the spaces that they begin with. protocol_name:
+    of which protocol this is a row; sources: for each field, where the paper or program says so, or
+    that it is not found.
     """
 
     name: str
@@ -76,6 +85,9 @@ class Suite:
     scorer: Callable[[Problem, Any], Scores]
     metric: str
     macro: bool = False
+    weighted_by: Mapping[str, str] = field(default_factory=dict)
+    mean_of: tuple[str, ...] = ()
+    constant_answer: bool = True
     prompt_format: str = "Question: {prompt}\nAnswer:"
     preamble: str = ""
     prefix: Prefix = "document"
@@ -83,6 +95,7 @@ class Suite:
     shots: int = 0
     shots_from: Problems | None = None
     shots_by_family: bool = False
+    unconditional: str = ""
     shot_separator: str = "\n\n"  # lm-eval's fewshot_delimiter
     stop_strings: tuple[str, ...] = ()
     answer_separator: str = ANSWER_SEPARATOR
@@ -134,6 +147,8 @@ class Suite:
             "chat": self.chat,
             "shots": self.shots,
         }
+        if self.unconditional:
+            fields["unconditional"] = self.unconditional
         if self.preamble:
             fields["preamble"] = self.preamble
         if self.kind == "generation":

@@ -1,15 +1,24 @@
-"""Benchmarks whose answers the model writes: GSM8K, MATH-500, TriviaQA and Natural Questions.
+"""Benchmarks whose answers the model writes: GSM8K, MATH-500, AIME, TriviaQA, Natural Questions and
+LAMBADA.
 
 Definitions: lm-eval 0.4.13 (tasks/gsm8k, minerva_math, triviaqa, nq_open) where nothing else is
-said.
+said. AIME: the mean of 64 drawn answers to each problem, as MobileLLM-R1's README has it.
 """
 
 from __future__ import annotations
 
-from pocketlm.eval.scorers import exact_match, exact_match_without_articles, gsm8k, math
+from pocketlm.eval.scorers import (
+    exact_match,
+    exact_match_without_articles,
+    gsm8k,
+    last_word,
+    math,
+    r1_math,
+)
 from pocketlm.eval.suites.rows import Rows
 from pocketlm.eval.suites.suite import Problem, Suite
-from pocketlm.model.json_shape import TEXT, TEXTS, JsonObject
+from pocketlm.inference.sampling import Sampling
+from pocketlm.model.json_shape import TEXT, TEXTS, WHOLE, JsonObject
 
 
 def _gsm8k(row: JsonObject) -> Problem:
@@ -25,6 +34,27 @@ def _math(row: JsonObject) -> Problem:
         prompt=row.typed("problem", TEXT),
         answer=row.typed("answer", TEXT),
     )
+
+
+def _aime(row: JsonObject) -> Problem:
+    """A row of the hub, whose answer is a number from 0 to 999, or its digits as text."""
+    answer = row["answer"]
+    if not isinstance(answer, str):
+        answer = str(row.typed("answer", WHOLE))
+    return Problem(
+        id=str(row.get("id", "")), family="", prompt=row.typed("problem", TEXT), answer=answer
+    )
+
+
+def _lambada(row: JsonObject) -> Problem:
+    """A row of the hub, one text, or of a folder: the text without its last word, and that word."""
+    if "query" in row:
+        words = row.typed("answers_text", TEXTS)
+        if len(words) != 1:
+            raise row.wrong("answers_text", f"are {len(words)}, one is needed")
+        return Problem(id="", family="", prompt=row.typed("query", TEXT), answer=words[0])
+    prompt, _, word = row.typed("text", TEXT).rpartition(" ")
+    return Problem(id="", family="", prompt=prompt, answer=word)
 
 
 def _solution(row: JsonObject) -> Problem:
@@ -65,6 +95,20 @@ MATH_TRAIN = Rows(
     config="algebra",
     split="train",
     problem=_solution,
+)
+AIME24, AIME25 = (
+    Rows(file=file, dataset=dataset, config=None, split=split, problem=_aime)
+    for file, dataset, split in (
+        ("aime24", "HuggingFaceH4/aime_2024", "train"),
+        ("aime25", "math-ai/aime25", "test"),
+    )
+)
+LAMBADA = Rows(
+    file="lambada",
+    dataset="EleutherAI/lambada_openai",
+    config="default",
+    split="test",
+    problem=_lambada,
 )
 TRIVIAQA, TRIVIAQA_TRAIN = (
     Rows(
@@ -138,6 +182,32 @@ WRITTEN = {
             prompt_format="Q: {prompt}?\nA:",
             stop_strings=SHORT_ANSWER,
             max_new_tokens=256,
+        ),
+        *(
+            Suite(
+                name=name,
+                problems=rows,
+                kind="generation",
+                scorer=r1_math,
+                metric="math_verify",
+                prompt_format="{prompt}",
+                chat=True,
+                max_new_tokens=30_000,  # R1's README, as temperature and top-p
+                sampling=Sampling(temperature=0.6, top_p=0.95),
+                samples=64,
+            )
+            for name, rows in (("aime24", AIME24), ("aime25", AIME25))
+        ),
+        # lm-eval asks whether the word's tokens are the likeliest ones; here what is written is
+        # compared, so that a word may come as other tokens
+        Suite(
+            name="lambada",
+            problems=LAMBADA,
+            kind="generation",
+            scorer=last_word,
+            metric="acc",
+            prompt_format="{prompt}",
+            max_new_tokens=8,
         ),
     )
 }
