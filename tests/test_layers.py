@@ -20,7 +20,7 @@ VAGUE = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
 WRAPPERS = {  # optional package -> the files that may import it
     # its runtime answers, and its compiler writes: two floors, and who chats needs the first alone
     "executorch": {"pocketlm/inference/executorch.py", "pocketlm/export/pte.py"},
-    "xllamacpp": {"pocketlm/export/llamacpp_server.py"},
+    "xllamacpp": {"pocketlm/export/llamacpp_server.py", "pocketlm/serve/llama_process.py"},
 }
 
 FILES = sorted(
