@@ -25,6 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PRIVATE = ("/v1/", "/api/", "/metrics")  # what a key protects; the page and /health are for all
+HEADER_BYTES = 32_768
 BODY_SECONDS = 30  # in which a body must have come; our choice
 SAFE = [
     (b"x-content-type-options", b"nosniff"),
@@ -76,6 +77,8 @@ class Guard:
             await send(message)
 
         try:
+            if sum(len(k) + len(v) for k, v in headers) > HEADER_BYTES:
+                raise Refusal(431, f"the headers are longer than {HEADER_BYTES:,} bytes")
             self._check_host(headers)
             more += self._check_origin(headers, scope["scheme"])
             if scope["method"] == "OPTIONS":

@@ -12,7 +12,7 @@ from pocketlm.inference.open import label_of
 from pocketlm.serve.app import application
 from pocketlm.serve.backend import Backend
 from pocketlm.serve.card import card_of
-from pocketlm.serve.guard import LOOPBACK, App, Rules, host_of
+from pocketlm.serve.guard import HEADER_BYTES, LOOPBACK, App, Rules, host_of
 from pocketlm.serve.jobs import Service
 from pocketlm.serve.metrics import Metrics
 from pocketlm.serve.open_backend import Opening, open_backend
@@ -22,7 +22,6 @@ from pocketlm.serve.waiting import Places
 PAGE = Path(__file__).with_name("page")
 KEEP_ALIVE_SECONDS = 30  # of a connection that asks nothing
 GRACE_SECONDS = 2  # for answers that are being made when the server is stopped
-HEADER_BYTES = 32_768
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ class Thinking:
                 self._begun = True
         if not self._closed and CLOSE in text:
             before, _, text = text.partition(CLOSE)
-            self._add(parts, before.rstrip())
+            self._add(parts, before.rstrip() if self.inside else before)
             self.thought_before = not self.inside
             self.inside, self._closed, self._trim = False, True, True
         if not (self._closed or final):

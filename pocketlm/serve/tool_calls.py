@@ -23,6 +23,7 @@ class ToolCalls:
         self.names = names
         self.count = 0  # of calls so far
         self._held = ""
+        self._trim = False  # white space behind a call sets it apart, and is no answer
 
     def give(self, text: str, *, final: bool = False) -> list[str | Call]:
         """Texts and calls that are now certain, in their order. final: no more comes."""
@@ -32,21 +33,27 @@ class ToolCalls:
             if CLOSE not in rest:
                 break
             inner, _, text = rest.partition(CLOSE)
-            call = self._call(inner)
-            # white space around a call sets it apart, and is no answer
-            before = before.rstrip() if call else f"{before}{OPEN}{inner}{CLOSE}"
-            parts += [part for part in (before, call) if part]
-            text = text.lstrip() if call else text
-        held = len(text) if final else self._certain(text)
-        self._held = text[held:]
-        return [*parts, text[:held]] if text[:held] else parts
+            if call := self._call(inner):
+                self._add(parts, before.rstrip())
+                parts.append(call)
+                self._trim = True
+            else:
+                self._add(parts, f"{before}{OPEN}{inner}{CLOSE}")
+        certain = len(text) if final else self._certain(text)
+        self._held = text[certain:]
+        self._add(parts, text[:certain])
+        return parts
+
+    def _add(self, parts: list[str | Call], text: str) -> None:
+        if text := text.lstrip() if self._trim else text:
+            self._trim = False
+            parts.append(text)
 
     def _certain(self, text: str) -> int:
-        """How many characters cannot be part of a call."""
-        if OPEN in text:
-            return text.index(OPEN)
-        certain = text[: len(text) - beginning_of(text, (OPEN,))]
-        return len(certain.rstrip())
+        """How many characters cannot be part of a call, or of the white space before one."""
+        end = text.find(OPEN)
+        end = len(text) - beginning_of(text, (OPEN,)) if end < 0 else end
+        return len(text[:end].rstrip())
 
     def _call(self, inner: str) -> Call | None:
         try:
