@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, MutableMapping
 from contextlib import aclosing
 from typing import Any
 
@@ -16,6 +16,8 @@ from pocketlm.serve.request_fields import json_object
 from pocketlm.serve.thinking import Thinking, split
 from pocketlm.serve.tool_calls import ToolCalls
 
+STOPPED = Refusal(503, "the server is being stopped", headers={"Retry-After": "5"})
+
 
 class Endpoint:
     """An ASGI application that answers one kind of request. chat: which of the two."""
@@ -24,6 +26,22 @@ class Endpoint:
         self.service, self.chat = service, chat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._answer(receive, watched)
+        except asyncio.CancelledError:  # the server is being stopped: its end is an end for clients
+            if not begun:
+                await refuse(send, STOPPED)
+            else:
+                await send({"type": "http.response.body", "body": event(STOPPED.body())})
+
+    async def _answer(self, receive: Receive, send: Send) -> None:
         try:
             body = json_object((await receive())["body"])
             # off the event loop: a long text takes a while to encode

@@ -69,6 +69,7 @@ def serve(path: Path, config: ServeConfig) -> None:
     with listening:
         backend = open_backend(path, config.opening)
         try:
+            listening.listen()  # who comes from now on waits, and is not refused
             print(greeting(path, backend, config, listening), file=sys.stderr)
             server(app_of(path, backend, config)).run(sockets=[listening])
         finally:

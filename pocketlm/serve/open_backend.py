@@ -47,13 +47,15 @@ class Opening:
 def open_backend(path: Path, opening: Opening) -> Backend:
     """The backend of a model. What was chosen and what does not fit is printed on stderr.
 
-    ValueError for what cannot be opened, or more slots than this kind of file answers.
+    ValueError for what cannot be opened, or more context or slots than the file has.
     """
-    model = open_model(
-        path, runtime=opening.runtime, threads=opening.threads, context_length=opening.context
-    )
-    if opening.context and not isinstance(model, PteModel):
-        model.max_length = opening.context
+    model = open_model(path, runtime=opening.runtime, threads=opening.threads)
+    if (opening.context or 0) > model.max_length:
+        raise ValueError(
+            f"context {opening.context} is more than the {model.max_length} tokens that {path} "
+            "reads; it can only be lowered"
+        )
+    model.max_length = opening.context or model.max_length
     if isinstance(model, LanguageModel):
         slots = opening.slots or affordable(model, SLOTS)
         return TorchBackend(model, CheckpointRows(model, slots), "checkpoint")

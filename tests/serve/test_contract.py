@@ -341,3 +341,28 @@ def test_concurrent_requests_get_their_own_answers(served: Running) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(asked, range(24)))
+
+
+def test_llama_cpp_that_died_is_started_again(
+    served: Running, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if served.backend.kind != "gguf":
+        pytest.skip("llama.cpp alone is a process of its own")
+    first = served.backend._process  # type: ignore[attr-defined]
+    first._process.kill()
+    first._process.wait()
+    assert served.ask("/health") == (503, {"status": "failed"})
+    status, answer = served.ask(CHAT, GREEDY)
+    assert status == 200 and answer["choices"][0]["message"]["content"] == CONTENT
+    assert "it is started again" in capfd.readouterr().err
+    assert served.ask("/health")[0] == 200 and not first.folder.exists()
+
+
+def test_a_file_that_cannot_be_opened_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
+    from pocketlm.serve.llama_backend import LlamaBackend
+
+    tokenizer = load_checkpoint(folder)[1]
+    (tmp_path / "no.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"no\.gguf: llama\.cpp cannot open it"):
+        LlamaBackend(tmp_path / "no.gguf", tokenizer, context=64, slots=1, threads=1)
