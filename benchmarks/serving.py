@@ -302,7 +302,9 @@ def malformed(server: Server, requests: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("clients", "speed", "malformed"))
     parser.add_argument("model")
     parser.add_argument("--clients", type=int, default=200)

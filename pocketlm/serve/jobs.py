@@ -54,20 +54,20 @@ def chat_job(backend: Backend, body: Json, service: Service) -> Job:
     request = chat_request(body, service.defaults, constrains=backend.constrains)
     tokenizer, conversation = backend.tokenizer, without_thinking(request.conversation)
     template = tokenizer.template
-    if template is None:
-        if len(conversation.messages) > 1 or request.tool_names:
-            raise Refusal(
-                400,
-                "this is a base model without turns: it answers one message of a user, without "
-                "tools; /v1/completions goes on with any text",
-                param="messages",
-            )
-    elif request.tool_names and "tools" in template.ignores(conversation):
-        raise Refusal(400, "tools: this model's chat template does not show them", param="tools")
+    if template is None and (len(conversation.messages) > 1 or request.tool_names):
+        raise Refusal(
+            400,
+            "this is a base model without turns: it answers one message of a user, without "
+            "tools; /v1/completions goes on with any text",
+            param="messages",
+        )
     try:
+        unseen = template is not None and request.tool_names and template.ignores(conversation)
         prompt = prompt_of(tokenizer, conversation, max_length=NO_LIMIT, max_new_tokens=1)
     except (ChatRefused, ValueError) as error:
         raise Refusal(400, str(error), param="messages") from None
+    if unseen and "tools" in unseen:
+        raise Refusal(400, "tools: this model's chat template does not show them", param="tools")
     opened = OPEN in (tokenizer.chat_template or "") and opens_thinking(
         tokenizer.decode(prompt.ids[-TAIL:], keep_special=True)
     )

@@ -197,3 +197,12 @@ def test_the_page_s_files_may_run_no_other_script(
         assert "unsafe" not in policy
         assert served.ask("/../pyproject.toml")[0] == 404 == served.ask("/nothing.js")[0]
         assert served.ask("/v1/models")[0] == 200
+
+
+def test_a_template_that_refuses_a_conversation_is_quoted(folder: Path) -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no orders') }}{% endif %}"
+    with saying("fine", folder, refusing + CHATML) as (served, _):
+        for tools in (None, [TOOL]):
+            body = {"messages": [{"role": "system", "content": "x"}, *HI], "tools": tools}
+            status, answer = served.ask(CHAT, body)
+            assert status == 400 and "no orders" in answer["error"]["message"]
