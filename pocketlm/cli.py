@@ -1,4 +1,4 @@
-"""The command line: `pocketlm run | plan | rehearse | verify-resume | chat | eval | bench |
+"""The command line: `pocketlm run | plan | rehearse | verify-resume | chat | serve | eval | bench |
 import | export | push | pull | inspect`.
 
 Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a
@@ -18,6 +18,7 @@ from pocketlm.commands.plan import plan_recipe
 from pocketlm.commands.push import pull_folder, push_folder
 from pocketlm.commands.rehearse import rehearse
 from pocketlm.commands.run import RECIPE_COMMAND, run
+from pocketlm.commands.serve import serve
 from pocketlm.commands.verify_resume import verify_resume
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command(name="plan", context_settings=RECIPE_COMMAND, options_metavar="[OPTI
 app.command(context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(rehearse)
 app.command(context_settings=RECIPE_COMMAND, options_metavar="[OPTIONS]")(verify_resume)
 app.command()(chat)
+app.command()(serve)
 app.command(name="eval")(evaluate_models)
 app.command(name="bench")(bench_models)
 app.command(name="import")(import_a_model)

@@ -30,6 +30,7 @@ SLOW = (
     *("recipes/test_mixing_study.py", "recipes/test_plan_against_run.py", "recipes/test_readme.py"),
     *("recipes/test_rehearse.py", "recipes/test_rehearse_ranks.py", "recipes/test_specialize.py"),
     *("recipes/test_tiny_recipe.py", "recipes/test_torchrun.py", "recipes/test_verify_resume.py"),
+    *("serve/test_command.py", "serve/test_contract.py"),
     *("unit/test_bench.py", "unit/test_build_probes.py", "unit/test_corpus_curate.py"),
     *("unit/test_corpus_duplicates.py", "unit/test_costs.py", "unit/test_executorch.py"),
     *("unit/test_export_gate.py", "unit/test_find_mix.py", "unit/test_leave_one_out.py"),

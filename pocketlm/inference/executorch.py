@@ -114,33 +114,31 @@ class PteModel(RowDecoder):
         stop_strings: Sequence[str] = (),
     ) -> Iterator[int]:
         """New ids, one run of the program each."""
-        ids = list(prompt)
-        owner = object()
-
-        def last_logits() -> Tensor:
-            with self._lock:
-                start = len(ids) - 1 if self._owner is owner else 0
-                self._owner = None  # nobody's, should the run be interrupted
-                *_, rows = self._read(ids[start:], start)
-                last = rows[-1:]
-                self._owner = owner
-            return last
-
-        def step(tokens: Tensor, keep: Tensor | None) -> Tensor:
-            ids.append(int(tokens))
-            return last_logits()
-
+        text: list[int] = []
         pairs = decode(
             [prompt],
-            last_logits,
-            step,
-            room=[min(max_new_tokens, self.max_length - len(ids))],
+            lambda: self.read(prompt, text)[0],
+            lambda tokens, keep: self.read([int(tokens)], text)[0],
+            room=[min(max_new_tokens, self.max_length - len(prompt))],
             tokenizer=self.tokenizer,
             stop_ids=stop_ids,
             stop_strings=stop_strings,
             sampling=sampling,
         )
         return (token for _, token in pairs)
+
+    def read(self, ids: Sequence[int], text: list[int] | None = None) -> tuple[Tensor, list[int]]:
+        """(logits [1, V] after `ids`, the text so far), which go on with `text`, what an earlier
+        call gave; ids are appended to it. Only they are read while the cache still holds the text.
+        """
+        text = [] if text is None else text
+        with self._lock:
+            start = len(text) if self._owner is text else 0
+            text.extend(ids)
+            self._owner = None  # nobody's, should the run be interrupted
+            *_, rows = self._read(text[start:], start)
+            self._owner = text
+        return rows[-1:], text
 
     def _read(self, ids: Sequence[int], start: int) -> Iterator[Tensor]:
         """Run the program on ids at positions `start` and up; the logits of each call, [up to

@@ -113,14 +113,15 @@ class KVCache:
         return torch.arange(start, end, device=self.positions.device)
 
     def take(self, part: "KVCache", first_row: int, end: int) -> None:
-        """Copy all tokens of a cache of fewer rows, so that its last token is number `end` - 1
-        here; before is padding.
+        """Copy the tokens of a cache of fewer rows, so that its last token is number `end` - 1
+        here; before is padding. Of more than `end` tokens the first, its padding, are left out.
         """
         rows = slice(first_row, first_row + len(part.positions))
         self.end, shift = end, end - part.end
-        self.positions[rows, shift:end] = part.positions
+        first = max(0, -shift)
+        self.positions[rows, first + shift : end] = part.positions[:, first : part.end]
         for layer, (ring, part_ring) in enumerate(zip(self.rings, part.rings, strict=True)):
-            tokens = self._range(max(0, part.end - (ring or part.end)), part.end)
+            tokens = self._range(max(first, part.end - (ring or part.end)), part.end)
             sources = tokens % part_ring if part_ring else tokens
             places = (tokens + shift) % ring if ring else tokens + shift
             self.keys[layer].take(rows, places, part.keys[layer], sources)

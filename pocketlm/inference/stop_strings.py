@@ -42,24 +42,50 @@ def text_pieces(
         yield piece
 
 
-class StopMatcher:
-    """The text of one answer as its ids come, and whether a stop string is in it.
+class StopText:
+    """The text of one answer as pieces of it come, and whether a stop string is in it.
 
     stopped: a stop string is complete, so what comes after is no part of the answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
+    def __init__(self, stop_strings: Sequence[str]) -> None:
         if "" in stop_strings:
             raise ValueError(
                 "a stop string is empty: it would end every answer before its first word"
             )
-        self.tokenizer, self.stop_strings = tokenizer, tuple(stop_strings)
+        self.stop_strings = tuple(stop_strings)
         self.stopped = False
+        self._held = ""  # text that may be the beginning of a stop string
+
+    def give(self, text: str, *, final: bool = False) -> str:
+        """Text that is now certain, often "". final: no more comes, so nothing waits."""
+        text = self._held + text
+        certain = before_stop(text, self.stop_strings)
+        self.stopped = len(certain) < len(text)
+        if not (self.stopped or final):
+            certain = certain[: len(certain) - beginning_of(certain, self.stop_strings)]
+        self._held = text[len(certain) :]
+        return certain
+
+
+def beginning_of(text: str, strings: Sequence[str]) -> int:
+    """How many characters at the end of the text may be the beginning of one of the strings."""
+    longest = min(len(text), max(map(len, strings), default=1) - 1)
+    return next(
+        (n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in strings)), 0
+    )
+
+
+class StopMatcher(StopText):
+    """The same from the ids of an answer, as they come."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
+        super().__init__(stop_strings)
+        self.tokenizer = tokenizer
         self._ids: list[int] = []  # the newest, those of `_known` whole characters before them
         # how many of them those are: a decoder may treat the first id of a text in its own way
         self._known = 0
-        self._taken = 0  # characters of what comes after them that went on to `_give`
-        self._held = ""  # text that may be the beginning of a stop string
+        self._taken = 0  # characters of what comes after them that went on to `give`
 
     def add(self, token: int) -> str:
         """Text that is now certain, often ""."""
@@ -74,7 +100,7 @@ class StopMatcher:
                 len(self._ids) - self._known,
                 0,
             )
-        return self._give(new, final=False)
+        return self.give(new)
 
     def reached(self, token: int) -> bool:
         """Whether a stop string is complete with this id."""
@@ -83,29 +109,8 @@ class StopMatcher:
 
     def rest(self) -> str:
         """The text that was waiting, for no more ids come."""
-        return self._give(self._newest()[self._taken :], final=True)
+        return self.give(self._newest()[self._taken :], final=True)
 
     def _newest(self) -> str:
         before = self.tokenizer.decode(self._ids[: self._known])
         return self.tokenizer.decode(self._ids)[len(before) :]
-
-    def _give(self, text: str, *, final: bool) -> str:
-        text = self._held + text
-        certain = before_stop(text, self.stop_strings)
-        self.stopped = len(certain) < len(text)
-        if not (self.stopped or final):
-            certain = certain[: len(certain) - self._beginning(certain)]
-        self._held = text[len(certain) :]
-        return certain
-
-    def _beginning(self, text: str) -> int:
-        """How many characters at the end of the text may be the beginning of a stop string."""
-        longest = min(len(text), max(map(len, self.stop_strings), default=1) - 1)
-        return next(
-            (
-                n
-                for n in range(longest, 0, -1)
-                if any(s.startswith(text[-n:]) for s in self.stop_strings)
-            ),
-            0,
-        )

@@ -198,6 +198,15 @@ class TransformersModel(RowDecoder):
             sampling=sampling,
         )
 
+    def read(self, ids: Sequence[int], text: Any = None) -> tuple[Tensor, Any]:
+        """(logits [1, V] after `ids`, the text so far: its cache), which go on with `text`, what an
+        earlier call gave.
+        """
+        logits, cache = self._run(
+            torch.tensor([list(ids)], device=self.device), cache=text, last=True
+        )
+        return logits[:, -1].float(), cache
+
     @torch.inference_mode()
     def _run(
         self,

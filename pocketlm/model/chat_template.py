@@ -217,7 +217,10 @@ class _Hidden:
         if isinstance(value, str):
             return pattern.sub(self._place, value)
         if isinstance(value, dict):
-            return {key: self._walk(item, pattern) for key, item in value.items()}
+            # a template writes names too: a tool's parameters, as JSON
+            return {
+                self._walk(key, pattern): self._walk(item, pattern) for key, item in value.items()
+            }
         return (
             [self._walk(item, pattern) for item in value]
             if isinstance(value, list | tuple)

@@ -59,7 +59,7 @@ def test_every_declared_package_is_of_use() -> None:
     used |= {"protobuf", "sentencepiece", "tensorboard"}
     wanted = {
         package(requirement)
-        for group in ("curate", "eval", "llamacpp", "executorch")
+        for group in ("curate", "eval", "llamacpp", "executorch", "serve")
         for requirement in EXTRAS[group]
     }
     wanted |= {package(requirement) for requirement in PROJECT["dependencies"]}
@@ -95,6 +95,6 @@ def test_the_constraints_hold_a_version_of_every_declared_package() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {package(line) for line in lines if not line.startswith("#")}
     listed = list(PROJECT["dependencies"])
-    for name in ("curate", "eval", "llamacpp", "executorch", "dev"):
+    for name in ("curate", "eval", "llamacpp", "executorch", "serve", "dev"):
         listed += EXTRAS[name]
     assert not {package(requirement) for requirement in listed} - pinned
