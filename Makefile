@@ -40,7 +40,7 @@ pytest-test: $(READY)
 	$(PYTEST) -n 3
 
 pytest-quick: $(READY)
-	$(PYTEST) -n 2 -m "not gpu and not slow"
+	$(PYTEST) -n 2 -m "not gpu and not browser and not slow"
 
 rehearsals: $(READY)
 	for size in 360m 950m; do for ranks in 1 4; do \

@@ -1,13 +1,18 @@
-"""`pocketlm serve`: a model behind HTTP, as OpenAI's API has it."""
+"""`pocketlm serve`: a model on a page in the browser, and behind HTTP as OpenAI's API has it."""
 
+import functools
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pocketlm.commands.arguments import MODEL_HELP, RUNTIME_HELP, check_model
 from pocketlm.runner.errors import plain_errors
+
+if TYPE_CHECKING:
+    from pocketlm.eval.math_judge import MathJudge
+    from pocketlm.serve.buttons import Buttons
 
 KEY_VARIABLE = "POCKETLM_API_KEY"
 
@@ -61,12 +66,15 @@ def serve(
         str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
     ] = None,
 ) -> None:
-    """Serve a model to programs that speak OpenAI's API.
+    """Serve a model: a page to talk on, and OpenAI's API for programs.
+
+    The page needs no network and sends nothing anywhere else. In its Python role it
+    runs an answer's program in a sandbox, where this server is for this machine alone.
 
     [bold]Examples[/bold]
 
     pocketlm serve runs/pocket/files/model.gguf
-      [dim]http://127.0.0.1:8080/v1 answers, on this machine alone[/dim]
+      [dim]the page is http://127.0.0.1:8080, on this machine alone[/dim]
 
     pocketlm serve runs/pocket/chat --port 9000 --slots 8
       [dim]a checkpoint folder, eight answers side by side[/dim]
@@ -74,7 +82,7 @@ def serve(
     with plain_errors():
         check_model(model)
         from pocketlm.inference.sampling import Sampling
-        from pocketlm.serve.http_server import ServeConfig
+        from pocketlm.serve.http_server import ServeConfig, is_loopback
         from pocketlm.serve.http_server import serve as answer
         from pocketlm.serve.open_backend import Opening
         from pocketlm.serve.request_fields import Defaults
@@ -91,4 +99,49 @@ def serve(
             defaults=Defaults(temperature=temperature, top_p=top_p, max_tokens=max_tokens),
             opening=Opening(context=context, slots=slots, threads=threads, runtime=runtime),
         )
-        answer(model, config)
+        answer(model, config, buttons(alone=is_loopback(host)))
+
+
+def buttons(*, alone: bool) -> "Buttons":
+    """What the page may call: programs only where no other machine can ask for them, values only
+    where math-verify is installed.
+    """
+    from importlib.util import find_spec
+
+    from pocketlm.serve.buttons import Buttons
+
+    return Buttons(
+        run=run_program if alone else None, check=same_value if find_spec("math_verify") else None
+    )
+
+
+def run_program(code: str) -> dict[str, Any]:
+    """What the sandbox says of a Python program, for the page."""
+    from pocketlm.sandbox import sandbox
+
+    outcome = sandbox.run_program(code)
+    ended = outcome.verdict if outcome.verdict != "finished" else ""
+    if outcome.status and not ended:
+        ended = f"status {outcome.status}"
+    return {
+        "stdout": outcome.stdout,
+        "stderr": outcome.stderr,
+        "ended": f"{ended}: {outcome.detail}" if ended and outcome.detail else ended,
+        "seconds": outcome.seconds,
+    }
+
+
+def same_value(answer: str, expected: str) -> bool:
+    """Whether math-verify reads the two as one value."""
+    return _judge().same_value(answer, f"\\boxed{{{expected}}}")
+
+
+@functools.cache
+def _judge() -> "MathJudge":
+    import atexit
+
+    from pocketlm.eval.math_judge import MathJudge
+
+    judge = MathJudge()
+    atexit.register(judge.close)
+    return judge

@@ -9,9 +9,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 
 from pocketlm.serve.answering import Endpoint
+from pocketlm.serve.buttons import Buttons, Desk
 from pocketlm.serve.guard import App, Guard, Rules
 from pocketlm.serve.jobs import Service
 from pocketlm.serve.page import PageFiles
@@ -26,10 +27,10 @@ REASONS = {
 
 
 def application(
-    service: Service, rules: Rules, card: dict[str, Any], created: int, page: Path
+    service: Service, rules: Rules, card: dict[str, Any], created: int, page: Path, buttons: Buttons
 ) -> App:
-    """card: what /api/model says. created: seconds since 1970 of the model's file. page: a folder
-    of static files, opened at /.
+    """card: what /api/model says, with which buttons there are beside it. created: seconds since
+    1970 of the model's file. page: a folder of static files, opened at /.
     """
     model = {
         "id": service.model,
@@ -56,7 +57,8 @@ def application(
         return _json(model)
 
     async def model_card(request: Request) -> Response:
-        return _json(card)
+        there = {"run": buttons.run is not None, "check": buttons.check is not None}
+        return _json(card | there)
 
     async def metrics(request: Request) -> Response:
         places = service.places
@@ -71,16 +73,37 @@ def application(
         Route("/v1/chat/completions", Endpoint(service, chat=True), methods=["POST"]),
         Route("/v1/completions", Endpoint(service, chat=False), methods=["POST"]),
     ]
+    desk = Desk(buttons)
+    for name, call, function in (
+        ("run", desk.run, buttons.run),
+        ("check", desk.check, buttons.check),
+    ):
+        if function is not None:
+            routes.append(Route(f"/api/{name}", _endpoint(call), methods=["POST"]))
     counted = frozenset(route.path for route in routes if isinstance(route, Route))
     routes.append(Route("/v1/models/{name:path}", one_model))
-    if page.is_dir():
-        routes.append(Mount("/", PageFiles(directory=page, html=True)))
     handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
         HTTPException: _refused,
         Exception: _refused,
     }
     routed = Starlette(routes=routes, exception_handlers=handlers)
+    # not a route: it would match what a route refuses, another method
+    routed.router.default = PageFiles(directory=page, html=True)
     return Guard(routed, rules, service.metrics, counted)
+
+
+def _endpoint(
+    call: Callable[[Request], Awaitable[dict[str, Any]]],
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            return _json(await call(request))
+        except Refusal as refusal:
+            response = _json(refusal.body(), refusal.status)
+            response.headers.update(refusal.headers)
+            return response
+
+    return endpoint
 
 
 def _json(value: Any, status: int = 200) -> Response:

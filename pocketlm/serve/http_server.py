@@ -11,6 +11,7 @@ import uvicorn
 from pocketlm.inference.open import label_of
 from pocketlm.serve.app import application
 from pocketlm.serve.backend import Backend
+from pocketlm.serve.buttons import NO_BUTTONS, Buttons
 from pocketlm.serve.card import card_of
 from pocketlm.serve.guard import HEADER_BYTES, LOOPBACK, App, Rules, host_of
 from pocketlm.serve.jobs import Service
@@ -19,7 +20,7 @@ from pocketlm.serve.open_backend import Opening, open_backend
 from pocketlm.serve.request_fields import Defaults
 from pocketlm.serve.waiting import Places
 
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(__file__).with_name("web")
 KEEP_ALIVE_SECONDS = 30  # of a connection that asks nothing
 GRACE_SECONDS = 2  # for answers that are being made when the server is stopped
 
@@ -63,7 +64,7 @@ class ServeConfig:
                 )
 
 
-def serve(path: Path, config: ServeConfig) -> None:
+def serve(path: Path, config: ServeConfig, buttons: Buttons) -> None:
     """Answer until the process is asked to stop."""
     listening = bound(config)  # before the model is read: a port in use is known at once
     with listening:
@@ -71,12 +72,12 @@ def serve(path: Path, config: ServeConfig) -> None:
         try:
             listening.listen()  # who comes from now on waits, and is not refused
             print(greeting(path, backend, config, listening), file=sys.stderr)
-            server(app_of(path, backend, config)).run(sockets=[listening])
+            server(app_of(path, backend, config, buttons)).run(sockets=[listening])
         finally:
             backend.close()
 
 
-def app_of(path: Path, backend: Backend, config: ServeConfig) -> App:
+def app_of(path: Path, backend: Backend, config: ServeConfig, buttons: Buttons = NO_BUTTONS) -> App:
     """The application that answers for a model's file."""
     name = config.name or label_of(path.resolve())
     service = Service(
@@ -94,7 +95,7 @@ def app_of(path: Path, backend: Backend, config: ServeConfig) -> App:
         max_body_bytes=config.max_body_bytes,
     )
     card = card_of(path, name, backend)
-    return application(service, rules, card, int(path.stat().st_mtime), PAGE)
+    return application(service, rules, card, int(path.stat().st_mtime), PAGE, buttons)
 
 
 def server(app: App) -> uvicorn.Server:
@@ -140,7 +141,8 @@ def greeting(path: Path, backend: Backend, config: ServeConfig, listening: socke
     lines = [
         f"{path}: {backend.kind}, {backend.max_length:,} tokens of context, {backend.slots} "
         f"answered side by side, {config.queue} may wait",
-        f"http://{address}:{port}/v1 speaks OpenAI's API; stop with Ctrl-C",
+        f"http://{address}:{port} is a page to talk on, and /v1 speaks OpenAI's API; stop with "
+        "Ctrl-C",
     ]
     if not is_loopback(config.host):
         lines.append(warning(config))

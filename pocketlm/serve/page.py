@@ -6,6 +6,7 @@ run no script, load nothing and send nothing to anybody but this server.
 
 from os import PathLike, stat_result
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -25,7 +26,12 @@ CONTENT_SECURITY_POLICY = "; ".join(f"{name} {value}" for name, value in POLICY.
 
 
 class PageFiles(StaticFiles):
-    """The folder's files, each with the policy."""
+    """The folder's files, each with the policy; to any other method there is nothing there."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        return await super().get_response(path, scope)
 
     def file_response(
         self,

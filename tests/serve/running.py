@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.serve.backend import Backend
+from pocketlm.serve.buttons import NO_BUTTONS, Buttons
 from pocketlm.serve.http_server import ServeConfig, app_of, bound, server
 
 Json = dict[str, Any]
@@ -92,11 +93,13 @@ class Running:
 
 
 @contextmanager
-def running(path: Path, backend: Backend, config: ServeConfig) -> Iterator[Running]:
+def running(
+    path: Path, backend: Backend, config: ServeConfig, buttons: Buttons = NO_BUTTONS
+) -> Iterator[Running]:
     """A server of this backend, which stays open at the end."""
     listening = bound(config)
     listening.listen(64)
-    uvicorn_server = server(app_of(path, backend, config))
+    uvicorn_server = server(app_of(path, backend, config, buttons))
     thread = threading.Thread(
         target=uvicorn_server.run, kwargs={"sockets": [listening]}, daemon=True
     )

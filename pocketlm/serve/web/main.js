@@ -187,7 +187,7 @@ async function run(source, code, pre) {
   pre.after(output);
   try {
     const result = await runCode(code);
-    const verdict = result.verdict === "pass" ? "Finished" : `Ended: ${result.verdict}`;
+    const verdict = result.ended ? `Ended: ${result.ended}` : "Finished";
     const texts = [[result.stdout, ""], [result.stderr, "stderr"]].filter(([text]) => text);
     output.replaceChildren(
       node("p", {}, `${verdict}, ${seconds(result.seconds)}`),
@@ -207,8 +207,7 @@ function checkNode(final) {
     if (!yours.value.trim()) return;
     try {
       const {equal} = await checkAnswer(final, yours.value);
-      verdict.textContent = equal === null ? "One of the two cannot be read as mathematics." :
-        equal ? "Equal to the model's." : `Not equal to the model's ${final}.`;
+      verdict.textContent = equal ? "Equal to the model's." : `Not equal to the model's ${final}.`;
     } catch (error) {
       verdict.textContent = error.message;
     }
