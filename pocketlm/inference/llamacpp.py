@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pocketlm.inference.continuations import Scorer
 from pocketlm.inference.decode import RowDecoder
 from pocketlm.inference.gguf_header import head_width, read_header, weight_bytes, windows_of
+from pocketlm.inference.gguf_scorer import TreeContext, gguf_scorer
 from pocketlm.inference.gguf_tokenizer import tokenizer_of
 from pocketlm.inference.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
@@ -80,6 +82,10 @@ class GgufModel(RowDecoder):
             return log_probs_from(map(torch.from_numpy, chunks), ids)
         finally:
             self._return(context)
+
+    def scorer(self) -> Scorer:
+        """Trees of ids as sequences of one cache, each id in those of all texts that hold it."""
+        return gguf_scorer(self._tree_context)
 
     def memory(self, length: int) -> Memory:
         """Bytes that llama.cpp allocates and that a token reads.
@@ -203,6 +209,24 @@ class GgufModel(RowDecoder):
             context = Context(
                 self._model,
                 slots=slots,
+                length=length,
+                batch=self.batch,
+                threads=self.threads,
+                cache_type=self.cache_type,
+            )
+            self._contexts.append(context)
+            return context
+
+    def _tree_context(self, length: int, before: TreeContext | None) -> TreeContext:
+        """One with so much room, in the place of the one before."""
+        if not self._finalizer.alive:
+            raise ValueError("this GgufModel was closed; open the file again")
+        with self._lock:
+            if before is not None:
+                self._contexts.remove(before)
+                before.close()
+            context = TreeContext(
+                self._model,
                 length=length,
                 batch=self.batch,
                 threads=self.threads,
