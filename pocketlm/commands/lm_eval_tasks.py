@@ -23,12 +23,14 @@ def run_lm_eval(
     from pocketlm.eval.lm_eval_model import as_json, run_tasks, table_of
     from pocketlm.inference.open import labels_of, opened
     from pocketlm.model.files import write_text
+    from pocketlm.stages.evaluate import check_text
 
     with contextlib.ExitStack() as stack:
         folder = None if out is None else stack.enter_context(new_folder(out))
         all_results = {}
         for label, path in zip(labels_of(models), models, strict=True):
             with opened(path, runtime=runtime if path.is_dir() else None) as model:
+                check_text(path, model)
                 results = run_tasks(model, names, limit)
             samples = results.pop("samples", {})
             print(f"{label}\n{table_of(results)}")
