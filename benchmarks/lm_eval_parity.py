@@ -9,12 +9,14 @@ backend answers them, and its task judges them. Then the suite `lm-eval.<task>` 
 and so does lm-eval itself over our runtime (`pocketlm eval --lm-eval`).
 
 Prints one JSON line a task: requests whose texts differ; the largest gap of a log-likelihood
-(choices), or answers that differ (gsm8k), of the suite and of our runtime under lm-eval; and in how
-many documents a score differs. Where one does, the line names the document and what both gave.
+(choices), or answers that differ (gsm8k), of the suite and of our runtime under lm-eval; how far
+both are from float64 where the gap is largest; and in how many documents a score differs. Where one
+does, the line names the document and what both gave.
 lm-eval draws GSM8K's shots for each document; it is given the first ones here, as the suite takes.
 """
 
 import argparse
+import copy
 import json
 import os
 import tempfile
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
@@ -153,6 +156,13 @@ def compared(pair: Compared, theirs: HFLM, ours: LanguageModel) -> dict[str, Any
         for place, found in (("", sums), ("_under_lm_eval", [nats for nats, _ in under_lm_eval])):
             gaps = [abs(a - b) for a, (b, _) in zip(found, wanted, strict=True)]
             figures[f"largest_gap_nats{place}"] = max(gaps)
+            if not place:
+                worst = gaps.index(max(gaps))
+        # which of the two rounded: the same request in float64
+        context, ids = theirs._encode_pair(*asked[worst])
+        exact = float64_sum((context, ids), ours)
+        errors = {"lm-eval": wanted[worst][0] - exact, "here": sums[worst] - exact}
+        figures["of_largest_gap"] = {"sum": exact, "ids": len(ids), "error": errors}
         greedy = [(a[1], b[1]) for a, b in zip(under_lm_eval, wanted, strict=True)]
         figures["other_greedy_under_lm_eval"] = sum(a != b for a, b in greedy)
     scores = judged(pair, wanted)
@@ -165,6 +175,16 @@ def compared(pair: Compared, theirs: HFLM, ours: LanguageModel) -> dict[str, Any
                 other[name] += 1
                 exceptions.append({"id": row["id"], name: score[name], "here": row["scores"][name]})
     return {**figures, "other_scores": other, "exceptions": exceptions}
+
+
+def float64_sum(pair: tuple[list[int], list[int]], model: LanguageModel) -> float:
+    """The log-probability of a continuation by our network in float64 (RoPE's angles but for)."""
+    context, ids = pair
+    network = copy.deepcopy(model.model).double()
+    with torch.no_grad():
+        hidden = network.hidden(torch.tensor([(context + ids)[:-1]]), None)[0, -len(ids) :]
+        logits = hidden @ (network.lm_head or network.model.embed_tokens).weight.T
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item()
 
 
 def our_texts(pair: Compared, problem: Problem, model: LanguageModel) -> list[Any]:
