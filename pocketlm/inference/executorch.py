@@ -78,10 +78,14 @@ class PteModel(RowDecoder):
     def _trees(self, shared: Sequence[int], trees: Sequence[Tree]) -> Iterator[Tensor]:
         """The logits [N, V] of all asked nodes of one tree after the other."""
         for tree in trees:
+            rows = tree.rows()
+            if len(rows) == 1:  # maybe a whole text, whose logits are not held at once
+                yield from self._asked(shared, tree, rows[0])
+                continue
             place = {node: number for number, node in enumerate(tree.asked)}
             logits = torch.empty(len(place), self.vocab_size)
             waiting = set(tree.asked)
-            for row in tree.rows():
+            for row in rows:
                 ids = [*shared, *(tree.ids[node] for node in row)]
                 self._check(ids)
                 first = next(depth for depth, node in enumerate(row) if node in waiting)
@@ -94,6 +98,17 @@ class PteModel(RowDecoder):
                         start += len(chunk)
                 waiting -= set(row)
             yield logits
+
+    def _asked(self, shared: Sequence[int], tree: Tree, row: Sequence[int]) -> Iterator[Tensor]:
+        """The logits of the asked nodes of a single text, call by call."""
+        ids = [*shared, *(tree.ids[node] for node in row)]
+        self._check(ids)
+        asked = torch.tensor(tree.asked) + len(shared)  # their positions: a node is its depth here
+        with self._lock:
+            start = self._start(ids, int(asked[0]))
+            for chunk in self._read(ids, start):
+                yield chunk[asked[(asked >= start) & (asked < start + len(chunk))] - start]
+                start += len(chunk)
 
     def memory(self, length: int) -> Memory:
         """Bytes as the file's constant methods give them.

@@ -132,6 +132,7 @@ FUNCTIONS = {  # name -> (what it returns, what it takes)
     "llama_free": (None, [c_void_p]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
+    "llama_memory_seq_cp": (None, [c_void_p, c_int32, c_int32, c_int32, c_int32]),
     "llama_decode": (c_int32, [c_void_p, Batch]),
     "llama_get_logits": (c_void_p, [c_void_p]),
     "llama_log_set": (None, [c_void_p, c_void_p]),
