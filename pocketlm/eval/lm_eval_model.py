@@ -101,15 +101,15 @@ class RuntimeLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """(log-probability, whether it is what the model would write) of each continuation."""
         pairs = [self._pair(context, ids) for _, context, ids in requests]
-        found: dict[int, Scored] = {}
+        scores: dict[int, Scored] = {}
         score = self.model.scorer()
         with _bar("log-likelihoods", len(pairs)) as advance:
             for shared, problems in problems_of(pairs):
-                asked = [[pairs[number] for number in numbers] for numbers in problems]
-                for numbers, scored in zip(problems, score(asked, shared), strict=True):
-                    found |= zip(numbers, scored, strict=True)
+                problem_pairs = [[pairs[number] for number in numbers] for numbers in problems]
+                for numbers, scored in zip(problems, score(problem_pairs, shared), strict=True):
+                    scores |= zip(numbers, scored, strict=True)
                     advance(len(numbers))
-        answers = [(found[n].log_prob, found[n].greedy) for n in range(len(requests))]
+        answers = [(scores[n].log_prob, scores[n].greedy) for n in range(len(requests))]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -246,13 +246,13 @@ def run_tasks(model: Runtime, tasks: Sequence[str], limit: int | None = None) ->
     cannot be loaded or asked.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    asked = RuntimeLM(model)
+    lm = RuntimeLM(model)
     files_alone = all(task.endswith((".yaml", ".yml")) for task in tasks)
     try:
         # the index of all its tasks takes most of a minute
         manager = TaskManager(include_defaults=not files_alone)
         results = simple_evaluate(
-            asked, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=True
+            lm, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=True
         )
     except MemoryError:
         raise
@@ -260,7 +260,7 @@ def run_tasks(model: Runtime, tasks: Sequence[str], limit: int | None = None) ->
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"lm-eval cannot run {', '.join(tasks)}: {reason}") from error
     assert results is not None  # rank 0
-    results["truncated"] = asked.truncated
+    results["truncated"] = lm.truncated
     return results
 
 

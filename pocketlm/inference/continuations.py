@@ -24,6 +24,7 @@ from pocketlm.model.transformer import Transformer
 Pair = tuple[list[int], list[int]]  # context ids, continuation ids: neither is empty
 PASS_IDS = 512  # of trees that are read together: more do not stay near the processor
 PAIRS = 64  # of one tree at most
+PART_IDS = 2048  # of the continuations of one tree, where it has several
 LOGITS_BYTES = 2**27  # of one product with the head
 
 
@@ -46,23 +47,22 @@ class Tree:
     """The texts of some pairs after the ids that are shared, each id that several have in common
     once; an id's parent stands before it.
 
-    ids, parents (-1: the shared ids), depths: of each node. asked: the nodes whose next id is asked
-    for, rising. targets: for each pair (place in asked, id) of its continuation.
+    ids, parents (-1: the shared ids), depths: of each node. queried: the nodes whose next id is asked
+    for, rising. targets: for each pair (place in queried, id) of its continuation.
     """
 
     ids: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
+    queried: list[int] = field(default_factory=list)
     targets: list[list[tuple[int, int]]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, pairs: Iterable[Pair], shared: int) -> Tree:
+    def of(cls, pairs: Sequence[Pair], shared: int) -> Tree:
         """shared: how many ids at the beginning of every context are left out."""
         tree = cls()
         children: dict[tuple[int, int], int] = {}
         predicting: list[list[int]] = []  # the nodes, for each pair
-        pairs = list(pairs)
         for context, continuation in pairs:
             path = [-1]
             # the last id predicts nothing that is asked
@@ -74,13 +74,18 @@ class Tree:
                     tree.depths.append(len(path) - 1)
                 path.append(node)
             predicting.append(path[len(path) - len(continuation) :])
-        tree.asked = sorted({node for nodes in predicting for node in nodes})
-        place = {node: number for number, node in enumerate(tree.asked)}
+        tree.queried = sorted({node for nodes in predicting for node in nodes})
+        place = {node: number for number, node in enumerate(tree.queried)}
         tree.targets = [
             [(place[node], token) for node, token in zip(nodes, ids, strict=True)]
             for nodes, (_, ids) in zip(predicting, pairs, strict=True)
         ]
         return tree
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it has a single leaf."""
+        return self.depths == list(range(len(self.ids)))
 
     def rows(self) -> list[list[int]]:
         """The nodes of each text from its first id to its leaf, in the order of the leaves."""
@@ -110,38 +115,41 @@ def common_beginning(texts: Sequence[Sequence[int]]) -> int:
     return max(0, length)
 
 
-def tree_scorer(
-    evaluated: Callable[[Sequence[int], Sequence[Tree]], Iterator[Tensor]],
-    pass_ids: int | None = None,
-) -> Scorer:
-    """A Scorer over what gives, after the shared ids, the logits [N, V] of all asked nodes of some
-    trees, in chunks. pass_ids: that are evaluated together, PASS_IDS by default.
+def tree_scorer(evaluated: Callable[[Sequence[int], Sequence[Tree]], Iterator[Tensor]]) -> Scorer:
+    """A Scorer over what gives, after ids that are shared, the logits [N, V] of all queried nodes of
+    some trees, in chunks.
     """
 
     def score(problems: Sequence[Sequence[Pair]], shared: Sequence[int]) -> list[list[Scored]]:
-        parts = [
-            (number, Tree.of(pairs[first : first + PAIRS], len(shared)))
-            for number, pairs in enumerate(problems)
-            for first in range(0, len(pairs), PAIRS)
-        ]
         scores: list[list[Scored]] = [[] for _ in problems]
-        for group in _passes(parts, pass_ids or PASS_IDS):
-            trees = [tree for _, tree in group]
-            found = _scores(evaluated(shared, trees), trees)
-            for (number, _), scored in zip(group, found, strict=True):
-                scores[number] += scored
+        for group in _passes(problems, shared):
+            trees = [part.tree for part in group]
+            of_parts = _scores(evaluated(group[0].beginning, trees), trees)
+            for part, scored in zip(group, of_parts, strict=True):
+                scores[part.problem] += scored
         return scores
 
     return score
 
 
-def _passes(parts: Sequence[tuple[int, Tree]], pass_ids: int) -> Iterator[list[tuple[int, Tree]]]:
-    """The trees in groups of at most pass_ids ids and PAIRS pairs; a larger one is alone."""
-    group: list[tuple[int, Tree]] = []
-    for part in parts:
-        trees = [tree for _, tree in (*group, part)]
-        full = sum(len(tree.ids) for tree in trees) > pass_ids
-        if group and (full or sum(len(tree.targets) for tree in trees) > PAIRS):
+class Part(NamedTuple):
+    """Some pairs of a problem as a tree, after ids that are read before."""
+
+    problem: int
+    beginning: tuple[int, ...]
+    tree: Tree
+
+
+def _passes(problems: Sequence[Sequence[Pair]], shared: Sequence[int]) -> Iterator[list[Part]]:
+    """Parts of the same beginning in groups of at most PASS_IDS ids and PAIRS pairs; a larger one
+    is alone.
+    """
+    group: list[Part] = []
+    for part in _parts(problems, tuple(shared)):
+        trees = [other.tree for other in (*group, part)]
+        full = sum(len(tree.ids) for tree in trees) > PASS_IDS
+        full |= sum(len(tree.targets) for tree in trees) > PAIRS
+        if group and (full or part.beginning != group[0].beginning):
             yield group
             group = []
         group.append(part)
@@ -149,11 +157,29 @@ def _passes(parts: Sequence[tuple[int, Tree]], pass_ids: int) -> Iterator[list[t
         yield group
 
 
+def _parts(problems: Sequence[Sequence[Pair]], shared: tuple[int, ...]) -> Iterator[Part]:
+    """The problems in order, one that has more than PAIRS pairs, or whose continuations are long,
+    in several parts. What a long problem's contexts begin with is read before, where nothing that
+    all share is kept.
+    """
+    for number, pairs in enumerate(problems):
+        common = 0 if shared else common_beginning([context for context, _ in pairs])
+        beginning = tuple(pairs[0][0][:common]) if common > PASS_IDS else shared
+        waiting: list[Pair] = []
+        for pair in pairs:
+            ids = sum(len(ids) for _, ids in (*waiting, pair))
+            if len(waiting) == PAIRS or (waiting and ids > PART_IDS):
+                yield Part(number, beginning, Tree.of(waiting, len(beginning)))
+                waiting = []
+            waiting.append(pair)
+        yield Part(number, beginning, Tree.of(waiting, len(beginning)))
+
+
 def _scores(chunks: Iterable[Tensor], trees: Sequence[Tree]) -> list[list[Scored]]:
-    """For each pair of each tree its score, from the logits of all asked nodes, a chunk [N, V] of
+    """For each pair of each tree its score, from the logits of all queried nodes, a chunk [N, V] of
     them after the other.
     """
-    firsts = np.cumsum([0, *(len(tree.asked) for tree in trees)])
+    firsts = np.cumsum([0, *(len(tree.queried) for tree in trees)])
     tokens = [
         (first + place, token)
         for first, tree in zip(firsts.tolist(), trees, strict=False)
@@ -165,7 +191,7 @@ def _scores(chunks: Iterable[Tensor], trees: Sequence[Tree]) -> list[list[Scored
     start = 0
     for logits in chunks:
         here = ((node >= start) & (node < start + len(logits))).nonzero()[:, 0]
-        at, wanted = ((x[here]).to(logits.device) for x in (node - start, target))
+        at, wanted = (x[here].to(logits.device) for x in (node - start, target))
         likeliest, normalizers = logits.argmax(1), logits.logsumexp(1)
         log_probs[here] = (logits[at, wanted] - normalizers[at]).double().cpu()
         greedy[here] = (likeliest[at] == wanted).long().cpu()
@@ -187,16 +213,21 @@ def network_scorer(network: Transformer) -> Scorer:
         if key not in kept:
             kept.clear()
             kept[key] = SharedText(network, shared)
-        depths = [depth for tree in trees for depth in tree.depths]
         ids = torch.tensor([[i for tree in trees for i in tree.ids]], device=device)
-        positions = torch.tensor([depths], device=device) + len(shared)
-        sees = torch.block_diag(*(torch.from_numpy(tree.sees()) for tree in trees))
-        hidden = network.hidden(ids, positions, kept[key], sees=sees.to(device))[0]  # [N, D]
+        if not shared and len(trees) == 1 and trees[0].is_text:
+            hidden = network.hidden(ids, None)[0]  # [N, D], without a mask of all pairs
+        else:
+            depths = [depth for tree in trees for depth in tree.depths]
+            positions = torch.tensor([depths], device=device) + len(shared)
+            sees = torch.block_diag(*(torch.from_numpy(tree.sees()) for tree in trees))
+            hidden = network.hidden(ids, positions, kept[key], sees=sees.to(device))[0]
         firsts = np.cumsum([0, *(len(tree.ids) for tree in trees)]).tolist()
-        asked = [
-            first + node for first, tree in zip(firsts, trees, strict=False) for node in tree.asked
+        nodes = [
+            first + node
+            for first, tree in zip(firsts, trees, strict=False)
+            for node in tree.queried
         ]
-        states = hidden[torch.tensor(asked, device=device)]
+        states = hidden[torch.tensor(nodes, device=device)]
         for part in states.split(max(1, LOGITS_BYTES // (4 * network.config.vocab_size))):
             yield network.head(part)
 

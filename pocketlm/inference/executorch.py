@@ -76,15 +76,15 @@ class PteModel(RowDecoder):
         return tree_scorer(self._trees)
 
     def _trees(self, shared: Sequence[int], trees: Sequence[Tree]) -> Iterator[Tensor]:
-        """The logits [N, V] of all asked nodes of one tree after the other."""
+        """The logits [N, V] of all queried nodes of one tree after the other."""
         for tree in trees:
             rows = tree.rows()
             if len(rows) == 1:  # maybe a whole text, whose logits are not held at once
-                yield from self._asked(shared, tree, rows[0])
+                yield from self._one_text(shared, tree, rows[0])
                 continue
-            place = {node: number for number, node in enumerate(tree.asked)}
+            place = {node: number for number, node in enumerate(tree.queried)}
             logits = torch.empty(len(place), self.vocab_size)
-            waiting = set(tree.asked)
+            waiting = set(tree.queried)
             for row in rows:
                 ids = [*shared, *(tree.ids[node] for node in row)]
                 self._check(ids)
@@ -99,15 +99,15 @@ class PteModel(RowDecoder):
                 waiting -= set(row)
             yield logits
 
-    def _asked(self, shared: Sequence[int], tree: Tree, row: Sequence[int]) -> Iterator[Tensor]:
-        """The logits of the asked nodes of a single text, call by call."""
+    def _one_text(self, shared: Sequence[int], tree: Tree, row: Sequence[int]) -> Iterator[Tensor]:
+        """The logits of the queried nodes of a single text, call by call."""
         ids = [*shared, *(tree.ids[node] for node in row)]
         self._check(ids)
-        asked = torch.tensor(tree.asked) + len(shared)  # their positions: a node is its depth here
+        at = torch.tensor(tree.queried) + len(shared)  # their positions: a node is its depth here
         with self._lock:
-            start = self._start(ids, int(asked[0]))
+            start = self._start(ids, int(at[0]))
             for chunk in self._read(ids, start):
-                yield chunk[asked[(asked >= start) & (asked < start + len(chunk))] - start]
+                yield chunk[at[(at >= start) & (at < start + len(chunk))] - start]
                 start += len(chunk)
 
     def memory(self, length: int) -> Memory:

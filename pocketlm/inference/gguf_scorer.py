@@ -1,7 +1,7 @@
 """Log-likelihoods of continuations in llama.cpp: the texts of a tree are sequences of one cache,
 and an id belongs to those of all texts that hold it.
 
-Shapes: N ids of one call or asked nodes, V vocabulary
+Shapes: N ids of one call or queried nodes, V vocabulary
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +90,7 @@ def gguf_scorer(new_context: Callable[[int, TreeContext | None], TreeContext]) -
                     of_nodes[node].append(number)
                 number += 1
             sequences += of_nodes
-        wanted = np.concatenate([np.isin(np.arange(len(t.ids)), t.asked) for t in trees])
+        wanted = np.concatenate([np.isin(np.arange(len(t.ids)), t.queried) for t in trees])
         context.rewind(start)
         yield from context.read(ids, positions, sequences, wanted)
 

@@ -1,7 +1,7 @@
 """Log-likelihoods of continuations in a network of transformers': the texts of a tree are rows of a
 batch, which go on from a cache of what all have in common.
 
-Shapes: R rows, T ids of a row, N asked nodes, V vocabulary
+Shapes: R rows, T ids of a row, N queried nodes, V vocabulary
 """
 
 import copy
@@ -46,14 +46,14 @@ def transformers_scorer(
         for tree in trees:
             rows = tree.rows()
             # what a row asks for is read in the row, where its logits are kept
-            common = min(tree.depths[node] for node in tree.asked)
+            common = min(tree.depths[node] for node in tree.queried)
             common = next((i for i in range(common) if len({row[i] for row in rows}) > 1), common)
             cache = read([tree.ids[node] for node in rows[0][:common]], kept[key])
             yield batched(tree, [row[common:] for row in rows], cache)
 
     def batched(tree: Tree, rows: Sequence[Sequence[int]], cache: Any) -> Tensor:
         """Rows padded on the right, which no id sees."""
-        logits = torch.empty(len(tree.asked), vocab_size, device=device)
+        logits = torch.empty(len(tree.queried), vocab_size, device=device)
         longest = max(map(len, rows))
         together = max(1, ROW_LOGITS_BYTES // (4 * vocab_size * longest))
         for first in range(0, len(rows), together):
@@ -70,7 +70,7 @@ def transformers_scorer(
         return logits
 
     def alone(shared: Sequence[int], tree: Tree) -> Tensor:
-        logits = torch.empty(len(tree.asked), vocab_size, device=device)
+        logits = torch.empty(len(tree.queried), vocab_size, device=device)
         for row in tree.rows():
             ids = [*shared, *(tree.ids[node] for node in row)]
             after, _ = run(torch.tensor([ids], device=device))
@@ -81,8 +81,8 @@ def transformers_scorer(
 
 
 def take(tree: Tree, row: Sequence[int], after: Tensor, logits: Tensor) -> None:
-    """Put the logits [T, V] after a row's nodes into those [N, V] of the asked nodes."""
-    places = {node: number for number, node in enumerate(tree.asked)}
+    """Put the logits [T, V] after a row's nodes into those [N, V] of the queried nodes."""
+    places = {node: number for number, node in enumerate(tree.queried)}
     at = [(depth, places[node]) for depth, node in enumerate(row) if node in places]
     depth, place = torch.tensor(at, device=logits.device).T
     logits[place] = after[depth].float()

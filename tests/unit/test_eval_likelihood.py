@@ -91,9 +91,10 @@ def random_problems(seed: int, shared: list[int]) -> list[list[tuple[list[int], 
 
 
 @pytest.mark.parametrize("shared", [[], [9, 4, 7, 11, 30, 2, 8]], ids=["no shots", "shots"])
-@pytest.mark.parametrize("pass_ids", [512, 40], ids=["one pass", "several passes"])
+@pytest.mark.parametrize("pass_ids", [512, 40, 8], ids=["one pass", "several", "many"])
 def test_sums_are_those_of_one_pass_over_each_whole_text(model, shared, pass_ids, monkeypatch):
     monkeypatch.setattr("pocketlm.inference.continuations.PASS_IDS", pass_ids)
+    monkeypatch.setattr("pocketlm.inference.continuations.PART_IDS", pass_ids)
     for seed in range(3):
         problems = random_problems(seed, shared)
         problems[5][0] = likeliest(model, problems[5][0][0])
@@ -122,7 +123,7 @@ def test_what_texts_have_in_common_is_one_branch():
     assert tree.ids == [2, 3, 4, 9] and tree.parents == [-1, 0, 1, -1]
     assert tree.depths == [0, 1, 2, 0]
     # 2 predicts 3, 3 predicts 4, 4 predicts 5, 6 and 7
-    assert tree.asked == [0, 1, 2, 3]
+    assert tree.queried == [0, 1, 2, 3]
     assert tree.targets == [[(1, 4), (2, 5)], [(1, 4), (2, 6)], [(0, 3), (1, 4), (2, 7)], [(3, 9)]]
     assert tree.rows() == [[0, 1, 2], [3]]
     seen = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
