@@ -47,8 +47,8 @@ class Tree:
     """The texts of some pairs after the ids that are shared, each id that several have in common
     once; an id's parent stands before it.
 
-    ids, parents (-1: the shared ids), depths: of each node. queried: the nodes whose next id is asked
-    for, rising. targets: for each pair (place in queried, id) of its continuation.
+    ids, parents (-1: the shared ids), depths: of each node. queried: the nodes whose next id is
+    asked for, rising. targets: for each pair (place in queried, id) of its continuation.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -116,8 +116,8 @@ def common_beginning(texts: Sequence[Sequence[int]]) -> int:
 
 
 def tree_scorer(evaluated: Callable[[Sequence[int], Sequence[Tree]], Iterator[Tensor]]) -> Scorer:
-    """A Scorer over what gives, after ids that are shared, the logits [N, V] of all queried nodes of
-    some trees, in chunks.
+    """A Scorer over what gives, after ids that are shared, the logits [N, V] of all queried nodes
+    of some trees, in chunks.
     """
 
     def score(problems: Sequence[Sequence[Pair]], shared: Sequence[int]) -> list[list[Scored]]:

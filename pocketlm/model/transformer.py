@@ -272,10 +272,7 @@ class Transformer(nn.Module):
         sees: Tensor | None = None,
     ) -> Tensor:
         """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token,
-        where `last`.
-
-        sees: bool [T, T], for a pass on a cache whose new tokens are a tree of texts: which of them
-        each may see.
+        where `last`. sees: bool [T, T], which new tokens of a pass on a cache see which (a tree).
         """
         shared = self._shared(input_ids, positions, cache, doc_ids, sees)
         run = compiled_block() if self.compute.compile else run_block
