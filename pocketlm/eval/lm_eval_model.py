@@ -193,8 +193,8 @@ class RuntimeLM(TemplateLM):
         here.
         """
         until, limit = options.pop("until", None) or [], options.pop("max_gen_toks")
-        drawn = options.pop("do_sample", False)
-        sampling = {"temperature": float(options.pop("temperature", 0.0)) if drawn else 0.0}
+        drawn, temperature = options.pop("do_sample", False), options.pop("temperature", 0.0)
+        sampling = {"temperature": float(temperature) if drawn else 0.0}
         for name in DRAWN_BY:
             value = options.pop(name, None)
             if value is not None and (drawn or name == "repetition_penalty"):

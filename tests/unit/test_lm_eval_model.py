@@ -160,6 +160,9 @@ def test_an_answer_that_is_begun_goes_on_and_special_words_are_tokens(model) -> 
 def test_what_cannot_be_asked_or_loaded_is_one_line(model, tasks, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"lm-eval cannot run .*none\.yaml"):
         run_tasks(model, [str(tmp_path / "none.yaml")])
+    greedy = {"until": ["q"], "do_sample": False, "temperature": 0.0, "top_p": 0.9, "max_tokens": 3}
+    ((text,), (again,)) = (RuntimeLM(model).generate_until([request("sky", greedy)]) for _ in "ab")
+    assert text == again and len(model.tokenizer.encode(text)) <= 3
     options = {"until": ["q"], "num_beams": 4}
     with pytest.raises(ValueError, match="generate with num_beams, which is not known here"):
         RuntimeLM(model).generate_until([request("blue", options)])
