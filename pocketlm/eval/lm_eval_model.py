@@ -5,6 +5,8 @@
 A folder, a .gguf and a .pte are asked alike. lm-eval itself (0.4.13) is an extra.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import contextlib
