@@ -7,6 +7,7 @@ MODEL and DATA as in lm_eval_parity.py. A repeat runs each task once in lm-eval'
 --batch-size rows) and once here, one after the other, by turns in either order; what is counted is
 processor time, from texts to scores or answers. What is shared is read once for all documents of a
 run, so that more documents make the examples cheaper: their number stands beside the figures.
+MMLU's are the first of one subject, which has some 250.
 
 Prints one JSON line a task: documents, medians of documents a second, and the median of the
 repeats' ratios; and the same of all tasks together, as seconds for all their documents.
@@ -41,13 +42,13 @@ def main() -> None:
     theirs = hf_backend(arguments.model, arguments.batch_size)
     ours = LanguageModel.open(arguments.model)
     counts = {n: max(1, round(arguments.share * COUNTS.get(n, 16))) for n in arguments.tasks}
-    pairs = {name: prepared(name, arguments.data, count) for name, count in counts.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
-    for repeat in range(arguments.repeats):
-        for name, pair in pairs.items():
-            seconds[name].append(in_turn(pair, theirs, ours, theirs_first=repeat % 2 == 0))
-    for name, timed in seconds.items():
-        print(json.dumps({"task": name, **figures(counts[name], timed)}), flush=True)
+    pairs = {n: prepared(n, arguments.data, count, spread=False) for n, count in counts.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    for name, pair in pairs.items():
+        turns = (repeat % 2 == 0 for repeat in range(arguments.repeats))
+        seconds[name] = [in_turn(pair, theirs, ours, theirs_first=first) for first in turns]
+        line = {"task": name, **figures(counts[name], seconds[name])}
+        print(json.dumps(line), flush=True)
     together = [
         (sum(theirs for theirs, _ in timed), sum(ours for _, ours in timed))
         for timed in zip(*seconds.values(), strict=True)

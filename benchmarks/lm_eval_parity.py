@@ -111,12 +111,12 @@ def hf_backend(model: Path, batch_size: int) -> HFLM:
     return HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=batch_size)
 
 
-def prepared(name: str, data: Path, limit: int) -> Compared:
-    """The first `limit` problems of a suite, of MMLU evenly spaced ones; in the order of lm-eval's
-    tasks.
+def prepared(name: str, data: Path, limit: int, *, spread: bool = True) -> Compared:
+    """The first `limit` problems of a suite, of MMLU evenly spaced ones where `spread`; in the
+    order of lm-eval's tasks.
     """
     suite = BY_NAME[f"lm-eval.{name}"]
-    problems = load_problems(suite, data, None if name == "mmlu" else limit)
+    problems = load_problems(suite, data, None if name == "mmlu" and spread else limit)
     problems = problems[:: max(1, len(problems) // limit)][:limit]
     families = {family: None for family in (problem.family for problem in problems)}
     groups = {f: [n for n, p in enumerate(problems) if p.family == f] for f in families}
