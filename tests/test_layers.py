@@ -21,6 +21,7 @@ WRAPPERS = {  # optional package -> the files that may import it
     # its runtime answers, and its compiler writes: two floors, and who chats needs the first alone
     "executorch": {"pocketlm/inference/executorch.py", "pocketlm/export/pte.py"},
     "xllamacpp": {"pocketlm/export/llamacpp_server.py", "pocketlm/serve/llama_process.py"},
+    "lm_eval": {"pocketlm/eval/lm_eval_model.py"},
 }
 
 PUBLIC = Path("pocketlm/__init__.py")

@@ -17,6 +17,10 @@ SUITE_HELP = (
     "prompt and an answer a line."
 )
 DATA_HELP = "A folder with the benchmarks' JSONL files. Without it they come from the hub."
+LM_EVAL_HELP = (
+    "Instead of suites: tasks of lm-eval by name, from the hub, or .yaml files of tasks. Needs the "
+    "extra lm-eval."
+)
 UNSAFE_HELP = (
     "Run programs that a model wrote with limits alone where no sandbox of the system holds; they "
     "can read your files."
@@ -28,7 +32,12 @@ def evaluate_models(
     models: Annotated[
         list[Path], typer.Argument(metavar="MODEL...", show_default=False, help=MODEL_HELP)
     ],
-    suite: Annotated[str, typer.Option(metavar="NAME,NAME", help=SUITE_HELP)],
+    suite: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help=SUITE_HELP, show_default=False)
+    ] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(metavar="TASK,TASK", help=LM_EVAL_HELP, show_default=False)
+    ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help=DATA_HELP)] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="The first N documents of each suite.")
@@ -60,10 +69,21 @@ def evaluate_models(
 
     pocketlm eval runs/pocket/chat --suite questions.jsonl --out results
       [dim]your own problems; every answer is kept[/dim]
+
+    pocketlm eval runs/pocket/chat runs/pocket/files/model.gguf --lm-eval piqa,tasks/mine.yaml
+      [dim]lm-eval's tasks, on a checkpoint and on the file[/dim]
     """
     with plain_errors():
         for model in models:
             check_model(model)
+        if (suite is None) is (lm_eval is None):
+            raise ValueError("nothing to measure, or too much: give --suite NAME or --lm-eval TASK")
+        if lm_eval is not None:
+            from pocketlm.commands.lm_eval_tasks import run_lm_eval
+
+            run_lm_eval(models, lm_eval, limit=limit, runtime=runtime, out=out)
+            return
+        assert suite is not None
         names = tuple(name.strip() for name in suite.split(",") if name.strip())
         if Path(suite).is_file():  # whose name may hold a comma
             names = (suite,)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pocketlm.inference.runtime import Runtime
 
@@ -68,13 +69,10 @@ def agreement(model: Runtime, other: Runtime, passages: Sequence[Passage]) -> Ag
 
 def _kl(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """KL(softmax(expected) || softmax(actual)) of each row, nats; the sum in float64."""
-    p, q = (_log_softmax(logits.astype(np.float64)) for logits in (expected, actual))
+    p, q = (
+        torch.from_numpy(logits).double().log_softmax(-1).numpy() for logits in (expected, actual)
+    )
     return (np.exp(p) * (p - q)).sum(-1)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def _common_share(model: Runtime, other: Runtime, prompt: list[int]) -> float:

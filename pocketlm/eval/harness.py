@@ -9,11 +9,11 @@ from typing import Any
 
 from pocketlm.eval.answers_file import AnswersFile, Row
 from pocketlm.eval.code_scorer import over_samples
-from pocketlm.eval.likelihood import scorer_of, shortened
+from pocketlm.eval.likelihood import shortened
 from pocketlm.eval.prompts import Request, requests_of
 from pocketlm.eval.scorers import answer_bytes, choice_of, without_thinking
 from pocketlm.eval.suites.suite import Problem, Suite
-from pocketlm.inference.continuations import Pair
+from pocketlm.inference.continuations import Pair, common_beginning
 from pocketlm.inference.runtime import Runtime
 from pocketlm.inference.stop_strings import before_stop
 
@@ -165,7 +165,7 @@ def _written_row(suite: Suite, request: Request, samples: Sequence[tuple[str, bo
 
 def _scored(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], list[Row]]:
     """Log-likelihoods of given answers."""
-    score = scorer_of(model)
+    score = model.scorer()
 
     def answer(first: int, batch: list[Request]) -> list[Row]:
         problems = [
@@ -173,8 +173,8 @@ def _scored(model: Runtime, suite: Suite) -> Callable[[int, list[Request]], list
         ]
         shared = _shared(problems, min(request.shared for request in batch))
         rows = []
-        for request, pairs, log_probs in zip(batch, problems, score(problems, shared), strict=True):
-            problem = request.problem
+        for request, pairs, scored in zip(batch, problems, score(problems, shared), strict=True):
+            problem, log_probs = request.problem, [pair.log_prob for pair in scored]
             scores = suite.scorer(problem, log_probs)
             chosen = problem.answer
             if suite.kind == "choices":
@@ -194,10 +194,7 @@ def _shared(problems: Sequence[Sequence[Pair]], most: int) -> list[int]:
     the next batch shares the same.
     """
     contexts = [context for pairs in problems for context, _ in pairs]
-    first, length = contexts[0], min(most, *(len(context) - 1 for context in contexts))
-    for context in contexts[1:]:
-        length = next((i for i in range(length) if context[i] != first[i]), length)
-    return first[:length]
+    return contexts[0][: min(most, common_beginning(contexts))]
 
 
 def _row(suite: Suite, request: Request, completion: str, scores: dict[str, float]) -> Row:

@@ -1,19 +1,12 @@
-"""Log-likelihoods of continuations over any runtime, encoded and cut as lm-eval does."""
+"""Contexts and continuations as ids, encoded and cut as lm-eval does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from pocketlm.eval.suites.suite import Prefix
-from pocketlm.inference.continuations import ContinuationScorer, Pair
-from pocketlm.inference.runtime import Runtime
-from pocketlm.inference.torch_runtime import LanguageModel
+from pocketlm.inference.continuations import Pair
 from pocketlm.model.tokenizer import Tokenizer
-
-# (problems, ids that all their contexts begin with) -> for each pair its sum of log-probabilities
-Score = Callable[[Sequence[Sequence[Pair]], Sequence[int]], list[list[float]]]
 
 
 def encoded_pairs(
@@ -54,30 +47,3 @@ def shortened(pair: Pair, max_length: int) -> Pair:
     context, ids = pair
     whole, scored = (context + ids)[-(max_length + 1) :], min(len(ids), max_length)
     return whole[:-scored], whole[-scored:]
-
-
-def scorer_of(model: Runtime) -> Score:
-    """The fastest way this runtime has: rows together over a KV cache in our network, else one
-    input after another.
-    """
-    if isinstance(model, LanguageModel):
-        return ContinuationScorer(model.model).score
-    return lambda problems, shared: [_one_by_one(model, pairs) for pairs in problems]
-
-
-def _one_by_one(model: Runtime, pairs: Sequence[Pair]) -> list[float]:
-    """From `logits` of each input; continuations that differ in their last id alone share one."""
-    sums: dict[int, float] = {}
-    by_input: dict[tuple[int, ...], list[int]] = {}
-    for number, (context, ids) in enumerate(pairs):
-        by_input.setdefault(tuple([*context, *ids][:-1]), []).append(number)
-    for read, numbers in by_input.items():
-        longest = max(len(pairs[number][1]) for number in numbers)
-        logits = np.asarray(model.logits(list(read)), dtype=np.float32)[-longest:]
-        highest = logits.max(-1, keepdims=True)
-        normalizers = np.log(np.exp(logits - highest).sum(-1)) + highest[:, 0]
-        for number in numbers:
-            ids = pairs[number][1]
-            rows = np.arange(longest - len(ids), longest)
-            sums[number] = float((logits[rows, ids] - normalizers[rows]).sum(dtype=np.float64))
-    return [sums[number] for number in range(len(pairs))]

@@ -1,141 +1,234 @@
-"""Log-likelihoods of continuations in our network: what several rows begin with is evaluated once.
+"""Log-likelihoods of continuations: what several texts begin with is evaluated once.
 
-A row is a context and a continuation. The tokens that all choices of a problem begin with, or all
-problems of a suite (its shots), go through the network once, into a KV cache; the rows then go on
-from copies of it.
+A pair is a context and a continuation. The ids that all contexts of a suite begin with (its shots)
+are read once and kept. What the pairs of one problem have in common beyond them, such as the
+question, is one branch of a tree whose leaves are the texts: a pass of our network reads whole
+trees, each id seeing its ancestors alone.
 
-Shapes: B prefixes, R rows, T tokens, D hidden, V vocabulary
+Shapes: N ids of a pass or logits of a chunk, D hidden, V vocabulary
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.inference.kv_cache import PAD_POSITION, KVCache
+from pocketlm.inference.kv_cache import SharedText
 from pocketlm.model.transformer import Transformer
 
 Pair = tuple[list[int], list[int]]  # context ids, continuation ids: neither is empty
+PASS_IDS = 512  # of trees that are read together: more do not stay near the processor
+PAIRS = 64  # of one tree at most
+PART_IDS = 2048  # of the continuations of one tree, where it has several
 LOGITS_BYTES = 2**27  # of one product with the head
 
 
-class ContinuationScorer:
-    """Scores rows, and keeps the cache of the shared beginning it saw last.
-
-    Not for several threads: a caller that has many makes a scorer each.
+class Scored(NamedTuple):
+    """log_prob: natural, the sum over a continuation's ids. greedy: whether each of them is the
+    likeliest where it stands.
     """
 
-    def __init__(self, network: Transformer) -> None:
-        self.network = network
-        self._shared: tuple[tuple[int, ...], KVCache] | None = None
+    log_prob: float
+    greedy: bool
+
+
+# (pairs of each problem, ids that every context begins with, and goes on) -> theirs, in order. Not
+# for several threads: it keeps what it read of the ids given last
+Scorer = Callable[[Sequence[Sequence[Pair]], Sequence[int]], list[list[Scored]]]
+
+
+@dataclass
+class Tree:
+    """The texts of some pairs after the ids that are shared, each id that several have in common
+    once; an id's parent stands before it.
+
+    ids, parents (-1: the shared ids), depths: of each node. queried: the nodes whose next id is
+    asked for, rising. targets: for each pair (place in queried, id) of its continuation.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    queried: list[int] = field(default_factory=list)
+    targets: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], shared: int) -> Tree:
+        """shared: how many ids at the beginning of every context are left out."""
+        tree = cls()
+        children: dict[tuple[int, int], int] = {}
+        predicting: list[list[int]] = []  # the nodes, for each pair
+        for context, continuation in pairs:
+            path = [-1]
+            # the last id predicts nothing that is asked
+            for token in (context + continuation)[shared:-1]:
+                node = children.setdefault((path[-1], token), len(tree.ids))
+                if node == len(tree.ids):
+                    tree.ids.append(token)
+                    tree.parents.append(path[-1])
+                    tree.depths.append(len(path) - 1)
+                path.append(node)
+            predicting.append(path[len(path) - len(continuation) :])
+        tree.queried = sorted({node for nodes in predicting for node in nodes})
+        place = {node: number for number, node in enumerate(tree.queried)}
+        tree.targets = [
+            [(place[node], token) for node, token in zip(nodes, ids, strict=True)]
+            for nodes, (_, ids) in zip(predicting, pairs, strict=True)
+        ]
+        return tree
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it has a single leaf."""
+        return self.depths == list(range(len(self.ids)))
+
+    def rows(self) -> list[list[int]]:
+        """The nodes of each text from its first id to its leaf, in the order of the leaves."""
+        inner = set(self.parents)
+        rows = []
+        for leaf in (node for node in range(len(self.ids)) if node not in inner):
+            row = [leaf]
+            while (parent := self.parents[row[-1]]) >= 0:
+                row.append(parent)
+            rows.append(row[::-1])
+        return rows
+
+    def sees(self) -> np.ndarray:
+        """bool [N, N]: each node sees its ancestors and itself."""
+        seen = np.eye(len(self.ids), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+
+def common_beginning(texts: Sequence[Sequence[int]]) -> int:
+    """How many ids all texts begin with, no text's last among them: it predicts what follows."""
+    first, length = texts[0], min(map(len, texts)) - 1
+    for text in texts[1:]:
+        length = next((i for i in range(length) if text[i] != first[i]), length)
+    return max(0, length)
+
+
+def tree_scorer(evaluated: Callable[[Sequence[int], Sequence[Tree]], Iterator[Tensor]]) -> Scorer:
+    """A Scorer over what gives, after ids that are shared, the logits [N, V] of all queried nodes
+    of some trees, in chunks.
+    """
+
+    def score(problems: Sequence[Sequence[Pair]], shared: Sequence[int]) -> list[list[Scored]]:
+        scores: list[list[Scored]] = [[] for _ in problems]
+        for group in _passes(problems, shared):
+            trees = [part.tree for part in group]
+            of_parts = _scores(evaluated(group[0].beginning, trees), trees)
+            for part, scored in zip(group, of_parts, strict=True):
+                scores[part.problem] += scored
+        return scores
+
+    return score
+
+
+class Part(NamedTuple):
+    """Some pairs of a problem as a tree, after ids that are read before."""
+
+    problem: int
+    beginning: tuple[int, ...]
+    tree: Tree
+
+
+def _passes(problems: Sequence[Sequence[Pair]], shared: Sequence[int]) -> Iterator[list[Part]]:
+    """Parts of the same beginning in groups of at most PASS_IDS ids and PAIRS pairs; a larger one
+    is alone.
+    """
+    group: list[Part] = []
+    for part in _parts(problems, tuple(shared)):
+        trees = [other.tree for other in (*group, part)]
+        full = sum(len(tree.ids) for tree in trees) > PASS_IDS
+        full |= sum(len(tree.targets) for tree in trees) > PAIRS
+        if group and (full or part.beginning != group[0].beginning):
+            yield group
+            group = []
+        group.append(part)
+    if group:
+        yield group
+
+
+def _parts(problems: Sequence[Sequence[Pair]], shared: tuple[int, ...]) -> Iterator[Part]:
+    """The problems in order, one that has more than PAIRS pairs, or whose continuations are long,
+    in several parts. What a long problem's contexts begin with is read before, where nothing that
+    all share is kept.
+    """
+    for number, pairs in enumerate(problems):
+        common = 0 if shared else common_beginning([context for context, _ in pairs])
+        beginning = tuple(pairs[0][0][:common]) if common > PASS_IDS else shared
+        waiting: list[Pair] = []
+        for pair in pairs:
+            ids = sum(len(ids) for _, ids in (*waiting, pair))
+            if len(waiting) == PAIRS or (waiting and ids > PART_IDS):
+                yield Part(number, beginning, Tree.of(waiting, len(beginning)))
+                waiting = []
+            waiting.append(pair)
+        yield Part(number, beginning, Tree.of(waiting, len(beginning)))
+
+
+def _scores(chunks: Iterable[Tensor], trees: Sequence[Tree]) -> list[list[Scored]]:
+    """For each pair of each tree its score, from the logits of all queried nodes, a chunk [N, V] of
+    them after the other.
+    """
+    firsts = np.cumsum([0, *(len(tree.queried) for tree in trees)])
+    tokens = [
+        (first + place, token)
+        for first, tree in zip(firsts.tolist(), trees, strict=False)
+        for pair in tree.targets
+        for place, token in pair
+    ]
+    node, target = torch.tensor(tokens).T
+    log_probs, greedy = torch.empty(len(tokens), dtype=torch.float64), torch.empty_like(node)
+    start = 0
+    for logits in chunks:
+        here = ((node >= start) & (node < start + len(logits))).nonzero()[:, 0]
+        at, wanted = (x[here].to(logits.device) for x in (node - start, target))
+        likeliest, normalizers = logits.argmax(1), logits.logsumexp(1)
+        log_probs[here] = (logits[at, wanted] - normalizers[at]).double().cpu()
+        greedy[here] = (likeliest[at] == wanted).long().cpu()
+        start += len(logits)
+    lengths = [len(pair) for tree in trees for pair in tree.targets]
+    sums = zip(log_probs.split(lengths), greedy.split(lengths), strict=True)
+    flat = iter([Scored(nats.sum().item(), bool(likely.all())) for nats, likely in sums])
+    return [[next(flat) for _ in tree.targets] for tree in trees]
+
+
+def network_scorer(network: Transformer) -> Scorer:
+    """The scorer of our own network: shared ids in a SharedText, trees under a mask."""
+    device = network.model.embed_tokens.weight.device
+    kept: dict[tuple[int, ...], SharedText] = {}
 
     @torch.inference_mode()
-    def score(self, problems: Sequence[Sequence[Pair]], shared: Sequence[int]) -> list[list[float]]:
-        """For each pair of each problem the sum of its continuation's natural log-probabilities.
-
-        shared: ids that every context begins with, evaluated once for all calls that give the
-        same; with none, each problem's own common beginning is.
-        """
-        if shared:
-            prefixes = [list(shared)] * len(problems)
+    def evaluated(shared: Sequence[int], trees: Sequence[Tree]) -> Iterator[Tensor]:
+        key = tuple(shared)
+        if key not in kept:
+            kept.clear()
+            kept[key] = SharedText(network, shared)
+        ids = torch.tensor([[i for tree in trees for i in tree.ids]], device=device)
+        if not shared and len(trees) == 1 and trees[0].is_text:
+            hidden = network.hidden(ids, None)[0]  # [N, D], without a mask of all pairs
         else:
-            prefixes = [_common_beginning(pairs) for pairs in problems]
-        # the last id of a row predicts nothing that is asked
-        inputs = [
-            [(context + ids)[len(prefix) : -1] for context, ids in pairs]
-            for prefix, pairs in zip(prefixes, problems, strict=True)
+            depths = [depth for tree in trees for depth in tree.depths]
+            positions = torch.tensor([depths], device=device) + len(shared)
+            sees = torch.block_diag(*(torch.from_numpy(tree.sees()) for tree in trees))
+            hidden = network.hidden(ids, positions, kept[key], sees=sees.to(device))[0]
+        firsts = np.cumsum([0, *(len(tree.ids) for tree in trees)]).tolist()
+        nodes = [
+            first + node
+            for first, tree in zip(firsts, trees, strict=False)
+            for node in tree.queried
         ]
-        rows = list(
-            dict.fromkeys((i, tuple(row)) for i, group in enumerate(inputs) for row in group)
-        )
-        place = {row: number for number, row in enumerate(rows)}
-        if shared:
-            cache, lengths = self._shared_cache(tuple(shared), len(rows)), [len(shared)] * len(rows)
-        else:
-            cache = _prefilled(self.network, prefixes)
-            cache.keep_rows(torch.tensor([i for i, _ in rows]))
-            lengths = [len(prefixes[i]) for i, _ in rows]
-        hidden = self._continued(cache, lengths, [row for _, row in rows])
-        # of each pair: its row, and where in it the continuation's first id is predicted
-        pairs = [
-            (place[i, tuple(row)], len(row) - len(ids), ids)
-            for i, (group, rest) in enumerate(zip(inputs, problems, strict=True))
-            for row, (_, ids) in zip(group, rest, strict=True)
-        ]
-        sums = iter(self._sums(hidden, pairs))
-        return [[next(sums) for _ in rest] for rest in problems]
+        states = hidden[torch.tensor(nodes, device=device)]
+        for part in states.split(max(1, LOGITS_BYTES // (4 * network.config.vocab_size))):
+            yield network.head(part)
 
-    def _shared_cache(self, shared: tuple[int, ...], rows: int) -> KVCache:
-        if self._shared is None or self._shared[0] != shared:
-            self._shared = shared, _prefilled(self.network, [list(shared)])
-        cache = copy.deepcopy(self._shared[1])
-        cache.keep_rows(torch.zeros(rows, dtype=torch.long))
-        return cache
-
-    def _continued(
-        self, part: KVCache, lengths: Sequence[int], rows: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Hidden states [R, T, D] of rows that go on from a cache, each after `lengths` tokens;
-        padded on the right, where nothing looks.
-        """
-        longest = max(map(len, rows))
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        positions = torch.full_like(ids, PAD_POSITION)
-        for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[number, : len(row)] = torch.tensor(row)
-            positions[number, : len(row)] = torch.arange(length, length + len(row))
-        cache = KVCache(self.network.config, len(rows), part.end + longest)
-        cache.take(part, 0, part.end)
-        return self.network.hidden(ids, positions, cache)
-
-    def _sums(self, hidden: Tensor, pairs: Sequence[tuple[int, int, list[int]]]) -> list[float]:
-        """For each (row, place, ids) the sum over `ids`, the first predicted at `place` of the row
-        and each next one place on. The head sees each state once, and many together.
-        """
-        states: dict[tuple[int, int], int] = {}
-        tokens = [
-            (states.setdefault((row, place + n), len(states)), token)
-            for row, place, ids in pairs
-            for n, token in enumerate(ids)
-        ]
-        number, target = torch.tensor(tokens).T  # of each token: its state, its id
-        picked = torch.tensor(list(states))
-        flat = hidden[picked[:, 0], picked[:, 1]]  # [N, D]
-        log_probs = torch.empty(len(tokens), dtype=torch.float64)
-        step = max(1, LOGITS_BYTES // (4 * self.network.config.vocab_size))
-        for first in range(0, len(flat), step):
-            logits = self.network.head(flat[first : first + step])  # [N, V]
-            here = ((number >= first) & (number < first + step)).nonzero()[:, 0]
-            at = number[here] - first
-            log_probs[here] = (logits[at, target[here]] - logits.logsumexp(1)[at]).double()
-        return [part.sum().item() for part in log_probs.split([len(ids) for _, _, ids in pairs])]
-
-
-def _common_beginning(pairs: Sequence[Pair]) -> list[int]:
-    """The ids that all contexts begin with, without any context's last: that one predicts the
-    continuation's first.
-    """
-    first = pairs[0][0]
-    length = min(len(context) for context, _ in pairs) - 1
-    for context, _ in pairs[1:]:
-        length = next((i for i in range(length) if context[i] != first[i]), length)
-    return first[:length]
-
-
-def _prefilled(network: Transformer, prefixes: Sequence[list[int]]) -> KVCache:
-    """A cache of these beginnings, padded on the left: in a ring of a local layer padding then
-    displaces nothing. An empty one is padding alone.
-    """
-    longest = max(1, max(map(len, prefixes)))
-    ids = torch.zeros(len(prefixes), longest, dtype=torch.long)
-    positions = torch.full_like(ids, PAD_POSITION)
-    for row, prefix in enumerate(prefixes):
-        ids[row, longest - len(prefix) :] = torch.tensor(prefix, dtype=torch.long)
-        positions[row, longest - len(prefix) :] = torch.arange(len(prefix))
-    cache = KVCache(network.config, len(prefixes), longest)
-    padded = bool((positions < 0).any())
-    network.hidden(ids, positions if padded else None, cache, last=True)
-    return cache
+    return tree_scorer(evaluated)

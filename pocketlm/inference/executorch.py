@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketlm.inference.continuations import Scorer, Tree, common_beginning, tree_scorer
 from pocketlm.inference.decode import RowDecoder, decode
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
 from pocketlm.inference.sampling import Sampling
@@ -36,8 +37,8 @@ class PteModel(RowDecoder):
     it.
 
     The cache is inside the program. Each answer starts again at position 0, where nothing of an
-    earlier one is seen; answers that are streamed in turns take the cache from each other and read
-    their text anew.
+    earlier one is seen, or after what all prompts of a call begin with; answers that are streamed
+    in turns take the cache from each other and read their text anew.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
@@ -53,22 +54,61 @@ class PteModel(RowDecoder):
         self.max_length = facts["get_max_context_len"]
         self.chunk = facts["get_max_seq_len"]
         self.vocab_size = facts["get_vocab_size"]
+        cells = facts.get("get_kv_bytes_per_token", 0) * self.max_length
+        self._all_global = cells == facts.get("get_kv_bytes")  # no layer keeps a window alone
         self._lock = threading.Lock()
-        self._owner: object = None  # the answer whose text the cache holds
+        self._held: list[int] = []  # the ids that the cache holds; none where that is not known
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits [T, V], float32, of the token after each of `ids`."""
         self._check(ids)
         with self._lock:
-            self._owner = None
             return torch.cat(list(self._read(ids, 0))).numpy()
 
     def log_probs(self, ids: Sequence[int]) -> np.ndarray:
         """Log-probability [T - 1] of each id but the first, one call of the program at a time."""
         self._check(ids)
         with self._lock:
-            self._owner = None
             return log_probs_from(self._read(ids, 0), ids)
+
+    def scorer(self) -> Scorer:
+        """One text of a tree after the other, each from where it leaves what the cache holds."""
+        return tree_scorer(self._trees)
+
+    def _trees(self, shared: Sequence[int], trees: Sequence[Tree]) -> Iterator[Tensor]:
+        """The logits [N, V] of all queried nodes of one tree after the other."""
+        for tree in trees:
+            rows = tree.rows()
+            if len(rows) == 1:  # maybe a whole text, whose logits are not held at once
+                yield from self._one_text(shared, tree, rows[0])
+                continue
+            place = {node: number for number, node in enumerate(tree.queried)}
+            logits = torch.empty(len(place), self.vocab_size)
+            waiting = set(tree.queried)
+            for row in rows:
+                ids = [*shared, *(tree.ids[node] for node in row)]
+                self._check(ids)
+                first = next(depth for depth, node in enumerate(row) if node in waiting)
+                with self._lock:
+                    start = self._start(ids, len(shared) + first)
+                    for chunk in self._read(ids, start):
+                        for depth, after in enumerate(chunk, start - len(shared)):
+                            if depth >= 0 and row[depth] in place:
+                                logits[place[row[depth]]] = after
+                        start += len(chunk)
+                waiting -= set(row)
+            yield logits
+
+    def _one_text(self, shared: Sequence[int], tree: Tree, row: Sequence[int]) -> Iterator[Tensor]:
+        """The logits of the queried nodes of a single text, call by call."""
+        ids = [*shared, *(tree.ids[node] for node in row)]
+        self._check(ids)
+        at = torch.tensor(tree.queried) + len(shared)  # their positions: a node is its depth here
+        with self._lock:
+            start = self._start(ids, int(at[0]))
+            for chunk in self._read(ids, start):
+                yield chunk[at[(at >= start) & (at < start + len(chunk))] - start]
+                start += len(chunk)
 
     def memory(self, length: int) -> Memory:
         """Bytes as the file's constant methods give them.
@@ -100,26 +140,42 @@ class PteModel(RowDecoder):
         """(row, new id) pairs, one prompt after the other."""
         for prompt in prompts:
             self._check(prompt)
+        shared = common_beginning(prompts) if len(prompts) > 1 else 0
         for row, prompt in enumerate(prompts):
             drawn = replace(sampling, seed=sampling.seed + row)
-            for token in self._decode_one(prompt, max_new_tokens, stop_ids, drawn, stop_strings):
+            for token in self._decode_one(
+                prompt, shared if row else 0, max_new_tokens, stop_ids, drawn, stop_strings
+            ):
                 yield row, token
 
     def _decode_one(
         self,
         prompt: Sequence[int],
+        shared: int,
         max_new_tokens: int,
         stop_ids: set[int],
         sampling: Sampling,
         stop_strings: Sequence[str] = (),
     ) -> Iterator[int]:
-        """New ids, one run of the program each."""
-        text: list[int] = []
+        """New ids, one run of the program each. shared: how many of the prompt's ids the prompts
+        before it began with.
+        """
+        ids = list(prompt)
+
+        def last_logits(most: int) -> Tensor:
+            with self._lock:
+                *_, rows = self._read(ids, self._start(ids, most))
+            return rows[-1:]
+
+        def step(tokens: Tensor, keep: Tensor | None) -> Tensor:
+            ids.append(int(tokens))
+            return last_logits(len(ids) - 1)
+
         pairs = decode(
             [prompt],
-            lambda: self.read(prompt, text)[0],
-            lambda tokens, keep: self.read([int(tokens)], text)[0],
-            room=[min(max_new_tokens, self.max_length - len(prompt))],
+            lambda: last_logits(shared),
+            step,
+            room=[min(max_new_tokens, self.max_length - len(ids))],
             tokenizer=self.tokenizer,
             stop_ids=stop_ids,
             stop_strings=stop_strings,
@@ -129,26 +185,37 @@ class PteModel(RowDecoder):
 
     def read(self, ids: Sequence[int], text: list[int] | None = None) -> tuple[Tensor, list[int]]:
         """(logits [1, V] after `ids`, the text so far), which go on with `text`, what an earlier
-        call gave; ids are appended to it. Only they are read while the cache still holds the text.
+        call gave; ids are appended to it. What the cache still holds of that text is not read
+        again.
         """
         text = [] if text is None else text
+        before = len(text)
+        text.extend(ids)
         with self._lock:
-            start = len(text) if self._owner is text else 0
-            text.extend(ids)
-            self._owner = None  # nobody's, should the run be interrupted
-            *_, rows = self._read(text[start:], start)
-            self._owner = text
+            *_, rows = self._read(text, self._start(text, before))
         return rows[-1:], text
 
+    def _start(self, ids: Sequence[int], most: int) -> int:
+        """From where on these ids must be read: after those that the cache holds, at most so many.
+
+        A local layer's ring has room for a call beside its window: what was overwritten further
+        back is read anew.
+        """
+        most = min(most, len(self._held))
+        start = next((i for i in range(most) if ids[i] != self._held[i]), most)
+        return start if self._all_global or len(self._held) - start < self.chunk else 0
+
     def _read(self, ids: Sequence[int], start: int) -> Iterator[Tensor]:
-        """Run the program on ids at positions `start` and up; the logits of each call, [up to
-        `chunk`, V].
+        """Run the program on ids from `start` on, those before it being in the cache; the logits of
+        each call, [up to `chunk`, V].
         """
         if self._method is None:
             raise ValueError("this PteModel was closed; open the file again")
-        for first in range(0, len(ids), self.chunk):
+        self._held = []  # should the run be interrupted
+        for first in range(start, len(ids), self.chunk):
             tokens = torch.tensor([ids[first : first + self.chunk]])
-            yield self._method.execute((tokens, torch.tensor([start + first])))[0][0]
+            yield self._method.execute((tokens, torch.tensor([first])))[0][0]
+        self._held = list(ids)
 
     def _check(self, ids: Sequence[int]) -> None:
         check_ids(

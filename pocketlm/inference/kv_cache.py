@@ -3,10 +3,12 @@
 Shapes: B batch, T tokens, S cached slots, K kv heads, E head width
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.transformer import ModelConfig, Transformer
 
 PAD_POSITION = -1
 
@@ -195,6 +197,63 @@ class Int8Slots(FloatSlots):
     def keep_rows(self, rows: Tensor) -> None:
         super().keep_rows(rows)
         self.scale, self.zero = self.scale[rows], self.zero[rows]
+
+
+class SharedText:
+    """Keys and values of a text that others go on from: each pass sees it, and adds nothing to it.
+
+    All positions of every layer are kept, a local one's too. Attention takes it for a KVCache of
+    one row.
+    """
+
+    def __init__(self, network: Transformer, ids: Sequence[int]) -> None:
+        """The text [T] is read at once; none may be given, and then nothing is seen."""
+        device = network.model.embed_tokens.weight.device
+        self.keys: list[Tensor] = []  # of each layer [1, K, T, E]
+        self.values: list[Tensor] = []
+        self.length, self._read = len(ids), False
+        self._positions = torch.arange(len(ids), device=device)[None]
+        if ids:
+            network.hidden(torch.tensor([list(ids)], device=device), None, self, last=True)
+        self._read = True
+
+    @property
+    def empty(self) -> bool:
+        return not self._read
+
+    def begin(self, positions: Tensor) -> None:
+        """What goes on is at these positions [1, T]."""
+        self._new = positions
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, K, S, E]: the text's and these new ones, for their queries."""
+        if not self._read:
+            self.keys.append(k)
+            self.values.append(v)
+        elif self.length:
+            return torch.cat([self.keys[layer], k], 2), torch.cat([self.values[layer], v], 2)
+        return k, v
+
+    def key_positions(self, layer: int) -> Tensor:
+        """Positions [1, S] of the keys that `update` returned."""
+        return torch.cat([self._positions, self._new], 1)
+
+    def fill(self, cache: KVCache, lengths: Sequence[int]) -> None:
+        """Put the first so many tokens into each row of an empty cache, which then goes on after
+        as many slots as the text has tokens; before shorter beginnings is padding.
+        """
+        cache.end = self.length
+        for row, length in enumerate(lengths):
+            first = self.length - length
+            cache.positions[row, first : self.length] = self._positions[0, :length]
+            for layer, ring in enumerate(cache.rings):
+                tokens = torch.arange(max(0, length - (ring or length)), length)
+                places = (tokens + first) % ring if ring else tokens + first
+                for slots, text in (
+                    (cache.keys[layer], self.keys[layer]),
+                    (cache.values[layer], self.values[layer]),
+                ):
+                    slots.content[row, :, places] = text[0, :, tokens]
 
 
 def int8_levels(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

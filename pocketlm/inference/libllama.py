@@ -132,6 +132,7 @@ FUNCTIONS = {  # name -> (what it returns, what it takes)
     "llama_free": (None, [c_void_p]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
+    "llama_memory_seq_cp": (None, [c_void_p, c_int32, c_int32, c_int32, c_int32]),
     "llama_decode": (c_int32, [c_void_p, Batch]),
     "llama_get_logits": (c_void_p, [c_void_p]),
     "llama_log_set": (None, [c_void_p, c_void_p]),
@@ -257,7 +258,9 @@ class Context:
         batch: int,
         threads: int,
         cache_type: str,
+        in_common: bool = False,
     ) -> None:
+        """in_common: one cache of `length` tokens for all slots, of which none is dropped."""
         self.lib, self.vocab_size, self.slots, self.batch = (
             model.lib,
             model.vocab_size,
@@ -266,7 +269,7 @@ class Context:
         )
         self.length = padded(length)
         params = self.lib.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = slots * self.length, slots
+        params.n_ctx, params.n_seq_max = self.length * (1 if in_common else slots), slots
         params.n_batch = params.n_ubatch = params.n_outputs_max = params.n_outputs_max_per_seq = (
             batch
         )
@@ -275,9 +278,9 @@ class Context:
         if cache_type == "f32":
             # it rounds to half precision all the same: logits 2e-3 off, not 4e-6
             params.flash_attn_type = 0
-        params.offload_kqv = params.op_offload = params.swa_full = (
-            False  # not swa_full: local layers keep only their window
-        )
+        params.offload_kqv = params.op_offload = False
+        # else local layers keep only their window
+        params.swa_full = params.kv_unified = in_common
         complaints()
         self.handle = self.lib.llama_init_from_model(model.handle, params)
         if not self.handle:

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pocketlm.inference.continuations import Scorer, common_beginning
 from pocketlm.inference.decode import RowDecoder
 from pocketlm.inference.gguf_header import head_width, read_header, weight_bytes, windows_of
+from pocketlm.inference.gguf_scorer import TreeContext, gguf_scorer
 from pocketlm.inference.gguf_tokenizer import tokenizer_of
 from pocketlm.inference.libllama import CACHE_TYPES, Context, LoadedModel, padded
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
@@ -23,6 +25,7 @@ from pocketlm.inference.stop_strings import StopMatcher
 BATCH_TOKENS = 512  # tokens of one call, llama.cpp's own default for a physical batch
 LOGITS_BYTES = 2**28  # but no more than this many bytes of logits at once
 SLOTS = 8  # prompts that are answered together
+SHARED_IDS = 32  # that all prompts begin with, from which on they are read once
 
 
 class GgufModel(RowDecoder):
@@ -81,6 +84,10 @@ class GgufModel(RowDecoder):
         finally:
             self._return(context)
 
+    def scorer(self) -> Scorer:
+        """Trees of ids as sequences of one cache, each id in those of all texts that hold it."""
+        return gguf_scorer(self._tree_context)
+
     def memory(self, length: int) -> Memory:
         """Bytes that llama.cpp allocates and that a token reads.
 
@@ -119,7 +126,11 @@ class GgufModel(RowDecoder):
         if not prompts or max_new_tokens < 1:
             return
         longest = min(max(len(p) for p in prompts) + max_new_tokens, self.max_length)
-        context = self._borrow(min(len(prompts), SLOTS), longest)
+        shared = common_beginning(prompts) if len(prompts) > 1 else 0
+        shared = shared if shared >= SHARED_IDS else 0
+        context = self._borrow(min(len(prompts), SLOTS) + bool(shared), longest)
+        # the last slot holds what is shared, and every prompt goes on from a copy
+        places = range(context.slots - bool(shared))
         generators = sampling.generators(len(prompts))
         texts = [list(prompt) for prompt in prompts]  # and what was made
         endings = (
@@ -129,6 +140,8 @@ class GgufModel(RowDecoder):
         waiting = [row for row in reversed(range(len(prompts))) if lengths[row] < self.max_length]
         running: dict[int, tuple[int, int]] = {}  # slot -> (row, its newest id)
         try:
+            if shared:
+                list(self._prefill(context, len(places), prompts[0][:shared], every=False))
             while waiting or running:
                 slots = list(running)
                 rows = [row for row, _ in running.values()]
@@ -138,11 +151,14 @@ class GgufModel(RowDecoder):
                     made = context.run(ids, [lengths[row] - 1 for row in rows], slots, True)
                     # a prompt below would overwrite them
                     logits.append(made.copy() if waiting else made)
-                for slot in range(context.slots):
+                for slot in places:
                     if waiting and slot not in running:
                         slots.append(slot)
                         rows.append(waiting.pop())
-                        logits.extend(self._prefill(context, slot, prompts[rows[-1]], every=False))
+                        prompt = prompts[rows[-1]]
+                        logits.extend(
+                            self._prefill(context, slot, prompt, every=False, shared=shared)
+                        )
                 newest = torch.from_numpy(logits[0] if len(logits) == 1 else np.concatenate(logits))
                 chosen = sample(
                     newest,
@@ -165,11 +181,15 @@ class GgufModel(RowDecoder):
             self._return(context)
 
     def _prefill(
-        self, context: Context, slot: int, ids: Sequence[int], *, every: bool
+        self, context: Context, slot: int, ids: Sequence[int], *, every: bool, shared: int = 0
     ) -> Iterator[np.ndarray]:
-        """The logits of a prompt, in pieces: after every token, or only after the last one."""
+        """The logits of a prompt, in pieces: after every token, or only after the last one. shared:
+        how many of its ids the context's last slot holds.
+        """
         context.forget(slot)
-        for start in range(0, len(ids), context.batch):
+        if shared:
+            context.lib.llama_memory_seq_cp(context.memory, context.slots - 1, slot, -1, -1)
+        for start in range(shared, len(ids), context.batch):
             piece = np.array(ids[start : start + context.batch])
             positions = np.arange(start, start + len(piece))
             wanted = np.full(len(piece), every)
@@ -203,6 +223,24 @@ class GgufModel(RowDecoder):
             context = Context(
                 self._model,
                 slots=slots,
+                length=length,
+                batch=self.batch,
+                threads=self.threads,
+                cache_type=self.cache_type,
+            )
+            self._contexts.append(context)
+            return context
+
+    def _tree_context(self, length: int, before: TreeContext | None) -> TreeContext:
+        """One with so much room, in the place of the one before."""
+        if not self._finalizer.alive:
+            raise ValueError("this GgufModel was closed; open the file again")
+        with self._lock:
+            if before is not None:
+                self._contexts.remove(before)
+                before.close()
+            context = TreeContext(
+                self._model,
                 length=length,
                 batch=self.batch,
                 threads=self.threads,

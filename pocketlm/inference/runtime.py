@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketlm.inference.continuations import Scorer
 from pocketlm.inference.sampling import GREEDY, Sampling
 from pocketlm.model.tokenizer import Tokenizer
 
@@ -53,6 +54,12 @@ class Runtime(Protocol):
         before it.
 
         Where the runtime allows it, no more logits are held than those of a chunk of tokens.
+        """
+        ...
+
+    def scorer(self) -> Scorer:
+        """What gives the log-likelihoods of continuations, and keeps what it read of their shared
+        beginning: one thread's.
         """
         ...
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketlm.inference.continuations import Scorer, common_beginning, network_scorer
 from pocketlm.inference.decode import RowDecoder, decode
-from pocketlm.inference.kv_cache import PAD_POSITION, KVCache
+from pocketlm.inference.kv_cache import PAD_POSITION, KVCache, SharedText
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
 from pocketlm.inference.sampling import Sampling
 from pocketlm.model.checkpoint import load_checkpoint
@@ -20,6 +21,7 @@ from pocketlm.model.transformer import Transformer
 
 PREFILL_TOKENS = 512  # of one pass over prompts: more do not stay near the processor
 LOGITS_BYTES = 2**26  # of logits that `log_probs` holds at once
+SHARED_IDS = 32  # that all prompts of a batch begin with, from which on they are read once
 
 
 class LanguageModel(RowDecoder):
@@ -59,6 +61,10 @@ class LanguageModel(RowDecoder):
         hidden = self.model.hidden(self._ids([ids]), None)[0]  # [T, D]
         chunk_tokens = max(1, LOGITS_BYTES // (4 * self.model.config.vocab_size))
         return log_probs_from((self.model.head(part) for part in hidden.split(chunk_tokens)), ids)
+
+    def scorer(self) -> Scorer:
+        """Trees of ids under a mask, after what they share (continuations.py)."""
+        return network_scorer(self.model)
 
     def memory(self, length: int) -> Memory:
         """Bytes of the KV cache, and of what a token reads: not a table that is no head."""
@@ -125,28 +131,43 @@ class LanguageModel(RowDecoder):
         """Hidden states [B, D] of the prompts' last tokens, which then are the newest of the cache.
 
         Prompts go in groups of at most PREFILL_TOKENS, padded on the left: a long one waits for no
-        other, and what a layer hands to the next stays near the processor.
+        other, and what a layer hands to the next stays near the processor. What all begin with is
+        read once; of a group's shorter prompts its end again, in place of padding.
         """
         longest, hidden, first = max(len(p) for p in prompts), [], 0
+        shared = self._shared(prompts)
         while first < len(prompts):
             end = first + 1
             while (
                 end < len(prompts)
-                and (end + 1 - first) * max(map(len, prompts[first : end + 1])) <= PREFILL_TOKENS
+                and (end + 1 - first) * (max(map(len, prompts[first : end + 1])) - shared.length)
+                <= PREFILL_TOKENS
             ):
                 end += 1
-            ids, positions = left_padded(prompts[first:end], self.device)
+            group = prompts[first:end]
+            tail = max(map(len, group)) - shared.length
+            ids, positions = left_padded([p[-tail:] for p in group], self.device)
+            whole = len(group) == len(prompts)
+            part = cache if whole else self._cache(len(group), shared.length + tail)
             # without padding positions are 0, 1, ...: attention needs no written-out mask
-            padded = len(set(map(len, prompts[first:end]))) > 1
-            whole = len(ids) == len(prompts)
-            part = cache if whole else self._cache(*ids.shape)
+            plain = not shared.length and len(set(map(len, group))) == 1
+            if shared.length:
+                before = [max(0, len(p) - tail) for p in group]
+                shared.fill(part, before)
+                shifts = torch.tensor(before, device=self.device)[:, None]
+                positions = torch.where(positions < 0, positions, positions + shifts)
             hidden.append(
-                self.model.hidden(ids, positions if padded else None, part, last=True)[:, -1]
+                self.model.hidden(ids, None if plain else positions, part, last=True)[:, -1]
             )
             if not whole:
                 cache.take(part, first, longest)
             first = end
         return torch.cat(hidden)
+
+    def _shared(self, prompts: Sequence[Sequence[int]]) -> SharedText:
+        """What all prompts begin with; nothing where it is short, or where a cache rounds it."""
+        length = common_beginning(prompts) if len(prompts) > 1 and not self.int8_cache else 0
+        return SharedText(self.model, prompts[0][: length if length >= SHARED_IDS else 0])
 
 
 def left_padded(

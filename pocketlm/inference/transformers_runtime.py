@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketlm.inference.continuations import Scorer
 from pocketlm.inference.decode import RowDecoder, decode
 from pocketlm.inference.runtime import Memory, check_ids, log_probs_from
 from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LOGITS_BYTES, left_padded
+from pocketlm.inference.transformers_scorer import transformers_scorer
 from pocketlm.model.checkpoint import quantization_of, raw_config
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.weights import ADAPTER_CONFIG, weight_files
@@ -95,6 +97,10 @@ class TransformersModel(RowDecoder):
             logits, cache = self._run(torch.tensor([chunk], device=self.device), cache=cache)
             yield logits[0]
             del logits
+
+    def scorer(self) -> Scorer:
+        """The texts of a tree as a batch after what they have in common."""
+        return transformers_scorer(self._run, self.device, self.vocab_size, bool(self._layers))
 
     def memory(self, length: int) -> Memory:
         """Bytes of the keys and values that the library keeps, and of the weights a token reads.

@@ -48,11 +48,14 @@ class AttentionContext:
         plain: bool,
         windows: Iterable[int | None],
         kernel: str = "auto",
+        sees: Tensor | None = None,
     ) -> None:
         """case: of this pass, before windows and documents. plain: positions are 0..T-1 in one
-        document. windows: those of the layers. kernel: as choose_kernel takes it.
+        document. windows: those of the layers. kernel: as choose_kernel takes it. sees: bool
+        [T, T], which tokens of this pass each of them may see at most.
         """
         self.positions, self.cache, self.doc_ids, self.plain = positions, cache, doc_ids, plain
+        self.sees = sees
         self.masks: dict[tuple[int | None, int], Tensor | None] = {}
         self.prepared: dict[int | None, tuple[Kernel, Any]] = {}
         if cache is not None:
@@ -96,6 +99,8 @@ class AttentionContext:
                 allowed &= gap < window
             if self.doc_ids is not None:
                 allowed &= self.doc_ids[:, :, None] == self.doc_ids[:, None, :]
+            if self.sees is not None:
+                allowed[:, :, num_keys - len(self.sees) :] &= self.sees
             # padding sees anything: a row with no key at all would be NaN
             allowed |= (self.positions < 0)[:, :, None]
             unmasked = allowed.shape[1] == 1 and bool(allowed.all())

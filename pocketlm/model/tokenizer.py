@@ -171,6 +171,11 @@ class Tokenizer:
             e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
+    def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts whose special words are tokens, as what a chat template rendered."""
+        encoded = self._chat_backend.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=not keep_special)
 

@@ -277,11 +277,12 @@ class Transformer(nn.Module):
         doc_ids: Tensor | None = None,
         *,
         last: bool = False,
+        sees: Tensor | None = None,
     ) -> Tensor:
         """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token,
-        where `last`.
+        where `last`. sees: bool [T, T], which new tokens of a pass on a cache see which (a tree).
         """
-        shared = self._shared(input_ids, positions, cache, doc_ids)
+        shared = self._shared(input_ids, positions, cache, doc_ids, sees)
         run = compiled_block() if self.compute.compile else run_block
         every, applications = self.compute.checkpoint_every_n_blocks, self.config.applications
         x = self.model.embed_tokens(input_ids, shared.dtype)
@@ -303,6 +304,7 @@ class Transformer(nn.Module):
         positions: Tensor | None,
         cache: Cache | None,
         doc_ids: Tensor | None,
+        sees: Tensor | None = None,
     ) -> Shared:
         (B, T), dtype = input_ids.shape, self.compute.dtype
         plain = positions is None and doc_ids is None and (cache is None or cache.empty)
@@ -313,7 +315,7 @@ class Transformer(nn.Module):
         weights = self.model.embed_tokens.weight
         case = attention_case(self.config, B, T, positions.device, dtype or weights.dtype)
         attention = AttentionContext(
-            case, positions, cache, doc_ids, plain, windows, self.compute.attention
+            case, positions, cache, doc_ids, plain, windows, self.compute.attention, sees
         )
         return Shared(rope, attention, dtype)
 

@@ -91,7 +91,7 @@ def extra_with(module: str) -> str | None:
     """The extra of this package that installs a module, or None: core or not ours."""
     package = re.sub(r"[-_.]+", "-", module.split(".")[0]).lower()
     for requirement in importlib.metadata.requires("pocketlm") or ():
-        extra = re.search(r"""extra == ["'](\w+)["']""", requirement)
+        extra = re.search(r"""extra == ["']([\w-]+)["']""", requirement)
         if extra and re.match(rf"{re.escape(package)}(?![\w-])", requirement.lower()):
             return extra[1]
     return None

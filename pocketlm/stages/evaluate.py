@@ -3,6 +3,7 @@ table.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,8 +25,11 @@ from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites.loaded import LoadedSuite, loaded, with_sandbox
 from pocketlm.eval.suites.named import named_suites
+from pocketlm.export.text_agreement import refuse_other_text
 from pocketlm.inference.gguf_file import part_files
+from pocketlm.inference.gguf_header import read_header
 from pocketlm.inference.open import label_of, opened, size_of
+from pocketlm.inference.runtime import Runtime
 from pocketlm.model.files import write_json
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
@@ -172,6 +176,7 @@ def measure(
     figures: dict[str, Any] = {"suites": {}}
     before = 0
     with opened(path, runtime=config.runtime if path.is_dir() else None) as model:
+        check_text(path, model)
         for test in (test.drawn_for(model.tokenizer) for test in tests):
             name = test.suite.name
 
@@ -205,6 +210,16 @@ def measure(
         figures["needle"] = _needles(config, path, corpus)
     figures["tokens_per_second"] = speed["decode_tokens_per_second"]
     return figures
+
+
+def check_text(path: Path, model: Runtime) -> None:
+    """Nothing, or a ValueError where llama.cpp reads hard texts as other ids than those that a
+    .gguf is given here. What cannot be alike is printed.
+    """
+    if path.suffix == ".gguf":
+        rows = read_header(path).tensors["token_embd.weight"][0]
+        for note in refuse_other_text(path, model.tokenizer, rows):
+            print(f"{path.name}: {note}", file=sys.stderr)
 
 
 def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict[str, Any]]:

@@ -32,7 +32,9 @@ from pocketlm.inference.gguf_header import read_header
 from pocketlm.inference.gguf_splits import WAYS
 from pocketlm.inference.gguf_tokenizer import tokenizer_of
 from pocketlm.inference.libllama import LoadedModel
+from pocketlm.inference.open import opened
 from pocketlm.model.tokenizer import CHATML, Tokenizer
+from pocketlm.stages.evaluate import check_text
 from tests.unit.tokenizer_kinds import LLAMA2, NAMES, byte_level, sentencepiece, tiny, with_gap
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
@@ -187,6 +189,21 @@ def test_words_at_other_ids_are_refused_and_named() -> None:
         ),
     ):
         refuse_other_text(path, tokenizer, 320)
+
+
+def test_an_evaluation_stops_where_llama_cpp_reads_other_ids_than_it_is_given(tmp_path) -> None:
+    tokenizer = byte_level()
+    model = tiny(tokenizer.vocab_size)
+    path = write_gguf(model, tokenizer, tmp_path / "m.gguf", "f32")
+    with opened(path) as file:
+        check_text(path, file)
+        words = json.loads(tokenizer.backend.to_str())
+        names = sorted(words["model"]["vocab"], key=words["model"]["vocab"].__getitem__)[-2:]
+        for name, other in zip(names, names[::-1], strict=True):
+            words["model"]["vocab"][name] = tokenizer.backend.token_to_id(other)
+        file.tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(words)))
+        with pytest.raises(ValueError, match=r"llama\.cpp does not read m\.gguf as this tokenizer"):
+            check_text(path, file)
 
 
 def test_the_texts_that_end_an_answer_are_those_of_llama_cpp(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import gc
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import Transformer
+from pocketlm.model.transformer import ModelConfig, Transformer
 
 TOLERANCE = 1e-4  # nats, of log-probabilities of 2 to 10; float32 everywhere. 1.4e-5 measured
 CONFIG = small(
@@ -59,25 +61,35 @@ def expected(folder: Path) -> np.ndarray:
     return values
 
 
-@pytest.fixture(scope="module", params=["checkpoint", "transformers", "gguf", "pte"])
+KINDS = ["checkpoint", "transformers", "gguf", "pte"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def runtime(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runtime]:
+    with opened_as(request.param, folder, tmp_path_factory.mktemp("files")) as model:
+        yield model
+
+
+@contextmanager
+def opened_as(kind: str, folder: Path, files: Path) -> Iterator[Runtime]:
+    """The checkpoint in `folder`, or a file that is written of it."""
     network, tokenizer = load_checkpoint(folder)
-    path = tmp_path_factory.mktemp("files") / f"model.{request.param}"
-    if request.param == "gguf":
+    path = files / f"model.{kind}"
+    if kind == "gguf":
         pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
         from pocketlm.export.gguf import write_gguf
 
         write_gguf(network, tokenizer, path, "f32")
-    elif request.param == "pte":
+    elif kind == "pte":
         pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
         from pocketlm.export.pte import write_pte
 
         write_pte(network, tokenizer, path, context_length=600)
     else:
         path = folder
-    chosen = "transformers" if request.param == "transformers" else None
+    chosen = "transformers" if kind == "transformers" else None
     with opened(path, exact=True, runtime=chosen) as model:
         yield model
 
@@ -136,3 +148,74 @@ def test_chunks_change_nothing_and_are_dropped_one_by_one(folder, monkeypatch) -
 
     np.testing.assert_allclose(log_probs_from(chunks(), IDS[:40]), whole[:39], atol=1e-5)
     assert len(alive) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "window"),
+    [*((kind, None) for kind in KINDS[:3]), ("checkpoint", 24), ("gguf", 24), ("pte", 24)],
+)
+def test_every_runtime_scores_continuations_as_whole_texts(
+    kind: str, window: int | None, tmp_path: Path
+) -> None:
+    """By one pass of our network over each whole text, in float64 from its logits on."""
+    layers = () if window is None else ModelConfig.local_global(3, every=2)
+    config = replace(CONFIG, layer_types=layers, sliding_window=window, num_hidden_layers=3)
+    tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog"] * 4, 280)
+    network = Transformer(config)
+    save_checkpoint(tmp_path, network, tokenizer)
+    ours = LanguageModel(network, tokenizer)
+    shots, likely = IDS[:210], IDS[210:230]
+    greedy = ours.generate([shots + likely], max_new_tokens=4, stop_ids=set())[0]
+    problems = [
+        [(shots + IDS[300:330], IDS[n : n + 5]) for n in (400, 404, 409)],
+        [(shots + likely, greedy), (shots + likely, [*greedy[:-1], greedy[-1] ^ 1])],
+        [(shots + IDS[340:480], [token]) for token in (7, 9, 11, 13)],
+        [(shots + IDS[500 : 502 + n], IDS[510:514]) for n in range(2)],
+    ]
+    with opened_as(kind, tmp_path, tmp_path) as model:
+        score = model.scorer()
+        for shared in (shots, []):
+            for _ in range(2):  # from what is kept, too
+                for pairs, scored in zip(problems, score(problems, shared), strict=True):
+                    for (context, ids), found in zip(pairs, scored, strict=True):
+                        log_probs = torch.from_numpy(ours.logits(context + ids)).double()
+                        log_probs = log_probs.log_softmax(-1)[len(context) - 1 : -1]
+                        wanted = log_probs.gather(1, torch.tensor(ids)[:, None]).sum().item()
+                        assert found.log_prob == pytest.approx(wanted, abs=TOLERANCE)
+                        assert found.greedy is (log_probs.argmax(1).tolist() == ids)
+                answer = model.generate([shots[:9]], max_new_tokens=2, stop_ids=set())[0]
+                assert len(answer) == 2  # whose text takes the place of what was kept in a .pte
+
+
+def test_prompts_with_the_same_beginning_are_answered_as_each_alone(runtime) -> None:
+    prompts = [IDS[:150] + IDS[n : n + 3 + n // 50] for n in (200, 333, 260, 500)]
+    options: dict[str, Any] = {"max_new_tokens": 6, "stop_ids": {5}}
+    alone = [runtime.generate([prompt], **options)[0] for prompt in prompts]
+    assert runtime.generate(prompts, **options) == alone
+    assert len({tuple(answer) for answer in alone}) > 2
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_a_beginning_that_is_read_once_gives_the_same_logits(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of one, two and all prompts, of other lengths; the shorter ones read some ids of the
+    beginning again.
+    """
+    layers = () if window is None else ("sliding_attention", "full_attention")
+    network = Transformer(replace(CONFIG, layer_types=layers, sliding_window=window))
+    model = LanguageModel(network, train_tokenizer(["the quick brown fox"] * 4, 270))
+    prompts = [IDS[:100] + IDS[n : n + length] for n, length in ((200, 9), (300, 60), (400, 1))]
+    wanted = torch.stack([torch.from_numpy(model.logits(prompt)[-1]) for prompt in prompts])
+    for tokens in (1, 130, 10_000):
+        monkeypatch.setattr(torch_runtime, "PREFILL_TOKENS", tokens)
+        cache = model._cache(3, 170)
+        with torch.inference_mode():
+            found = network.head(model._prefill(prompts, cache))
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+            newest = torch.tensor([[7], [8], [9]])
+            positions = torch.tensor([[len(prompt)] for prompt in prompts])
+            after = network.head(network.hidden(newest, positions, cache)[:, -1])
+        for row, prompt in enumerate(prompts):
+            whole = torch.from_numpy(model.logits([*prompt, 7 + row])[-1])
+            torch.testing.assert_close(after[row], whole, atol=1e-4, rtol=0)

@@ -20,6 +20,9 @@ class SilentRuntime:
     def log_probs(self, *args: Any, **options: Any) -> np.ndarray:
         raise AssertionError("log_probs are not asked for")
 
+    def scorer(self) -> Any:
+        raise AssertionError("no scores are asked for")
+
     def generate(self, *args: Any, **options: Any) -> list[list[int]]:
         raise AssertionError("answers are not asked for")
 

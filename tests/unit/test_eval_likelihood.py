@@ -8,14 +8,14 @@ import torch
 from shapes import small
 
 from pocketlm.eval.harness import run_suite
-from pocketlm.eval.likelihood import encoded_pairs, scorer_of, shortened
+from pocketlm.eval.likelihood import encoded_pairs, shortened
 from pocketlm.eval.scorers import bits_per_byte, multiple_choice
 from pocketlm.eval.suites.protocols import SUITES
 from pocketlm.eval.suites.suite import Problem
+from pocketlm.inference.continuations import Scored, Tree
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.model.transformer import Transformer
-from tests.unit.silent_runtime import SilentRuntime
 
 SENTENCE = "the rain falls on the road and the cat sits by the door in the sun all day"
 WORDS = SENTENCE.split()
@@ -52,24 +52,24 @@ def model(request, tokenizer) -> LanguageModel:
     return LanguageModel(network(tokenizer.vocab_size, request.param), tokenizer)
 
 
-class Plain(SilentRuntime):
-    """The same model, of which only `logits` of one text can be asked."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.tokenizer, self.max_length, self.logits = (
-            model.tokenizer,
-            model.max_length,
-            model.logits,
-        )
-
-
-def expected(model: LanguageModel, context: list[int], ids: list[int]) -> float:
+def expected(model: LanguageModel, context: list[int], ids: list[int]) -> Scored:
     """From one forward pass of the whole text, by torch's own log_softmax."""
     whole = torch.tensor([context + ids])
     with torch.no_grad():
         log_probs = torch.log_softmax(model.model(whole)[0].double(), -1)
     places = range(len(context) - 1, whole.shape[1] - 1)
-    return sum(log_probs[place, token].item() for place, token in zip(places, ids, strict=True))
+    nats = sum(log_probs[place, token].item() for place, token in zip(places, ids, strict=True))
+    greedy = all(
+        log_probs[place].argmax() == token for place, token in zip(places, ids, strict=True)
+    )
+    return Scored(nats, greedy)
+
+
+def assert_scored(found: list[Scored], wanted: list[Scored]) -> None:
+    assert [pair.log_prob for pair in found] == pytest.approx(
+        [pair.log_prob for pair in wanted], abs=TOLERANCE
+    )
+    assert [pair.greedy for pair in found] == [pair.greedy for pair in wanted]
 
 
 def random_problems(seed: int, shared: list[int]) -> list[list[tuple[list[int], list[int]]]]:
@@ -91,29 +91,59 @@ def random_problems(seed: int, shared: list[int]) -> list[list[tuple[list[int], 
 
 
 @pytest.mark.parametrize("shared", [[], [9, 4, 7, 11, 30, 2, 8]], ids=["no shots", "shots"])
-def test_sums_are_those_of_one_pass_over_each_whole_text(model, shared):
+@pytest.mark.parametrize("pass_ids", [512, 40, 8], ids=["one pass", "several", "many"])
+def test_sums_are_those_of_one_pass_over_each_whole_text(model, shared, pass_ids, monkeypatch):
+    monkeypatch.setattr("pocketlm.inference.continuations.PASS_IDS", pass_ids)
+    monkeypatch.setattr("pocketlm.inference.continuations.PART_IDS", pass_ids)
     for seed in range(3):
         problems = random_problems(seed, shared)
-        score = scorer_of(model)
+        problems[5][0] = likeliest(model, problems[5][0][0])
+        score = model.scorer()
         found = score(problems, shared)
-        again = score(problems[:3], shared)  # from the kept cache of the shots
-        plain = scorer_of(Plain(model))(problems, shared)
-        for pairs, sums, others in zip(problems, found, plain, strict=True):
-            wanted = [expected(model, context, ids) for context, ids in pairs]
-            assert sums == pytest.approx(wanted, abs=TOLERANCE)
-            assert others == pytest.approx(wanted, abs=TOLERANCE)
-        assert again == [pytest.approx(sums, abs=TOLERANCE) for sums in found[:3]]
+        for pairs, scored in zip(problems, found, strict=True):
+            assert_scored(scored, [expected(model, context, ids) for context, ids in pairs])
+        assert found[5][0].greedy
+        # from the kept beginning; and what was kept of another is not taken for it
+        again = score(problems[:3], shared)
+        for scored, before in zip(again, found[:3], strict=True):
+            assert_scored(scored, before)
+        other = random_problems(seed, [5, *shared])
+        for pairs, scored in zip(other, score(other, [5, *shared]), strict=True):
+            assert_scored(scored, [expected(model, context, ids) for context, ids in pairs])
+
+
+def likeliest(model: LanguageModel, context: list[int]) -> tuple[list[int], list[int]]:
+    """A continuation whose every id is the likeliest."""
+    return context, model.generate([context], max_new_tokens=3, stop_ids=set())[0]
+
+
+def test_what_texts_have_in_common_is_one_branch():
+    pairs = [([1, 2, 3], [4, 5]), ([1, 2, 3], [4, 6]), ([1, 2], [3, 4, 7]), ([1, 9], [9])]
+    tree = Tree.of(pairs, shared=1)
+    assert tree.ids == [2, 3, 4, 9] and tree.parents == [-1, 0, 1, -1]
+    assert tree.depths == [0, 1, 2, 0]
+    # 2 predicts 3, 3 predicts 4, 4 predicts 5, 6 and 7
+    assert tree.queried == [0, 1, 2, 3]
+    assert tree.targets == [[(1, 4), (2, 5)], [(1, 4), (2, 6)], [(0, 3), (1, 4), (2, 7)], [(3, 9)]]
+    assert tree.rows() == [[0, 1, 2], [3]]
+    seen = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
+    assert tree.sees().astype(int).tolist() == seen
+
+
+def test_a_problem_of_many_choices_is_scored_in_parts(model, monkeypatch):
+    monkeypatch.setattr("pocketlm.inference.continuations.PAIRS", 5)
+    context = [7, 3, 9]
+    problems = [[(context, [token, token + 1]) for token in range(20, 33)], [([4, 5], [6])]]
+    for pairs, scored in zip(problems, model.scorer()(problems, []), strict=True):
+        assert_scored(scored, [expected(model, context, ids) for context, ids in pairs])
 
 
 def test_a_context_of_one_token_and_one_as_long_as_the_model_are_scored(model):
     longest = [3] * (model.max_length - 1)
     problems = [[([5], [6, 7]), ([5], [8])], [(longest, [4, 9])]]
-    found = scorer_of(model)(problems, [])
-    for pairs, sums in zip(problems, found, strict=True):
-        wanted = [expected(model, context, ids) for context, ids in pairs if len(context) < 9]
-        if wanted:
-            assert sums == pytest.approx(wanted, abs=TOLERANCE)
-    assert np.isfinite(found[1]).all()
+    found = model.scorer()(problems, [])
+    assert_scored(found[0], [expected(model, context, ids) for context, ids in problems[0]])
+    assert np.isfinite(found[1][0].log_prob)
 
 
 def test_what_is_too_long_loses_its_beginning_as_in_lm_eval():
@@ -185,7 +215,7 @@ def test_a_suite_of_choices_scores_each_by_the_whole_text(model, monkeypatch, sh
                 model,
                 [*start, *encode(context)],
                 encode(f"{context} {choice}")[len(encode(context)) :],
-            )
+            ).log_prob
             for choice in problem.choices
         ]
         if not row["truncated"]:

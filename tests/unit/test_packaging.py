@@ -81,7 +81,7 @@ def test_talking_exporting_and_training_on_shards_need_no_extra() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_missing_package_is_named_with_the_extra_that_installs_it(capsys) -> None:
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(capsys, monkeypatch) -> None:
     with pytest.raises(typer.Exit) as stop, plain_errors():
         raise ModuleNotFoundError("No module named 'datatrove'", name="datatrove.data")
     assert stop.value.exit_code == 2
@@ -89,6 +89,9 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(capsys) -> N
         capsys.readouterr().err.replace("\n", " ")
     )
     assert extra_with("xllamacpp") == "llamacpp" and extra_with("torch") is None
+    listed = [f'{one}; extra == "{name}"' for name, extra in EXTRAS.items() for one in extra]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: listed)
+    assert extra_with("lm_eval.tasks") == "lm-eval"  # whose name has a hyphen
 
 
 def test_the_constraints_hold_a_version_of_every_declared_package() -> None:
