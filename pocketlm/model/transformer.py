@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pocketlm.model.attention import AttentionContext, Cache
-from pocketlm.model.kernels.kernel import AttentionCase
+from pocketlm.model.kernels.kernel import AttentionCase, Documents
 from pocketlm.model.kernels.linear import linear
 from pocketlm.model.rope import RopeScaling, rope_angles, rope_frequencies, rotate
 
@@ -269,11 +269,12 @@ class Transformer(nn.Module):
         doc_ids: Tensor | None = None,
         *,
         last: bool = False,
+        documents: Documents | None = None,
     ) -> Tensor:
         """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token,
-        where `last`.
+        where `last`. documents: of doc_ids, where the batch knows them.
         """
-        shared = self._shared(input_ids, positions, cache, doc_ids)
+        shared = self._shared(input_ids, positions, cache, doc_ids, documents)
         run = compiled_block() if self.compute.compile else run_block
         every, applications = self.compute.checkpoint_every_n_blocks, self.config.applications
         x = self.model.embed_tokens(input_ids, shared.dtype)
@@ -295,6 +296,7 @@ class Transformer(nn.Module):
         positions: Tensor | None,
         cache: Cache | None,
         doc_ids: Tensor | None,
+        documents: Documents | None,
     ) -> Shared:
         (B, T), dtype = input_ids.shape, self.compute.dtype
         plain = positions is None and doc_ids is None and (cache is None or cache.empty)
@@ -305,7 +307,7 @@ class Transformer(nn.Module):
         weights = self.model.embed_tokens.weight
         case = attention_case(self.config, B, T, positions.device, dtype or weights.dtype)
         attention = AttentionContext(
-            case, positions, cache, doc_ids, plain, windows, self.compute.attention
+            case, positions, cache, doc_ids, plain, windows, self.compute.attention, documents
         )
         return Shared(rope, attention, dtype)
 

@@ -163,7 +163,9 @@ def live_teacher(model: Transformer | StockNetwork, optim: OptimConfig) -> Teach
 
     def teach(batch: Batch) -> TeacherScores:
         with torch.no_grad():
-            hidden = model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
+            hidden = model.hidden(
+                batch.input_ids, batch.positions, doc_ids=batch.doc_ids, documents=batch.documents
+            )
             return teacher_scores(model, hidden.flatten(0, 1))
 
     return teach
