@@ -21,6 +21,8 @@ WRAPPERS = {  # optional package -> the files that may import it
     # its runtime answers, and its compiler writes: two floors, and who chats needs the first alone
     "executorch": {"pocketlm/inference/executorch.py", "pocketlm/export/pte.py"},
     "xllamacpp": {"pocketlm/export/llamacpp_server.py"},
+    "liger_kernel": {"pocketlm/train/head_kernels.py"},
+    "cut_cross_entropy": {"pocketlm/train/head_kernels.py"},
 }
 
 FILES = sorted(

@@ -61,6 +61,8 @@ class Batch:
     @property
     def num_labels(self) -> int:
         """How many labels count."""
+        if self.label_places is not None:
+            return len(self.label_places)
         return int((self.labels != IGNORE_INDEX).sum())
 
 

@@ -91,9 +91,7 @@ class ModelConfig:
 
     @staticmethod
     def local_global(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
-        """Pro's `layer_types`: layer 0, each `every`-th and the last are global, the others local
-        (9 of 30 global).
-        """
+        """Pro's `layer_types`: layer 0, each `every`-th and the last are global (9 of 30)."""
         last = num_hidden_layers - 1
         return tuple(
             GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers)
@@ -112,12 +110,14 @@ class ComputeSettings:
     same, bit for bit.
     compile: torch.compile makes one graph of a block, forward and backward, which all blocks of the
     same window share.
+    head_loss: the code of cross-entropy by name, or "auto" (train/head_kernels.py).
     """
 
     dtype: torch.dtype | None = None
     attention: str = "auto"
     checkpoint_every_n_blocks: int = 0
     compile: bool = False
+    head_loss: str = "auto"
 
 
 class Shared(NamedTuple):

@@ -14,6 +14,7 @@ from pocketlm.model.batch import Batch, laid_out
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distill.teacher import Teacher
 from pocketlm.train.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL
+from pocketlm.train.head_kernels import is_ours, library_loss, refusal
 from pocketlm.train.lazy_logits import LazyLogits, scores
 from pocketlm.train.vocab_loss import head_loss
 
@@ -58,6 +59,9 @@ def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     labels that count alone.
     """
     logits, labels, weights, _ = _counted(model, batch)
+    how = model.compute.head_loss
+    if not is_ours(how):
+        return library_loss(how, logits, labels, weights)
     return head_loss(logits, labels=labels, weights=weights)
 
 
@@ -67,6 +71,10 @@ def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> L
     """
 
     def loss(model: Transformer, batch: Batch) -> Tensor:
+        name = model.compute.head_loss
+        problem = refusal(name, batch.labels.device, weights=False, teacher=True)
+        if problem:
+            raise ValueError(f"head_loss={name} {problem}")
         logits, labels, weights, places = _counted(model, batch)
         return head_loss(
             logits,
@@ -92,7 +100,7 @@ def _counted(model: Transformer, batch: Batch) -> tuple[LazyLogits, Tensor, Tens
         batch.input_ids, batch.positions, doc_ids=batch.doc_ids, documents=batch.documents
     )
     return (
-        scores(model, hidden.flatten(0, 1)[places]),
+        scores(model, hidden.flatten(0, 1).index_select(0, places)),
         batch.labels.flatten()[places],
         None if weights is None else weights.flatten()[places],
         places,

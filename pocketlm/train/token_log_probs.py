@@ -33,7 +33,7 @@ def token_log_probs(model: Transformer, batch: Batch) -> Tensor:
     hidden = model.hidden(
         batch.input_ids, batch.positions, doc_ids=batch.doc_ids, documents=batch.documents
     )
-    logits = scores(model, hidden.flatten(0, 1)[places])
+    logits = scores(model, hidden.flatten(0, 1).index_select(0, places))
     values: Tensor = _LabelLogProbs.apply(  # type: ignore[assignment]
         logits.x, logits.weight, labels.flatten()[places], logits.dtype
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 KEPT_BYTES = {"cpu": 400 * 2**20, "cuda": 2**30}
 # of a block's logits in float32. On a processor the passes over them stay in its cache; a GPU wants
 # few kernels (our choice, not tuned)
-BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**29}
+BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 
 
 def block_bytes(where: torch.device) -> int:
