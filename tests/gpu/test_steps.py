@@ -172,11 +172,13 @@ def test_the_host_waits_once_a_step(name, monkeypatch):
     assert sum("synchroniz" in str(warning.message) for warning in caught) == 1
 
 
-def test_ten_packings_compile_each_kind_of_layer_once():
+@pytest.mark.parametrize("attention", ["varlen", "flex"])
+def test_ten_packings_compile_each_kind_of_layer_once(attention):
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters["stats"]
     model = Transformer(WIDE).to(CUDA)
-    model.compute = compute_settings(model, replace(CASES["pretrain"].optim, compile="yes"))
+    optim = replace(CASES["pretrain"].optim, compile="yes", attention=attention)
+    model.compute = compute_settings(model, optim)
     seen = []
     for seed in range(10):
         positions, doc_ids = packing(seed, 2, 256)

@@ -36,7 +36,7 @@ from pocketlm.model.transformer import (
     attention_case,
     run_block,
 )
-from pocketlm.train import loop
+from pocketlm.train import loop, losses
 from pocketlm.train.head_kernels import HEAD_LOSSES, library_loss, refusal
 from pocketlm.train.lazy_logits import LazyLogits
 from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
@@ -140,25 +140,25 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     return made
 
 
-@pytest.mark.parametrize("attention", ["varlen", "blockwise"])
-def test_fifty_steps_of_other_packings_compile_each_kind_of_layer_once(attention, graphs):
+@pytest.mark.parametrize(("attention", "num_steps"), [("varlen", 50), ("blockwise", 10)])
+def test_steps_of_other_packings_compile_each_kind_of_layer_once(attention, num_steps, graphs):
     """varlen on the meta device, with gradients: the block of a GPU is one graph."""
     on_cpu = attention == "blockwise"
-    batches = conversations(256)
+    batches = conversations(128 if on_cpu else 256)
     with torch.device(CPU if on_cpu else META):
         model = Transformer(CONFIG)
     dtype = None if on_cpu else torch.bfloat16
     model.compute = ComputeSettings(attention=attention, compile=True, dtype=dtype)
     documents = set()
-    for step in range(50):
+    for step in range(num_steps):
         (batch,) = batches(step)
         documents.add(int((batch.positions == 0).sum()))
         forward_and_backward(model, laid_out(batch) if on_cpu else on_meta(batch))
         assert len(graphs) == 2, f"step {step}"
-    assert len(documents) > 5  # so they were different
+    assert len(documents) > 3  # so they were different
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", ["int4_group32", "int4_channel"])
 def test_a_quantized_block_is_one_graph(name, graphs):
     with torch.device(META):
         model = prepare(Transformer(CONFIG), SCHEMES[name])
@@ -331,9 +331,13 @@ def test_a_named_loss_reaches_the_training_and_a_teacher_refuses_it():
         replace(OPTIM, head_loss="fast")
     model, (batch,) = Transformer(CONFIG), conversations(256)(0)
     ours = next_token_loss(model, batch).detach()
-    model.compute = ComputeSettings(head_loss="torch")
+    model.compute, named = ComputeSettings(head_loss="torch"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "library_loss", lambda name, *_: named.append(name) or ours)
+        next_token_loss(model, batch)
+    assert named == ["torch"]
     by_torch = next_token_loss(model, batch).detach()
-    assert float(by_torch) == pytest.approx(float(ours), rel=1e-6) and by_torch != ours
+    assert float(by_torch) == pytest.approx(float(ours), rel=1e-6)
     model.compute = ComputeSettings(head_loss="liger")
     with pytest.raises(ValueError, match="head_loss=liger is written for CUDA, not for cpu"):
         next_token_loss(model, batch)

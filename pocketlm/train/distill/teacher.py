@@ -159,7 +159,8 @@ def live_teacher(model: Transformer | StockNetwork, optim: OptimConfig) -> Teach
     else:
         model = shard_model(frozen, optim.shard_over)
         where = next(model.parameters()).device
-        model.compute = ComputeSettings(dtype=product_dtype(optim, where))
+        compiled = where.type == "cuda" and optim.compile != "no"
+        model.compute = ComputeSettings(dtype=product_dtype(optim, where), compile=compiled)
 
     def teach(batch: Batch) -> TeacherScores:
         with torch.no_grad():
