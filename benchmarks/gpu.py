@@ -361,9 +361,9 @@ def product_seconds(
     for _ in range(repeats):
         settle(where)
         started = perf_counter()
-        x @ weight.T
-        gradient @ weight
-        gradient.T @ x
+        torch.mm(x, weight.T)
+        torch.mm(gradient, weight)
+        torch.mm(gradient.T, x)
         settle(where)
         seconds.append(perf_counter() - started)
     return median(seconds)

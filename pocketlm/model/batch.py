@@ -85,7 +85,6 @@ def laid_out(batch: Batch) -> Batch:
 def moved(batch: Batch, move: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with each of its tensors as `move` gives it back."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    changed = {name: move(x) for name, x in values.items() if isinstance(x, Tensor)}
-    if batch.documents is not None:
-        changed["documents"] = Documents(*map(move, batch.documents))
-    return replace(batch, **changed)
+    tensors = {name: move(x) for name, x in values.items() if isinstance(x, Tensor)}
+    documents = batch.documents and Documents(*map(move, batch.documents))
+    return replace(batch, **tensors, documents=documents)

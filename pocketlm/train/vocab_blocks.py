@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 # of the logits of a chunk of tokens, the model's and a live teacher's. On a GPU products want
-# thousands of tokens: 4,185 of R1's vocabulary (our choice, not tuned)
-KEPT_BYTES = {"cpu": 400 * 2**20, "cuda": 2**30}
+# thousands of tokens: 2,092 of R1's vocabulary in bfloat16 (our choice, not tuned)
+KEPT_BYTES = {"cpu": 400 * 2**20, "cuda": 2**29}
 # of a block's logits in float32. On a processor the passes over them stay in its cache; a GPU wants
-# few kernels (our choice, not tuned)
-BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**28}
+# few kernels, and eight blocks are alive at once (our choice, not tuned)
+BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**27}
 
 
 def block_bytes(where: torch.device) -> int:

@@ -73,7 +73,7 @@ def test_a_kernel_gives_the_values_and_gradients_of_the_mask(packed, name, dtype
         positions, doc_ids = torch.arange(T).expand(B, T), torch.zeros(B, T, dtype=torch.long)
     documents = find_documents(positions.to(CUDA), doc_ids.to(CUDA)) if packed else None
     generator = torch.Generator().manual_seed(1)
-    q, k, v, upstream = (
+    *drawn, upstream = (
         torch.randn(B, n, T, E, generator=generator).to(dtype) for n in (H, K, K, H)
     )
     gap = positions[:, :, None] - positions[:, None]
@@ -81,10 +81,11 @@ def test_a_kernel_gives_the_values_and_gradients_of_the_mask(packed, name, dtype
     results = []
     for on_gpu in (True, False):
         where, exact = (CUDA, dtype) if on_gpu else (CPU, torch.float64)
-        leaves = [x.to(where, exact).requires_grad_() for x in (q, k, v)]
+        leaves = [x.to(where, exact).requires_grad_() for x in drawn]
         if on_gpu:
             kernel = KERNELS[name]
-            out = kernel.attend(*leaves, kernel.prepare(case, documents))
+            q, k, v = leaves
+            out = kernel.attend(q, k, v, kernel.prepare(case, documents))
         else:
             keys, values = (x.repeat_interleave(H // K, 1) for x in leaves[1:])
             out = F.scaled_dot_product_attention(leaves[0], keys, values, attn_mask=seen[:, None])
@@ -199,7 +200,7 @@ def test_a_librarys_loss_is_ours_by_value_and_gradient(name):
     results = []
     for ours in (True, False):
         leaves = [t.to(CUDA).requires_grad_() for t in (x, weight)]
-        logits = LazyLogits(*leaves, torch.bfloat16)
+        logits = LazyLogits(leaves[0], leaves[1], torch.bfloat16)
         loss = (
             head_loss(logits, labels=labels) if ours else library_loss(name, logits, labels, None)
         )

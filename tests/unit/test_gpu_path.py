@@ -292,7 +292,7 @@ def test_torchs_own_loss_is_ours_by_value_and_gradient(weighted, dtype):
     results = []
     for by_torch in (False, True):
         leaves = [nn.Parameter(x), nn.Parameter(weight)]
-        logits = LazyLogits(*leaves, dtype)
+        logits = LazyLogits(leaves[0], leaves[1], dtype)
         if by_torch:
             loss = library_loss("torch", logits, labels, weights)
         else:
