@@ -2,6 +2,8 @@
 # make test   lint, types and the whole test suite, in the same environment
 # make quick  the same without the tests marked slow (tests/conftest.py)
 # make rehearsals  what CI runs beside the tests: R1's larger sizes, on one rank and on four
+# make gpu    on a machine with a CUDA device: install, the tests that need one, and the benchmark that
+#             writes docs/results/gpu.md
 # make clean  remove the environment (runs/ is yours and stays)
 #
 # make constraints   write constraints.txt anew from the environment, after the tests passed in it
@@ -19,7 +21,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test quick lint pytest-test pytest-quick rehearsals constraints clean
+.PHONY: demo test quick lint pytest-test pytest-quick rehearsals gpu constraints clean
 
 demo: $(READY)
 	$(BIN)/pocketlm run recipes/pocket.py $(RUN)
@@ -46,6 +48,10 @@ rehearsals: $(READY)
 	for size in 360m 950m; do for ranks in 1 4; do \
 		$(BIN)/pocketlm rehearse recipes/r1.py --size $$size --processes $$ranks --count 128 || exit 1; \
 	done; done
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pocketlm needs Python 3.11 or newer; try: make PYTHON=python3.11")'

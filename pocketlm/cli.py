@@ -6,6 +6,8 @@ user's mistake into one message. Everything slow is imported inside the command 
 that --help is at once.
 """
 
+import os
+
 import typer
 
 from pocketlm.commands.bench import bench_models
@@ -49,7 +51,11 @@ app.add_typer(inspect, name="inspect")
 
 
 def main() -> None:
-    """The command `pocketlm`."""
+    """The command `pocketlm`. On a GPU, segments of memory that grow leave no gaps; torch reads
+    this when it first allocates.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     app()
 
 

@@ -22,6 +22,8 @@ WRAPPERS = {  # optional package -> the files that may import it
     "executorch": {"pocketlm/inference/executorch.py", "pocketlm/export/pte.py"},
     "xllamacpp": {"pocketlm/export/llamacpp_server.py", "pocketlm/serve/llama_process.py"},
     "lm_eval": {"pocketlm/eval/lm_eval_model.py"},
+    "liger_kernel": {"pocketlm/train/head_kernels.py"},
+    "cut_cross_entropy": {"pocketlm/train/head_kernels.py"},
 }
 
 PUBLIC = Path("pocketlm/__init__.py")

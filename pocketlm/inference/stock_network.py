@@ -87,9 +87,15 @@ class StockNetwork(nn.Module):
         return list(blocks_of(self.network))
 
     def hidden(
-        self, input_ids: Tensor, positions: Tensor | None = None, *, doc_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        *,
+        doc_ids: Tensor | None = None,
+        documents: object = None,
     ) -> Tensor:
-        """States [B, T, D] as the head gets them.
+        """States [B, T, D] as the head gets them. documents: what our own network reads instead of
+        asking doc_ids; the library asks.
 
         doc_ids [B, T]: tokens see only tokens of the same id, and positions start anew in each
         document, which is what `positions` must say too: the library tells documents by them.

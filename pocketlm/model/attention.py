@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pocketlm.model.kernels.choose import choose_kernel
-from pocketlm.model.kernels.kernel import AttentionCase, Kernel
+from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel
 from pocketlm.model.kernels.sdpa import MAX_MASKED_TOKENS, masked_attention, unmasked_attention
+from pocketlm.model.kernels.varlen import cu_seqlens
 
 
 class Cache(Protocol):
@@ -49,10 +50,12 @@ class AttentionContext:
         windows: Iterable[int | None],
         kernel: str = "auto",
         sees: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> None:
         """case: of this pass, before windows and documents. plain: positions are 0..T-1 in one
         document. windows: those of the layers. kernel: as choose_kernel takes it. sees: bool
-        [T, T], which tokens of this pass each of them may see at most.
+        [T, T], which tokens of this pass each of them may see at most. documents: of doc_ids, where
+        they are known; else they are looked for, for which a GPU is waited for.
         """
         self.positions, self.cache, self.doc_ids, self.plain = positions, cache, doc_ids, plain
         self.sees = sees
@@ -61,14 +64,15 @@ class AttentionContext:
         if cache is not None:
             cache.begin(positions)
             return
-        starts = None if plain else document_starts(positions, doc_ids)
-        if not plain and starts is None:
+        if documents is None and not plain:
+            documents = find_documents(positions, doc_ids)
+        if documents is None and not plain:
             _refuse_mask(case, kernel)
             return
         for window in windows:
             own_case = replace(case, window=window, packed=not plain)
             chosen = choose_kernel(kernel, own_case).kernel
-            self.prepared[window] = (chosen, chosen.prepare(own_case, starts))
+            self.prepared[window] = (chosen, chosen.prepare(own_case, documents))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, window: int | None) -> Tensor:
         """Attention output [B, H, T, E] of q [B, H, T, E], all tokens or the last one, on k, v
@@ -118,6 +122,12 @@ def _refuse_mask(case: AttentionCase, kernel: str) -> None:
             f"{what} need a mask of all pairs, which {case.num_tokens:,} tokens exceed on a GPU "
             f"(at most {MAX_MASKED_TOKENS:,}); lower seq_len"
         )
+
+
+def find_documents(positions: Tensor, doc_ids: Tensor | None) -> Documents | None:
+    """Where the documents of rows lie, where every document is one run of tokens; else None."""
+    starts = document_starts(positions, doc_ids)
+    return None if starts is None else Documents(starts, cu_seqlens(starts))
 
 
 def document_starts(positions: Tensor, doc_ids: Tensor | None) -> Tensor | None:

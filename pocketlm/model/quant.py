@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketlm.model.transformer import Embedding, Linear, Transformer
+from pocketlm.model.layers import Embedding, Linear
+from pocketlm.model.transformer import Transformer
 
 # float16's smallest normal number: a smaller scale would not survive in a Q4_0 block
 SMALLEST_SCALE = 2.0**-14
-# weights put on the grid at a time: what is worked on stays in the processor's cache
-CACHED = 2**18
+# weights put on the grid at a time: what is worked on stays in the processor's cache; a GPU wants
+# few kernels (our choice, not tuned)
+CACHED = {"cpu": 2**18, "cuda": 2**26}
 # of a layer with a learned range, float32 [O, G]: torchao's name and shape
 SCALE = "weight_fake_quantizer.scale"
 
@@ -161,7 +163,7 @@ def _on_grid(weight: Tensor, scheme: Scheme, scale: Tensor | None, dtype: torch.
 
 def _row_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of each tensor, as many at a time as stay in the processor's cache."""
-    size = max(1, CACHED // tensors[0].shape[-1])
+    size = max(1, CACHED.get(tensors[0].device.type, CACHED["cpu"]) // tensors[0].shape[-1])
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 

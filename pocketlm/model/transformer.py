@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pocketlm.model.attention import AttentionContext, Cache
-from pocketlm.model.kernels.kernel import AttentionCase
-from pocketlm.model.kernels.linear import linear
+from pocketlm.model.kernels.kernel import AttentionCase, Documents
+from pocketlm.model.layers import Embedding, Linear
 from pocketlm.model.rope import RopeScaling, rope_angles, rope_frequencies, rotate
 
 GLOBAL = "full_attention"  # Hugging Face's words for the two kinds of layer
@@ -96,9 +96,7 @@ class ModelConfig:
 
     @staticmethod
     def local_global(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
-        """Pro's `layer_types`: layer 0, each `every`-th and the last are global, the others local
-        (9 of 30 global).
-        """
+        """Pro's `layer_types`: layer 0, each `every`-th and the last are global (9 of 30)."""
         last = num_hidden_layers - 1
         return tuple(
             GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers)
@@ -117,12 +115,14 @@ class ComputeSettings:
     same, bit for bit.
     compile: torch.compile makes one graph of a block, forward and backward, which all blocks of the
     same window share.
+    head_loss: the code of cross-entropy by name, or "auto" (train/head_kernels.py).
     """
 
     dtype: torch.dtype | None = None
     attention: str = "auto"
     checkpoint_every_n_blocks: int = 0
     compile: bool = False
+    head_loss: str = "auto"
 
 
 class Shared(NamedTuple):
@@ -131,33 +131,6 @@ class Shared(NamedTuple):
     rope: tuple[Tensor, Tensor]  # cos and sin [B, T, E]
     attention: AttentionContext
     dtype: torch.dtype | None  # of matrix products
-
-
-class Linear(nn.Linear):
-    """y = x W^T, computed in a dtype that each call names."""
-
-    def operands(self, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """(x [..., I], weight [O, I]) whose product the layer is."""
-        return x, self.weight
-
-    def forward(self, input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        out = linear(*self.operands(input, dtype), dtype)
-        return out if self.bias is None else out + self.bias.to(out.dtype)
-
-
-class Embedding(nn.Embedding):
-    """The token table, which is the output head too when the two are tied."""
-
-    def operands(self, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """(x [..., D], table [V, D]) whose product the head is."""
-        return x, self.weight
-
-    def forward(self, input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Rows [..., D] of the table; a lookup has no product, so `dtype` is for subclasses."""
-        return super().forward(input)
-
-    def head(self, hidden: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return linear(*self.operands(hidden, dtype), dtype)
 
 
 class Attention(nn.Module):
@@ -278,11 +251,13 @@ class Transformer(nn.Module):
         *,
         last: bool = False,
         sees: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """The last normed hidden states [B, T, D], before the head; [B, 1, D], of the last token,
         where `last`. sees: bool [T, T], which new tokens of a pass on a cache see which (a tree).
+        documents: of doc_ids, where the batch knows them.
         """
-        shared = self._shared(input_ids, positions, cache, doc_ids, sees)
+        shared = self._shared(input_ids, positions, cache, doc_ids, sees, documents)
         run = compiled_block() if self.compute.compile else run_block
         every, applications = self.compute.checkpoint_every_n_blocks, self.config.applications
         x = self.model.embed_tokens(input_ids, shared.dtype)
@@ -304,7 +279,8 @@ class Transformer(nn.Module):
         positions: Tensor | None,
         cache: Cache | None,
         doc_ids: Tensor | None,
-        sees: Tensor | None = None,
+        sees: Tensor | None,
+        documents: Documents | None,
     ) -> Shared:
         (B, T), dtype = input_ids.shape, self.compute.dtype
         plain = positions is None and doc_ids is None and (cache is None or cache.empty)
@@ -315,7 +291,7 @@ class Transformer(nn.Module):
         weights = self.model.embed_tokens.weight
         case = attention_case(self.config, B, T, positions.device, dtype or weights.dtype)
         attention = AttentionContext(
-            case, positions, cache, doc_ids, plain, windows, self.compute.attention, sees
+            case, positions, cache, doc_ids, plain, windows, self.compute.attention, sees, documents
         )
         return Shared(rope, attention, dtype)
 

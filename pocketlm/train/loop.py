@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
@@ -36,7 +37,7 @@ from pocketlm.train.optim import (
     lr_at,
     make_optimizers,
 )
-from pocketlm.train.prefetch import prefetched
+from pocketlm.train.prefetch import prefetched, ready
 from pocketlm.train.resume import load_state, threads_of
 from pocketlm.train.signals import stop_requests
 
@@ -76,7 +77,7 @@ def train(
     model.train()
     settings, where = compute_settings(model, config), next(model.parameters()).device
     monitor, metrics = LossMonitor(read_metrics(out, first_step)), NoMetrics()
-    last_step = config.num_steps - 1
+    last_step, batches = config.num_steps - 1, ready(batches, where)
     try:
         with (
             computing(model, settings),
@@ -143,9 +144,8 @@ def train_step(
         loss = loss_fn(model, to_device(batch, where)) / num_labels
         loss.backward()
         parts.append(loss.detach())
-    losses = torch.stack(parts).tolist()  # one wait for the device a step, not one a micro-batch
+    *losses, grad_norm = read_figures([*parts, clip_gradients(model, grad_clip)])
     (total,) = all_reduce_sum(sum(losses))
-    grad_norm = clip_gradients(model, grad_clip)
     update = check_finite(step, total, grad_norm, micro_batches, losses, on_nonfinite)
     gather_for_muon(optimizers)
     for optimizer in optimizers:
@@ -155,3 +155,10 @@ def train_step(
             optimizer.step()
         optimizer.zero_grad()
     return total, grad_norm, int(tokens)
+
+
+def read_figures(figures: list[Tensor]) -> list[float]:
+    """The numbers that a device computed. It is waited for here, and in a step nowhere else: what
+    is not finite must not reach the weights.
+    """
+    return torch.stack([figure.double() for figure in figures]).tolist()

@@ -10,11 +10,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from pocketlm.model.batch import IGNORE_INDEX, Batch
+from pocketlm.model.batch import Batch, laid_out
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distill.teacher import Teacher
 from pocketlm.train.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL
-from pocketlm.train.lazy_logits import scores
+from pocketlm.train.head_kernels import is_ours, library_loss, refusal
+from pocketlm.train.lazy_logits import LazyLogits, scores
 from pocketlm.train.vocab_loss import head_loss
 
 LossFn = Callable[[Transformer, Batch], Tensor]
@@ -57,13 +58,11 @@ def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     """Cross-entropy with the labels, in nats, each times its weight. Logits are computed for the
     labels that count alone.
     """
-    counted = batch.labels != IGNORE_INDEX
-    hidden = model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
-    return head_loss(
-        scores(model, hidden[counted]),
-        labels=batch.labels[counted],
-        weights=_counted(batch.weights, counted),
-    )
+    logits, labels, weights, _ = _counted(model, batch)
+    how = model.compute.head_loss
+    if not is_ours(how):
+        return library_loss(how, logits, labels, weights)
+    return head_loss(logits, labels=labels, weights=weights)
 
 
 def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> LossFn:
@@ -72,13 +71,16 @@ def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> L
     """
 
     def loss(model: Transformer, batch: Batch) -> Tensor:
-        counted = batch.labels != IGNORE_INDEX
-        hidden = model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
+        name = model.compute.head_loss
+        problem = refusal(name, batch.labels.device, weights=False, teacher=True)
+        if problem:
+            raise ValueError(f"head_loss={name} {problem}")
+        logits, labels, weights, places = _counted(model, batch)
         return head_loss(
-            scores(model, hidden[counted]),
-            labels=batch.labels[counted],
-            weights=_counted(batch.weights, counted),
-            teacher=teacher(batch).rows(counted.flatten()),
+            logits,
+            labels=labels,
+            weights=weights,
+            teacher=teacher(batch).rows(places),
             divergence=DIVERGENCES[how.divergence],
             temperature=how.temperature,
             label_share=how.label_share,
@@ -87,5 +89,19 @@ def distillation_loss(teacher: Teacher, how: Distillation = Distillation()) -> L
     return loss
 
 
-def _counted(weights: Tensor | None, counted: Tensor) -> Tensor | None:
-    return None if weights is None else weights[counted]
+def _counted(model: Transformer, batch: Batch) -> tuple[LazyLogits, Tensor, Tensor | None, Tensor]:
+    """(logits, labels [N], weights [N], where they lie in the rows [N]) of the labels that count
+    alone.
+    """
+    batch = laid_out(batch)
+    places, weights = batch.label_places, batch.weights
+    assert places is not None
+    hidden = model.hidden(
+        batch.input_ids, batch.positions, doc_ids=batch.doc_ids, documents=batch.documents
+    )
+    return (
+        scores(model, hidden.flatten(0, 1).index_select(0, places)),
+        batch.labels.flatten()[places],
+        None if weights is None else weights.flatten()[places],
+        places,
+    )

@@ -21,7 +21,7 @@ from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.distributed.fsdp import mesh_shape
 from pocketlm.train.distributed.ranks import device, ranks
 from pocketlm.train.optim import OptimConfig, product_dtype
-from pocketlm.train.vocab_loss import BLOCK_BYTES, tokens_at_a_time
+from pocketlm.train.vocab_blocks import block_bytes, tokens_at_a_time
 
 # of the loss's blocks of logits, in float32: both sides' logs, terms, slopes, gradients
 BLOCKS_AT_ONCE = 8
@@ -124,8 +124,8 @@ def training_memory(
     the table's and the head's always, and gradients too while they add up. What the process holds
     before is not in it; on CUDA the copies that are saved and loaded are in the processor's memory.
     """
-    N, parameters = rows * seq_len, num_parameters(model)
-    narrow = product_dtype(optim, torch.device(device))
+    N, parameters, where = rows * seq_len, num_parameters(model), torch.device(device)
+    narrow = product_dtype(optim, where)
     product_bytes = narrow.itemsize if narrow else 4
     table = 4 * head_parameters(model)
     # one state, not two
@@ -133,8 +133,8 @@ def training_memory(
     states = 4 * 2 * (parameters - inner) // shards + 4 * inner  # Muon's are whole on each rank
     weights = 4 * parameters // shards + (_whole(model) if shards > 1 else 0)
     of_token = model.vocab_size * product_bytes * (2 if teacher else 1)
-    logits = tokens_at_a_time(N, of_token) * of_token
-    blocks = min(BLOCKS_AT_ONCE * BLOCK_BYTES, 4 * N * model.vocab_size * BLOCKS_AT_ONCE)
+    logits = tokens_at_a_time(N, of_token, where) * of_token
+    blocks = min(BLOCKS_AT_ONCE * block_bytes(where), 4 * N * model.vocab_size * BLOCKS_AT_ONCE)
     # chosen rows, their gradient, and them in products
     hidden = N * model.hidden_size * (4 + 4 + product_bytes)
     loss = table + hidden + blocks + logits

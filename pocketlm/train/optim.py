@@ -14,8 +14,10 @@ import torch
 
 from pocketlm.model.batch import Batch
 from pocketlm.model.kernels.choose import ATTENTION, choose_kernel
+from pocketlm.model.kernels.varlen import flash_attention
 from pocketlm.model.quant import SCALE
 from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer, attention_case
+from pocketlm.train.head_kernels import HEAD_LOSSES, is_ours
 from pocketlm.train.muon import Muon
 
 ShardOver = Literal["node", "all"]
@@ -57,6 +59,8 @@ class OptimConfig:
     shard_over: ShardOver = "node"
     # how attention is computed (model/kernels); auto: the fastest kernel that serves
     attention: Literal["auto", "sdpa", "flex", "varlen", "blockwise"] = "auto"
+    # whose code computes cross-entropy (train/head_kernels.py); auto and chunked: ours
+    head_loss: Literal["auto", "chunked", "torch", "liger", "cce"] = "auto"
     # each block by torch.compile; auto: where it pays
     compile: Literal["auto", "yes", "no"] = "auto"
     # activation checkpointing: every n-th block is recomputed in the backward pass; 0: none
@@ -95,6 +99,10 @@ class OptimConfig:
         if self.attention not in ATTENTION:
             raise ValueError(
                 f"attention {self.attention!r} is unknown; known: {', '.join(ATTENTION)}"
+            )
+        if self.head_loss not in HEAD_LOSSES:
+            raise ValueError(
+                f"head_loss {self.head_loss!r} is unknown; known: {', '.join(HEAD_LOSSES)}"
             )
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite {self.on_nonfinite!r} is unknown; known: stop, skip")
@@ -172,6 +180,7 @@ def compute_settings(model: Transformer, config: OptimConfig) -> ComputeSettings
     return ComputeSettings(
         dtype=product_dtype(config, next(model.parameters()).device),
         attention=config.attention,
+        head_loss=config.head_loss,
         checkpoint_every_n_blocks=config.checkpoint_every_n_blocks,
         compile=config.compile == "yes" or (config.compile == "auto" and pays(model, config)),
     )
@@ -201,7 +210,11 @@ def describe(
     packed = batch.doc_ids is not None
     cases = [replace(case, window=window, packed=packed) for window in windows]
     kernels = dict.fromkeys(choose_kernel(settings.attention, case).kernel.name for case in cases)
-    words = [str(dtype).removeprefix("torch."), "+".join(kernels)]
+    attention = "+".join(kernels)
+    if "varlen" in kernels and device.type == "cuda":
+        attention = attention.replace("varlen", f"varlen ({flash_attention()})")
+    words = [str(dtype).removeprefix("torch."), attention]
+    words += [] if is_ours(settings.head_loss) else [f"loss by {settings.head_loss}"]
     return ", ".join(words + (["compiled"] if settings.compile else []))
 
 

@@ -1,9 +1,14 @@
-"""Prefetch the next step's batches in a thread while this step runs."""
+"""Prefetch the next step's batches in a thread while this step runs, ready for the device."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pocketlm.model.batch import Batch, laid_out, moved
 
 Made = TypeVar("Made")
 
@@ -27,3 +32,19 @@ def prefetched(batches: Callable[[int], Made], last_step: int) -> Iterator[Calla
             return made
 
         yield fetch
+
+
+def ready(
+    batches: Callable[[int], list[Batch]], where: torch.device
+) -> Callable[[int], list[Batch]]:
+    """`batches`, laid out, and for a GPU in pinned memory: it copies them while it computes."""
+
+    def make(step: int) -> list[Batch]:
+        laid = [laid_out(batch) for batch in batches(step)]
+        return [moved(batch, _pinned) for batch in laid] if where.type == "cuda" else laid
+
+    return make
+
+
+def _pinned(x: Tensor) -> Tensor:
+    return x if x.is_cuda else x.pin_memory()

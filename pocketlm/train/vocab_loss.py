@@ -1,15 +1,9 @@
-"""Memory-efficient cross-entropy, divergences and log-probabilities: chunked over tokens and
-vocabulary, so that the logits of a batch are never held.
-
-Logits of 8,192 tokens over 202,048 words take 6.6 GB in float32, and their gradients as much again.
-Here those of as many tokens as fit in KEPT_BYTES exist at a time, in the dtype of the products; a
-loss computes each once.
+"""Memory-efficient cross-entropy and divergences: chunked over tokens and vocabulary
+(vocab_blocks.py), so that the logits of a batch are never held. A loss computes each once.
 
 Shapes: N tokens, D hidden, V vocabulary, W words of a block
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.model.batch import IGNORE_INDEX, Batch
-from pocketlm.model.transformer import Transformer
 from pocketlm.train.divergences import FORWARD_KL, Divergence
-from pocketlm.train.lazy_logits import LazyLogits, TeacherScores, scores
+from pocketlm.train.lazy_logits import LazyLogits, TeacherScores
+from pocketlm.train.vocab_blocks import (
+    accurate_dtype,
+    label_places,
+    logsumexp,
+    token_slices,
+    word_slices,
+)
 
-# of a block's logits in float32: the passes over them stay in the processor's cache
-BLOCK_BYTES = 2**23
-# of the logits of a chunk of tokens, the model's and a live teacher's
-KEPT_BYTES = 400 * 2**20
 # log-probability, 1e-10, that a teacher gives a word beyond its own (our choice; only padding is)
 UNKNOWN = -23.0
 
@@ -60,98 +55,6 @@ def head_loss(
         )
     task = _Task(labels, weights, teacher, divergence, temperature, label_share, model.dtype)
     return _HeadLoss.apply(model.x, model.weight, task)  # type: ignore[return-value]
-
-
-def token_log_probs(model: Transformer, batch: Batch) -> Tensor:
-    """Float32 [B, T]: the log-probability of each label after its token; 0 where the label is
-    IGNORE_INDEX.
-
-    Differentiable in the model's weights by any function of it (preference and policy losses). The
-    backward pass computes the logits once more, for no gradient is known before.
-    """
-    counted = batch.labels != IGNORE_INDEX
-    hidden = model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
-    logits = scores(model, hidden[counted])
-    values = _LabelLogProbs.apply(logits.x, logits.weight, batch.labels[counted], logits.dtype)
-    return values.new_zeros(counted.shape).masked_scatter(counted, values)  # type: ignore[union-attr]
-
-
-def tokens_at_a_time(num_tokens: int, bytes_each: int) -> int:
-    """Tokens in each of the fewest even chunks whose logits, of bytes_each, fit in KEPT_BYTES."""
-    chunks = math.ceil(num_tokens / max(1, KEPT_BYTES // bytes_each))
-    return math.ceil(num_tokens / max(1, chunks))
-
-
-def _token_slices(num_tokens: int, bytes_each: int) -> Iterator[slice]:
-    size = tokens_at_a_time(num_tokens, bytes_each)
-    firsts = range(0, num_tokens, max(1, size))
-    return (slice(first, min(first + size, num_tokens)) for first in firsts)
-
-
-def _word_slices(vocab_size: int, num_tokens: int) -> list[slice]:
-    """Blocks of words; logits [num_tokens, W] of each take BLOCK_BYTES in float32."""
-    width = max(1, BLOCK_BYTES // (4 * num_tokens))
-    return [slice(first, min(first + width, vocab_size)) for first in range(0, vocab_size, width)]
-
-
-def _accurate(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _logsumexp(logits: Tensor) -> Tensor:
-    """[N] of logits [N, W], which are written over."""
-    highest = logits.amax(-1, keepdim=True)
-    return logits.sub_(highest).exp_().sum(-1).log_().add_(highest[:, 0])
-
-
-def _label_places(labels: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """(tokens, columns) at which the labels [N] lie in logits [N, W] of these words."""
-    tokens = ((labels >= words.start) & (labels < words.stop)).nonzero()[:, 0]
-    return tokens, labels[tokens] - words.start
-
-
-# ---- the log-probability of each label ----
-
-
-class _LabelLogProbs(torch.autograd.Function):
-    """[N] of x [N, D], weight [V, D] and labels [N]; products in `dtype`, or their own."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype | None
-    ) -> Tensor:
-        logits = LazyLogits(x, weight, dtype)
-        norms = torch.empty(len(x), dtype=_accurate(x), device=x.device)
-        values = torch.empty_like(norms)
-        for tokens in _token_slices(len(x), logits.vocab_size * logits.itemsize):
-            chunk, chunk_values, parts = logits.rows(tokens), values[tokens], []
-            for words in _word_slices(logits.vocab_size, tokens.stop - tokens.start):
-                block = chunk.block(words).to(norms.dtype, copy=True)
-                places = _label_places(labels[tokens], words)
-                chunk_values[places[0]] = block[places]
-                parts.append(_logsumexp(block))
-            norms[tokens] = torch.stack(parts).logsumexp(0)
-        ctx.save_for_backward(x, weight, labels, norms)
-        ctx.dtype = dtype
-        return values.sub_(norms)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, weight, labels, norms = ctx.saved_tensors
-        logits = LazyLogits(x, weight, ctx.dtype)
-        narrow = ctx.dtype or x.dtype
-        grad_x = torch.zeros_like(x, dtype=norms.dtype)
-        grad_weight = torch.zeros_like(weight, dtype=norms.dtype)
-        for tokens in _token_slices(len(x), logits.vocab_size * logits.itemsize):
-            chunk, inputs = logits.rows(tokens), x[tokens].to(narrow)
-            for words in _word_slices(logits.vocab_size, tokens.stop - tokens.start):
-                block = chunk.block(words).to(norms.dtype, copy=True)
-                p = block.sub_(norms[tokens, None]).exp_()
-                p[_label_places(labels[tokens], words)] -= 1
-                gradient = p.mul_(-upstream[0][tokens, None]).to(narrow)
-                grad_x[tokens] += gradient @ weight[words].to(narrow)
-                grad_weight[words] += gradient.T @ inputs
-        return grad_x, grad_weight, None, None
 
 
 # ---- the loss ----
@@ -208,7 +111,7 @@ def _value_and_gradients(
     """(loss, gradient [N, D] by x, gradient [V, D] by the weight); None where there is no weight or
     none is wanted.
     """
-    x, weight, accurate = logits.x, logits.weight, _accurate(logits.x)
+    x, weight, accurate = logits.x, logits.weight, accurate_dtype(logits.x)
     grad_x = torch.empty_like(x, dtype=accurate) if wanted else None
     grad_weight = (
         torch.zeros_like(weight, dtype=accurate) if wanted and weight is not None else None
@@ -216,7 +119,7 @@ def _value_and_gradients(
     loss = torch.zeros((), dtype=accurate, device=x.device)
     sides = [logits] if task.teacher is None or task.label_share == 1 else [logits, task.teacher]
     bytes_each = logits.vocab_size * sum(side.itemsize for side in sides)
-    for tokens in _token_slices(x.shape[0], bytes_each):
+    for tokens in token_slices(x.shape[0], bytes_each, x.device):
         # no name for the chunks: their logits are freed before the next ones are computed
         chunk_grad = None if grad_x is None else grad_x[tokens]
         loss += VocabChunks(logits.rows(tokens), task.rows(tokens), accurate).run(
@@ -231,7 +134,7 @@ class VocabChunks:
     def __init__(self, scores: LazyLogits, task: _Task, accurate: torch.dtype) -> None:
         self.scores, self.task, self.accurate = scores, task, accurate
         self.teacher = task.teacher if task.label_share < 1 else None
-        self.blocks = _word_slices(scores.vocab_size, scores.x.shape[0])
+        self.blocks = word_slices(scores.vocab_size, scores.x.shape[0], scores.x.device)
         self.kept: dict[tuple[int, int], Tensor] = {}
         self.norms = self._norms()
 
@@ -254,11 +157,11 @@ class VocabChunks:
         parts: dict[str, list[Tensor]] = {"labels": [], "model": [], "teacher": []}
         for words in self.blocks:
             if self.task.label_share > 0:
-                parts["labels"].append(_logsumexp(self.logits(self.scores, words)))
+                parts["labels"].append(logsumexp(self.logits(self.scores, words)))
             if teacher is not None and not (parts["labels"] and T == 1):
-                parts["model"].append(_logsumexp(self.logits(self.scores, words, T)))
+                parts["model"].append(logsumexp(self.logits(self.scores, words, T)))
             if teacher is not None and words.start < teacher.vocab_size:
-                parts["teacher"].append(_logsumexp(self.logits(teacher, _known(words, teacher), T)))
+                parts["teacher"].append(logsumexp(self.logits(teacher, _known(words, teacher), T)))
         parts["model"] = parts["model"] or parts["labels"]
         return {
             name: torch.stack(sums).logsumexp(0)[:, None] for name, sums in parts.items() if sums
@@ -337,11 +240,10 @@ class VocabChunks:
     def cross_entropy(self, words: slice, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(the weighted cross-entropy of the labels among these words, its gradient [N, W])."""
         log_p = self.logits(self.scores, words).sub_(self.norms["labels"])
-        places, weights = _label_places(labels, words), self.task.weights
-        chosen = log_p[places]
-        value = -(chosen if weights is None else chosen * weights[places[0]]).sum()
-        gradient = log_p.exp_()
-        gradient[places] -= 1
+        places, weights = label_places(labels, words), self.task.weights
+        chosen = places.of(log_p)
+        value = -(chosen if weights is None else chosen * weights[places.tokens]).sum()
+        gradient = places.take_one(log_p.exp_())
         return value, gradient if weights is None else gradient.mul_(weights[:, None])
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import create_block_mask
 
-from pocketlm.model.attention import document_starts
+from pocketlm.model.attention import find_documents
 from pocketlm.model.batch import Batch
 from pocketlm.model.kernels import blockwise, flex, sdpa, varlen
 from pocketlm.model.kernels.choose import ATTENTION, KERNELS, choose_kernel
-from pocketlm.model.kernels.kernel import AttentionCase, Kernel, first_keys
+from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel, first_keys
 from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, Transformer
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, compute_settings, describe
@@ -94,11 +94,13 @@ def eager_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
 
 
-def agree(kernel: Kernel, case: AttentionCase, starts: Tensor | None, allowed: Tensor) -> None:
+def agree(
+    kernel: Kernel, case: AttentionCase, documents: Documents | None, allowed: Tensor
+) -> None:
     """A kernel's values and gradients are those under the mask `allowed` [B or 1, T, T]."""
     q, k, v = tensors = inputs(case)
     upstream = drawn(*q.shape, seed=9).double()
-    out = kernel.attend(q, k, v, kernel.prepare(case, starts))
+    out = kernel.attend(q, k, v, kernel.prepare(case, documents))
     expected = reference(q, k, v, allowed)
     assert (out - expected).abs().max() <= 1e-13
     gradients = [torch.autograd.grad(x, tensors, upstream) for x in (out, expected)]
@@ -111,9 +113,9 @@ def agree(kernel: Kernel, case: AttentionCase, starts: Tensor | None, allowed: T
 def test_a_kernel_gives_the_values_and_gradients_of_the_mask_on_random_packings(name, window):
     case = replace(CASE, window=window, packed=True)
     positions, doc_ids = packing(seed=window or 0)
-    starts = document_starts(positions, doc_ids)
-    assert starts is not None
-    agree(ON_CPU[name], case, starts, visible(positions, doc_ids, window))
+    documents = find_documents(positions, doc_ids)
+    assert documents is not None
+    agree(ON_CPU[name], case, documents, visible(positions, doc_ids, window))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -131,9 +133,10 @@ def test_a_kernel_gives_the_values_and_gradients_of_the_mask_on_whole_rows(name,
 @pytest.mark.parametrize("window", [None, 1, 128, 129, 200])
 def test_blocks_are_those_that_torch_finds_in_a_mask_of_all_pairs(length, window):
     positions, doc_ids = packing(seed=length, length=length)
-    starts = document_starts(positions, doc_ids)
+    documents = find_documents(positions, doc_ids)
     case = replace(CASE, num_tokens=length, window=window, packed=True)
-    own = flex.block_mask(first_keys(case, starts).int())
+    assert documents is not None
+    own = flex.block_mask(first_keys(case, documents.starts).int())
     allowed = visible(positions, doc_ids, window)
     torchs = create_block_mask(
         lambda row, head, query, key: allowed[row, query, key], 3, None, length, length, CPU
@@ -149,9 +152,9 @@ def test_blocks_are_those_that_torch_finds_in_a_mask_of_all_pairs(length, window
 def test_the_blocks_of_a_long_row_take_a_thousandth_of_a_mask_of_all_pairs():
     length = 32_768
     positions, doc_ids = packing(seed=1, rows=1, length=length)
-    starts = document_starts(positions, doc_ids)
+    documents = find_documents(positions, doc_ids)
     case = replace(CASE, rows=1, num_tokens=length, packed=True)
-    blocks = flex.prepare(case, starts)
+    blocks = flex.prepare(case, documents)
     lists = [
         getattr(blocks, f"{full}{kind}_{what}")
         for full in ("", "full_")
@@ -190,14 +193,14 @@ def test_varlen_means_the_mask(packed, window, monkeypatch):
     positions, doc_ids = packing(seed=3)
     if not packed:
         positions, doc_ids = torch.arange(300).expand(3, -1), torch.zeros_like(doc_ids)
-    starts = document_starts(positions, doc_ids) if packed else None
-    agree(varlen.VARLEN, case, starts, visible(positions, doc_ids, window))
+    documents = find_documents(positions, doc_ids) if packed else None
+    agree(varlen.VARLEN, case, documents, visible(positions, doc_ids, window))
 
 
 @pytest.mark.parametrize("window", [None, 40])
 def test_varlen_has_the_shapes_and_dtypes_of_the_others_on_meta_tensors_compiled_too(window):
     case = replace(CASE, window=window, packed=True)
-    prepared = varlen.prepare(case, document_starts(*packing(seed=3)))
+    prepared = varlen.prepare(case, find_documents(*packing(seed=3)))
     prepared = prepared._replace(cu_seqlens=prepared.cu_seqlens.to(META))
     shape = (case.rows, case.num_tokens, case.head_dim)
     for attend in (
@@ -222,9 +225,9 @@ def test_cu_seqlens_has_few_lengths_whatever_the_documents():
     sizes = set()
     for seed in range(6):
         positions, doc_ids = packing(seed)
-        starts = document_starts(positions, doc_ids)
-        assert starts is not None
-        ends = varlen.cu_seqlens(starts)
+        documents = find_documents(positions, doc_ids)
+        assert documents is not None
+        ends = documents.cu_seqlens
         count = int((positions == 0).sum())
         assert ends[:count].tolist() == (positions == 0).flatten().nonzero()[:, 0].tolist()
         assert (ends[count:] == 900).all() and len(ends) > count

@@ -15,7 +15,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.transformer import Transformer
-from pocketlm.train import vocab_loss as vocabulary
+from pocketlm.train import vocab_blocks
 from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.divergences import FORWARD_KL, JENSEN_SHANNON, REVERSE_KL, Divergence
 from pocketlm.train.lazy_logits import LazyLogits, SparseScores
@@ -117,7 +117,7 @@ def test_values_and_gradients_are_those_of_the_losses_written_out(
     way, temperature, label_share, divergence, monkeypatch
 ):
     for name, value in WAYS[way].items():
-        monkeypatch.setattr(vocabulary, name, value)
+        monkeypatch.setitem(getattr(vocab_blocks, name), "cpu", value)
     x, weight, teacher = (
         drawn(*shape, seed=i).double() for i, shape in enumerate(((9, 12), (70, 12), (9, 70)))
     )
@@ -177,7 +177,7 @@ def drawn_teacher(kind: str, tokens: int, vocab_size: int) -> LazyLogits | Spars
 @pytest.mark.parametrize("divergence", [FORWARD_KL, REVERSE_KL, JENSEN_SHANNON])
 def test_a_teacher_of_few_entries_counts_as_the_same_one_written_out(way, divergence, monkeypatch):
     for name, value in WAYS[way].items():
-        monkeypatch.setattr(vocabulary, name, value)
+        monkeypatch.setitem(getattr(vocab_blocks, name), "cpu", value)
     sparse = drawn_sparse(12, 70)
     chosen = torch.tensor([True, False, True, *[True] * 7, False, False])
     x, weight = (
@@ -232,8 +232,8 @@ def test_gradients_pass_gradcheck(label_share, temperature, kind, divergence, mo
     """By finite differences in float64: 4 tokens of width 3, two at a time, 11 words in blocks of
     4.
     """
-    monkeypatch.setattr(vocabulary, "BLOCK_BYTES", 2 * 4 * 4)
-    monkeypatch.setattr(vocabulary, "KEPT_BYTES", 2 * 2 * 8 * 11)
+    monkeypatch.setitem(vocab_blocks.BLOCK_BYTES, "cpu", 2 * 4 * 4)
+    monkeypatch.setitem(vocab_blocks.KEPT_BYTES, "cpu", 2 * 2 * 8 * 11)
     teacher, labels = (
         drawn_teacher(kind, 4, 7 if kind == "live, padded" else 11),
         torch.tensor([0, 3, 9, 10]),

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pocketlm.model.batch import IGNORE_INDEX, Batch
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.transformer import ComputeSettings, Transformer
-from pocketlm.train import vocab_loss
+from pocketlm.train import vocab_blocks
 from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.losses import Distillation, distillation_loss, next_token_loss
 from pocketlm.train.optim import OptimConfig
-from pocketlm.train.vocab_loss import token_log_probs
+from pocketlm.train.token_log_probs import token_log_probs
 
 CONFIG = small(initializer_range=0.1)
 OPTIM = OptimConfig(
@@ -83,8 +83,8 @@ def test_a_teachers_divergence_refuses_weights_and_labels_alone_take_them():
 @pytest.mark.parametrize(("block", "kept"), [(2**23, 2**30), (2**9, 2**13), (2**6, 2**10)])
 def test_token_log_probs_are_log_softmax_by_value_and_gradient(tied, block, kept, monkeypatch):
     """In float64, whole and in chunks of a few tokens and words."""
-    monkeypatch.setattr(vocab_loss, "BLOCK_BYTES", block)
-    monkeypatch.setattr(vocab_loss, "KEPT_BYTES", kept)
+    monkeypatch.setitem(vocab_blocks.BLOCK_BYTES, "cpu", block)
+    monkeypatch.setitem(vocab_blocks.KEPT_BYTES, "cpu", kept)
     model = Transformer(replace(CONFIG, tie_word_embeddings=tied)).double()
     batch, upstream = rows_with_ignored(), drawn(2, 24, seed=5).double()
     results = []
@@ -138,7 +138,7 @@ def test_token_log_probs_never_hold_the_logits():
             return out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocab_loss, "BLOCK_BYTES", 2**16)
+        patch.setitem(vocab_blocks.BLOCK_BYTES, "cpu", 2**16)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), Largest():
             values = token_log_probs(model, Batch(input_ids=ids, labels=ids))
         with Largest():

@@ -239,6 +239,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "compute_dtype": "bfloat16",
         "shard_over": "all",
         "attention": "sdpa",
+        "head_loss": "torch",
         "compile": "yes",
         "checkpoint_every_n_blocks": 1,
         "schedule": "cosine",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pocketlm.model.kernels.kernel import AttentionCase, Kernel, first_keys
+from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel, first_keys
 
 QUERIES = 128  # of a block: 64 and 256 took 1 to 15 % longer at 512 to 2,048 tokens
 # of a block, in how many rows are taken at once: larger ones leave the processor's cache
@@ -139,6 +139,10 @@ def _gradients(ctx, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
 blockwise_attention.register_autograd(_gradients, setup_context=_save)
 
 
+def prepare(case: AttentionCase, documents: Documents | None) -> Tensor:
+    return first_keys(case, documents and documents.starts)
+
+
 def is_faster(case: AttentionCase) -> bool:
     """Whether whole rows without a window take less time so than by sdpa.
 
@@ -161,7 +165,7 @@ def kept_bytes(case: AttentionCase) -> int:
 BLOCKWISE = Kernel(
     name="blockwise",
     refusal=refusal,
-    prepare=first_keys,
+    prepare=prepare,
     attend=attend,
     kept_bytes=kept_bytes,
     keeps_result=False,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from pocketlm.model.kernels.kernel import AttentionCase, Kernel, first_keys
+from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel, first_keys
 
 BLOCK = 128  # torch's own size
 NARROWEST_HEAD = 16  # of its Triton kernels
@@ -33,8 +33,9 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def prepare(case: AttentionCase, starts: Tensor | None) -> BlockMask:
-    return block_mask(first_keys(case, starts).expand(case.rows, -1).int().contiguous())
+def prepare(case: AttentionCase, documents: Documents | None) -> BlockMask:
+    first = first_keys(case, documents and documents.starts)
+    return block_mask(first.expand(case.rows, -1).int().contiguous())
 
 
 def block_mask(first: Tensor) -> BlockMask:

@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, H query heads, K kv heads, E head width
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,12 +52,25 @@ class AttentionCase:
         return 4 * self.rows * self.num_tokens * self.num_heads
 
 
+class Documents(NamedTuple):
+    """Where the documents of packed rows lie. Computed on the processor, where the rows are made:
+    asking a GPU for their number would make it wait.
+
+    starts [B, T]: at which token of its row each token's document begins. cu_seqlens: int32 [N +
+    1], where each of N documents begins in all rows laid end to end, and the end of the last; empty
+    ones follow, so that N is the same from step to step.
+    """
+
+    starts: Tensor
+    cu_seqlens: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
     """One way to compute attention.
 
     refusal: why it cannot serve a case, and what to take instead; None where it can.
-    prepare: (case, document starts [B, T] or None) -> what `attend` needs beside q, k and v, made
+    prepare: (case, Documents or None for whole rows) -> what `attend` needs beside q, k and v, made
     once a forward pass and shared by all layers of a window.
     attend: (q [B, H, T, E], k, v [B, K, T, E], prepared) -> [B, H, T, E].
     kept_bytes: what a layer leaves for its backward pass beside q, k, v and its result.
@@ -66,7 +79,7 @@ class Kernel:
 
     name: str
     refusal: Callable[[AttentionCase], str | None]
-    prepare: Callable[[AttentionCase, Tensor | None], Any]
+    prepare: Callable[[AttentionCase, Documents | None], Any]
     attend: Callable[[Tensor, Tensor, Tensor, Any], Tensor]
     kept_bytes: Callable[[AttentionCase], int]
     keeps_result: bool

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pocketlm.model.kernels.kernel import AttentionCase, Kernel, first_keys
+from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel, first_keys
 
 QUERIES = 128  # of a window at a time
 # Tokens of a row for which a mask of all pairs is still made on a GPU: 16 MiB a row and layer in
@@ -40,7 +40,9 @@ def unmasked_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> T
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention [B, H, T, E] under a mask, bool [B, 1, T, S]; None where all may see all."""
+    """Attention [B, H, T, E] under a mask, bool [B, 1, T, S] or numbers [T, S] to add to the
+    scores; None where all may see all.
+    """
     grouped = q.shape[1] != k.shape[1]
     if mask is not None and grouped and q.is_cuda:
         # with a mask, groups of heads leave nothing but the kernel that stores all scores
@@ -69,12 +71,7 @@ def sliding_attention(
         count, earlier = queries.shape[2], min(ahead, before)  # keys before the first query
         keys = slice(ahead - earlier, ahead + count)
         band = mask[:count, before - earlier : before + count]
-        grouped = q.shape[1] != k.shape[1]
-        parts.append(
-            F.scaled_dot_product_attention(
-                queries, k[:, :, keys], v[:, :, keys], attn_mask=band, enable_gqa=grouped
-            )
-        )
+        parts.append(masked_attention(queries, k[:, :, keys], v[:, :, keys], band))
         ahead += count
     return torch.cat(parts, 2)
 
@@ -88,11 +85,11 @@ def refusal(case: AttentionCase) -> str | None:
     return None
 
 
-def prepare(case: AttentionCase, starts: Tensor | None) -> _Prepared:
-    if starts is None:
+def prepare(case: AttentionCase, documents: Documents | None) -> _Prepared:
+    if documents is None:
         return _Prepared(None, case.window)
     place = torch.arange(case.num_tokens, device=case.device)
-    first = first_keys(case, starts)
+    first = first_keys(case, documents.starts)
     mask = (place >= first[:, :, None]) & (place <= place[:, None])
     return _Prepared(mask[:, None], case.window)
 

@@ -1,22 +1,32 @@
 """torch's varlen_attn: FlashAttention over documents of any length, laid end to end. For CUDA.
 
-Neither a mask nor padding: `cu_seqlens` says where each document begins. Its length is a power of
-two, documents of no tokens at its end, so that a compiled block meets few lengths of it.
+Neither a mask nor padding: `cu_seqlens` says where each document begins. Its length follows from
+the shape of the rows, with documents of no tokens at its end, so that a compiled block meets the
+same one in every step.
+
+torch's own kernel is FlashAttention 2. FlashAttention 3 (Hopper) and 4 (Blackwell) take its place
+where their packages are installed, which `flash_attention` finds out once.
 
 Shapes: B rows, T tokens, N documents of all rows, H query heads, K kv heads, E head width
 """
 
+import functools
+import importlib.util
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.attention.varlen import varlen_attn
 
-from pocketlm.model.kernels.kernel import AttentionCase, Kernel
+from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel
 
-LEAST_DOCUMENTS = 64  # that cu_seqlens has room for
+# cu_seqlens has room for a document of so many tokens each, and for so many at least (our choice)
+ROOM_TOKENS, LEAST_DOCUMENTS = 256, 64
 DTYPES = (torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256  # of FlashAttention 2
+# the major compute capability that each later FlashAttention is written for, and its package
+FLASH = {9: ("FA3", "flash_attn_interface"), 10: ("FA4", "flash_attn.cute")}
 
 
 class _Prepared(NamedTuple):
@@ -45,26 +55,56 @@ def attend(q: Tensor, k: Tensor, v: Tensor, prepared: _Prepared) -> Tensor:
     return out.unflatten(0, (B, T)).transpose(1, 2)
 
 
-def prepare(case: AttentionCase, starts: Tensor | None) -> _Prepared:
-    if starts is None:
-        # rows are the documents; made on the host, as nothing on the device is needed for it
-        ends = torch.arange(case.rows + 1, dtype=torch.int32) * case.num_tokens
-        return _Prepared(ends.to(case.device), case.num_tokens, case.window)
-    return _Prepared(cu_seqlens(starts), case.num_tokens, case.window)
+def prepare(case: AttentionCase, documents: Documents | None) -> _Prepared:
+    if case.on == "cuda":
+        flash_attention()
+    if documents is None:  # rows are the documents
+        ends = torch.arange(case.rows + 1, dtype=torch.int32, device=case.device) * case.num_tokens
+        return _Prepared(ends, case.num_tokens, case.window)
+    return _Prepared(documents.cu_seqlens, case.num_tokens, case.window)
 
 
 def cu_seqlens(starts: Tensor) -> Tensor:
-    """int32 [N + 1]: where each document of all rows begins, then their end, repeated to the next
-    power of two documents. starts [B, T]: where in its row each token's document begins.
+    """int32 [N + 1]: where each document of all rows begins, then their end, as often as there is
+    room. starts [B, T]: where in its row each token's document begins.
+
+    Room is for documents of ROOM_TOKENS on average; for shorter ones it doubles until it suffices.
     """
     B, T = starts.shape
     begins = (starts == torch.arange(T, device=starts.device)).flatten().nonzero()[:, 0]
     room = LEAST_DOCUMENTS
-    while room < len(begins):
+    while room < max(len(begins), B * T // ROOM_TOKENS):
         room *= 2
     ends = begins.new_full((room + 1,), B * T, dtype=torch.int32)
     ends[: len(begins)] = begins
     return ends
+
+
+@functools.cache
+def flash_attention() -> str:
+    """The FlashAttention that varlen_attn runs on this GPU, as FA2: the latest that is installed
+    and written for it, which this activates in torch. ValueError where its package does not load.
+    """
+    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+    name, package = FLASH.get(major, ("FA2", ""))
+    if not package or not _is_installed(package):
+        return "FA2"
+    try:
+        activate_flash_attention_impl(name)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"{package} is installed and does not load in torch {torch.__version__} "
+            f"({str(error).splitlines()[0][:200]}); install the build for this torch, or uninstall "
+            "it: torch's own FlashAttention 2 serves too"
+        ) from error
+    return name
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of a package that would hold it
+        return False
 
 
 def refusal(case: AttentionCase) -> str | None:

@@ -172,11 +172,14 @@ def live_teacher(model: Transformer | StockNetwork, optim: OptimConfig) -> Teach
         model.check()
     else:
         where = next(model.parameters()).device
-        model.compute = ComputeSettings(dtype=product_dtype(optim, where))
+        compiled = where.type == "cuda" and optim.compile != "no"
+        model.compute = ComputeSettings(dtype=product_dtype(optim, where), compile=compiled)
 
     def teach(batch: Batch) -> TeacherScores:
         with torch.no_grad():
-            hidden = model.hidden(batch.input_ids, batch.positions, doc_ids=batch.doc_ids)
+            hidden = model.hidden(
+                batch.input_ids, batch.positions, doc_ids=batch.doc_ids, documents=batch.documents
+            )
             return teacher_scores(model, hidden.flatten(0, 1))
 
     return teach

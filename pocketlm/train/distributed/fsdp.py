@@ -11,7 +11,6 @@ and all ranks together are to compute what one alone computes.
 import copy
 import os
 from collections.abc import Iterable
-from dataclasses import fields, replace
 from functools import cache
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate
 
-from pocketlm.model.batch import Batch
+from pocketlm.model.batch import Batch, laid_out, moved
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distributed.ranks import device, ranks
 from pocketlm.train.optim import ShardOver
@@ -32,11 +31,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def to_device(batch: Batch, where: torch.device) -> Batch:
-    """The batch on the model's device."""
-    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(
-        batch, **{name: x.to(where) for name, x in tensors.items() if isinstance(x, Tensor)}
-    )
+    """The batch, laid out, on the model's device. A GPU copies pinned memory while it computes."""
+    return moved(laid_out(batch), lambda x: x.to(where, non_blocking=where.type == "cuda"))
 
 
 # ---- weights ----
@@ -182,10 +178,12 @@ def sum_over_ranks(model: Transformer, wanted: bool) -> None:
         model.set_requires_gradient_sync(wanted)
 
 
-def clip_gradients(model: Transformer, limit: float) -> float:
-    """The norm of all gradients of all ranks, which are scaled down where it exceeds the limit."""
+def clip_gradients(model: Transformer, limit: float) -> Tensor:
+    """The norm of all gradients of all ranks, which are scaled down where it exceeds the limit; on
+    the device, so that it is not waited for.
+    """
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def gather_for_muon(optimizers: list[torch.optim.Optimizer]) -> None:
