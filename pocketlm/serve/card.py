@@ -56,16 +56,14 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
         **_exported(path),
         "parameters": numbers.total(),
         "weights": dict(numbers.most_common()),
-        "licence": header.text("general.license", "") or None,
+        "licence": header.text("general.license", "") or _licence(path.parent),
     }
 
 
 def _beside(path: Path) -> dict[str, Any]:
     """Of a checkpoint folder, or of a .pte by the record of its export."""
     if path.is_file():
-        return _exported(path)
-    readme = path / "README.md"
-    match = LICENCE.search(readme.read_text(errors="replace")) if readme.is_file() else None
+        return {**_exported(path), "licence": _licence(path.parent)}
     numbers: collections.Counter[str] = collections.Counter()
     for file in weight_files(path):
         with open_safetensors(file) as content:
@@ -76,8 +74,15 @@ def _beside(path: Path) -> dict[str, Any]:
         "parameters": numbers.total(),
         "weights": dict(numbers.most_common()),
         "trained_for": quantization_of(path),
-        "licence": match[1].strip() if match else None,
+        "licence": _licence(path),
     }
+
+
+def _licence(folder: Path) -> str | None:
+    """The one that a model card's front matter names."""
+    readme = folder / "README.md"
+    match = LICENCE.search(readme.read_text(errors="replace")) if readme.is_file() else None
+    return match[1].strip() if match else None
 
 
 def _exported(path: Path) -> dict[str, Any]:
