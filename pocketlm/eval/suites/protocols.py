@@ -16,12 +16,13 @@ from pocketlm.eval.scorers import bits_per_byte, r1_math
 from pocketlm.eval.suites.choices import CHOICES
 from pocketlm.eval.suites.code import CODE
 from pocketlm.eval.suites.gold_answers import GOLD_ANSWERS
-from pocketlm.eval.suites.own_problems import POCKET
+from pocketlm.eval.suites.own_problems import POCKET, SOLUTIONS
 from pocketlm.eval.suites.suite import Suite
 from pocketlm.eval.suites.written import WRITTEN
 from pocketlm.inference.sampling import Sampling
 
-SUITES: dict[str, Suite] = {POCKET.name: POCKET, **CHOICES, **WRITTEN, **CODE}
+OURS = {suite.name: suite for suite in (POCKET, SOLUTIONS)}
+SUITES: dict[str, Suite] = {**OURS, **CHOICES, **WRITTEN, **CODE}
 
 LM_EVAL = "lm-eval 0.4.13"
 COMMONSENSE = (  # R1, table 13, in its order
