@@ -245,8 +245,8 @@ TEXT = CurateConfig(
     sources=SOURCES,
     vocab_size=1024,
     suites=("pocket",),
-    validation_share=0.04,
-    probe_share=0.04,
+    validation_share=0.08,
+    probe_share=0.06,
 )
 KNOWLEDGE = ("recall", "reference", "docstrings")
 SHARES = {"problems": 0.4, "recall": 0.1, "reference": 0.1, "docstrings": 0.1, "code": 0.3}
@@ -723,7 +723,7 @@ def learning_rate(run, seeds, steps, shared):
 
 PASSES = (1, 4, 16, 50)
 REPEATED_STEPS = 100
-PROBLEMS = 2_300  # as many as half of the training's tokens hold
+PROBLEMS = 1_400  # of 70 tokens: half of what a training reads, less what is held out
 REPEATED = CurateConfig(
     name="repeated",
     sources=(
@@ -741,7 +741,7 @@ REPEATED = CurateConfig(
         *SOURCES[2:],
     ),
     vocab_size=1024,
-    validation_share=0.04,
+    validation_share=0.08,
     probe_share=0.0,
 )
 
@@ -779,7 +779,7 @@ def repetition(run, seeds, steps, shared):
             phase = replace(PHASE, name=f"{passes}-times-{seed}", model=TINY, optim=optim)
             phase = replace(phase, shares=shares, seed=seed)
             models[f"{passes}-times"] = run(pretrain, phase, corpus=corpus)
-        evaluations.append(compared(run, f"repeats-{seed}", models, arms, shared.text()))
+        evaluations.append(compared(run, f"repeats-{seed}", models, arms, corpus))
     return config, evaluations
 
 
