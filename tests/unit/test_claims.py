@@ -173,5 +173,6 @@ def test_the_page_tells_every_arm_and_condition_with_its_interval(tmp_path: Path
     assert row in text
     assert "needle 1024 of better less that of base | at least +10.0" in text
     assert "| better | the better one | 62.0" in text and "Smaller than theirs." in text
+    assert read_json(page / "claims.json") == {"retrieval": written}
     picture = (page / "retrieval.svg").read_text()
     assert picture.count("<circle") == 6 and "It finds more." in picture
