@@ -272,9 +272,11 @@ PHASE = PretrainConfig(
     shares=SHARES,
     seed=0,
 )
-PRETRAINING = 120  # steps of 2,048 tokens, here and below
+PRETRAINING = 120  # steps of 2,048 tokens
+# what comes after takes steps of 1,024
+GO_ON = replace(PHASE, rows_per_step=4, micro_batch_size=4)
 # R1 goes on at nine tenths of the rate at which pre-training ended, to zero
-MID = replace(MUON, lr=1.8e-3, warmup_steps=0, final_lr_share=0.0)
+MID, MID_STEPS = replace(MUON, lr=1.8e-3, warmup_steps=0, final_lr_share=0.0), 40
 # the anneals to zero that specialists and what is quantized come from
 ANNEAL = replace(MID, lr=4e-3)
 ANNEALED = 40
@@ -285,7 +287,9 @@ DOMAINS = ("bits mean", "bits maths", "bits knowledge", "bits code")
 
 
 class Shared:
-    """What several claims begin with: a corpus, and of each seed a base and its anneal."""
+    """What several claims begin with: a corpus, and of each seed a base, the same after
+    mid-training by labels, and its anneal on all domains alike.
+    """
 
     def __init__(self, run, steps):
         self.text = cache(lambda: run(curate, TEXT))
@@ -297,13 +301,18 @@ class Shared:
             return run(pretrain, phase, corpus=self.text())
 
         @cache
+        def mid(seed):
+            phase = replace(GO_ON, name=f"mid-{seed}", optim=steps(MID, MID_STEPS), seed=seed)
+            return run(pretrain, phase, corpus=self.text(), model=base(seed))
+
+        @cache
         def annealed(seed):
             shares = {"problems": 1 / 3, "code": 1 / 3} | dict.fromkeys(KNOWLEDGE, 1 / 9)
             optim = steps(ANNEAL, 3 * ANNEALED)
-            phase = replace(PHASE, name=f"annealed-{seed}", optim=optim, shares=shares, seed=seed)
+            phase = replace(GO_ON, name=f"annealed-{seed}", optim=optim, shares=shares, seed=seed)
             return run(pretrain, phase, corpus=self.text(), model=base(seed))
 
-        self.base, self.annealed = base, annealed
+        self.base, self.mid, self.annealed = base, mid, annealed
 
 
 def at_most(text, arm, compared_to, limit=0.0, measure="bits mean"):
@@ -351,16 +360,15 @@ def distillation(run, seeds, steps, shared):
     evaluations = []
     for seed in seeds:
         base = shared.base(seed)
-        models = {"base": base, "teacher": teacher}
+        models = {"base": base, "teacher": teacher, "labels": shared.mid(seed)}
         for arm, count, teachers, share in (
-            ("labels", 40, {}, 0.0),
-            ("kd", 40, {"teacher": teacher}, 0.0),
-            ("mixed", 40, {"teacher": teacher}, 0.5),
-            ("self", 40, {"teacher": base}, 0.0),
-            ("longer", 80, {}, 0.0),
+            ("kd", MID_STEPS, {"teacher": teacher}, 0.0),
+            ("mixed", MID_STEPS, {"teacher": teacher}, 0.5),
+            ("self", MID_STEPS, {"teacher": base}, 0.0),
+            ("longer", 2 * MID_STEPS, {}, 0.0),
         ):
             on = replace(
-                PHASE,
+                GO_ON,
                 name=f"after-{arm}-{seed}",
                 optim=steps(MID, count),
                 seed=seed,
@@ -373,8 +381,8 @@ def distillation(run, seeds, steps, shared):
 
 # ---- MobileLLM (2024): deep and thin ----
 
-# equal parameters to 2 %: layers, width, inner width, heads
-DEPTHS = {"thin": (6, 64, 220, 2), "middle": (3, 96, 256, 3), "wide": (1, 144, 463, 4)}
+# as many parameters as TINY, to 1 %: layers, width, inner width, heads
+DEPTHS = {"thin": (6, 64, 220, 2), "wide": (1, 144, 463, 4)}
 
 
 def deep_and_thin(run, seeds, steps, shared):
@@ -390,14 +398,13 @@ def deep_and_thin(run, seeds, steps, shared):
         ),
         arms=arms,
         measures=(*DOMAINS, "tokens_per_second"),
-        note="0.4 million parameters, a quarter of them the table of three layers; 0.3 million "
-        "tokens, one learning rate for all three. Tokens per second are of decoding by the "
-        "checkpoint on this machine, one text at a time.",
+        note="0.4 million parameters, 0.25 million tokens, one learning rate for all three. Tokens "
+        "per second are of decoding by the checkpoint on this machine, one text at a time.",
     )
     corpus = shared.text()
     evaluations = []
     for seed in seeds:
-        models = {}
+        models = {"middle": shared.base(seed)}
         for arm, (layers, width, inner, heads) in DEPTHS.items():
             shape = replace(
                 TINY,
@@ -406,7 +413,7 @@ def deep_and_thin(run, seeds, steps, shared):
                 intermediate_size=inner,
                 num_attention_heads=heads,
             )
-            phase = replace(PHASE, model=shape, optim=steps(PHASE.optim, 150), seed=seed)
+            phase = replace(PHASE, model=shape, optim=steps(PHASE.optim, PRETRAINING), seed=seed)
             models[arm] = run(pretrain, replace(phase, name=f"{arm}-{seed}"), corpus=corpus)
         evaluations.append(compared(run, f"depths-{seed}", models, arms, corpus))
     return config, evaluations
@@ -450,8 +457,8 @@ def fine_tuning_order(run, seeds, steps, shared):
                 name=f"{name}-{seed}",
                 optim=steps(replace(TO_ZERO, lr=5e-3, warmup_steps=5), count),
                 seq_len=WINDOW,
-                rows_per_step=8,
-                micro_batch_size=8,
+                rows_per_step=4,
+                micro_batch_size=4,
                 seed=seed,
                 conversation_shares=dict.fromkeys(sources, 1 / len(sources)),
             )
@@ -478,7 +485,7 @@ SELECT = SelectConfig(
     candidate_tokens=40_000,
     probe_rows=24,
     batch_rows=8,
-    budget_tokens=100_000,
+    budget_tokens=MID_STEPS * 1024,
     max_epochs=4.0,
     seed=0,
     score="datainf",
@@ -524,16 +531,15 @@ def filtering(run, seeds, steps, shared):
             )
             for name, rule in (("kept", "joint"), ("any", "random"))
         )
-        models = {"base": base}
+        models = {"base": base, "neither": shared.mid(seed)}
         for arm, shares, inputs in (
-            ("neither", SHARES, {}),
             ("density", None, {"mix": kept}),
             ("filter", SHARES, {"selection": kept}),
             ("both", None, {"selection": kept}),
             ("random", SHARES, {"selection": dropped}),
         ):
-            phase = replace(PHASE, name=f"mid-{arm}-{seed}", shares=shares, seed=seed)
-            phase = replace(phase, optim=steps(MID, 40))
+            phase = replace(GO_ON, name=f"mid-{arm}-{seed}", shares=shares, seed=seed)
+            phase = replace(phase, optim=steps(MID, MID_STEPS))
             models[arm] = run(pretrain, phase, corpus=corpus, model=base, **inputs)
         evaluations.append(compared(run, f"filtered-{seed}", models, arms, corpus))
     return config, evaluations
@@ -580,7 +586,7 @@ def merging(run, seeds, steps, shared):
         models = {"trunk": trunk, "joint": shared.annealed(seed)}
         for name, shares in SPECIALISTS.items():
             optim = steps(ANNEAL, ANNEALED)
-            branch = replace(PHASE, name=f"{name}-{seed}", optim=optim, shares=shares, seed=seed)
+            branch = replace(GO_ON, name=f"{name}-{seed}", optim=optim, shares=shares, seed=seed)
             models[name] = run(pretrain, branch, corpus=corpus, model=trunk)
         branches = [models[name] for name in SPECIALISTS]
         for name, search in (("uniform", "uniform"), ("merged", "grid")):
@@ -597,8 +603,8 @@ QUANTIZE = QuantizeConfig(
     scheme="int4_channel",
     optim=MUON,
     seq_len=WINDOW,
-    rows_per_step=8,
-    micro_batch_size=8,
+    rows_per_step=4,
+    micro_batch_size=4,
     shares=SHARES,
 )
 FEW_BITS = replace(MID, lr=2e-3, warmup_steps=3)
@@ -646,7 +652,7 @@ def quantization(run, seeds, steps, shared):
     for seed in seeds:
         full = shared.annealed(seed)
         optim = steps(FEW_BITS, QAT_STEPS)
-        longer = replace(PHASE, name=f"longer-{seed}", optim=optim, seed=seed)
+        longer = replace(GO_ON, name=f"longer-{seed}", optim=optim, seed=seed)
         models = {"full": full, "longer": run(pretrain, longer, corpus=corpus, model=full)}
         for bits in (4, 3):
             for arm, scheme, optimizer, share in (
@@ -670,7 +676,7 @@ def quantization(run, seeds, steps, shared):
 
 # ---- R1, appendix B: the learning rate and RankMe ----
 
-RATES = {"high": 2e-2, "middle": 6e-3, "low": 2e-3}
+RATES = {"high": PHASE.optim.lr, "middle": 6e-3, "low": 2e-3}
 
 
 def learning_rate(run, seeds, steps, shared):
@@ -705,14 +711,15 @@ def learning_rate(run, seeds, steps, shared):
     corpus = shared.text()
     evaluations = []
     for seed in seeds:
-        models = {}
+        models = {"high": shared.base(seed), "high-mid": shared.mid(seed)}
         for name, rate in RATES.items():
+            if name in models:
+                continue
             optim = steps(replace(PHASE.optim, lr=rate), PRETRAINING)
             phase = replace(PHASE, name=f"rate-{name}-{seed}", model=TINY, optim=optim, seed=seed)
-            models[name] = (
-                shared.base(seed) if rate == PHASE.optim.lr else run(pretrain, phase, corpus=corpus)
-            )
-            mid = replace(PHASE, name=f"rate-{name}-mid-{seed}", optim=steps(MID, 40), seed=seed)
+            models[name] = run(pretrain, phase, corpus=corpus)
+            mid = replace(GO_ON, name=f"rate-{name}-mid-{seed}", seed=seed)
+            mid = replace(mid, optim=steps(MID, MID_STEPS))
             models[f"{name}-mid"] = run(pretrain, mid, corpus=corpus, model=models[name])
         ranked = replace(HELD_OUT, rank_tokens=6_000)
         evaluations.append(compared(run, f"rates-{seed}", models, arms, corpus, ranked))
@@ -722,8 +729,8 @@ def learning_rate(run, seeds, steps, shared):
 # ---- R1, table 3: text that comes again ----
 
 PASSES = (1, 4, 16, 50)
-REPEATED_STEPS = 100
-PROBLEMS = 1_400  # of 70 tokens: half of what a training reads, less what is held out
+REPEATED_STEPS = 120
+PROBLEMS = 850  # of 70 tokens: half of what a training reads, and what is held out
 REPEATED = CurateConfig(
     name="repeated",
     sources=(
@@ -776,7 +783,7 @@ def repetition(run, seeds, steps, shared):
         for passes in PASSES:
             shares = {f"problems-{passes}": 0.5, "reference": 0.1, "docstrings": 0.1, "code": 0.3}
             optim = steps(PHASE.optim, REPEATED_STEPS)
-            phase = replace(PHASE, name=f"{passes}-times-{seed}", model=TINY, optim=optim)
+            phase = replace(GO_ON, name=f"{passes}-times-{seed}", model=TINY, optim=optim)
             phase = replace(phase, shares=shares, seed=seed)
             models[f"{passes}-times"] = run(pretrain, phase, corpus=corpus)
         evaluations.append(compared(run, f"repeats-{seed}", models, arms, corpus))
