@@ -730,7 +730,7 @@ def learning_rate(run, seeds, steps, shared):
 
 PASSES = (1, 4, 16, 50)
 REPEATED_STEPS = 120
-PROBLEMS = 850  # of 70 tokens: half of what a training reads, and what is held out
+PROBLEMS = 850  # of 70 tokens: half of a training, and what is held out
 REPEATED = CurateConfig(
     name="repeated",
     sources=(
