@@ -16,7 +16,7 @@ class ClaimsPageConfig:
 
 
 def claims_page(config: ClaimsPageConfig, out: Path, *, claims: list[Path]) -> Path:
-    """`out`, with claims.md, a picture for each claim, and claims.json with the figures of every arm
+    """`out`, with claims.md, a picture for each claim, and claims.json with the figures of each arm
     and seed, from the claim.json of judge stages.
     """
     judged = {folder.name: read_json(folder / "claim.json") for folder in claims}
