@@ -135,6 +135,28 @@ def test_the_verdict_follows_the_rule_that_was_fixed_before() -> None:
     assert "rank correlation 1.00" in lines[-1]
 
 
+def test_what_a_mix_as_good_as_the_swarms_costs_is_said_and_which_are_worse() -> None:
+    script = study_script()
+    costs = {"swarm": 2e12, "utility": 3e11, "DataInf": 4e12, "uniform": 0}
+    means = {"swarm": 2.0, "utility": 2.01, "DataInf": 1.9, "uniform": 2.2}
+    by_seed = {
+        name: [{"gsm8k": value + off} for off in (-0.01, 0.0, 0.01)]
+        for name, value in means.items()
+    }
+    mixes = {
+        name: {"bits_per_byte": {"mean": 1.0}, "shares": {"a": 1.0}, "cost": {"flops": cost}}
+        for name, cost in costs.items()
+    }
+    study = script.Study(by_seed, mixes, {}, 10, 4_000_000, 10, 1_000_000)
+    (line,) = script.cost_against_swarm(study, 0.0163)
+    assert line == (
+        "To find a mix no worse than the swarm's: utility (0.15 of its FLOPs), DataInf (2 of its "
+        "FLOPs); worse than it are uniform."
+    )
+    assert line in script.verdict(study)
+    assert script.cost_against_swarm(script.Study({}, {}, {}, 1, 1, 1, 1), 0.1) == []
+
+
 def test_the_study_is_planned_and_verifies_at_four_times_the_size(tmp_path: Path) -> None:
     recipe = load_recipe(RECIPE)
     flags: dict[str, Any] = {"data": Path("nowhere"), "answers": Path("nowhere"), "seeds": 3}
