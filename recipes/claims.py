@@ -571,7 +571,7 @@ def merging(run, seeds, steps, shared):
         parts=(
             at_most("better than the trunk", "merged", "trunk"),
             *(at_most(f"better than {name} alone", "merged", name) for name in SPECIALISTS),
-            at_most("better than the plain average, by 0.001", "merged", "uniform", limit=-0.001),
+            at_most("better than the plain average, by 0.001", "merged", "uniform", -0.001),
             at_most("better than one anneal on all text", "merged", "joint"),
         ),
         arms=arms,
