@@ -576,8 +576,8 @@ def merging(run, seeds, steps, shared):
         ),
         arms=arms,
         measures=DOMAINS,
-        note="Weights are multiples of a tenth, or alike, chosen on the corpus's probe text; bits per "
-        "byte are of its validation text.",
+        note="Weights are multiples of a tenth, or alike, chosen on the corpus's probe text; bits "
+        "per byte are of its validation text.",
     )
     corpus = shared.text()
     evaluations = []
