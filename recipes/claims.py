@@ -824,7 +824,7 @@ def mixing(study: Path):
             f"--study {study} holds no evaluation; finish it first: pocketlm run "
             f"recipes/mixing_study.py DATA ANSWERS --out {study}"
         )
-    return config, [study / "evaluation"], sorted(p.parent for p in study.glob("*/stage.json"))
+    return config, [study / "evaluation"], sorted(study.glob("*/stage.json"))
 
 
 CLAIMS = {
@@ -872,15 +872,16 @@ def recipe(
     shared = Shared(run, steps)
     verdicts = []
     for name in chosen:
-        stages: list[Path] = []
+        records: list[Path] = []
 
-        def recorded(stage, config, stages=stages, **inputs):
-            stages.append(run(stage, config, **inputs))
-            return stages[-1]
+        def recorded(stage, config, records=records, **inputs):
+            folder = run(stage, config, **inputs)
+            records.append(folder / "stage.json")
+            return folder
 
         config, evaluations = CLAIMS[name](recorded, numbers, steps, shared)
-        verdicts.append(run(judge, config, evaluations=evaluations, stages=stages))
+        verdicts.append(run(judge, config, evaluations=evaluations, records=records))
     if study is not None:
-        config, evaluations, stages = mixing(study)
-        verdicts.append(run(judge, config, evaluations=evaluations, stages=stages))
+        config, evaluations, records = mixing(study)
+        verdicts.append(run(judge, config, evaluations=evaluations, records=records))
     return run(claims_page, ClaimsPageConfig(name="claims"), claims=verdicts)

@@ -27,14 +27,15 @@ def claims_markdown(claims: Mapping[str, dict[str, Any]], pictures: Sequence[str
             "none of it does, and "
             "unclear otherwise; a claim is shown when all its conditions are, and refuted when one "
             "is. The conditions stand in the recipe and were written before the runs. Time is that "
-            "of a claim's stages on the machine that ran them, without those that claims share."
+            "of a claim's stages on the machine that ran them, without those that claims share. "
+            "The figures of every arm and seed: [claims.json](claims.json)."
         ),
         "",
         "| claim | source | seeds | verdict | time |",
         "|---|---|---|---|---|",
         *(
             f"| [{_title(name)}](#{name}): {claim['claim']} | {claim['source']} | {claim['seeds']} "
-            f"| {OUTCOMES[claim['outcome']]} | {duration(claim['seconds'])} |"
+            f"| {OUTCOMES[claim['outcome']]} | {_time(claim)} |"
             for name, claim in claims.items()
         ),
         "",
@@ -77,16 +78,22 @@ def _claim(name: str, claim: dict[str, Any], picture: str) -> list[str]:
     ]
 
 
+def _time(claim: dict[str, Any]) -> str:
+    """Claims of earlier versions have none."""
+    return duration(claim["seconds"]) if "seconds" in claim else MISSING
+
+
 def _title(name: str) -> str:
     return name.replace("-", " ").capitalize()
 
 
 def _undecided(parts: Sequence[dict[str, Any]]) -> list[str]:
     """What would decide the unclear conditions, were mean and deviation to stay as they are."""
-    unclear = [part for part in parts if part["outcome"] == "unclear" and part["low"] is not None]
+    unclear = [part for part in parts if part["outcome"] == "unclear" and "seeds_needed" in part]
     needed = [
         f'"{part["text"]}" would take {part["seeds_needed"] or f"more than {MOST_SEEDS}"} seeds'
         for part in unclear
+        if part["low"] is not None
     ]
     if not needed:
         return []

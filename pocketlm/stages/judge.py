@@ -43,12 +43,13 @@ class JudgeConfig:
 
 
 def judge(
-    config: JudgeConfig, out: Path, *, evaluations: list[Path], stages: list[Path] | None = None
+    config: JudgeConfig, out: Path, *, evaluations: list[Path], records: list[Path] | None = None
 ) -> Path:
     """`out`, with claim.json: the verdict, each condition with its figures and interval, the mean
-    and standard deviation of every arm over the seeds, and the seconds of `stages`, finished ones.
+    and standard deviation of every arm over the seeds, and the seconds that `records` add up to.
 
-    evaluations: the folder of one evaluate stage for each seed, with the same labels.
+    evaluations: the folder of one evaluate stage for each seed, with the same labels. records: the
+    stage.json of each stage of the claim.
     """
     runs = [read_evaluation(folder)["models"] for folder in evaluations]
     if config.numbered:
@@ -71,10 +72,7 @@ def judge(
             "source": config.source,
             "outcome": outcome_of(parts),
             "seeds": len(runs),
-            "seconds": sum(
-                read_object(folder / "stage.json").typed("seconds", NUMBER)
-                for folder in stages or ()
-            ),
+            "seconds": sum(read_object(file).typed("seconds", NUMBER) for file in records or ()),
             "parts": [part.as_data() for part in parts],
             "arms": arms,
             "note": config.note,

@@ -42,7 +42,8 @@ def test_every_condition_is_about_arms_that_are_evaluated_for_each_seed(
             evaluation = configs[folder.name]
             assert isinstance(evaluation, EvaluateConfig) and set(evaluation.labels) == arms
         # its seconds are those of its own stages, the evaluations among them
-        assert set(evaluations) <= set(call.inputs["stages"])
+        records = {record.parent for record in call.inputs["records"]}
+        assert set(evaluations) <= records
 
 
 def test_what_is_called_equal_in_size_is(module: ModuleType) -> None:

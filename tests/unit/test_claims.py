@@ -117,7 +117,7 @@ def test_seeds_that_stand_in_one_evaluation_are_judged_as_if_each_had_its_own(tm
         numbered=True,
     )
     (tmp_path / "out").mkdir()
-    judge(config, tmp_path / "out", evaluations=[tmp_path], stages=[tmp_path, tmp_path])
+    judge(config, tmp_path / "out", evaluations=[tmp_path], records=[tmp_path / "stage.json"] * 2)
     written = read_json(tmp_path / "out" / "claim.json")
     assert written["seeds"] == 3 and written["seconds"] == 25.0
     assert written["parts"][0]["figures"] == pytest.approx([0.40, 0.43, 0.43])
@@ -174,5 +174,9 @@ def test_the_page_tells_every_arm_and_condition_with_its_interval(tmp_path: Path
     assert "needle 1024 of better less that of base | at least +10.0" in text
     assert "| better | the better one | 62.0" in text and "Smaller than theirs." in text
     assert read_json(page / "claims.json") == {"retrieval": written}
+    older = {key: value for key, value in written.items() if key != "seconds"}
+    write_json(out / "claim.json", older)
+    claims_page(ClaimsPageConfig(name="claims"), tmp_path, claims=[out])
+    assert "| **shown** | – |" in (page / "claims.md").read_text()
     picture = (page / "retrieval.svg").read_text()
     assert picture.count("<circle") == 6 and "It finds more." in picture
