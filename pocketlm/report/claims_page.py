@@ -26,9 +26,10 @@ def claims_markdown(claims: Mapping[str, dict[str, Any]], pictures: Sequence[str
             "90 % interval (95 % at each end) of its mean over the seeds meets it, refuted where "
             "none of it does, and "
             "unclear otherwise; a claim is shown when all its conditions are, and refuted when one "
-            "is. The conditions stand in the recipe and were written before the runs. Time is that "
-            "of a claim's stages on the machine that ran them, without those that claims share. "
-            "The figures of every arm and seed: [claims.json](claims.json)."
+            "is. The conditions stand in the recipe and were written before the runs. A verdict is "
+            "on networks and budgets of the size that was run, not of the papers'. Time is that of "
+            "a claim's stages on the machine that ran them, without those that claims share. The "
+            "figures of every arm and seed: [claims.json](claims.json)."
         ),
         "",
         "| claim | source | seeds | verdict | time |",
