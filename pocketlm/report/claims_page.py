@@ -141,7 +141,7 @@ def _figure(measure: str, value: float | None, *, difference: bool) -> str:
 
 
 def arms_picture(claim: dict[str, Any], measure: str) -> str:
-    """An SVG file: for each arm a dot of every seed and a line at their mean."""
+    """An SVG file: for each arm a dot of every seed and a line at their mean, over the measure."""
     arms = claim["arms"]
     values = [
         value
@@ -169,6 +169,7 @@ def arms_picture(claim: dict[str, Any], measure: str) -> str:
     for row, (label, arm) in enumerate(arms.items()):
         for shape in _arm(label, arm["figures"][measure], row, x):
             drawing.append(shape)
+    drawing.append(node("text", measure, x=LABELS - 12, y=height - 6, text_anchor="end"))
     for value in (low, (low + high) / 2, high):
         words = _figure(measure, value, difference=False)
         drawing.append(node("text", words, x=x(value), y=height - 6, text_anchor="middle"))

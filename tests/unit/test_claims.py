@@ -180,3 +180,4 @@ def test_the_page_tells_every_arm_and_condition_with_its_interval(tmp_path: Path
     assert "| **shown** | – |" in (page / "claims.md").read_text()
     picture = (page / "retrieval.svg").read_text()
     assert picture.count("<circle") == 6 and "It finds more." in picture
+    assert ">needle 1024</text>" in picture
