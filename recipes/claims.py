@@ -398,9 +398,9 @@ def deep_and_thin(run, seeds, steps, shared):
         ),
         arms=arms,
         measures=(*DOMAINS, "tokens_per_second"),
-        note="0.4 million parameters, of which the table takes a sixth, a quarter and a third; 0.25 "
-        "million tokens, one learning rate for all three. Tokens per second are of decoding by the "
-        "checkpoint on this machine, one text at a time.",
+        note="0.4 million parameters, of which the table takes a sixth, a quarter and a third; "
+        "0.25 million tokens, one learning rate for all three. Tokens per second are of decoding "
+        "by the checkpoint on this machine, one text at a time.",
     )
     corpus = shared.text()
     evaluations = []
