@@ -18,6 +18,7 @@ from pocketlm.rehearsal.rehearsed import prepare, rehearsed
 from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe, parse_flags
 from pocketlm.runner.run import Run
+from pocketlm.stages.judge import judge
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mixing_study.py"
@@ -108,6 +109,23 @@ def test_the_page_holds_the_figures_of_the_run(
     assert (tmp_path / "docs/results/mixing.svg").read_text().count('class="seed"') == 12
     with pytest.raises(SystemExit, match=r"holds no mix\.json; finish the run first"):
         script.main([str(tmp_path / "none")])
+
+
+def test_the_claim_on_mixing_is_judged_from_the_run(finished: Path, tmp_path: Path) -> None:
+    claims = sys.modules[load_recipe(RECIPE.with_name("claims.py")).__module__]
+    config, evaluations, records = claims.mixing(finished)
+    judge(config, tmp_path, evaluations=evaluations, records=records)
+    written = read_json(tmp_path / "claim.json")
+    assert written["seeds"] == 2 and len(written["arms"]) == len(NAMES)
+    models = read_json(finished / "evaluation" / "evaluation.json")["models"]
+    for name in NAMES:
+        figures = written["arms"][name.replace(" ", "-")]["figures"]["bits answers"]["figures"]
+        assert figures == [
+            pytest.approx(mean(s["value"] for s in models[folder_of(name, n)]["suites"].values()))
+            for n in (1, 2)
+        ]
+    seconds = [read_json(file)["seconds"] for file in finished.glob("*/stage.json")]
+    assert written["seconds"] == pytest.approx(sum(seconds)) and len(seconds) == 2 * 6 + 5
 
 
 def test_the_verdict_follows_the_rule_that_was_fixed_before() -> None:
