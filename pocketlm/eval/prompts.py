@@ -114,16 +114,16 @@ def _turns(
 
 def _answered(tokenizer: Tokenizer, suite: Suite, problem: Problem) -> Request:
     """The right answer as the assistant's turn, with the token that ends it, after the user's."""
-    asked = [{"role": "user", "content": problem.prompt}]
-    context = tokenizer.encode_chat(asked, add_generation_prompt=True)
-    turns = [*asked, {"role": "assistant", "content": problem.answer}]
+    question = [{"role": "user", "content": problem.prompt}]
+    context = tokenizer.encode_chat(question, add_generation_prompt=True)
+    turns = [*question, {"role": "assistant", "content": problem.answer}]
     whole = tokenizer.encode_chat(turns, add_generation_prompt=False)
     if whole[: len(context)] != context or len(whole) == len(context):
         raise ValueError(
             f"suite {suite.name}, problem {problem.id}: the chat template writes an answer "
             "otherwise than it begins one, so that its likelihood cannot be measured"
         )
-    text = tokenizer.render(asked, add_generation_prompt=True)
+    text = tokenizer.render(question, add_generation_prompt=True)
     pair = (context, whole[len(context) :])
     key = _key(suite, problem, tokenizer.render(turns))
     return Request(problem=problem, text=text, key=key, pairs=(pair,))
