@@ -24,7 +24,7 @@ from pocketlm.report.markup import node
 from pocketlm.report.spread import least_difference, not_beaten
 
 PAGE, PICTURE = Path("docs/results/mixing.md"), "mixing.svg"
-CONTROLS = ("proportional", "uniform")
+CONTROLS, SWARM = ("proportional", "uniform"), "swarm"
 WIDTH, NAMES, ROW = 640.0, 170.0, 30.0
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1b1f24}.axis{stroke:#b3bac3}"
@@ -133,7 +133,25 @@ def verdict(study: Study) -> list[str]:
             f"Against {control}: better are {', '.join(better) or 'none'}; worse are "
             f"{', '.join(worse) or 'none'}."
         )
-    return [*lines, *transfer(study)]
+    return [*lines, *cost_against_swarm(study, least), *transfer(study)]
+
+
+def cost_against_swarm(study: Study, least: float) -> list[str]:
+    """For every method that is not worse than the swarm beyond the spread, its FLOPs over those of
+    the swarm; and which are worse.
+    """
+    costs = {name: mix.get("cost", {}).get("flops") for name, mix in study.mixes.items()}
+    means = study.means()
+    if SWARM not in means or not costs.get(SWARM):
+        return []
+    others = [name for name in means if name != SWARM and costs.get(name) is not None]
+    level = [name for name in others if means[name] - means[SWARM] <= least]
+    worse = [name for name in others if name not in level]
+    parts = [f"{name} ({costs[name] / costs[SWARM]:.3g} of its FLOPs)" for name in level]
+    return [
+        f"To find a mix no worse than the {SWARM}'s: {', '.join(parts) or 'none'}; worse than it "
+        f"are {', '.join(worse) or 'none'}."
+    ]
 
 
 def transfer(study: Study) -> list[str]:

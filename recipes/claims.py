@@ -3,15 +3,20 @@ can repeat.
 
     pocketlm run recipes/claims.py
     pocketlm run recipes/claims.py --claim positional_distillation --seeds 3
+    pocketlm run recipes/claims.py --study runs/mixing      # and mixing, from a finished study
 
 A claim is a function: it trains its arms once for each seed, evaluates them, and leaves the verdict
 to conditions that were written before the runs (the Goal lists below). A condition is shown where
 the whole 90 % interval of its mean over the seeds meets it, refuted where none of it does, unclear
 otherwise. The page is claims.md in the folder of the last stage.
+
+All claims but the first learn from one corpus, with networks of 0.4M parameters, and are measured
+in bits per byte of held-out text: what networks of this size solve is decided by few answers.
 """
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from pocketlm.corpus.sources import (
     FactSource,
@@ -29,7 +34,10 @@ from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.extend_context import ExtendConfig, extend_context
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.judge import JudgeConfig, judge
+from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
+from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.select import SelectConfig, select
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
 
@@ -220,35 +228,40 @@ def positional_distillation(run, seeds, steps, shared):
                 corpus=corpus,
             )
         )
-    return run(judge, config, evaluations=evaluations)
+    return config, evaluations
 
 
-# ---- distillation, deep and thin, the order of fine-tuning ----
+# ---- what the other claims begin with ----
 
+SOURCES = (
+    ProblemSource(name="problems", domain="maths", families=FAMILIES, count=12_000, seed=1),
+    RecallSource(name="recall", domain="knowledge", count=2_000, seed=3, pairs_range=(1, 3)),
+    LanguageReferenceSource(name="reference", domain="knowledge"),
+    StdlibDocstringsSource(name="docstrings", domain="knowledge", max_bytes=600_000),
+    StdlibCodeSource(name="code", domain="code", max_bytes=1_200_000, split_code=True),
+)
 TEXT = CurateConfig(
     name="text",
-    sources=(
-        ProblemSource(name="problems", domain="maths", families=FAMILIES, count=30_000, seed=1),
-        RecallSource(name="recall", domain="knowledge", count=4_000, seed=3, pairs_range=(1, 3)),
-        LanguageReferenceSource(name="reference", domain="knowledge"),
-        StdlibDocstringsSource(name="docstrings", domain="knowledge", max_bytes=1_000_000),
-        StdlibCodeSource(name="code", domain="code", max_bytes=2_000_000, split_code=True),
-    ),
+    sources=SOURCES,
     vocab_size=1024,
     suites=("pocket",),
-    validation_share=0.03,
-    probe_share=0.0,
+    validation_share=0.08,
+    probe_share=0.06,
 )
-SHARES = {"problems": 0.4, "reference": 0.15, "docstrings": 0.15, "code": 0.3}
-SMALL = replace(
-    LOOK_UP,
-    num_hidden_layers=6,
+KNOWLEDGE = ("recall", "reference", "docstrings")
+SHARES = {"problems": 0.4, "recall": 0.1, "reference": 0.1, "docstrings": 0.1, "code": 0.3}
+TINY = ModelConfig(  # 0.4M parameters
+    vocab_size=1024,
+    hidden_size=96,
+    intermediate_size=256,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    head_dim=32,
+    max_position_embeddings=WINDOW,
     rope_theta=10_000.0,
-    layer_types=ModelConfig.local_global(6, every=3),
-    sliding_window=64,
-)
-LARGER = replace(
-    SMALL, hidden_size=192, intermediate_size=512, num_attention_heads=6, num_key_value_heads=3
+    qk_norm_weight=True,
+    initializer_range=0.1,
 )
 PHASE = PretrainConfig(
     name="phase",
@@ -259,40 +272,72 @@ PHASE = PretrainConfig(
     shares=SHARES,
     seed=0,
 )
+PRETRAINING = 120  # steps of 2,048 tokens
+# what comes after takes steps of 1,024
+GO_ON = replace(PHASE, rows_per_step=4, micro_batch_size=4)
+# R1 goes on at nine tenths of the rate at which pre-training ended, to zero
+MID, MID_STEPS = replace(MUON, lr=1.8e-3, warmup_steps=0, final_lr_share=0.0), 40
+# the anneals to zero that specialists and what is quantized come from
+ANNEAL = replace(MID, lr=4e-3)
+ANNEALED = 40
 HELD_OUT = EvaluateConfig(
-    name="held-out", suites=(), bits_tokens=12_000, bits_window=WINDOW, speed_tokens=64
+    name="held-out", suites=(), bits_tokens=8_000, bits_window=WINDOW, speed_tokens=64
 )
 DOMAINS = ("bits mean", "bits maths", "bits knowledge", "bits code")
 
 
 class Shared:
-    """What several claims begin with: one corpus, and of each seed one small model."""
+    """What several claims begin with: a corpus, and of each seed a base, the same after
+    mid-training by labels, and its anneal on all domains alike.
+    """
 
     def __init__(self, run, steps):
         self.text = cache(lambda: run(curate, TEXT))
 
         @cache
         def base(seed):
-            optim = steps(PHASE.optim, 200)
-            phase = replace(PHASE, name=f"base-{seed}", model=SMALL, optim=optim, seed=seed)
+            optim = steps(PHASE.optim, PRETRAINING)
+            phase = replace(PHASE, name=f"base-{seed}", model=TINY, optim=optim, seed=seed)
             return run(pretrain, phase, corpus=self.text())
 
-        self.base = base
+        @cache
+        def mid(seed):
+            phase = replace(GO_ON, name=f"mid-{seed}", optim=steps(MID, MID_STEPS), seed=seed)
+            return run(pretrain, phase, corpus=self.text(), model=base(seed))
+
+        @cache
+        def annealed(seed):
+            shares = {"problems": 1 / 3, "code": 1 / 3} | dict.fromkeys(KNOWLEDGE, 1 / 9)
+            optim = steps(ANNEAL, 3 * ANNEALED)
+            phase = replace(GO_ON, name=f"annealed-{seed}", optim=optim, shares=shares, seed=seed)
+            return run(pretrain, phase, corpus=self.text(), model=base(seed))
+
+        self.base, self.mid, self.annealed = base, mid, annealed
 
 
-def at_most(text, arm, compared_to, limit=0.0):
-    return Goal(text=text, model=arm, compared_to=compared_to, measure="bits mean", at_most=limit)
+def at_most(text, arm, compared_to, limit=0.0, measure="bits mean"):
+    return Goal(text=text, model=arm, compared_to=compared_to, measure=measure, at_most=limit)
+
+
+def compared(run, name, models, arms, corpus, config=HELD_OUT):
+    labelled = replace(config, name=name, labels=tuple(arms))
+    return run(evaluate, labelled, models=[models[arm] for arm in arms], corpus=corpus)
+
+
+# ---- both papers: distillation ----
+
+TEACHER = replace(TINY, num_hidden_layers=6, hidden_size=128, intermediate_size=384)
 
 
 def distillation(run, seeds, steps, shared):
     arms = {
-        "base": "200 steps by labels",
-        "teacher": "a larger network, 400 steps by labels",
-        "labels": "the base, 100 steps more by labels",
+        "base": "120 steps by labels",
+        "teacher": "a network of three times the size, 200 steps by labels",
+        "labels": "the base, 40 steps more by labels",
         "kd": "the same steps by the teacher's distribution",
         "mixed": "half of each loss",
         "self": "control: the base is its own teacher",
-        "longer": "control: labels for the operations that kd takes, 180 steps",
+        "longer": "control: labels for the operations that kd takes, 80 steps",
     }
     config = JudgeConfig(
         name="distillation",
@@ -306,105 +351,102 @@ def distillation(run, seeds, steps, shared):
         ),
         arms=arms,
         measures=DOMAINS,
-        note="Bits per byte of held-out text of the training sources. One teacher for all seeds.",
+        note="Bits per byte of held-out text of the training sources. One teacher for all seeds. A "
+        "forward pass of the teacher costs what a step of the student does.",
     )
     corpus = shared.text()
-    wide = replace(PHASE, name="larger", model=LARGER, optim=steps(PHASE.optim, 400), seed=1)
+    wide = replace(PHASE, name="teacher", model=TEACHER, optim=steps(PHASE.optim, 200), seed=1)
     teacher = run(pretrain, wide, corpus=corpus)
     evaluations = []
     for seed in seeds:
         base = shared.base(seed)
-        # R1 goes on at nine tenths of the rate at which pre-training ended
-        fade = replace(MUON, lr=1.8e-3, warmup_steps=0, final_lr_share=0.0)
-        models = {"base": base, "teacher": teacher}
+        models = {"base": base, "teacher": teacher, "labels": shared.mid(seed)}
         for arm, count, teachers, share in (
-            ("labels", 100, {}, 0.0),
-            ("kd", 100, {"teacher": teacher}, 0.0),
-            ("mixed", 100, {"teacher": teacher}, 0.5),
-            ("self", 100, {"teacher": base}, 0.0),
-            ("longer", 180, {}, 0.0),
+            ("kd", MID_STEPS, {"teacher": teacher}, 0.0),
+            ("mixed", MID_STEPS, {"teacher": teacher}, 0.5),
+            ("self", MID_STEPS, {"teacher": base}, 0.0),
+            ("longer", 2 * MID_STEPS, {}, 0.0),
         ):
             on = replace(
-                PHASE,
+                GO_ON,
                 name=f"after-{arm}-{seed}",
-                optim=steps(fade, count),
+                optim=steps(MID, count),
                 seed=seed,
                 distillation=Distillation(label_share=share),
             )
             models[arm] = run(pretrain, on, corpus=corpus, model=base, **teachers)
         evaluations.append(compared(run, f"distilled-{seed}", models, arms, corpus))
-    return run(judge, config, evaluations=evaluations)
+    return config, evaluations
 
 
-def compared(run, name, models, arms, corpus, config=HELD_OUT):
-    labelled = replace(config, name=name, labels=tuple(arms))
-    return run(evaluate, labelled, models=[models[arm] for arm in arms], corpus=corpus)
+# ---- MobileLLM (2024): deep and thin ----
 
-
-# equal parameters to 3 %: layers, width, inner width, heads, heads of keys and values
-DEPTHS = {"thin": (12, 96, 272, 3, 1), "middle": (6, 128, 384, 4, 2), "wide": (3, 192, 470, 6, 3)}
+# as many parameters as TINY, to 1 %: layers, width, inner width, heads
+DEPTHS = {"thin": (6, 64, 220, 2), "wide": (1, 144, 463, 4)}
 
 
 def deep_and_thin(run, seeds, steps, shared):
-    arms = {"thin": "12 layers of 96", "middle": "6 layers of 128", "wide": "3 layers of 192"}
+    arms = {"thin": "6 layers of 64", "middle": "3 layers of 96", "wide": "1 layer of 144"}
     config = JudgeConfig(
         name="deep-and-thin",
         claim="Of networks of one size, deep and thin ones learn more than shallow and wide ones.",
         source="MobileLLM (2024), section 2",
         parts=(
-            at_most("twelve layers beat three", "thin", "wide"),
-            at_most("twelve layers beat six", "thin", "middle"),
-            at_most("six layers beat three", "middle", "wide"),
+            at_most("six layers beat one", "thin", "wide"),
+            at_most("six layers beat three", "thin", "middle"),
+            at_most("three layers beat one", "middle", "wide"),
         ),
         arms=arms,
         measures=(*DOMAINS, "tokens_per_second"),
-        note="1.3 million parameters, 0.8 million tokens, one learning rate for all three. Tokens "
-        "per second are of decoding by the checkpoint on this machine.",
+        note="0.4 million parameters, of which the table takes a sixth, a quarter and a third; "
+        "0.25 million tokens, one learning rate for all three. Tokens per second are of decoding "
+        "by the checkpoint on this machine, one text at a time.",
     )
     corpus = shared.text()
     evaluations = []
     for seed in seeds:
-        models = {}
-        for arm, (layers, width, inner, heads, kv_heads) in DEPTHS.items():
+        models = {"middle": shared.base(seed)}
+        for arm, (layers, width, inner, heads) in DEPTHS.items():
             shape = replace(
-                SMALL,
+                TINY,
                 num_hidden_layers=layers,
                 hidden_size=width,
                 intermediate_size=inner,
                 num_attention_heads=heads,
-                num_key_value_heads=kv_heads,
-                layer_types=(),
-                sliding_window=None,
             )
-            phase = replace(PHASE, model=shape, optim=steps(PHASE.optim, 400), seed=seed)
+            phase = replace(PHASE, model=shape, optim=steps(PHASE.optim, PRETRAINING), seed=seed)
             models[arm] = run(pretrain, replace(phase, name=f"{arm}-{seed}"), corpus=corpus)
         evaluations.append(compared(run, f"depths-{seed}", models, arms, corpus))
-    return run(judge, config, evaluations=evaluations)
+    return config, evaluations
+
+
+# ---- R1, table 8: the order of fine-tuning ----
 
 
 def fine_tuning_order(run, seeds, steps, shared):
     arms = {
-        "order": "200 steps of recall, then 200 of worked problems",
-        "joint": "400 steps of both together",
-        "reversed": "control: 200 steps of problems, then 200 of recall",
-        "problems": "control: 400 steps of problems alone",
+        "order": "40 steps of recall, then 40 of worked problems",
+        "joint": "80 steps of both together, half of each",
+        "reversed": "control: 40 steps of problems, then 40 of recall",
+        "problems": "control: 80 steps of problems alone",
     }
 
     def solved(text, compared_to):
-        return Goal(text=text, model="order", compared_to=compared_to, at_least=0.0)
+        return at_most(text, "order", compared_to, measure="bits answers")
 
     config = JudgeConfig(
         name="fine-tuning-order",
         claim="General fine-tuning, then reasoning, solves more than both together.",
         source="MobileLLM-R1, table 8",
         parts=(
-            solved("more than both together", "joint"),
-            solved("more than the other order", "reversed"),
+            solved("solutions are likelier than after both together", "joint"),
+            solved("solutions are likelier than after the other order", "reversed"),
         ),
         arms=arms,
-        measures=("accuracy",),
+        measures=("bits answers",),
         note="General conversations are questions about notes here, reasoning ones are generated "
-        "problems with worked solutions; as many steps in each arm.",
+        "problems with worked solutions; as many steps in each arm. Measured is the likelihood of "
+        "360 held-out solutions, as the assistant's turn.",
     )
     corpus = shared.text()
     evaluations = []
@@ -414,26 +456,377 @@ def fine_tuning_order(run, seeds, steps, shared):
         def tuned(name, count, sources, model, seed=seed):
             config = FinetuneConfig(
                 name=f"{name}-{seed}",
-                optim=steps(replace(TO_ZERO, warmup_steps=10), count),
+                optim=steps(replace(TO_ZERO, lr=5e-3, warmup_steps=5), count),
                 seq_len=WINDOW,
-                rows_per_step=8,
-                micro_batch_size=8,
+                rows_per_step=4,
+                micro_batch_size=4,
                 seed=seed,
-                sources=sources,
+                conversation_shares=dict.fromkeys(sources, 1 / len(sources)),
             )
             return run(finetune, config, corpus=corpus, model=model)
 
-        general = tuned("general", 200, ("recall",), base)
-        reasoning = tuned("reasoning", 200, ("problems",), base)
+        general = tuned("general", 40, ("recall",), base)
+        reasoning = tuned("reasoning", 40, ("problems",), base)
         models = {
-            "order": tuned("order", 200, ("problems",), general),
-            "joint": tuned("joint", 400, ("recall", "problems"), base),
-            "reversed": tuned("reversed", 200, ("recall",), reasoning),
-            "problems": tuned("problems", 400, ("problems",), base),
+            "order": tuned("order", 40, ("problems",), general),
+            "joint": tuned("joint", 80, ("recall", "problems"), base),
+            "reversed": tuned("reversed", 40, ("recall",), reasoning),
+            "problems": tuned("problems", 80, ("problems",), base),
         }
-        solving = replace(HELD_OUT, suites=("pocket",), bits_tokens=0, batch_size=120)
-        evaluations.append(compared(run, f"solved-{seed}", models, arms, corpus, solving))
-    return run(judge, config, evaluations=evaluations)
+        likely = replace(HELD_OUT, suites=("pocket.solutions",), bits_tokens=0)
+        evaluations.append(compared(run, f"solutions-{seed}", models, arms, corpus, likely))
+    return config, evaluations
+
+
+# ---- R1, section 6: select what helps, and weigh sources by it ----
+
+SELECT = SelectConfig(
+    name="select",
+    seq_len=WINDOW,
+    candidate_tokens=40_000,
+    probe_rows=24,
+    batch_rows=8,
+    budget_tokens=MID_STEPS * 1024,
+    max_epochs=4.0,
+    seed=0,
+    score="datainf",
+    hessian_rows=16,
+)
+
+
+def filtering(run, seeds, steps, shared):
+    arms = {
+        "base": "120 steps",
+        "neither": "40 steps more, all text in pre-training's shares",
+        "density": "all text in shares by influence density",
+        "filter": "samples of positive influence in pre-training's shares",
+        "both": "R1: samples of positive influence in shares by density",
+        "random": "control: as many samples of each source, any, in pre-training's shares",
+    }
+    config = JudgeConfig(
+        name="filtering",
+        claim="In mid-training it helps to keep the samples of positive influence, and to weigh "
+        "sources by the density of what is kept.",
+        source="MobileLLM-R1, section 6",
+        parts=(
+            at_most("both together help", "both", "neither"),
+            at_most("the filter beats dropping at random", "filter", "random"),
+            at_most("density beats pre-training's shares", "density", "neither"),
+        ),
+        arms=arms,
+        measures=DOMAINS,
+        note="The mean over domains is what the influence is computed for (a probe set of each); "
+        "maths is the generated problems. All arms by labels, at nine tenths of the rate at which "
+        "pre-training ended. 40,000 tokens of each source are scored.",
+    )
+    corpus = shared.text()
+    evaluations = []
+    for seed in seeds:
+        base = shared.base(seed)
+        kept, dropped = (
+            run(
+                select,
+                replace(SELECT, name=f"{name}-{seed}", seed=seed, filter=rule),
+                corpus=corpus,
+                model=base,
+            )
+            for name, rule in (("kept", "joint"), ("any", "random"))
+        )
+        models = {"base": base, "neither": shared.mid(seed)}
+        for arm, shares, inputs in (
+            ("density", None, {"mix": kept}),
+            ("filter", SHARES, {"selection": kept}),
+            ("both", None, {"selection": kept}),
+            ("random", SHARES, {"selection": dropped}),
+        ):
+            phase = replace(GO_ON, name=f"mid-{arm}-{seed}", shares=shares, seed=seed)
+            phase = replace(phase, optim=steps(MID, MID_STEPS))
+            models[arm] = run(pretrain, phase, corpus=corpus, model=base, **inputs)
+        evaluations.append(compared(run, f"filtered-{seed}", models, arms, corpus))
+    return config, evaluations
+
+
+# ---- Pro, section 6: merged specialists ----
+
+MERGE = MergeConfig(name="merge", seq_len=WINDOW, validation_rows=12, split="probe")
+SPECIALISTS = {
+    "maths": {"problems": 1.0},
+    "code": {"code": 1.0},
+    "knowledge": dict.fromkeys(KNOWLEDGE, 1 / 3),
+}
+
+
+def merging(run, seeds, steps, shared):
+    arms = {
+        "trunk": "120 steps of all text",
+        **{name: f"the trunk, annealed on {name} for 40 steps" for name in SPECIALISTS},
+        "uniform": "the plain average of the three",
+        "merged": "Pro: their average with weights that were searched",
+        "joint": "control: one anneal on all three domains, for as many tokens as all three",
+    }
+    config = JudgeConfig(
+        name="merging",
+        claim="Specialists that grew from one trunk, averaged with searched weights, are better "
+        "than each of them, than the plain average, and than one anneal on all their text.",
+        source="MobileLLM-Pro, section 6; the last is a control that the paper lacks",
+        parts=(
+            at_most("better than the trunk", "merged", "trunk"),
+            *(at_most(f"better than {name} alone", "merged", name) for name in SPECIALISTS),
+            at_most("better than the plain average, by 0.001", "merged", "uniform", -0.001),
+            at_most("better than one anneal on all text", "merged", "joint"),
+        ),
+        arms=arms,
+        measures=DOMAINS,
+        note="Weights are multiples of a tenth, or alike, chosen on the corpus's probe text; bits "
+        "per byte are of its validation text.",
+    )
+    corpus = shared.text()
+    evaluations = []
+    for seed in seeds:
+        trunk = shared.base(seed)
+        models = {"trunk": trunk, "joint": shared.annealed(seed)}
+        for name, shares in SPECIALISTS.items():
+            optim = steps(ANNEAL, ANNEALED)
+            branch = replace(GO_ON, name=f"{name}-{seed}", optim=optim, shares=shares, seed=seed)
+            models[name] = run(pretrain, branch, corpus=corpus, model=trunk)
+        branches = [models[name] for name in SPECIALISTS]
+        for name, search in (("uniform", "uniform"), ("merged", "grid")):
+            how = replace(MERGE, name=f"{name}-{seed}", search=search)
+            models[name] = run(merge, how, corpus=corpus, models=branches, trunk=trunk)
+        evaluations.append(compared(run, f"merges-{seed}", models, arms, corpus))
+    return config, evaluations
+
+
+# ---- Pro, tables 15 and 16: training for few bits ----
+
+QUANTIZE = QuantizeConfig(
+    name="quantize",
+    scheme="int4_channel",
+    optim=MUON,
+    seq_len=WINDOW,
+    rows_per_step=4,
+    micro_batch_size=4,
+    shares=SHARES,
+)
+FEW_BITS = replace(MID, lr=2e-3, warmup_steps=3)
+QAT_STEPS = 30
+
+
+def quantization(run, seeds, steps, shared):
+    arms = {
+        "full": "120 steps and an anneal of 120, full precision",
+        "longer": "control: full precision, 30 steps more by labels",
+    }
+    for bits in (4, 3):
+        arms |= {
+            f"ptq-{bits}": f"rounded to {bits} bits, one scale for each output channel",
+            f"labels-{bits}": "30 steps of QAT by labels, ranges learned",
+            f"self-{bits}": "Pro: 30 steps of QAT, taught by the full model, ranges learned",
+            f"minmax-{bits}": "the same, the range of the weights at each step",
+        }
+    both = [(bits, f"self-{bits}") for bits in (4, 3)]
+    config = JudgeConfig(
+        name="quantization",
+        claim="Training for few bits beats rounding; the full model as teacher beats labels; "
+        "learned ranges beat those of the weights.",
+        source="MobileLLM-Pro, tables 3, 15 and 16",
+        parts=(
+            Goal(
+                text="rounding to 3 bits loses something",
+                model="ptq-3",
+                compared_to="full",
+                measure="bits mean",
+                at_least=0.02,
+            ),
+            *(at_most(f"QAT beats rounding, {n} bits", arm, f"ptq-{n}") for n, arm in both),
+            *(at_most(f"self beats labels, {n} bits", arm, f"labels-{n}") for n, arm in both),
+            *(at_most(f"learned ranges help, {n} bits", arm, f"minmax-{n}") for n, arm in both),
+        ),
+        arms=arms,
+        measures=DOMAINS,
+        note="Pro trains for int4 alone; its int8 cache of keys and values is not simulated here. "
+        "`longer` shows what 30 more steps by labels do to the model in full precision.",
+    )
+    corpus = shared.text()
+    evaluations = []
+    for seed in seeds:
+        full = shared.annealed(seed)
+        optim = steps(FEW_BITS, QAT_STEPS)
+        longer = replace(GO_ON, name=f"longer-{seed}", optim=optim, seed=seed)
+        models = {"full": full, "longer": run(pretrain, longer, corpus=corpus, model=full)}
+        for bits in (4, 3):
+            for arm, scheme, optimizer, share in (
+                ("ptq", f"int{bits}_channel_minmax", None, 0.0),
+                ("labels", f"int{bits}_channel", optim, 1.0),
+                ("self", f"int{bits}_channel", optim, 0.0),
+                ("minmax", f"int{bits}_channel_minmax", optim, 0.0),
+            ):
+                how = replace(
+                    QUANTIZE,
+                    name=f"{arm}-{bits}-{seed}",
+                    scheme=scheme,
+                    optim=optimizer,
+                    seed=seed,
+                    distillation=Distillation(label_share=share),
+                )
+                models[f"{arm}-{bits}"] = run(quantize, how, corpus=corpus, model=full)
+        evaluations.append(compared(run, f"quantized-{seed}", models, arms, corpus))
+    return config, evaluations
+
+
+# ---- R1, appendix B: the learning rate and RankMe ----
+
+RATES = {"high": PHASE.optim.lr, "middle": 6e-3, "low": 2e-3}
+
+
+def learning_rate(run, seeds, steps, shared):
+    arms = {name: f"120 steps at {rate:g}" for name, rate in RATES.items()}
+    arms |= {f"{name}-mid": "the same, and 40 steps at 1.8e-3 to zero" for name in RATES}
+
+    def richer(arm, compared_to):
+        return Goal(
+            text=f"{arm} is richer than {compared_to}",
+            model=arm,
+            compared_to=compared_to,
+            measure="rank_me",
+            at_least=0.0,
+        )
+
+    config = JudgeConfig(
+        name="learning-rate",
+        claim="A higher rate in pre-training gives richer representations, by RankMe, and a better "
+        "model after mid-training.",
+        source="MobileLLM-R1, appendix B, table 12",
+        parts=(
+            richer("high", "middle"),
+            richer("middle", "low"),
+            at_most("high ends better than middle", "high-mid", "middle-mid"),
+            at_most("middle ends better than low", "middle-mid", "low-mid"),
+        ),
+        arms=arms,
+        measures=("bits mean", "rank_me", "bits maths"),
+        note="Mid-training is the same for all, as in the paper. There the models hardly differ "
+        "before it by MMLU; bits per byte differ here before it too.",
+    )
+    corpus = shared.text()
+    evaluations = []
+    for seed in seeds:
+        models = {"high": shared.base(seed), "high-mid": shared.mid(seed)}
+        for name, rate in RATES.items():
+            if name in models:
+                continue
+            optim = steps(replace(PHASE.optim, lr=rate), PRETRAINING)
+            phase = replace(PHASE, name=f"rate-{name}-{seed}", model=TINY, optim=optim, seed=seed)
+            models[name] = run(pretrain, phase, corpus=corpus)
+            mid = replace(GO_ON, name=f"rate-{name}-mid-{seed}", seed=seed)
+            mid = replace(mid, optim=steps(MID, MID_STEPS))
+            models[f"{name}-mid"] = run(pretrain, mid, corpus=corpus, model=models[name])
+        ranked = replace(HELD_OUT, rank_tokens=6_000)
+        evaluations.append(compared(run, f"rates-{seed}", models, arms, corpus, ranked))
+    return config, evaluations
+
+
+# ---- R1, table 3: text that comes again ----
+
+PASSES = (1, 4, 16, 50)
+REPEATED_STEPS = 120
+PROBLEMS = 850  # of 70 tokens: half of a training, and what is held out
+REPEATED = CurateConfig(
+    name="repeated",
+    sources=(
+        # the fewest first: a problem that is drawn again belongs to the first source that has it
+        *(
+            ProblemSource(
+                name=f"problems-{passes}",
+                domain="maths",
+                families=FAMILIES,
+                count=PROBLEMS // passes,
+                seed=10 + passes,
+            )
+            for passes in reversed(PASSES)
+        ),
+        *SOURCES[2:],
+    ),
+    vocab_size=1024,
+    validation_share=0.08,
+    probe_share=0.0,
+)
+
+
+def repetition(run, seeds, steps, shared):
+    arms = {
+        f"{passes}-times": f"about {PROBLEMS // passes} problems, read {passes} times"
+        for passes in PASSES
+    }
+    config = JudgeConfig(
+        name="repetition",
+        claim="A small source of mathematics can come again some fifty times at no cost.",
+        source="MobileLLM-R1, table 3: OpenWebMath is read about 50 times; not discussed there",
+        parts=tuple(
+            at_most(
+                f"read {passes} times, it costs at most 0.02 bits",
+                f"{passes}-times",
+                "1-times",
+                limit=0.02,
+                measure="bits maths",
+            )
+            for passes in PASSES[1:]
+        ),
+        arms=arms,
+        measures=("bits maths", "bits mean"),
+        note="Half of all tokens are generated problems, the rest is the same for all arms. "
+        "Problems of five families are easier to generalise from than text of the web.",
+    )
+    corpus = run(curate, REPEATED)
+    evaluations = []
+    for seed in seeds:
+        models = {}
+        for passes in PASSES:
+            shares = {f"problems-{passes}": 0.5, "reference": 0.1, "docstrings": 0.1, "code": 0.3}
+            optim = steps(PHASE.optim, REPEATED_STEPS)
+            phase = replace(GO_ON, name=f"{passes}-times-{seed}", model=TINY, optim=optim)
+            phase = replace(phase, shares=shares, seed=seed)
+            models[f"{passes}-times"] = run(pretrain, phase, corpus=corpus)
+        evaluations.append(compared(run, f"repeats-{seed}", models, arms, corpus))
+    return config, evaluations
+
+
+# ---- mixing: from a finished run of recipes/mixing_study.py ----
+
+FOUND = ("utility", "cheap-influence", "DataInf", "swarm")
+
+
+def mixing(study: Path):
+    """What is judged of a finished study of mixes, whose seeds stand in one evaluation."""
+    arms = {
+        "proportional": "control: shares by size",
+        "uniform": "control: equal shares",
+        "utility": "Pro's mixer, repaired",
+        "cheap-influence": "R1's densities by a product of gradients",
+        "DataInf": "R1's densities as it has them",
+        "swarm": "a law over 16 proxies",
+    }
+    config = JudgeConfig(
+        name="mixing",
+        claim="Shares that were found beat shares proportional to size.",
+        source="MobileLLM-R1, section 5; MobileLLM-Pro, section 5; the study: "
+        "recipes/mixing_study.py",
+        parts=tuple(
+            at_most(f"{name} beats proportional", name, "proportional", measure="bits answers")
+            for name in FOUND
+        ),
+        arms=arms,
+        measures=("bits answers",),
+        note="On real text: see mixing.md, whose own rule pools the deviations of all mixes. Time "
+        "is that of the whole study.",
+        numbered=True,
+    )
+    if not (study / "evaluation" / "evaluation.json").is_file():
+        raise FileNotFoundError(
+            f"--study {study} holds no evaluation; finish it first: pocketlm run "
+            f"recipes/mixing_study.py DATA ANSWERS --out {study}"
+        )
+    return config, [study / "evaluation"], sorted(study.glob("*/stage.json"))
 
 
 CLAIMS = {
@@ -441,16 +834,35 @@ CLAIMS = {
     "distillation": distillation,
     "deep_and_thin": deep_and_thin,
     "fine_tuning_order": fine_tuning_order,
+    "filtering": filtering,
+    "merging": merging,
+    "quantization": quantization,
+    "learning_rate": learning_rate,
+    "repetition": repetition,
 }
 
 
-def recipe(run, *, claim: str = "all", seeds: int = 3, first_seed: int = 201, effort: float = 1.0):
-    """claim: one of them, or all. seeds: how many runs of each arm. first_seed: of the runs; seeds
-    101 to 103 were used while the settings were chosen (docs/log.md). effort: how many steps each
-    training takes.
+def recipe(
+    run,
+    *,
+    claim: str = "all",
+    seeds: int = 3,
+    first_seed: int = 201,
+    effort: float = 1.0,
+    study: Path | None = None,
+):
+    """claim: one of them, or several with commas between, or all.
+
+    --study: a finished run of recipes/mixing_study.py, from which mixing is judged too
+
+    seeds: how many runs of each arm. first_seed: of the runs; seeds 101 to 103 were used while the
+    settings were chosen (docs/log.md). effort: how many steps each training takes.
     """
-    if claim not in ("all", *CLAIMS):
-        raise ValueError(f"claim {claim!r} is unknown; known: all, {', '.join(CLAIMS)}")
+    chosen = list(CLAIMS) if claim == "all" else claim.split(",")
+    if unknown := [name for name in chosen if name not in CLAIMS]:
+        raise ValueError(
+            f"claim {', '.join(map(repr, unknown))} is unknown; known: all, {', '.join(CLAIMS)}"
+        )
     if seeds < 1:
         raise ValueError(f"seeds {seeds} must be at least 1; a verdict needs two")
 
@@ -458,8 +870,20 @@ def recipe(run, *, claim: str = "all", seeds: int = 3, first_seed: int = 201, ef
         count = max(2, round(count * effort))
         return replace(optim, num_steps=count, warmup_steps=min(optim.warmup_steps, count // 2))
 
-    chosen = CLAIMS if claim == "all" else {claim: CLAIMS[claim]}
     numbers = range(first_seed, first_seed + seeds)
     shared = Shared(run, steps)
-    verdicts = [function(run, numbers, steps, shared) for function in chosen.values()]
+    verdicts = []
+    for name in chosen:
+        records: list[Path] = []
+
+        def recorded(stage, config, records=records, **inputs):
+            folder = run(stage, config, **inputs)
+            records.append(folder / "stage.json")
+            return folder
+
+        config, evaluations = CLAIMS[name](recorded, numbers, steps, shared)
+        verdicts.append(run(judge, config, evaluations=evaluations, records=records))
+    if study is not None:
+        config, evaluations, records = mixing(study)
+        verdicts.append(run(judge, config, evaluations=evaluations, records=records))
     return run(claims_page, ClaimsPageConfig(name="claims"), claims=verdicts)

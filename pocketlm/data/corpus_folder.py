@@ -61,15 +61,18 @@ def chosen_shares(
     given: Shares | None, corpus: Path, where: str, mix: Path | None, selection: Path | None = None
 ) -> Shares:
     """A config's own shares, else those a select stage or a mix stage found; checked against the
-    corpus's sources.
+    corpus's sources. mix: what find_mix wrote, or a selection for its shares alone.
     """
     if given is not None:
         return check_shares(given, list_sources(corpus), f"{where}.shares")
-    file = selection / "selection.json" if selection else mix / "mix.json" if mix else None
-    if file is None:
+    source = selection or mix
+    if source is None:
         raise ValueError(
             f"{where}: no shares in the config, and neither a mix nor a selection as input"
         )
+    file = source / "selection.json"
+    if selection is None and not file.is_file():
+        file = source / "mix.json"
     shares = read_object(file).object("shares")
     return check_shares(
         {name: shares.typed(name, NUMBER) for name in shares}, list_sources(corpus), str(file)

@@ -15,11 +15,11 @@ from pocketlm.data.mixture import Shares, cap_repetition
 from pocketlm.model.json_shape import OR_NULL, TEXT, read_object
 
 SELECTION = "selection.json"
-Filter = Literal["joint", "per_capability"]
+Filter = Literal["joint", "per_capability", "random"]
 SharesBy = Literal["density", "kept"]
 StopOn = Literal["mass", "samples"]
 CHOICES: dict[str, tuple[str, ...]] = {
-    "filter": ("joint", "per_capability"),
+    "filter": ("joint", "per_capability", "random"),
     "shares_by": ("density", "kept"),
     "stop_on": ("mass", "samples"),
 }
@@ -34,6 +34,8 @@ class SelectionRules(Protocol):
     def filter(self) -> Filter: ...
     @property
     def shares_by(self) -> SharesBy: ...
+    @property
+    def seed(self) -> int: ...
     @property
     def budget_tokens(self) -> int: ...
     @property
@@ -108,10 +110,14 @@ def filter_influence(
     rules: SelectionRules, name: str, scored: Scored, capabilities: Mapping[str, tuple[str, ...]]
 ) -> np.ndarray:
     """[N]: what decides whether a sample is kept. "joint": its mean over capabilities;
-    "per_capability": the highest of those that its source serves.
+    "per_capability": the highest of those that its source serves; "random": the joint influence of
+    another sample, so that as many are kept, but any.
     """
+    joint = scored.scores.mean(1)
     if rules.filter == "joint":
-        return scored.scores.mean(1)
+        return joint
+    if rules.filter == "random":
+        return np.random.default_rng((rules.seed, sum(name.encode()))).permutation(joint)
     served = [place for place, serving in enumerate(capabilities.values()) if name in serving]
     if not served:
         raise ValueError(

@@ -266,8 +266,10 @@ def merge_cost(call: Call, known: Known) -> Stage:
     rows = config.validation_rows * len(set(corpus.domains.values()))
     row = flops_of(shape, 1, config.seq_len)
     plain = len(paths) + 2 + bool(call.inputs.get("trunk"))  # each model, and two averages
-    if config.method(len(paths)) == "grid":
-        tried = comb(config.resolution + len(paths) - 1, len(paths) - 1) + 1
+    method = config.method(len(paths))
+    if method != "slopes":
+        combinations = comb(config.resolution + len(paths) - 1, len(paths) - 1) + 1
+        tried = combinations if method == "grid" else 1
         flops = (tried + plain) * row.forward
     else:
         tried = config.num_steps + len(paths)

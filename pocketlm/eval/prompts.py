@@ -52,8 +52,10 @@ def requests_of(
     shots: Mapping[str, Sequence[Problem]],
 ) -> list[Request]:
     """The problems as this tokenizer writes them, in order. shots: by family (named.shots_of)."""
+    asked_in_turns = suite.chat and tokenizer.chat_template is not None
+    if suite.kind == "bits_per_byte" and asked_in_turns:
+        return [_answered(tokenizer, suite, problem) for problem in problems]
     if suite.kind == "generation":
-        asked_in_turns = suite.chat and tokenizer.chat_template is not None
         write = _turns if asked_in_turns else _plain
         return [write(tokenizer, suite, problem, shots[problem.family]) for problem in problems]
     texts = [_continuations(suite, problem, shots[problem.family]) for problem in problems]
@@ -113,6 +115,23 @@ def _turns(
     text = tokenizer.render(messages, add_generation_prompt=True)
     ids = tuple(tokenizer.encode_chat(messages, add_generation_prompt=True))
     return Request(problem=problem, text=text, key=_key(suite, problem, text), prompt=ids)
+
+
+def _answered(tokenizer: Tokenizer, suite: Suite, problem: Problem) -> Request:
+    """The right answer as the assistant's turn, with the token that ends it, after the user's."""
+    question = [{"role": "user", "content": problem.prompt}]
+    context = tokenizer.encode_chat(question, add_generation_prompt=True)
+    turns = [*question, {"role": "assistant", "content": problem.answer}]
+    whole = tokenizer.encode_chat(turns, add_generation_prompt=False)
+    if whole[: len(context)] != context or len(whole) == len(context):
+        raise ValueError(
+            f"suite {suite.name}, problem {problem.id}: the chat template writes an answer "
+            "otherwise than it begins one, so that its likelihood cannot be measured"
+        )
+    text = tokenizer.render(question, add_generation_prompt=True)
+    pair = (context, whole[len(context) :])
+    key = _key(suite, problem, tokenizer.render(turns))
+    return Request(problem=problem, text=text, key=key, pairs=(pair,))
 
 
 def _key(suite: Suite, problem: Problem, content: object) -> str:

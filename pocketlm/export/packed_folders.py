@@ -77,6 +77,8 @@ def refuse_unwritable(config: ModelConfig, scheme: Scheme | None, container: str
         raise ValueError(
             f"{container} holds four-bit models; quantize this one first, or export it to hf"
         )
+    if scheme.bits != 4:
+        raise ValueError(f"{container} holds int4; this model was trained as {scheme.name}")
     if LOCAL in config.layer_types:
         raise ValueError(
             f"{container}: this model has sliding windows, which its runtime would leave out (MLX "

@@ -79,6 +79,9 @@ SCHEMES = {
         # the same with the range of the weights at each step, which Pro's table 15 compares with
         # the learned one
         replace(ACCELERATOR, name="int4_channel_minmax", learned_ranges=False),
+        # both at three bits, for comparisons: no container of export holds them
+        replace(ACCELERATOR, name="int3_channel", bits=3),
+        replace(ACCELERATOR, name="int3_channel_minmax", bits=3, learned_ranges=False),
     )
 }
 

@@ -32,6 +32,7 @@ MOST: dict[str, float] = {
     "num_seeds": 2,
     "max_new_tokens": 4,
     "bits_tokens": 200,
+    "rank_tokens": 200,
     "needle_trials": 1,
     "speed_tokens": 2,
     "new_tokens": 2,

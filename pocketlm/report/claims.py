@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pocketlm.report.goals import ROUNDING, Goal, figure_of
 
 Outcome = Literal["shown", "refuted", "unclear"]
+MOST_SEEDS = 100  # beyond them nobody repeats a training to know
 # Student's t, one side, 95 %, by the number of seeds; more than twelve seeds take the last
 T_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796)
 
@@ -27,6 +28,17 @@ class Judged:
     high: float | None
     outcome: Outcome
 
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many seeds would decide, were mean and deviation to stay; None of a single seed, or
+        beyond MOST_SEEDS.
+        """
+        if self.low is None:
+            return None
+        deviation, distance = stdev(self.figures), abs(self.goal.margin(self.mean))
+        counts = range(2, MOST_SEEDS + 1)
+        return next((n for n in counts if half_width(deviation, n) <= distance), None)
+
     def as_data(self) -> dict[str, Any]:
         goal = self.goal
         return {
@@ -41,7 +53,13 @@ class Judged:
             "low": self.low,
             "high": self.high,
             "outcome": self.outcome,
+            "seeds_needed": self.seeds_needed if self.outcome == "unclear" else None,
         }
+
+
+def half_width(deviation: float, num_seeds: int) -> float:
+    """Of the interval of a mean over seeds that deviate so much, to each side."""
+    return T_95[min(num_seeds, len(T_95) + 1) - 2] * deviation / num_seeds**0.5
 
 
 def judge_over_seeds(goal: Goal, runs: Sequence[dict[str, Any]]) -> Judged:
@@ -67,7 +85,7 @@ def judge_over_seeds(goal: Goal, runs: Sequence[dict[str, Any]]) -> Judged:
     mean, count = fmean(figures), len(figures)
     if count == 1:
         return Judged(goal, tuple(figures), mean, None, None, "unclear")
-    half = T_95[min(count, len(T_95) + 1) - 2] * stdev(figures) / count**0.5
+    half = half_width(stdev(figures), count)
     low, high = mean - half, mean + half
     margins = goal.margin(low), goal.margin(high)
     outcome: Outcome = "unclear"

@@ -5,11 +5,13 @@ from textwrap import wrap
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
+from pocketlm.report.claims import MOST_SEEDS
 from pocketlm.report.markup import node
-from pocketlm.report.number_format import MISSING, percent, points, signed
+from pocketlm.report.number_format import MISSING, duration, percent, points, signed
 
 OUTCOMES = {"shown": "**shown**", "refuted": "**refuted**", "unclear": "unclear"}
-SPEED = ("tokens_per_second",)
+# of measures that are no shares
+DECIMALS = {"bits": 3, "rank_me": 1, "tokens_per_second": 0}
 LINE = 22  # units of height of an arm in the picture
 LABELS, CHART = 150, 380  # units of width
 
@@ -23,16 +25,19 @@ def claims_markdown(claims: Mapping[str, dict[str, Any]], pictures: Sequence[str
             "Written by `pocketlm run recipes/claims.py`. A condition is shown where the whole "
             "90 % interval (95 % at each end) of its mean over the seeds meets it, refuted where "
             "none of it does, and "
-            "unclear otherwise; a claim is shown when all its conditions are. The conditions stand "
-            "in the recipe and were written before the runs."
+            "unclear otherwise; a claim is shown when all its conditions are, and refuted when one "
+            "is. The conditions stand in the recipe and were written before the runs. A verdict is "
+            "on networks and budgets of the size that was run, not of the papers'. Time is that of "
+            "a claim's stages on the machine that ran them, without those that claims share. The "
+            "figures of every arm and seed: [claims.json](claims.json)."
         ),
         "",
-        "| claim | source | seeds | verdict |",
-        "|---|---|---|---|",
+        "| claim | source | seeds | verdict | time |",
+        "|---|---|---|---|---|",
         *(
-            f"| {claim['claim']} | {claim['source']} | {claim['seeds']} "
-            f"| {OUTCOMES[claim['outcome']]} |"
-            for claim in claims.values()
+            f"| [{_title(name)}](#{name}): {claim['claim']} | {claim['source']} | {claim['seeds']} "
+            f"| {OUTCOMES[claim['outcome']]} | {_time(claim)} |"
+            for name, claim in claims.items()
         ),
         "",
     ]
@@ -48,7 +53,7 @@ def _wrapped(text: str) -> list[str]:
 def _claim(name: str, claim: dict[str, Any], picture: str) -> list[str]:
     measures = list(next(iter(claim["arms"].values()))["figures"])
     return [
-        f"## {name.replace('-', ' ').capitalize()}",
+        f"## {_title(name)}",
         "",
         *_wrapped(f"{claim['claim']} ({claim['source']}.) Verdict: {OUTCOMES[claim['outcome']]}."),
         "",
@@ -69,8 +74,31 @@ def _claim(name: str, claim: dict[str, Any], picture: str) -> list[str]:
         "|---|---|---|---|---|",
         *map(_condition, claim["parts"]),
         "",
+        *_undecided(claim["parts"]),
         *([*_wrapped(claim["note"]), ""] if claim["note"] else []),
     ]
+
+
+def _time(claim: dict[str, Any]) -> str:
+    """Claims of earlier versions have none."""
+    return duration(claim["seconds"]) if "seconds" in claim else MISSING
+
+
+def _title(name: str) -> str:
+    return name.replace("-", " ").capitalize()
+
+
+def _undecided(parts: Sequence[dict[str, Any]]) -> list[str]:
+    """What would decide the unclear conditions, were mean and deviation to stay as they are."""
+    unclear = [part for part in parts if part["outcome"] == "unclear" and "seeds_needed" in part]
+    needed = [
+        f'"{part["text"]}" would take {part["seeds_needed"] or f"more than {MOST_SEEDS}"} seeds'
+        for part in unclear
+        if part["low"] is not None
+    ]
+    if not needed:
+        return []
+    return [*_wrapped(f"With this mean and deviation {'; '.join(needed)} to decide."), ""]
 
 
 def _condition(part: dict[str, Any]) -> str:
@@ -92,27 +120,28 @@ def _condition(part: dict[str, Any]) -> str:
 
 def _spread(measure: str, figures: dict[str, Any]) -> str:
     text = _figure(measure, figures["mean"], difference=False)
-    if figures["deviation"] is None:
-        return text
     deviation = figures["deviation"]
-    if measure in SPEED:
-        return f"{text} ± {deviation:,.0f}"
-    bits = measure.startswith("bits")
-    return f"{text} ± {deviation:.3f}" if bits else f"{text} ± {100 * deviation:.1f}"
+    if deviation is None:
+        return text
+    decimals = DECIMALS.get(measure.split()[0])
+    return (
+        f"{text} ± {100 * deviation:.1f}"
+        if decimals is None
+        else (f"{text} ± {deviation:,.{decimals}f}")
+    )
 
 
 def _figure(measure: str, value: float | None, *, difference: bool) -> str:
     if value is None:
         return MISSING
-    if measure in SPEED:
-        return f"{value:,.0f}"
-    if measure.startswith("bits"):
-        return signed(value, 3) if difference else f"{value:.3f}"
-    return points(value) if difference else percent(value)
+    decimals = DECIMALS.get(measure.split()[0])
+    if decimals is None:
+        return points(value) if difference else percent(value)
+    return signed(value, decimals) if difference else f"{value:,.{decimals}f}"
 
 
 def arms_picture(claim: dict[str, Any], measure: str) -> str:
-    """An SVG file: for each arm a dot of every seed and a line at their mean."""
+    """An SVG file: for each arm a dot of every seed and a line at their mean, over the measure."""
     arms = claim["arms"]
     values = [
         value
@@ -120,7 +149,7 @@ def arms_picture(claim: dict[str, Any], measure: str) -> str:
         for value in arm["figures"][measure]["figures"]
         if value is not None
     ]
-    share = measure.startswith(("accuracy", "needle"))
+    share = measure.split()[0] not in DECIMALS
     low, high = (0.0, 1.0) if share else (min(values), max(values))
     spread = (high - low) or 1.0
     height = LINE * len(arms) + 30
@@ -140,6 +169,7 @@ def arms_picture(claim: dict[str, Any], measure: str) -> str:
     for row, (label, arm) in enumerate(arms.items()):
         for shape in _arm(label, arm["figures"][measure], row, x):
             drawing.append(shape)
+    drawing.append(node("text", measure, x=LABELS - 12, y=height - 6, text_anchor="end"))
     for value in (low, (low + high) / 2, high):
         words = _figure(measure, value, difference=False)
         drawing.append(node("text", words, x=x(value), y=height - 6, text_anchor="middle"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-MEASURES = re.compile(r"accuracy( \S+)?|needle \S+|bits \S+|tokens_per_second")
+MEASURES = re.compile(r"accuracy( \S+)?|needle \S+|bits \S+|rank_me|tokens_per_second")
 ROUNDING = 1e-9  # 0.98 - 1.0 is a little below -0.02
 
 
@@ -15,8 +15,9 @@ class Goal:
 
     measure, a share from 0 to 1: "accuracy", the figure of the evaluation's first suite, "accuracy
     NAME", that of another one, or "needle 1024" for a context length of the evaluation. Or "bits
-    maths", bits per byte of a domain's held-out text ("bits mean": of all domains alike), or
-    "tokens_per_second". compared_to: another label; then the figure
+    maths", bits per byte of a domain's held-out text ("bits mean": of all domains alike; "bits
+    answers": of right answers, the mean of the suites that measure them), "rank_me" of the last
+    hidden states, or "tokens_per_second". compared_to: another label; then the figure
     judged is the difference from it, and at_least -0.02 allows two points less. beside: labels
     whose figures are shown with it and not judged: the model before, or a plainer method. tried:
     what was done to reach it, shown where it is missed.
@@ -36,7 +37,7 @@ class Goal:
             raise ValueError(
                 f"goal {self.text!r}: measure {self.measure!r} is unknown; "
                 'use "accuracy", "accuracy SUITE", "needle LENGTH" as in "needle 1024", "bits '
-                'DOMAIN", "bits mean" or "tokens_per_second"'
+                'DOMAIN", "bits mean", "bits answers", "rank_me" or "tokens_per_second"'
             )
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError(f"goal {self.text!r}: give at_least or at_most, one of the two")
@@ -80,10 +81,17 @@ def measured(model: dict[str, Any], measure: str) -> float | None:
     if kind == "accuracy":
         suites = model["suites"]
         return suites.get(name or next(iter(suites)), {}).get("value")
+    if measure == "bits answers":
+        values = [
+            figures["value"]
+            for figures in model["suites"].values()
+            if figures["metric"] == "bits_per_byte"
+        ]
+        return fmean(values) if values else None
     if kind == "bits":
         bits = model.get("bits_per_byte", {})
         return fmean(bits.values()) if name == "mean" and bits else bits.get(name)
-    if kind == "tokens_per_second":
+    if kind in ("rank_me", "tokens_per_second"):
         return model.get(kind)
     needle = model.get("needle", {}).get(name)
     return needle["found"] / needle["of"] if needle and needle["of"] else None

@@ -36,11 +36,14 @@ def _merge(stage: Stage, *, named: bool) -> list[Element]:
         f"{signed(best['mean'] - loss, 4)} against {name}" for name, loss in against.items()
     )
     how = {"slopes": "weights were tried on the way down the slopes of the loss"}
+    searched = merge.get("method") != "uniform"
     intro = (
         f"{len(merge['search'])} {how.get(merge.get('method', 'grid'), 'combinations were tried')}."
         f" Best: {weights}, with a mean validation loss of {best['mean']:.4f} ({gains}). "
     )
-    if "reported_on" in merge:
+    if not searched:
+        intro = f"The uniform average, no other tried: {best['mean']:.4f} ({gains})."
+    elif "reported_on" in merge:
         intro += "Weights were chosen on some rows, and these losses are of others."
     else:  # of the first version
         intro += "It was chosen on these very rows, which flatters it a little."
@@ -57,7 +60,7 @@ def _merge(stage: Stage, *, named: bool) -> list[Element]:
     ]
     losses = table("Validation loss of the merges", ["loss (nats a token)", *domains], cells)
     title = [node("h3", stage.name)] if named else []
-    return [*title, paragraph(intro), _search(merge), losses]
+    return [*title, paragraph(intro), *([_search(merge)] if searched else []), losses]
 
 
 def _search(merge: dict[str, Any]) -> Element:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketlm.model.files import read_json, write_text
+from pocketlm.model.files import read_json, write_json, write_text
 from pocketlm.report.claims_page import arms_picture, claims_markdown
 
 
@@ -16,12 +16,15 @@ class ClaimsPageConfig:
 
 
 def claims_page(config: ClaimsPageConfig, out: Path, *, claims: list[Path]) -> Path:
-    """`out`, with claims.md and a picture for each claim, from the claim.json of judge stages."""
+    """`out`, with claims.md, a picture for each claim, and claims.json with the figures of each arm
+    and seed, from the claim.json of judge stages.
+    """
     judged = {folder.name: read_json(folder / "claim.json") for folder in claims}
     pictures = []
     for name, claim in judged.items():
         measure = next(iter(next(iter(claim["arms"].values()))["figures"]))
         pictures.append(f"{name}.svg")
         write_text(out / pictures[-1], arms_picture(claim, measure))
+    write_json(out / "claims.json", judged)
     write_text(out / "claims.md", claims_markdown(judged, pictures))
     return out

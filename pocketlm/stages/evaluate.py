@@ -22,6 +22,7 @@ from pocketlm.eval.harness import run_suite
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.look_up import VALUE_TOKENS, fact_trials
 from pocketlm.eval.perplexity import bits_per_byte
+from pocketlm.eval.rank_me import rank_of_states
 from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites.loaded import LoadedSuite, loaded, with_sandbox
 from pocketlm.eval.suites.named import named_suites
@@ -46,7 +47,8 @@ class EvaluateConfig:
 
     data: a folder with the benchmarks' files; None reads them from the hub. limit: the first so
     many documents of each suite; None takes all. max_new_tokens: None takes each suite's own.
-    bits_tokens: held-out text of each domain (0: none). needle_tokens: context lengths to search a
+    bits_tokens: held-out text of each domain (0: none). rank_tokens: as much for RankMe of the last
+    hidden states (eval/rank_me.py). needle_tokens: context lengths to search a
     needle in, each with needle_trials trials, hidden in held-out text of the sources `haystack`.
     needle: a note and a question about it, or a fact whose beginning is repeated (easier:
     eval/look_up.py), with `distractors` other facts in the text. needle_seed: of the trials.
@@ -63,6 +65,7 @@ class EvaluateConfig:
     batch_size: int = 32
     bits_tokens: int = 0
     bits_window: int = 256
+    rank_tokens: int = 0
     needle_tokens: tuple[int, ...] = ()
     needle_trials: int = 50
     haystack: tuple[str, ...] = ()
@@ -77,9 +80,10 @@ class EvaluateConfig:
         for field in ("limit", "max_new_tokens", "batch_size"):
             if (number := getattr(self, field)) is not None and number < 1:
                 raise ValueError(f"{self.name}.{field} is {number}; it must be at least 1")
-        if not (self.suites or self.bits_tokens or self.needle_tokens):
+        if not (self.suites or self.bits_tokens or self.rank_tokens or self.needle_tokens):
             raise ValueError(
-                f"{self.name}: nothing to measure; name suites, bits_tokens or needle_tokens"
+                f"{self.name}: nothing to measure; name suites, bits_tokens, rank_tokens or "
+                "needle_tokens"
             )
         if self.needle not in ("note", "fact"):
             raise ValueError(f"{self.name}.needle {self.needle!r} is unknown; known: note, fact")
@@ -124,8 +128,10 @@ def evaluate(
             f"{config.name}.labels must be {len(models)} different names, one for each model; got "
             f"{list(labels)}"
         )
-    if corpus is None and (config.bits_tokens or config.needle_tokens):
-        raise ValueError(f"{config.name}: bits_tokens and needle_tokens need a corpus as input")
+    if corpus is None and (config.bits_tokens or config.rank_tokens or config.needle_tokens):
+        raise ValueError(
+            f"{config.name}: bits_tokens, rank_tokens and needle_tokens need a corpus as input"
+        )
     suites = named_suites(config.suites) if config.suites else ()
     data = None if config.data is None else Path(config.data).expanduser()
     if config.max_new_tokens is not None:
@@ -203,6 +209,11 @@ def measure(
                 domain: bits_per_byte(model, documents, window)
                 for domain, documents in texts.items()
             }
+        if corpus is not None and config.rank_tokens:
+            texts = held_out_texts(corpus, model.tokenizer, "validation", config.rank_tokens)
+            window = min(config.bits_window, model.max_length)
+            documents = [text for domain in texts.values() for text in domain]
+            figures["rank_me"] = rank_of_states(model, documents, window)
         report("speed", before)
         speed = measure_speed(model, config.speed_tokens, config.speed_tokens, repeats=3)
     if corpus is not None and config.needle_tokens:

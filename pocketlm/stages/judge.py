@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pocketlm.model.files import write_json
+from pocketlm.model.json_shape import NUMBER, read_object
 from pocketlm.report.claims import judge_over_seeds, outcome_of
 from pocketlm.report.evaluation import read_evaluation
 from pocketlm.report.goals import Goal, measured
@@ -18,7 +19,8 @@ class JudgeConfig:
     the evaluated models; the claim is shown when all are, and refuted when one is.
 
     arms: what each label of the evaluations is, in the order of the table. measures: its columns;
-    the first is drawn. note: how the setting differs from the paper's.
+    the first is drawn. note: how the setting differs from the paper's. numbered: the seeds stand in
+    one evaluation, as LABEL-1, LABEL-2 and so on, in place of one evaluation each.
     """
 
     name: str
@@ -28,6 +30,7 @@ class JudgeConfig:
     arms: Mapping[str, str]
     measures: tuple[str, ...]
     note: str = ""
+    numbered: bool = False
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -39,13 +42,18 @@ class JudgeConfig:
         return f"{self.claim} {len(self.parts)} conditions, {len(self.arms)} arms"
 
 
-def judge(config: JudgeConfig, out: Path, *, evaluations: list[Path]) -> Path:
-    """`out`, with claim.json: the verdict, each condition with its figures and interval, and the
-    mean and standard deviation of every arm over the seeds.
+def judge(
+    config: JudgeConfig, out: Path, *, evaluations: list[Path], records: list[Path] | None = None
+) -> Path:
+    """`out`, with claim.json: the verdict, each condition with its figures and interval, the mean
+    and standard deviation of every arm over the seeds, and the seconds that `records` add up to.
 
-    evaluations: the folder of one evaluate stage for each seed, with the same labels.
+    evaluations: the folder of one evaluate stage for each seed, with the same labels. records: the
+    stage.json of each stage of the claim.
     """
     runs = [read_evaluation(folder)["models"] for folder in evaluations]
+    if config.numbered:
+        runs = [seed for models in runs for seed in by_number(models, list(config.arms))]
     parts = [judge_over_seeds(goal, runs) for goal in config.parts]
     arms = {
         label: {
@@ -64,12 +72,33 @@ def judge(config: JudgeConfig, out: Path, *, evaluations: list[Path]) -> Path:
             "source": config.source,
             "outcome": outcome_of(parts),
             "seeds": len(runs),
+            "seconds": sum(read_object(file).typed("seconds", NUMBER) for file in records or ()),
             "parts": [part.as_data() for part in parts],
             "arms": arms,
             "note": config.note,
         },
     )
     return out
+
+
+def by_number(models: Mapping[str, Any], labels: list[str]) -> list[dict[str, Any]]:
+    """The models of each seed by label, of an evaluation that calls them LABEL-1, LABEL-2 and so
+    on. ValueError: a label without a first, or with more seeds than another.
+    """
+    counts = {label: 0 for label in labels}
+    for label in labels:
+        while f"{label}-{counts[label] + 1}" in models:
+            counts[label] += 1
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        numbers = ", ".join(f"{label}: {count}" for label, count in counts.items())
+        raise ValueError(
+            f"an evaluation of LABEL-1, LABEL-2 and so on must hold as many seeds of each label; "
+            f"it holds {numbers}"
+        )
+    return [
+        {label: models[f"{label}-{number + 1}"] for label in labels}
+        for number in range(counts[labels[0]])
+    ]
 
 
 def _over_seeds(figures: list[float | None]) -> dict[str, Any]:

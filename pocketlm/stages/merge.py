@@ -52,29 +52,35 @@ class MergeConfig:
 
     search: "grid" tries every combination of multiples of 1/resolution; "slopes" takes num_steps
     steps down the loss, with the slopes along all weights from one backward pass; "auto" is a grid
-    up to three models and slopes beyond. validation_rows: of each domain, to choose weights on; as
-    many others to report on. domain_weights: what the validation loss of each domain counts for;
-    empty means equal.
+    up to three models and slopes beyond; "uniform" searches nothing. split: of the corpus, on
+    whose text weights are chosen and reported. validation_rows: of each domain, to choose weights
+    on; as many others to report on. domain_weights: what the loss of each domain counts for; empty
+    means equal.
     """
 
     on_all_ranks: ClassVar[bool] = True
     name: str
     seq_len: int
     validation_rows: int
-    search: Literal["auto", "grid", "slopes"] = "auto"
+    split: Literal["validation", "probe"] = "validation"
+    search: Literal["auto", "grid", "slopes", "uniform"] = "auto"
     resolution: int = 10
     num_steps: int = 25
     domain_weights: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.search not in ("auto", "grid", "slopes"):
-            raise ValueError(f"search {self.search!r} is unknown; known: auto, grid, slopes")
+        if self.search not in ("auto", "grid", "slopes", "uniform"):
+            raise ValueError(
+                f"search {self.search!r} is unknown; known: auto, grid, slopes, uniform"
+            )
+        if self.split not in ("validation", "probe"):
+            raise ValueError(f"split {self.split!r} is unknown; known: validation, probe")
         for field in ("validation_rows", "resolution", "num_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} {getattr(self, field)} must be at least 1")
 
     def method(self, branches: int) -> str:
-        """ "grid" or "slopes" for so many models."""
+        """ "grid", "slopes" or "uniform" for so many models."""
         if self.search != "auto":
             return self.search
         return "grid" if branches <= GRID_BRANCHES else "slopes"
@@ -83,6 +89,7 @@ class MergeConfig:
         ways = {
             "grid": f"weights in steps of 1/{self.resolution}",
             "slopes": f"weights by {self.num_steps} steps down the slopes",
+            "uniform": "the uniform average",
         }
         way = ways.get(self.search, f"{ways['grid']} (slopes beyond {GRID_BRANCHES} models)")
         return f"{way}, {self.validation_rows} validation rows a domain"
@@ -116,8 +123,7 @@ def merge(
     target = Transformer(networks[0].config).to(device())
     chosen_on, reported_on = validation_text(config, corpus, tokenizer.eos_id)
     method = config.method(len(models))
-    search = search_grid if method == "grid" else search_slopes
-    tried = search(config, target, branches, chosen_on)
+    tried = SEARCHES[method](config, target, branches, chosen_on)
     best = min(tried, key=lambda weights: tried[weights]["mean"])
     uniform = (1 / len(models),) * len(models)
     compared = [(branches, best), (branches, uniform), *branches, *trunk_states]
@@ -209,6 +215,14 @@ def search_grid(
     return dict(zip(points, losses, strict=True))
 
 
+def search_uniform(
+    config: MergeConfig, target: Transformer, branches: list[State], text: Text
+) -> dict[Weights, Losses]:
+    """The losses of the uniform average, the only one that is tried."""
+    weights = (1 / len(branches),) * len(branches)
+    return {weights: losses_of_states(config, target, [(branches, weights)], text)[0]}
+
+
 def search_slopes(
     config: MergeConfig, target: Transformer, branches: list[State], text: Text
 ) -> dict[Weights, Losses]:
@@ -224,6 +238,9 @@ def search_slopes(
 
     descend(measure, len(branches), config.num_steps)
     return tried
+
+
+SEARCHES = {"grid": search_grid, "slopes": search_slopes, "uniform": search_uniform}
 
 
 def losses_and_slopes(
@@ -322,7 +339,7 @@ def _num_labels(batches: list[Batch]) -> int:
 
 def validation_text(config: MergeConfig, corpus: Path, eos_id: int) -> tuple[Text, Text]:
     """(rows of each domain to choose weights on, as many others to report on), in batches."""
-    parts = two_parts(corpus, "validation", config.seq_len, config.validation_rows, eos_id)
+    parts = two_parts(corpus, config.split, config.seq_len, config.validation_rows, eos_id)
     chosen, reported = ({name: _batches(rows) for name, rows in part.items()} for part in parts)
     return chosen, reported
 

@@ -26,11 +26,12 @@ class PretrainConfig:
     """One phase of training on text.
 
     model: the shape of a new network; None to go on from the input `model`. shares: of each source;
-    None to take those of the input `selection` or `mix`. separate_documents: tokens see only their
-    own document; R1's loader lets documents of a row see each other. packing: how documents become
-    rows (data/rows.py). distillation: with a teacher, how the model learns from it. milestones: how
-    many checkpoints to keep, evenly spaced, the last that of the end, as Hugging Face folders
-    milestones/step-N (R1's influence needs ten).
+    None to take those of the input `selection` or `mix` (which may be a selection: its shares, and
+    all text). separate_documents: tokens see only their own document; R1's loader lets documents of
+    a row see each other. packing: how documents become rows (data/rows.py). distillation: with a
+    teacher, how the model learns from it. milestones: how many checkpoints to keep, evenly spaced,
+    the last that of the end, as Hugging Face folders milestones/step-N (R1's influence needs
+    ten).
     """
 
     on_all_ranks: ClassVar[bool] = True

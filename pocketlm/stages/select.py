@@ -62,7 +62,8 @@ class SelectConfig:
     score: "datainf", R1's, with hessian_rows pieces of each source for its Hessian and this
     damping; "adam", gradients scaled by root mean squares of the probes'. filter: a piece is kept
     where its influence is positive: "joint", in the mean over capabilities (R1), or
-    "per_capability", on one at least of those that its source serves. shares_by: of the sources,
+    "per_capability", on one at least of those that its source serves; "random" is the control of
+    "joint": as many pieces of each source, drawn by the seed. shares_by: of the sources,
     "density", the mean influence of what was kept (R1), or "kept", its tokens. stop_below: the
     share of positive influence under which no round is worth it, 0 for never; stop_on: counted by
     "mass", influence x tokens, or by "samples".

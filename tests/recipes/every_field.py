@@ -483,6 +483,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "resolution": 3,
         "seq_len": 16,
         "validation_rows": 1,
+        "split": "probe",
         "domain_weights": {"maths": 1.0, "knowledge": 0.1},
         "search": "slopes",
         "num_steps": 3,
@@ -572,6 +573,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "batch_size": 2,
         "bits_tokens": 90,
         "bits_window": 8,
+        "rank_tokens": 90,
         "needle_tokens": (150,),
         "needle_trials": 2,
         "haystack": ("texts",),
@@ -596,6 +598,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "arms": {"int4": "the second"},
         "measures": ("accuracy", "bits maths"),
         "note": "Smaller.",
+        "numbered": True,
     },
     ClaimsPageConfig: {"name": "other"},
 }

@@ -18,6 +18,7 @@ from pocketlm.rehearsal.rehearsed import prepare, rehearsed
 from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe, parse_flags
 from pocketlm.runner.run import Run
+from pocketlm.stages.judge import judge
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "mixing_study.py"
@@ -110,6 +111,23 @@ def test_the_page_holds_the_figures_of_the_run(
         script.main([str(tmp_path / "none")])
 
 
+def test_the_claim_on_mixing_is_judged_from_the_run(finished: Path, tmp_path: Path) -> None:
+    claims = sys.modules[load_recipe(RECIPE.with_name("claims.py")).__module__]
+    config, evaluations, records = claims.mixing(finished)
+    judge(config, tmp_path, evaluations=evaluations, records=records)
+    written = read_json(tmp_path / "claim.json")
+    assert written["seeds"] == 2 and len(written["arms"]) == len(NAMES)
+    models = read_json(finished / "evaluation" / "evaluation.json")["models"]
+    for name in NAMES:
+        figures = written["arms"][name.replace(" ", "-")]["figures"]["bits answers"]["figures"]
+        assert figures == [
+            pytest.approx(mean(s["value"] for s in models[folder_of(name, n)]["suites"].values()))
+            for n in (1, 2)
+        ]
+    seconds = [read_json(file)["seconds"] for file in finished.glob("*/stage.json")]
+    assert written["seconds"] == pytest.approx(sum(seconds)) and len(seconds) == 2 * 6 + 5
+
+
 def test_the_verdict_follows_the_rule_that_was_fixed_before() -> None:
     script = study_script()
 
@@ -133,6 +151,28 @@ def test_the_verdict_follows_the_rule_that_was_fixed_before() -> None:
     assert lines[1] == "Nothing separates law and proportional, the lowest."
     assert "Against proportional: better are none; worse are uniform." in lines
     assert "rank correlation 1.00" in lines[-1]
+
+
+def test_what_a_mix_as_good_as_the_swarms_costs_is_said_and_which_are_worse() -> None:
+    script = study_script()
+    costs = {"swarm": 2e12, "utility": 3e11, "DataInf": 4e12, "uniform": 0}
+    means = {"swarm": 2.0, "utility": 2.01, "DataInf": 1.9, "uniform": 2.2}
+    by_seed = {
+        name: [{"gsm8k": value + off} for off in (-0.01, 0.0, 0.01)]
+        for name, value in means.items()
+    }
+    mixes = {
+        name: {"bits_per_byte": {"mean": 1.0}, "shares": {"a": 1.0}, "cost": {"flops": cost}}
+        for name, cost in costs.items()
+    }
+    study = script.Study(by_seed, mixes, {}, 10, 4_000_000, 10, 1_000_000)
+    (line,) = script.cost_against_swarm(study, 0.0163)
+    assert line == (
+        "To find a mix no worse than the swarm's: utility (0.15 of its FLOPs), DataInf (2 of its "
+        "FLOPs); worse than it are uniform."
+    )
+    assert line in script.verdict(study)
+    assert script.cost_against_swarm(script.Study({}, {}, {}, 1, 1, 1, 1), 0.1) == []
 
 
 def test_the_study_is_planned_and_verifies_at_four_times_the_size(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from pocketlm.model.files import read_json, write_json
-from pocketlm.report.claims import judge_over_seeds, outcome_of
+from pocketlm.report.claims import T_95, judge_over_seeds, outcome_of
 from pocketlm.report.goals import Goal
 from pocketlm.stages.claims_page import ClaimsPageConfig, claims_page
-from pocketlm.stages.judge import JudgeConfig, judge
+from pocketlm.stages.judge import JudgeConfig, by_number, judge
 
 
 def run_of(base: int, better: int, bits: float = 1.5) -> dict[str, Any]:
@@ -64,6 +64,67 @@ def test_what_no_run_measured_is_an_error_that_names_it() -> None:
         judge_over_seeds(other, [run_of(1, 2)])
 
 
+def answers(bits: float, more_bits: float) -> dict[str, Any]:
+    """A model whose right answers were measured on two sets, beside a suite that it solves."""
+    suites = {
+        "pocket": {"metric": "accuracy", "value": 0.5},
+        "bpb.one": {"metric": "bits_per_byte", "value": bits},
+        "bpb.two": {"metric": "bits_per_byte", "value": more_bits},
+    }
+    return {"suites": suites, "rank_me": 12.5}
+
+
+def test_bits_of_answers_are_the_mean_of_the_sets_that_measure_them() -> None:
+    runs = [{"base": answers(1.0, 2.0)}, {"base": answers(1.2, 2.2)}]
+    goal = Goal(text="likely", model="base", measure="bits answers", at_most=1.9)
+    assert judge_over_seeds(goal, runs).figures == pytest.approx((1.5, 1.7))
+    rank = Goal(text="rich", model="base", measure="rank_me", at_least=10.0)
+    assert judge_over_seeds(rank, runs).figures == (12.5, 12.5)
+    without = [{"base": {"suites": {}}}, {"base": {"suites": {}}}]
+    with pytest.raises(ValueError, match="did not measure 'bits answers'"):
+        judge_over_seeds(goal, without)
+
+
+def test_how_many_seeds_would_decide_follows_from_mean_and_deviation() -> None:
+    runs = [run_of(20, 33), run_of(20, 37), run_of(20, 29)]  # 13 points +- 4, 10 asked for
+    judged = judge_over_seeds(MORE, runs)
+    assert judged.outcome == "unclear" and judged.seeds_needed is not None
+    # of that many the interval is on one side, of one fewer it is not
+    needed = judged.seeds_needed
+    for count, decided in ((needed, True), (needed - 1, False)):
+        half = T_95[count - 2] * statistics.stdev(judged.figures) / count**0.5
+        assert (half <= 0.03) is decided
+    assert judge_over_seeds(MORE, runs[:1]).seeds_needed is None
+    even = judge_over_seeds(MORE, [run_of(20, 20), run_of(20, 40)])  # at the limit itself
+    assert even.outcome == "unclear" and even.seeds_needed is None
+
+
+def test_seeds_that_stand_in_one_evaluation_are_judged_as_if_each_had_its_own(tmp_path) -> None:
+    numbered = {
+        f"{label}-{number + 1}": run[label]
+        for number, run in enumerate([run_of(20, 60), run_of(22, 65), run_of(18, 61)])
+        for label in run
+    }
+    write_json(tmp_path / "evaluation.json", {"suites": {}, "models": numbered, "differences": []})
+    write_json(tmp_path / "stage.json", {"seconds": 12.5})
+    config = JudgeConfig(
+        name="retrieval",
+        claim="It finds more.",
+        source="A paper",
+        parts=(MORE,),
+        arms={"base": "the base", "better": "the better one"},
+        measures=("needle 1024",),
+        numbered=True,
+    )
+    (tmp_path / "out").mkdir()
+    judge(config, tmp_path / "out", evaluations=[tmp_path], records=[tmp_path / "stage.json"] * 2)
+    written = read_json(tmp_path / "out" / "claim.json")
+    assert written["seeds"] == 3 and written["seconds"] == 25.0
+    assert written["parts"][0]["figures"] == pytest.approx([0.40, 0.43, 0.43])
+    with pytest.raises(ValueError, match="as many seeds of each label; it holds base: 3, other: 0"):
+        by_number(numbered, ["base", "other"])
+
+
 def test_a_claim_needs_all_its_conditions_and_falls_with_one() -> None:
     runs = [run_of(20, 60), run_of(22, 65), run_of(18, 61)]
     some = Goal(text="some", model="better", measure="needle 1024", at_least=0.3)
@@ -108,8 +169,15 @@ def test_the_page_tells_every_arm_and_condition_with_its_interval(tmp_path: Path
     page = claims_page(ClaimsPageConfig(name="claims"), tmp_path, claims=[out])
     text = (page / "claims.md").read_text()
     assert "## Retrieval" in text and max(map(len, text.splitlines())) < 200
-    assert "| It finds more. | A paper, section 5 | 3 | **shown** |" in text
+    row = "| [Retrieval](#retrieval): It finds more. | A paper, section 5 | 3 | **shown** | 0.0"
+    assert row in text
     assert "needle 1024 of better less that of base | at least +10.0" in text
     assert "| better | the better one | 62.0" in text and "Smaller than theirs." in text
+    assert read_json(page / "claims.json") == {"retrieval": written}
+    older = {key: value for key, value in written.items() if key != "seconds"}
+    write_json(out / "claim.json", older)
+    claims_page(ClaimsPageConfig(name="claims"), tmp_path, claims=[out])
+    assert "| **shown** | – |" in (page / "claims.md").read_text()
     picture = (page / "retrieval.svg").read_text()
     assert picture.count("<circle") == 6 and "It finds more." in picture
+    assert ">needle 1024</text>" in picture

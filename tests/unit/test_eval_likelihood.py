@@ -1,5 +1,6 @@
 """Log-likelihoods: the same whatever is shared, batched or shortened, and by lm-eval's cut."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from pocketlm.eval.suites.protocols import SUITES
 from pocketlm.eval.suites.suite import Problem
 from pocketlm.inference.continuations import Scored, Tree
 from pocketlm.inference.torch_runtime import LanguageModel
-from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.model.tokenizer import teach_chat_template, train_tokenizer
 from pocketlm.model.transformer import Transformer
 
 SENTENCE = "the rain falls on the road and the cat sits by the door in the sun all day"
@@ -223,6 +224,24 @@ def test_a_suite_of_choices_scores_each_by_the_whole_text(model, monkeypatch, sh
         assert len(row["ids"]) == 8
         assert row["scores"] == multiple_choice(problem, row["log_probs"])
         assert row["correct"] == (row["scores"]["acc"] == 1.0)
+
+
+def test_of_a_chat_model_the_answer_is_the_assistants_turn(model):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    teach_chat_template(tokenizer)
+    chat = LanguageModel(network(tokenizer.vocab_size, None), tokenizer)
+    problems = [replace(problem, answer="the sun") for problem in choices(3)]
+    suite = replace(SUITES["pocket.solutions"], name="three")
+    rows = run_suite(chat, suite, problems)
+    for problem, row in zip(problems, rows, strict=True):
+        asked = [{"role": "user", "content": problem.prompt}]
+        before = tokenizer.encode_chat(asked, add_generation_prompt=True)
+        turns = [*asked, {"role": "assistant", "content": problem.answer}]
+        whole = tokenizer.encode_chat(turns, add_generation_prompt=False)
+        nats = -row["scores"]["bits_per_byte"] * row["weight"] * np.log(2)
+        assert nats == pytest.approx(expected(chat, before, whole[len(before) :]), abs=TOLERANCE)
+    # a base model has no turns
+    assert run_suite(model, suite, problems)[0]["request"] != rows[0]["request"]
 
 
 def test_bits_per_byte_of_the_right_answer_are_weighed_by_its_bytes(model):

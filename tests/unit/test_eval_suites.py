@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
 from pocketlm.eval.suites.own_problems import DrawnProblems
-from pocketlm.eval.suites.protocols import BY_NAME, POCKET, PROTOCOLS, SUITES
+from pocketlm.eval.suites.protocols import BY_NAME, OURS, POCKET, PROTOCOLS, SUITES
 from pocketlm.eval.suites.rows import Rows
 from pocketlm.model.json_shape import JsonObject
 from pocketlm.problems.families import FAMILIES
@@ -310,7 +310,7 @@ def test_a_row_with_anything_in_a_field_is_a_problem_or_named_by_its_line(
 
 def test_every_benchmark_has_a_valid_row_here():
     # arc_challenge reads as arc_easy; BFCL and LiveCodeBench have files of their own
-    elsewhere = {"pocket", "arc_challenge", "bfcl", "livecodebench"}
+    elsewhere = {*OURS, "arc_challenge", "bfcl", "livecodebench"}
     assert set(VALID) == set(SUITES) - elsewhere
     for name in VALID:
         source = rows_of(name)

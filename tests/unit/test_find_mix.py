@@ -24,7 +24,7 @@ from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.model.batch import Batch
 from pocketlm.model.costs import flops_of
-from pocketlm.model.files import read_json
+from pocketlm.model.files import read_json, write_json
 from pocketlm.model.transformer import Transformer
 from pocketlm.stages import find_mix as stage
 from pocketlm.stages import proxies
@@ -405,6 +405,12 @@ def test_a_training_may_take_any_of_the_compared_mixes(corpus, tmp_path):
     for name, mix in mixes.items():
         assert chosen_shares(None, corpus, "base", out / "mixes" / name) == mix["shares"]
     assert chosen_shares(None, corpus, "base", out) == mixes["flat"]["shares"]
+
+
+def test_a_training_may_take_the_shares_of_a_selection_and_not_its_text(corpus, tmp_path):
+    shares = {"sums": 0.25, "prose": 0.75}
+    write_json(tmp_path / "selection.json", {"shares": shares})
+    assert chosen_shares(None, corpus, "base", tmp_path) == shares
 
 
 def test_a_swarm_is_trained_once_and_its_best_run_is_compared_beside_its_optimum(

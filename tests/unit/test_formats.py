@@ -82,6 +82,8 @@ INT4, CHANNEL = SCHEMES["int4_group32"], SCHEMES["int4_channel"]
             "the layout llama cannot hold this network: it has local layers",
         ),
         (("mlx",), PLAIN, None, {}, "mlx holds four-bit models"),
+        (("mlx",), PLAIN, SCHEMES["int3_channel"], {}, "mlx holds int4; this model was trained as"),
+        (("gguf",), PLAIN, SCHEMES["int3_channel"], {}, "Q4_0 is int4"),
         (("mlx",), WINDOWS, INT4, {}, "mlx: this model has sliding windows"),
         (
             ("compressed-tensors",),

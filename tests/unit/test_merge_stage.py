@@ -30,6 +30,7 @@ from pocketlm.stages.merge import (
     validation_text,
 )
 from pocketlm.train.losses import next_token_loss
+from tests.unit.small_corpus import write_corpus
 
 SHAPE = small(initializer_range=0.2)
 CONFIG = MergeConfig(name="merged", resolution=4, seq_len=32, validation_rows=4)
@@ -183,6 +184,29 @@ def test_slopes_find_what_a_fine_grid_finds(count, folders, tmp_path):
     assert len(losses["slopes"]) <= 25 + count
     spread = max(losses["grid"]) - lowest["grid"]
     assert lowest["slopes"] <= lowest["grid"] + 0.01 * spread
+
+
+def test_the_uniform_average_alone_is_written_and_nothing_is_searched(folders, tmp_path):
+    corpus, a, b = folders
+    merge(replace(CONFIG, search="uniform"), tmp_path, corpus=corpus, models=[a, b])
+    report = read_json(tmp_path / "merge.json")
+    assert report["weights"] == {"a": 0.5, "b": 0.5} and len(report["search"]) == 1
+    states = [load_checkpoint(path)[0].state_dict() for path in (a, b)]
+    written = load_checkpoint(tmp_path)[0].state_dict()
+    for name, tensor in average(states, (0.5, 0.5)).items():
+        assert torch.equal(written[name], tensor), name
+
+
+def test_weights_may_be_chosen_on_the_probe_text(folders, tmp_path):
+    write_corpus(tmp_path / "corpus")
+    parts = [
+        validation_text(replace(CONFIG, split=split), tmp_path / "corpus", eos_id=0)[0]
+        for split in ("validation", "probe")
+    ]
+    first, second = (part["maths"][0].input_ids for part in parts)
+    assert first.shape == second.shape and not torch.equal(first, second)
+    with pytest.raises(ValueError, match="split 'train' is unknown"):
+        replace(CONFIG, split="train")
 
 
 def test_more_than_three_models_are_merged_by_slopes_and_the_grid_is_refused(folders, tmp_path):

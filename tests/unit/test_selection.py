@@ -46,6 +46,23 @@ def test_per_capability_a_sample_is_kept_where_one_of_its_own_probe_sets_asks_fo
     assert selection.content["density"]["scripts"] == pytest.approx((40 + 20) / 30)
 
 
+def test_dropped_at_random_as_many_of_each_source_are_kept_but_others_by_the_seed():
+    scores = np.random.default_rng(1).standard_normal((200, 2)) + 0.3
+    sources = {**SOURCES, "scripts": Scored(scores, np.full(200, 10))}
+    joint = choose(RULES, sources, CAPABILITIES)
+    random = {
+        seed: choose(replace(RULES, filter="random", seed=seed), sources, CAPABILITIES)
+        for seed in (3, 4)
+    }
+    kept = joint.influence["scripts"] > 0
+    for selection in random.values():
+        assert selection.content["kept"]["scripts"] == joint.content["kept"]["scripts"]
+        # of two random sets of this size so many agree by chance alone
+        agree = (selection.influence["scripts"] > 0) == kept
+        assert 0.3 < agree.mean() < 0.75
+    assert (random[3].influence["scripts"] != random[4].influence["scripts"]).any()
+
+
 def test_what_the_filter_drops_of_a_capability_is_counted():
     content = choose(RULES, SOURCES, CAPABILITIES).content
     maths = content["capabilities"]["maths"]

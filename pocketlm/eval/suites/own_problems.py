@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketlm.eval.scorers import match
+from pocketlm.eval.scorers import bits_per_byte, match
 from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.model.json_lines import json_lines
 from pocketlm.problems.generated import generate_problems
@@ -18,11 +18,14 @@ RUN_ONS = ("\nQuestion:", "\nAnswer:", "\n\n\n")
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnProblems:
-    """So many held-out problems of each family, drawn with this seed; no prompt appears twice."""
+    """So many held-out problems of each family, drawn with this seed; no prompt appears twice.
+    solutions: the right answer is the worked solution, with the answer in its last line.
+    """
 
     families: tuple[str, ...]
     per_family: int
     seed: int
+    solutions: bool = False
 
     def load(self, data: Path | None = None) -> Iterator[Problem]:
         """ValueError: a family with too few distinct problems."""
@@ -36,7 +39,7 @@ class DrawnProblems:
                         id=problem["id"],
                         family=family,
                         prompt=problem["prompt"],
-                        answer=problem["answer"],
+                        answer=problem["response" if self.solutions else "answer"],
                     )
                 if len(seen) == self.per_family:
                     break
@@ -64,6 +67,15 @@ POCKET = Suite(
     chat=True,
     stop_strings=RUN_ONS,
     max_new_tokens=160,
+)
+# the same problems by the likelihood of their solutions: it moves where few answers are right yet
+SOLUTIONS = Suite(
+    name="pocket.solutions",
+    problems=DrawnProblems(families=POCKET_FAMILIES, per_family=72, seed=2_000_000, solutions=True),
+    kind="bits_per_byte",
+    scorer=bits_per_byte,
+    metric="bits_per_byte",
+    chat=True,
 )
 
 

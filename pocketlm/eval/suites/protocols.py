@@ -17,22 +17,15 @@ from pocketlm.eval.suites.choices import CHOICES
 from pocketlm.eval.suites.code import CODE
 from pocketlm.eval.suites.gold_answers import GOLD_ANSWERS
 from pocketlm.eval.suites.instructions import IFEVAL
-from pocketlm.eval.suites.own_problems import POCKET
+from pocketlm.eval.suites.own_problems import POCKET, SOLUTIONS
 from pocketlm.eval.suites.rewriting import REWRITING
 from pocketlm.eval.suites.suite import Suite
 from pocketlm.eval.suites.tools import TOOLS
 from pocketlm.eval.suites.written import WRITTEN
 from pocketlm.inference.sampling import Sampling
 
-SUITES: dict[str, Suite] = {
-    POCKET.name: POCKET,
-    **CHOICES,
-    **WRITTEN,
-    **CODE,
-    **IFEVAL,
-    **REWRITING,
-    **TOOLS,
-}
+OURS = {suite.name: suite for suite in (POCKET, SOLUTIONS)}
+SUITES: dict[str, Suite] = {**OURS, **CHOICES, **WRITTEN, **CODE, **IFEVAL, **REWRITING, **TOOLS}
 
 LM_EVAL = "lm-eval 0.4.13"
 QUESTION = "Question: {prompt}\nAnswer:"  # OLMES, for all but those that go on a text

@@ -69,14 +69,14 @@ class Suite:
     is over all of them. mean_of: the figures whose mean the metric is, where it is one.
     constant_answer: whether an answer could be right without reading, as a number can.
     prompt_format: "{prompt}" stands for the problem's, "{family}" in `preamble` for its family.
-    chat: a model with a chat template gets the prompt as a user turn. stop_strings end the answer
-    to a plain prompt; a turn ends by its own token. shots: the first so many of `shots_from`, or of
-    those of the problem's own family where shots_by_family. unconditional: the prompt without a
-    question, "" for none: each choice is scored behind it too (acc_pmi: OLMES). samples: answers to
-    each problem, whose mean counts; pass_at: for which k pass@k is estimated from them. runs_code:
-    answers are programs for the sandbox, and keep the spaces that they begin with. protocol_name:
-    of which protocol this is a row; sources: for each field, where the paper or program says so, or
-    that it is not found.
+    chat: a model with a chat template gets the prompt as a user turn, and of bits_per_byte the
+    answer as the assistant's. stop_strings end the answer to a plain prompt; a turn ends by its own
+    token. shots: the first so many of `shots_from`, or of those of the problem's own family where
+    shots_by_family. unconditional: the prompt without a question, "" for none: each choice is
+    scored behind it too (acc_pmi: OLMES). samples: answers to each problem, whose mean counts;
+    pass_at: for which k pass@k is estimated from them. runs_code: answers are programs for the
+    sandbox, and keep the spaces that they begin with. protocol_name: of which protocol this is a
+    row; sources: for each field, where the paper or program says so, or that it is not found.
     """
 
     name: str
