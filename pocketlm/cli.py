@@ -6,6 +6,9 @@ user's mistake into one message. Everything slow is imported inside the command 
 that --help is at once.
 """
 
+import os
+from collections.abc import MutableMapping
+
 import typer
 
 from pocketlm.commands.bench import bench_models
@@ -43,9 +46,25 @@ app.command(name="export")(export_model)
 app.add_typer(inspect, name="inspect")
 
 
+# how often a thread looks again before it sleeps, where it waits for another
+SPINS = "1000"
+
+
 def main() -> None:
     """The command `pocketlm`."""
+    spin_briefly(os.environ)
     app()
+
+
+def spin_briefly(environment: MutableMapping[str, str]) -> None:
+    """Lets threads that wait for each other sleep soon, unless the user said how they wait.
+
+    libgomp's own choice, some 300 times as long, takes the core from the very thread that is waited
+    for where other processes are busy: a step then takes ten times as long
+    (benchmarks/busy_machine.py). libgomp reads it when torch is loaded, after this. No bit changes.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = SPINS
 
 
 if __name__ == "__main__":

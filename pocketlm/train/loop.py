@@ -12,6 +12,7 @@ import torch
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
+from pocketlm.train.busy import BusyMonitor
 from pocketlm.train.checkpoint import SaveConfig, StateWriter
 from pocketlm.train.distributed.fsdp import (
     clip_gradients,
@@ -76,6 +77,7 @@ def train(
     model.train()
     settings, where = compute_settings(model, config), next(model.parameters()).device
     monitor, metrics = LossMonitor(read_metrics(out, first_step)), NoMetrics()
+    busy = BusyMonitor(label)
     last_step = config.num_steps - 1
     try:
         with (
@@ -106,6 +108,7 @@ def train(
                 done, notes = step + 1, monitor.record(step, loss, grad_norm)
                 stopping, digest = all_reduce_sum(stop.is_set(), token_digest(micro_batches))
                 metrics.log(step, loss, lr, grad_norm, tokens, int(digest), notes)
+                busy.look()
                 if milestones and milestones.is_due(done, config.num_steps):
                     milestones.save(out, done, model, whole, optimizers)
                 if done % save.every_steps == 0 or done == config.num_steps or stopping:
