@@ -14,7 +14,8 @@ from pocketlm.corpus.filters import DEFAULT_FILTERS, FILTERS
 from pocketlm.corpus.reading import Reading
 
 # the capabilities that MobileLLM-R1 probes (section 5.1.1)
-DOMAINS = ("code", "maths", "knowledge")
+# recall: what a text itself tells and asks again, which no knowledge of the world answers
+DOMAINS = ("code", "maths", "knowledge", "recall")
 # the class of each kind: a new one enters itself by its field `kind`
 KINDS: dict[str, type["Source"]] = {}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

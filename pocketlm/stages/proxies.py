@@ -7,7 +7,7 @@ together, and divide what is measured; an interrupted stage repeats neither.
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -71,19 +71,24 @@ class Proxies:
     """The proxies of one stage, in out/proxies; those of further seeds in out/proxies-seed-2, ...
 
     tokens: of each source's training text. capabilities: the sources whose probe text serves each.
-    probes: as open_probe_sets takes them.
+    probes, sources: as open_probe_sets takes them.
     """
 
     def __init__(
-        self, config: ProxySettings, out: Path, corpus: Path, probes: Path | None = None
+        self,
+        config: ProxySettings,
+        out: Path,
+        corpus: Path,
+        probes: Path | None = None,
+        sources: Collection[str] = (),
     ) -> None:
         self.config, self.out, self.corpus = config, out, corpus
         self.tokenizer = Tokenizer.load(corpus / "tokenizer")
         self.rows = {
-            name: self._rows(shard) for name, shard in open_shards(corpus, "train").items()
+            name: self._rows(shard) for name, shard in open_shards(corpus, "train", sources).items()
         }
         self.tokens = {source: len(rows.shard.tokens) for source, rows in self.rows.items()}
-        self.probes = open_probe_sets(corpus, probes)
+        self.probes = open_probe_sets(corpus, probes, sources)
         self.capabilities = self.probes.capabilities
 
     def _rows(self, shard: Shard) -> TextRows:
