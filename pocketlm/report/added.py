@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Any
 
-from pocketlm.report.evaluation import first_suite
 from pocketlm.report.goals import measured
 from pocketlm.report.number_format import count, percent, significant, size
 from pocketlm.report.timeline import Stage
@@ -25,7 +24,7 @@ def added(stages: Sequence[Stage], evaluation: dict[str, Any] | None) -> dict[st
     An evaluated model is compared with the evaluated one it comes from.
     """
     models = by_folder(evaluation["models"]) if evaluation else {}
-    return {stage.name: list(_words(stage, stages, models, evaluation)) for stage in stages}
+    return {stage.name: list(_words(stage, stages, models)) for stage in stages}
 
 
 def by_folder(models: Models) -> Models:
@@ -55,16 +54,10 @@ def needle_measure(models: Models) -> str | None:
     return f"needle {max(lengths)}" if lengths else None
 
 
-def _words(
-    stage: Stage, stages: Sequence[Stage], models: Models, evaluation: dict[str, Any] | None
-) -> Iterator[str]:
+def _words(stage: Stage, stages: Sequence[Stage], models: Models) -> Iterator[str]:
     for file, describe in DESCRIBED.items():
         if file in stage.files:
             yield describe(stage.files[file])
-    if stage.record["stage"] == "evaluate" and evaluation:
-        problems = next(iter(models.values()))["suites"]
-        suite = f" on {problems[first_suite(evaluation)]['n']:,} problems" if problems else ""
-        yield f"{len(models)} models measured{suite}"
     evaluated = next((models[name] for name in measured_names(stage) if name in models), None)
     if evaluated is not None:
         road = road_to(stages, stage.name)[:-1]
@@ -148,6 +141,14 @@ def _export(content: dict[str, Any]) -> str:
     return ", ".join(f"{name} {size(number)}" for name, number in content["bytes"].items())
 
 
+def _evaluation(content: dict[str, Any]) -> str:
+    models = list(content["models"].values())
+    suites = models[0].get("suites", {})  # versions up to 0.1 had none
+    first = next(iter(suites.values()), None)
+    suite = f" on {first['n']:,} problems" if first else ""
+    return f"{len(models)} models measured{suite}"
+
+
 def _bench(content: dict[str, Any]) -> str:
     return f"{len(content['models'])} models timed"
 
@@ -158,5 +159,6 @@ DESCRIBED = {
     "selection.json": _selection,
     "merge.json": _merge,
     "export.json": _export,
+    "evaluation.json": _evaluation,
     "bench.json": _bench,
 }

@@ -36,6 +36,7 @@ SHOWN_FILES = (
     "selection.json",
     "merge.json",
     "export.json",
+    "evaluation.json",
     "bench.json",
 )
 
