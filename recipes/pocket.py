@@ -114,7 +114,7 @@ PROXY = replace(STUDENT, hidden_size=64, intermediate_size=192)
 STEADY = OptimConfig(lr=1e-2, num_steps=100, warmup_steps=10, final_lr_share=1.0, optimizer="muon")
 TO_ZERO = replace(STEADY, final_lr_share=0.0)
 # 4,096 tokens a step in each: longer rows, facts further apart
-PHASES = ((64, 64, "facts-64", 125), (128, 32, "facts-128", 50), (WINDOW, 16, "facts", 100))
+PHASES = ((64, 64, "facts-64", 125), (128, 32, "facts-128", 50), (WINDOW, 16, "facts", 250))
 BASE = PretrainConfig(
     name="base",
     # linear, as R1; to a fifth, from which the annealing after it goes on
