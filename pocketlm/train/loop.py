@@ -108,7 +108,8 @@ def train(
                 done, notes = step + 1, monitor.record(step, loss, grad_norm)
                 stopping, digest = all_reduce_sum(stop.is_set(), token_digest(micro_batches))
                 metrics.log(step, loss, lr, grad_norm, tokens, int(digest), notes)
-                busy.look()
+                if ranks().first:
+                    busy.look()
                 if milestones and milestones.is_due(done, config.num_steps):
                     milestones.save(out, done, model, whole, optimizers)
                 if done % save.every_steps == 0 or done == config.num_steps or stopping:
