@@ -49,7 +49,7 @@ def measured_names(stage: Stage) -> list[str]:
 
 
 def needle_measure(models: Models) -> str | None:
-    """ "needle 1024" for the longest context that needles were searched in; None without any."""
+    """The measure of the longest context searched, as "needle 1024"; None without any."""
     lengths = [int(length) for model in models.values() for length in model.get("needle", {})]
     return f"needle {max(lengths)}" if lengths else None
 
