@@ -188,7 +188,7 @@ EXTEND = ExtendConfig(
     micro_batch_size=3,
     seed=14,
     rope_theta_factor=4.0,
-    shares=beside_text("facts-short", 0.8),
+    shares=beside_text("facts-short", 0.9),
 )
 CHAT = FinetuneConfig(
     name="chat",
@@ -386,7 +386,7 @@ def recipe(run, *, effort: float = 1.0, seed: int = 0):
     )
     long = run(
         extend_context,
-        drawn(EXTEND, optim=at(TO_ZERO, 200)),
+        drawn(EXTEND, optim=at(TO_ZERO, 300)),
         corpus=corpus,
         model=mid,
         teacher=teacher,
