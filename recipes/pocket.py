@@ -199,10 +199,11 @@ CHAT = FinetuneConfig(
     seed=15,
     sources=("problems",),
 )
+QAT = replace(TO_ZERO, warmup_steps=4)
 INT4 = QuantizeConfig(
     name="int4",
     scheme="int4_group32",
-    optim=replace(TO_ZERO, warmup_steps=4),
+    optim=QAT,
     seq_len=WINDOW,
     rows_per_step=8,
     micro_batch_size=8,
@@ -417,7 +418,7 @@ def recipe(run, *, effort: float = 1.0, seed: int = 0):
     # Conversations, four bits, and the files that ship.
     chat = run(finetune, drawn(CHAT, optim=at(TO_ZERO, 600)), corpus=corpus, model=merged)
     ptq = run(quantize, drawn(INT4, name="ptq", optim=None), model=chat)
-    int4 = run(quantize, drawn(INT4, optim=at(INT4.optim, 80, 1e-3)), model=chat, corpus=corpus)
+    int4 = run(quantize, drawn(INT4, optim=at(QAT, 80, 1e-3)), model=chat, corpus=corpus)
     files = run(export, ExportConfig(name="files"), model=int4, corpus=corpus)
     models = {"base": base, "mid": mid, "theta": theta, "long": long}
     models |= {path.name: path for path in (*specialists, merged, chat, ptq, int4)}

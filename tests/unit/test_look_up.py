@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,10 +171,12 @@ def test_needles_are_searched_with_the_models_that_are_named_or_with_all(
     for model in models:
         model.mkdir()
     config = EvaluateConfig(name="needles", suites=(), needle_tokens=(64,), needle_labels=("b",))
+    out = tmp_path / "out"
+    out.mkdir()
     wanted_by_labels = ((("b",), (False, True)), ((), (True, True)))
-    for number, (labels, wanted) in enumerate(wanted_by_labels):
-        out = tmp_path / f"out-{number}"
-        out.mkdir()
+    for labels, wanted in wanted_by_labels:
+        shutil.rmtree(out)
+        (out / "transcripts").mkdir(parents=True)
         stage.evaluate(replace(config, needle_labels=labels), out, models=models, corpus=tmp_path)
         assert tuple(searched.values()) == wanted
     with pytest.raises(ValueError, match=r"needles.needle_labels: c is none of a, b"):
