@@ -7,6 +7,7 @@ that --help is at once.
 """
 
 import os
+from collections.abc import MutableMapping
 
 import typer
 
@@ -50,13 +51,29 @@ app.command(name="pull")(pull_folder)
 app.add_typer(inspect, name="inspect")
 
 
+# how often a thread looks again before it sleeps, where it waits for another
+SPINS = "1000"
+
+
 def main() -> None:
     """The command `pocketlm`. On a GPU, segments of memory that grow leave no gaps; torch reads
     this when it first allocates.
     """
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    spin_briefly(os.environ)
     app()
+
+
+def spin_briefly(environment: MutableMapping[str, str]) -> None:
+    """Lets threads that wait for each other sleep soon, unless the user said how they wait.
+
+    libgomp's own choice, some 300 times as long, takes the core from the very thread that is waited
+    for where other processes are busy: a step then takes ten times as long
+    (benchmarks/busy_machine.py). libgomp reads it when torch is loaded, after this. No bit changes.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = SPINS
 
 
 if __name__ == "__main__":

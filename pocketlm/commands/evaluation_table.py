@@ -55,14 +55,17 @@ def _published_table(evaluation: dict[str, Any], rows: list[Beside]) -> Table:
 def _text_table(evaluation: dict[str, Any]) -> Table:
     """Needles found and bits per byte of held-out text: an evaluation without suites."""
     table = Table(title="needles found, and bits per byte", title_justify="left")
-    first = next(iter(evaluation["models"].values()))
-    lengths, domains = list(first.get("needle", {})), list(first.get("bits_per_byte", {}))
+    models = evaluation["models"].values()
+    lengths, domains = (
+        list(dict.fromkeys(name for model in models for name in model.get(key, {})))
+        for key in ("needle", "bits_per_byte")
+    )
     for name in ["model", *(f"needle {tokens}" for tokens in lengths), *domains]:
         table.add_column(name, justify="left" if name == "model" else "right")
     for label, model in evaluation["models"].items():
-        needles = [model["needle"][n] for n in lengths]
+        needles = [_found(model.get("needle", {}).get(n)) for n in lengths]
         bits = [f"{model['bits_per_byte'][domain]:.3f}" for domain in domains]
-        table.add_row(label, *(f"{needle['found']}/{needle['of']}" for needle in needles), *bits)
+        table.add_row(label, *needles, *bits)
     return table
 
 
@@ -70,7 +73,8 @@ def _models_table(evaluation: dict[str, Any], width: int) -> Table:
     """The families of problems have columns where `width` allows."""
     models, suite = evaluation["models"], first_suite(evaluation)
     first = next(iter(models.values()))
-    needles, families = list(first.get("needle", {})), families_of(evaluation, suite)
+    needles = list(dict.fromkeys(n for model in models.values() for n in model.get("needle", {})))
+    families = families_of(evaluation, suite)
     if width < 70 + 11 * len(families):
         families = []
     title = f"solved on suite {suite}" + ", and needles found" * bool(needles)
@@ -86,7 +90,7 @@ def _models_table(evaluation: dict[str, Any], width: int) -> Table:
         figures = model["suites"][suite]
         counts = [figures["problems"][family] for family in families]
         cells = [_value(figures), *(f"{c['solved'] / c['total']:.0%}" for c in counts)]
-        cells += [f"{model['needle'][n]['found']}/{model['needle'][n]['of']}" for n in needles]
+        cells += [_found(model.get("needle", {}).get(n)) for n in needles]
         table.add_row(label, *cells, *_size_and_speed(model))
     blind = constant_share(evaluation, suite)
     if blind is not None:
@@ -123,6 +127,11 @@ def _suites_table(evaluation: dict[str, Any]) -> Table:
 
 def _value(figures: dict[str, Any]) -> str:
     return value_text(figures) + "%" * (figures["metric"] != "bits_per_byte")
+
+
+def _found(needle: dict[str, Any] | None) -> str:
+    """Blank for a model that none were searched with."""
+    return f"{needle['found']}/{needle['of']}" if needle else ""
 
 
 def _size_and_speed(model: dict[str, Any]) -> tuple[str, str]:

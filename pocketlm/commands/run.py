@@ -1,6 +1,5 @@
 """`pocketlm run`: a recipe, from its file to what it leaves for its user."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,8 +133,9 @@ def run_recipe(
             where = f"in stage {live.current}" if live.current else "between stages"
             say(f"interrupted {where}; run the same command again to go on")
             raise typer.Exit(INTERRUPTED) from None
-        live.show_summary()
     if only is None:
+        from pocketlm.commands.finished import show_results
+
         show_results([call.folder for call in dry.calls])
 
 
@@ -175,36 +175,6 @@ def check_rows(calls: "list[Call]", world_size: int) -> None:
                 f"rank{'s' * (ranks > 1)}; "
                 f"make it a multiple of {together}, or choose other numbers of either"
             )
-
-
-def show_results(folders: list[Path]) -> None:
-    """What a finished recipe leaves for its user: the evaluation, the report's path, and how to
-    talk to what was made.
-    """
-    from rich.console import Console
-
-    from pocketlm.commands.evaluation_table import evaluation_table
-    from pocketlm.report.evaluation import read_evaluation
-
-    console = Console()
-    for folder in folders:
-        if (folder / "evaluation.json").is_file():
-            console.print(evaluation_table(read_evaluation(folder), console.width))
-    for page in (
-        folder / "report.html" for folder in folders if (folder / "report.html").is_file()
-    ):
-        console.print(f"report: {page.absolute()}", soft_wrap=True)
-    chats = [folder for folder in folders if (folder / "chat_template.jinja").is_file()][-1:]
-    files = [
-        file
-        for folder in folders
-        for pattern in ("*.gguf", "*.pte")
-        for file in sorted(folder.glob(pattern))
-    ]
-    if chats or files:
-        console.print("talk to what was made:")
-    for model in (*chats, *files):
-        console.print(f"  {Path(sys.argv[0])} chat {model}", soft_wrap=True)
 
 
 def run_with(words: list[str]) -> None:

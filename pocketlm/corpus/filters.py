@@ -207,4 +207,5 @@ DEFAULT_FILTERS = {
     "code": ("length", "script", "boilerplate", "repeated_lines"),
     "maths": ("length", "script", "boilerplate", "repetition"),
     "knowledge": ("length", "script", "boilerplate", "repetition"),
+    "recall": ("length", "script", "boilerplate"),  # telling again is what it is for
 }

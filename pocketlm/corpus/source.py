@@ -13,8 +13,9 @@ from pocketlm.corpus.documents import Document
 from pocketlm.corpus.filters import DEFAULT_FILTERS, FILTERS
 from pocketlm.corpus.reading import Reading
 
-# the capabilities that MobileLLM-R1 probes (section 5.1.1)
-DOMAINS = ("code", "maths", "knowledge")
+# the capabilities that MobileLLM-R1 probes (section 5.1.1); and, ours, recall: what a text itself
+# tells and asks again
+DOMAINS = ("code", "maths", "knowledge", "recall")
 # the class of each kind: a new one enters itself by its field `kind`
 KINDS: dict[str, type["Source"]] = {}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

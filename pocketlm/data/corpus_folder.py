@@ -2,6 +2,7 @@
 held-out text.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from pocketlm.data.batches import TextRows
@@ -12,9 +13,18 @@ from pocketlm.model.json_shape import NUMBER, TEXT, read_object
 from pocketlm.model.tokenizer import Tokenizer
 
 
-def open_shards(corpus: Path, split: str) -> dict[str, Shard]:
-    """All sources' shards of one split, by name."""
-    return {name: open_shard(corpus, name, split) for name in list_sources(corpus)}
+def open_shards(corpus: Path, split: str, sources: Collection[str] = ()) -> dict[str, Shard]:
+    """Sources' shards of one split, by name; of all sources where none are named. ValueError: a
+    source that the corpus lacks.
+    """
+    known = list_sources(corpus)
+    if unknown := sorted(set(sources) - set(known)):
+        raise ValueError(
+            f"{corpus} has no source {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        )
+    return {
+        name: open_shard(corpus, name, split) for name in known if not sources or name in sources
+    }
 
 
 def source_domains(corpus: Path) -> dict[str, str]:

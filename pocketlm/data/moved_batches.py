@@ -2,9 +2,11 @@
 device holds beside a network.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import overload
 
+from pocketlm.data.batches import BatchPlan, TextRows, fixed_batches, make_batches
+from pocketlm.data.mixture import uniform_shares
 from pocketlm.model.batch import Batch
 
 
@@ -50,3 +52,21 @@ class Joined(Sequence[Batch]):
             return part
         batches, number = self.places[place]
         return batches[number]
+
+
+def drawn_equally(
+    rows: Mapping[str, TextRows],
+    plan: BatchPlan,
+    fixed_rows: int | None,
+    move: Callable[[Batch], Batch],
+) -> Callable[[int], Sequence[Batch]]:
+    """Rows of some sources in equal shares: those of a step, or at most `fixed_rows` that are the
+    same at each.
+    """
+    if fixed_rows is not None:
+        fixed = MovedBatches(list(fixed_batches(rows, plan, fixed_rows)), move)
+        return lambda step: fixed
+    batches = make_batches(
+        rows, uniform_shares(dict.fromkeys(rows, 1)), plan, separate_documents=False
+    )
+    return lambda step: MovedBatches(batches(step), move)

@@ -7,7 +7,7 @@ capability of its domain.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +33,18 @@ class ProbeSets:
         return {name: tuple(shards) for name, shards in self.shards.items()}
 
 
-def open_probe_sets(corpus: Path, probes: Path | None = None) -> ProbeSets:
+def open_probe_sets(
+    corpus: Path, probes: Path | None = None, sources: Collection[str] = ()
+) -> ProbeSets:
     """The probe sets of a corpus, capabilities in alphabetical order.
 
     probes: the output of build_probes, made of this corpus or of another with the same tokenizer.
+    sources: whose held-out text serves where nothing was built; empty: of all.
     """
     if probes is not None:
         return _built_sets(corpus, probes)
-    domains, shards = source_domains(corpus), open_shards(corpus, "probe")
+    shards = open_shards(corpus, "probe", sources)
+    domains = {name: source_domains(corpus)[name] for name in shards}
     return ProbeSets(
         {
             domain: {name: shard for name, shard in shards.items() if domains[name] == domain}

@@ -9,23 +9,19 @@ stands in them before rope_theta beside them, a field left out is its class's de
 from dataclasses import replace
 
 from pocketlm.model.config_fields import DEFAULTS, Defaults, check_fields
-from pocketlm.model.json_shape import (
-    FLAG,
-    NUMBER,
-    OR_NULL,
-    TEXT,
-    TEXTS,
-    WHOLE,
-    JsonObject,
-    described,
+from pocketlm.model.json_shape import FLAG, NUMBER, OR_NULL, TEXTS, WHOLE, JsonObject, described
+from pocketlm.model.rope_fields import (
+    MOST_POSITIONS,
+    refuse_partial,
+    rope_fields,
+    scaling_of,
+    theta_of,
 )
-from pocketlm.model.rope import RopeScaling
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig
 
 CHUNKED = "chunked_attention"  # Llama 4's local layers
 # no model is larger; torch would ask for terabytes
-LARGEST_SIZE, MOST_LAYERS, MOST_POSITIONS = 2**24, 2**12, 2**31
-MOST_THETA = 1e18  # as a whole number it must fit in 64 bits
+LARGEST_SIZE, MOST_LAYERS = 2**24, 2**12
 
 
 def read_llama(raw: JsonObject) -> ModelConfig:
@@ -238,63 +234,6 @@ def _whole_heads(raw: JsonObject) -> None:
         )
 
 
-def rope_fields(raw: JsonObject) -> JsonObject:
-    """The object that holds the RoPE fields: rope_scaling, the older name, goes first, as in
-    transformers.
-    """
-    name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    rope = raw.object(name, None)
-    nested = [key for key, value in rope.items() if isinstance(value, dict)]
-    if nested:
-        raise raw.wrong(
-            name,
-            f"differs by kind of layer ({', '.join(nested)}), which this network cannot honour",
-        )
-    return rope
-
-
-def _theta(raw: JsonObject, rope: JsonObject, default: float) -> float:
-    where = rope if "rope_theta" in rope else raw
-    theta = float(where.typed("rope_theta", NUMBER, default, most=MOST_THETA))
-    if theta <= 0:
-        raise where.wrong("rope_theta", f"is {described(theta)}, more than 0 is needed")
-    return theta
-
-
-def _refuse_partial(raw: JsonObject, rope: JsonObject) -> None:
-    beside = raw.get("partial_rotary_factor")
-    if rope.get("partial_rotary_factor", 1.0 if beside is None else beside) != 1.0:
-        raise ValueError(
-            f"{raw.file}: this network cannot honour partial_rotary_factor as set there"
-        )
-
-
-def _rope_scaling(raw: JsonObject, rope: JsonObject) -> RopeScaling | None:
-    kind = rope.typed("rope_type" if "rope_type" in rope else "type", TEXT, "default")
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ValueError(
-            f"{raw.file}: rope type {kind[:40]!r} cannot be honoured here; known: default, llama3"
-        )
-    factors = {}
-    for name in ("factor", "low_freq_factor", "high_freq_factor"):
-        if name not in rope:
-            raise ValueError(f"{raw.file}: rope type llama3 lacks {name}")
-        factors[name] = float(rope.typed(name, NUMBER, most=MOST_THETA))
-        if factors[name] <= 0:
-            raise rope.wrong(name, f"is {described(rope[name])}, more than 0 is needed")
-    first = "original_max_position_embeddings"
-    # transformers lets the outer one win
-    places = [where for where in (raw, rope) if first in where]
-    original = (
-        places[0].typed(first, WHOLE, least=1, most=MOST_POSITIONS)
-        if places
-        else raw["max_position_embeddings"]
-    )
-    return RopeScaling(**factors, original_max_position_embeddings=original)
-
-
 def _shape(
     raw: JsonObject,
     defaults: Defaults,
@@ -306,7 +245,7 @@ def _shape(
 ) -> ModelConfig:
     """The fields all layouts share."""
     rope = rope_fields(raw)
-    _refuse_partial(raw, rope)
+    refuse_partial(raw, rope)
     vocab, hidden, width, heads = (
         raw.typed(name, WHOLE, least=1, most=LARGEST_SIZE)
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
@@ -341,7 +280,7 @@ def _shape(
             max_position_embeddings=raw.typed(
                 "max_position_embeddings", WHOLE, least=1, most=MOST_POSITIONS
             ),
-            rope_theta=_theta(raw, rope, defaults.rope_theta),
+            rope_theta=theta_of(raw, rope, defaults.rope_theta),
             rms_norm_eps=raw.typed("rms_norm_eps", NUMBER, defaults.rms_norm_eps, least=0),
             tie_word_embeddings=raw.get("tie_word_embeddings", False),
             use_qk_norm=use_qk_norm,
@@ -349,7 +288,7 @@ def _shape(
             layer_types=tuple(layer_types or ()) if windowed or _odd(layer_types) else (),
             sliding_window=sliding_window if windowed else None,
             initializer_range=raw.typed("initializer_range", NUMBER, 0.02, least=0, most=1),
-            rope_scaling=_rope_scaling(raw, rope),
+            rope_scaling=scaling_of(raw, rope),
         )
     except ValueError as error:
         text = str(error)

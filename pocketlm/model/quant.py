@@ -67,17 +67,14 @@ ACCELERATOR = Scheme(
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        # Pro, table 3, CPU: weights and embedding int4 in groups of 32, activations int8,
-        # asymmetric, for each token
+        # Pro, table 3, CPU: weights and embedding int4 in groups of 32, activations int8 by token
         CPU,
         # the same weights with float activations: what is lost to the weights alone
         replace(CPU, name="int4_group32_weight_only", int8_activations=False),
-        # Pro, table 3, accelerator: int4 for each output channel, ranges learned, activations not
-        # quantized. Its table and head are stored apart; whether they were trained apart is not
-        # found: here a tied model keeps one of both
+        # Pro, table 3, accelerator: int4 for each output channel, ranges learned, activations kept.
+        # Its table and head are stored apart; if trained so is not found: one of both here if tied
         ACCELERATOR,
-        # the same with the range of the weights at each step, which Pro's table 15 compares with
-        # the learned one
+        # the range of the weights at each step, which Pro's table 15 compares with the learned one
         replace(ACCELERATOR, name="int4_channel_minmax", learned_ranges=False),
         # both at three bits, for comparisons: no container of export holds them
         replace(ACCELERATOR, name="int3_channel", bits=3),

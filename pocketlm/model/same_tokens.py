@@ -7,6 +7,7 @@ for all of it, since one tokenizer is written beside weights of both.
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from pocketlm.model.tokenizer import Tokenizer
@@ -89,3 +90,16 @@ def _some(texts: Iterable[str]) -> str:
     listed = list(texts)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return ", ".join(listed[:SHOWN]) + more
+
+
+def check_words(tokenizer: Tokenizer, name: str, corpus: Path) -> None:
+    """Nothing, or a ValueError where the validation text was encoded with other words than the
+    models'.
+    """
+    differences = vocabulary_differences(tokenizer, Tokenizer.load(corpus / "tokenizer"))
+    if differences:
+        raise ValueError(
+            f"the tokenizer of {name} is not the one {corpus} was encoded with: "
+            f"{'; '.join(differences)} (the model first); "
+            "curate with tokenizer= one of the models"
+        )

@@ -1,4 +1,4 @@
-"""What came out: the files that ship, the goals, the table of all models, and answers to read."""
+"""What came out: an answer, the files that ship, the goals, and answers to read."""
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -40,11 +40,12 @@ def headline(
     evaluation: dict[str, Any],
     exports: Sequence[dict[str, Any]],
     verdicts: Sequence[Verdict],
-    claims: Sequence[Verdict],
     seconds: float,
+    answer: dict[str, Any] | None,
+    picture: Element | None,
 ) -> Element:
-    """The files with their sizes and accuracy, one paragraph on them, and each goal and claim with
-    what was reached.
+    """One answer of a file that ships, the picture of the road, one paragraph, and the files with
+    their sizes and accuracy.
     """
     models = evaluation["models"]
     shipped = shipped_labels(models)
@@ -55,15 +56,17 @@ def headline(
         for name, num_bytes in report["bytes"].items():
             if (name, num_bytes) not in measured_files:
                 tiles.append(_plain_tile(name, num_bytes, report))
-    lead = node("p", _sentence(evaluation, shipped, verdicts, seconds), class_="lead")
-    parts = [lead, node("ul", *tiles, class_="tiles")]
+    parts = [_first_answer(_file(shipped[0], models[shipped[0]]), answer)] if answer else []
+    parts.append(node("p", _sentence(evaluation, shipped, verdicts, seconds), class_="lead"))
+    parts += [*([picture] if picture is not None else []), node("ul", *tiles, class_="tiles")]
+    return section("short", "In short", *parts)
+
+
+def goals_section(verdicts: Sequence[Verdict], claims: Sequence[Verdict]) -> Element | None:
+    """Each goal and claim with what was reached, and what was missed, with what was tried."""
+    parts: list[Element] = []
     if verdicts:
         parts.append(_judged("Goals, and what was reached", "goal", verdicts, GOAL_WORDS))
-        parts += [
-            paragraph(_tried(verdict))
-            for verdict in verdicts
-            if verdict.met is False and verdict.goal.tried
-        ]
     if claims:
         parts.append(node("h3", "What the papers claim, and what this run shows of it"))
         parts.append(
@@ -71,16 +74,27 @@ def headline(
         )
         parts.append(
             paragraph(
-                "One run, one seed, no controls: a claim not shown here is not refuted, nor one "
-                "shown proved.",
+                "One run, one seed: a claim not shown here is not refuted, nor one shown proved.",
                 quiet=True,
             )
         )
-    return section("short", "In short", *parts)
+    missed = [verdict for verdict in verdicts if verdict.met is False]
+    if missed:
+        parts.append(node("h3", "What was missed"))
+        parts += [paragraph(_missed(verdict)) for verdict in missed]
+    return section("goals", "Goals, and what was missed", *parts) if parts else None
 
 
-def _tried(verdict: Verdict) -> str:
-    return f"Missed: {verdict.goal.text}. Tried: {verdict.goal.tried}"
+def _first_answer(file: str, row: dict[str, Any]) -> Element:
+    """The first problem of the suite and the file's answer to it, as a reader of a chat sees it."""
+    mark = node("span", f"{file} answers", class_="file")
+    return node("div", mark, node("pre", row["prompt"]), node("pre", _shown(row)), class_="card")
+
+
+def _missed(verdict: Verdict) -> str:
+    reached = f"{figure_text(verdict.goal)(verdict.figure)} reached, {wanted_text(verdict.goal)}"
+    tried = f" Tried: {verdict.goal.tried}" if verdict.goal.tried else ""
+    return f"Missed: {verdict.goal.text} ({reached} wanted).{tried}"
 
 
 def _sentence(
@@ -105,8 +119,6 @@ def _sentence(
         unknown = sum(verdict.met is None for verdict in verdicts)
         sentence += f" {met} of {len(verdicts)} goals {'is' if met == 1 else 'are'} met"
         sentence += f", {unknown} not measured." if unknown else "."
-        missed = [verdict.goal.text for verdict in verdicts if verdict.met is False]
-        sentence += f" Missed: {'; '.join(missed)}." if missed else ""
     return sentence
 
 
@@ -210,9 +222,6 @@ def transcripts_section(
 
 
 def _card(row: dict[str, Any]) -> Element:
-    given = row["completion"] or "(no answer)"
-    if len(given) > LONGEST_ANSWER:
-        given = f"{given[:LONGEST_ANSWER]} … ({len(given) - LONGEST_ANSWER:,} more characters)"
     mark = (
         node("span", "✓ right", class_="met")
         if row["correct"]
@@ -221,7 +230,14 @@ def _card(row: dict[str, Any]) -> Element:
     expected = None if row["correct"] else f"; expected {row['answer']}"
     cut = "; cut before its end" if row.get("cut") else None
     heading = paragraph(mark, f" · {_spaced(row['family'])}", expected, cut)
-    return node("div", heading, node("pre", row["prompt"]), node("pre", given), class_="card")
+    return node("div", heading, node("pre", row["prompt"]), node("pre", _shown(row)), class_="card")
+
+
+def _shown(row: dict[str, Any]) -> str:
+    given = row["completion"] or "(no answer)"
+    if len(given) > LONGEST_ANSWER:
+        given = f"{given[:LONGEST_ANSWER]} … ({len(given) - LONGEST_ANSWER:,} more characters)"
+    return given
 
 
 def _in_turn(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

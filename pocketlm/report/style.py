@@ -91,6 +91,9 @@ svg text.cell { fill: var(--text); }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .zero { stroke: var(--quiet); stroke-width: 1; }
 svg .raw { fill: none; stroke: var(--c1); stroke-width: 1; opacity: .32; }
+svg .line { fill: none; stroke: var(--own); stroke-width: 2.5; stroke-linejoin: round; }
+.wide-picture svg { min-width: 34rem; }
+td.added { min-width: 15rem; max-width: 26rem; }
 svg .curve { fill: none; stroke: var(--c1); stroke-width: 2; stroke-linejoin: round; }
 svg .rate { fill: none; stroke: var(--c2); stroke-width: 1.2; stroke-dasharray: 4 3; }
 svg text.rate { fill: var(--quiet); stroke: none; }

@@ -4,7 +4,7 @@ config.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,20 +45,23 @@ class Stage:
         return "training" if self.steps else "other"
 
 
-def road_section(stages: Sequence[Stage]) -> Element:
-    """The stages in order, each bar where its time lies in the whole."""
+def road_section(stages: Sequence[Stage], added: Mapping[str, Sequence[str]]) -> Element:
+    """The stages in order with what each added, each bar where its time lies in the whole."""
     whole = sum(stage.seconds for stage in stages) or 1.0
     start, rows = 0.0, []
     for stage in stages:
         colour, share = KINDS[stage.kind][0], stage.seconds / whole
-        words = f"{stage.name}: {duration(stage.seconds)}, {100 * share:.0f} % of the whole"
-        cell = node("td", bar(words, [(share, colour, words)], start=start), class_="bar")
+        title = f"{stage.name}: {duration(stage.seconds)}, {100 * share:.0f} % of the whole"
+        cell = node("td", bar(title, [(share, colour, title)], start=start), class_="bar")
         origin = node("td", ", ".join(_origins(stage)) or MISSING, class_="hide-narrow origin")
         function = node("td", node("code", stage.record["stage"]), class_="hide-narrow")
-        rows.append([stage.name, function, origin, cell, number(duration(stage.seconds))])
+        words = node("td", "; ".join(added[stage.name]) or MISSING, class_="added")
+        took = number(duration(stage.seconds))
+        rows.append([stage.name, words, function, origin, cell, took])
         start += share
     headings = [
         "stage",
+        "what it added",
         node("th", "function", class_="hide-narrow", scope="col"),
         node("th", "made from", class_="hide-narrow", scope="col"),
         "when",

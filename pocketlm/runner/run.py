@@ -29,7 +29,7 @@ from pocketlm.runner.dry_run import DryRun
 from pocketlm.runner.overrides import check_stages, nearest
 from pocketlm.runner.record import RECORD, Call, list_outputs, read_record, started
 from pocketlm.runner.schedule import Coordinator, runs_on_all_ranks, take_turn, turns
-from pocketlm.runner.tables import duration, summary_table
+from pocketlm.runner.tables import duration
 
 
 class Run:
@@ -61,8 +61,6 @@ class Run:
         self.current: str | None = None  # the stages now running
         self.console = Console(stderr=True, highlight=False)
         self._total = f" of {len(plan.calls)}" if plan else ""
-        # stage, function, outcome, seconds
-        self._summary: list[tuple[str, str, str, float]] = []
         if plan:
             check_stages(plan.settings, plan.names)
             if only is not None and only not in plan.names:
@@ -193,14 +191,9 @@ class Run:
             self.console.print(text, soft_wrap=True)
 
     def _print_outcome(self, call: Call, outcome: str, seconds: float) -> None:
-        self._summary.append((call.name, call.record["stage"], outcome, seconds))
         self.console.print(
             f"{call.name}: {outcome}, {duration(seconds)}", style="dim", soft_wrap=True
         )
-
-    def show_summary(self) -> None:
-        """Prints the stages of this run with their seconds."""
-        self.console.print(summary_table(f"{self.run_dir}", self._summary))
 
     # ---- one process at a time ----
 

@@ -1,11 +1,9 @@
-"""Tables of a run for the terminal: its stages before it, and what each took after it."""
+"""Tables of a run for the terminal: its stages and their state."""
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from pocketlm.runner.dry_run import DryRun
@@ -59,20 +57,6 @@ def key_figures(config: Any, count: int = 4) -> str:
         name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))
     }
     return " ".join(f"{name}={value}" for name, value in list(plain.items())[:count])
-
-
-def summary_table(title: str, rows: Sequence[tuple[str, str, str, float]]) -> Table:
-    """What each stage of a run took: (stage, function, "ran" or the like, seconds)."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("stage", "function", "", "seconds"):
-        table.add_column(
-            heading, justify="right" if heading == "seconds" else "left", no_wrap=heading != ""
-        )
-    for name, function, outcome, seconds in rows:
-        table.add_row(name, function, outcome, f"{seconds:,.1f}")
-    table.add_section()
-    table.add_row("together", "", "", f"{sum(row[3] for row in rows):,.1f}")
-    return table
 
 
 def duration(seconds: float) -> str:

@@ -52,6 +52,7 @@ class EvaluateConfig:
     needle in, each with needle_trials trials, hidden in held-out text of the sources `haystack`.
     needle: a note and a question about it, or a fact whose beginning is repeated (easier:
     eval/look_up.py), with `distractors` other facts in the text. needle_seed: of the trials.
+    needle_labels: of the models to search with; empty: all.
     unsafe_exec: where no sandbox of the operating system holds, run programs that a model wrote
     with limits alone.
     """
@@ -72,6 +73,7 @@ class EvaluateConfig:
     needle: Literal["note", "fact"] = "note"
     distractors: int = 0
     needle_seed: int = NEEDLE_SEED
+    needle_labels: tuple[str, ...] = ()
     speed_tokens: int = 32
     runtime: str | None = None  # what computes the folders among the models (inference/open.py)
     unsafe_exec: bool = False
@@ -128,6 +130,10 @@ def evaluate(
             f"{config.name}.labels must be {len(models)} different names, one for each model; got "
             f"{list(labels)}"
         )
+    if unknown := sorted(set(config.needle_labels) - set(labels)):
+        raise ValueError(
+            f"{config.name}.needle_labels: {', '.join(unknown)} is none of {', '.join(labels)}"
+        )
     if corpus is None and (config.bits_tokens or config.rank_tokens or config.needle_tokens):
         raise ValueError(
             f"{config.name}: bits_tokens, rank_tokens and needle_tokens need a corpus as input"
@@ -152,7 +158,8 @@ def evaluate(
                 described = {"path": path.name, "bytes": size_of(path), "sha256": sha256_of(path)}
                 if path.is_dir() and any(path.glob("model*.safetensors")):  # no adapter's folder
                     described["parameters"] = count_numbers(path)
-                measured = measure(config, path, tests, corpus, answers, report)
+                searched = not config.needle_labels or label in config.needle_labels
+                measured = measure(config, path, tests, corpus, answers, report, needles=searched)
                 write_json(finished, {**described, **measured})
             figures[label] = read_object(finished)
             progress.update(bar, completed=len(figures) * documents)
@@ -174,10 +181,12 @@ def measure(
     corpus: Path | None,
     answers: Callable[[str], Path],
     report: Callable[[str, int], None],
+    *,
+    needles: bool = True,
 ) -> dict[str, Any]:
-    """The figures of one model; its answers to a suite are kept in
-    the file answers(suite). report(what, documents): the
-    progress callback, with how many documents are done.
+    """The figures of one model; its answers to a suite are kept in the file answers(suite).
+    report(what, documents): the progress callback, with how many documents are done. needles:
+    whether they are searched, where the config has any.
     """
     figures: dict[str, Any] = {"suites": {}}
     before = 0
@@ -216,7 +225,7 @@ def measure(
             figures["rank_me"] = rank_of_states(model, documents, window)
         report("speed", before)
         speed = measure_speed(model, config.speed_tokens, config.speed_tokens, repeats=3)
-    if corpus is not None and config.needle_tokens:
+    if corpus is not None and config.needle_tokens and needles:
         report("needles", before)
         figures["needle"] = _needles(config, path, corpus)
     figures["tokens_per_second"] = speed["decode_tokens_per_second"]

@@ -40,8 +40,9 @@ class MixConfig:
     budget_tokens, max_epochs: a method that caps repetition passes over no source more than
     max_epochs times in a training of budget_tokens. validation_tokens: held-out text of each domain
     that the mixes are compared on. num_seeds: trainings on each compared mix, with other first
-    weights and rows; the methods themselves choose by the first. save: how often a proxy's state is
-    written.
+    weights and rows; the methods themselves choose by the first. sources: those that are mixed,
+    where a corpus holds others for trainings with shares of their own; empty: all. save: how often
+    a proxy's state is written.
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -56,6 +57,7 @@ class MixConfig:
     budget_tokens: int
     max_epochs: float
     seed: int
+    sources: tuple[str, ...] = ()
     validation_tokens: int = 6000
     num_seeds: int = 1
     save: SaveConfig = SaveConfig(every_steps=50)
@@ -111,7 +113,7 @@ def find_mix(config: MixConfig, out: Path, *, corpus: Path, probes: Path | None 
     baseline and a weak one; size-proportional is the one to beat (docs/log.md). All ranks train
     each proxy together, and divide what is measured.
     """
-    proxies = Proxies(config, out, corpus, probes)
+    proxies = Proxies(config, out, corpus, probes, config.sources)
     if not (out / "mix.json").is_file():
         write_mixes(config, out, proxies)
     proxies.remove_states()

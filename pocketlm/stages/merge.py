@@ -26,7 +26,6 @@ from pocketlm.model.merging import (
     single_weights,
     weight_grid,
 )
-from pocketlm.model.same_tokens import vocabulary_differences
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distributed.fsdp import to_device
@@ -116,7 +115,7 @@ def merge(
     check_mergeable(networks, labels)
     check_same_words(tokenizers, labels)
     tokenizer, template_of = merged_tokenizer(tokenizers[: len(names)], names)
-    check_corpus(tokenizer, names[0], corpus)
+    check_words(tokenizer, names[0], corpus)
     states = [network.state_dict() for network in networks]
     branches, trunk_states = states[: len(names)], states[len(names) :]
     # of its own: a state dict shares its model's memory
@@ -186,19 +185,6 @@ def merged_tokenizer(tokenizers: list[Tokenizer], names: list[str]) -> tuple[Tok
         )
         Console(stderr=True, highlight=False).print(text, style="dim", soft_wrap=True)
     return tokenizers[chatting[0]], names[chatting[0]]
-
-
-def check_corpus(tokenizer: Tokenizer, name: str, corpus: Path) -> None:
-    """Nothing, or a ValueError where the validation text was encoded with other words than the
-    models'.
-    """
-    differences = vocabulary_differences(tokenizer, Tokenizer.load(corpus / "tokenizer"))
-    if differences:
-        raise ValueError(
-            f"the tokenizer of {name} is not the one {corpus} was encoded with: "
-            f"{'; '.join(differences)} (the model first); "
-            "curate with tokenizer= one of the models"
-        )
 
 
 # ---- the search ----

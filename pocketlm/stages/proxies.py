@@ -7,16 +7,16 @@ together, and divide what is measured; an interrupted stage repeats neither.
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pocketlm.data.batches import BatchPlan, TextRows, fixed_batches, make_batches
+from pocketlm.data.batches import BatchPlan, TextRows, make_batches
 from pocketlm.data.corpus_folder import held_out_texts, open_shards, source_domains
 from pocketlm.data.mixing.problem import FirstOrder, Milestone
-from pocketlm.data.mixture import Shares, uniform_shares
-from pocketlm.data.moved_batches import Joined, MovedBatches
+from pocketlm.data.mixture import Shares
+from pocketlm.data.moved_batches import Joined, drawn_equally
 from pocketlm.data.probe_sets import open_probe_sets
 from pocketlm.data.shards import Shard
 from pocketlm.eval.perplexity import bits_per_byte
@@ -71,19 +71,24 @@ class Proxies:
     """The proxies of one stage, in out/proxies; those of further seeds in out/proxies-seed-2, ...
 
     tokens: of each source's training text. capabilities: the sources whose probe text serves each.
-    probes: as open_probe_sets takes them.
+    probes, sources: as open_probe_sets takes them.
     """
 
     def __init__(
-        self, config: ProxySettings, out: Path, corpus: Path, probes: Path | None = None
+        self,
+        config: ProxySettings,
+        out: Path,
+        corpus: Path,
+        probes: Path | None = None,
+        sources: Collection[str] = (),
     ) -> None:
         self.config, self.out, self.corpus = config, out, corpus
         self.tokenizer = Tokenizer.load(corpus / "tokenizer")
         self.rows = {
-            name: self._rows(shard) for name, shard in open_shards(corpus, "train").items()
+            name: self._rows(shard) for name, shard in open_shards(corpus, "train", sources).items()
         }
         self.tokens = {source: len(rows.shard.tokens) for source, rows in self.rows.items()}
-        self.probes = open_probe_sets(corpus, probes)
+        self.probes = open_probe_sets(corpus, probes, sources)
         self.capabilities = self.probes.capabilities
         # the proxies of this call by what they were trained on: the number of the seed, and shares
         self._by_shares: dict[tuple[int, SharesKey], str] = {}
@@ -228,7 +233,7 @@ class Proxies:
         name = next(names)
         folder = self.folder(name)
         draw_sources = {
-            source: _draw({source: rows}, self._plan(1, whole=True), fixed_rows)
+            source: drawn_equally({source: rows}, self._plan(1, whole=True), fixed_rows, here)
             for source, rows in self.rows.items()
         }
         draw_probes = {
@@ -310,7 +315,7 @@ class Proxies:
                 f"no held-out text of domain {capability!r}; raise probe_share and "
                 "validation_share in curate"
             )
-        return _draw(serving, plan, fixed_rows)
+        return drawn_equally(serving, plan, fixed_rows, here)
 
     def remove_states(self) -> None:
         """Deletes the trainings' states and milestones; their metrics stay."""
@@ -331,19 +336,6 @@ def _own_part(jobs: list[Any]) -> list[Any]:
     return jobs[process.rank :: process.world_size]
 
 
-def _draw(
-    rows: Mapping[str, TextRows], plan: BatchPlan, fixed_rows: int | None
-) -> Callable[[int], Sequence[Batch]]:
-    """Rows of some sources in equal shares: those of a step, or at most `fixed_rows` that are the
-    same at each. Each batch lies on the device only while it is looked at.
-    """
-    if fixed_rows is not None:
-        fixed = MovedBatches(list(fixed_batches(rows, plan, fixed_rows)), _here)
-        return lambda step: fixed
-    shares = uniform_shares(dict.fromkeys(rows, 1))
-    batches = make_batches(rows, shares, plan, separate_documents=False)
-    return lambda step: MovedBatches(batches(step), _here)
-
-
-def _here(batch: Batch) -> Batch:
+def here(batch: Batch) -> Batch:
+    """The batch on this rank's device."""
     return to_device(batch, device())

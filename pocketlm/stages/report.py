@@ -8,6 +8,7 @@ from pocketlm.eval.answers_file import transcript
 from pocketlm.model.files import read_json, write_text
 from pocketlm.model.json_lines import json_lines
 from pocketlm.model.json_shape import read_object
+from pocketlm.report.added import added
 from pocketlm.report.conversations import conversations_section
 from pocketlm.report.corpus import curation_section, selection_section
 from pocketlm.report.evaluation import first_suite, read_evaluation
@@ -19,7 +20,8 @@ from pocketlm.report.model_table import evaluation_section
 from pocketlm.report.number_format import duration
 from pocketlm.report.page import page
 from pocketlm.report.probes import probes_section
-from pocketlm.report.results import headline, shipped_labels, transcripts_section
+from pocketlm.report.results import goals_section, headline, shipped_labels, transcripts_section
+from pocketlm.report.road_picture import road_picture
 from pocketlm.report.speed import speed_section
 from pocketlm.report.timeline import Stage, curves_section, recipe_section, road_section
 
@@ -34,6 +36,7 @@ SHOWN_FILES = (
     "selection.json",
     "merge.json",
     "export.json",
+    "evaluation.json",
     "bench.json",
 )
 
@@ -80,11 +83,13 @@ def report(config: ReportConfig, out: Path, *, stages: list[Path], evaluation: P
     seconds = sum(stage.seconds for stage in read)
     label = shipped_labels(models)[0]
     answers = read_answers(evaluation, label, first_suite(measured))
+    first = next((row for row in answers if "completion" in row), None)
     sections = [
-        headline(measured, exports, verdicts, claims, seconds),
+        headline(measured, exports, verdicts, seconds, first, road_picture(read, measured)),
+        road_section(read, added(read, measured)),
         evaluation_section(measured),
+        goals_section(verdicts, claims),
         speed_section(read),
-        road_section(read),
         curves_section(read),
         curation_section(read, config.examples),
         conversations_section(read),

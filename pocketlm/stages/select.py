@@ -66,7 +66,8 @@ class SelectConfig:
     "joint": as many pieces of each source, drawn by the seed. shares_by: of the sources,
     "density", the mean influence of what was kept (R1), or "kept", its tokens. stop_below: the
     share of positive influence under which no round is worth it, 0 for never; stop_on: counted by
-    "mass", influence x tokens, or by "samples".
+    "mass", influence x tokens, or by "samples". sources: those that are scored, and probes of them;
+    empty: all.
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -86,6 +87,7 @@ class SelectConfig:
     shares_by: SharesBy = "density"
     stop_below: float = 0.0
     stop_on: StopOn = "mass"
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field, known in {"score": SCORES, **CHOICES}.items():
@@ -130,7 +132,7 @@ def select(
     again. previous: the selection of the round before; where that one stopped, so does this, and
     scores nothing.
     """
-    shards = open_shards(corpus, "train")
+    shards = open_shards(corpus, "train", config.sources)
     network, tokenizer = load_checkpoint(model)
     groups = {
         name: Candidates(config, name, shard, tokenizer.eos_id) for name, shard in shards.items()
@@ -140,7 +142,7 @@ def select(
         network.eval().requires_grad_(False)  # activations alone are kept for the backward pass
         network.to(device())
         network.compute = ComputeSettings(dtype=dtype_of(config.compute_dtype, device()))
-        sets = open_probe_sets(corpus, probes)
+        sets = open_probe_sets(corpus, probes, config.sources)
         directions = _directions(config, network, sets, groups, tokenizer.eos_id)
 
         for name, source in groups.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 from pocketlm.model.arithmetic import on_threads
 from pocketlm.model.batch import Batch
 from pocketlm.model.transformer import Transformer
+from pocketlm.train.busy import BusyMonitor
 from pocketlm.train.checkpoint import SaveConfig, StateWriter
 from pocketlm.train.distributed.fsdp import (
     clip_gradients,
@@ -78,6 +79,7 @@ def train(
     settings, where = compute_settings(model, config), next(model.parameters()).device
     monitor, metrics = LossMonitor(read_metrics(out, first_step)), NoMetrics()
     last_step, batches = config.num_steps - 1, ready(batches, where)
+    busy = BusyMonitor(label)
     try:
         with (
             computing(model, settings),
@@ -107,6 +109,8 @@ def train(
                 done, notes = step + 1, monitor.record(step, loss, grad_norm)
                 stopping, digest = all_reduce_sum(stop.is_set(), token_digest(micro_batches))
                 metrics.log(step, loss, lr, grad_norm, tokens, int(digest), notes)
+                if ranks().first:
+                    busy.look()
                 if milestones and milestones.is_due(done, config.num_steps):
                     milestones.save(out, done, model, whole, optimizers)
                 if done % save.every_steps == 0 or done == config.num_steps or stopping:

@@ -383,6 +383,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "max_epochs": 0.6,
         "validation_tokens": 200,
         "num_seeds": 2,
+        "sources": ("problems", "texts"),
     },
     ProbeConfig: {
         "name": "other",
@@ -467,6 +468,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "shares_by": "kept",
         "stop_below": 1.0,
         "stop_on": "samples",
+        "sources": ("problems", "texts"),
     },
     ExtendConfig: {
         "name": "other",
@@ -580,6 +582,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "needle": "fact",
         "distractors": 1,
         "needle_seed": 1,
+        "needle_labels": ("nobody",),  # which is refused
         "speed_tokens": 6,
         "unsafe_exec": True,
     },

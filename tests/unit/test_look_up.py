@@ -1,7 +1,11 @@
 """Facts to look up: how their documents and trials are made."""
 
+import importlib
 import re
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -12,6 +16,7 @@ from pocketlm.corpus.sources import FactSource
 from pocketlm.eval.look_up import fact_trials
 from pocketlm.eval.retrieval import find_needles
 from pocketlm.problems.look_up_facts import SYLLABLES, draw_facts, generate_facts, names
+from pocketlm.stages.evaluate import EvaluateConfig
 
 TOLD = re.compile(r"(\w\w) (\w\w)=(\d\d)\.")
 WORDS = [f"word{number}" for number in range(50)]
@@ -150,3 +155,29 @@ def test_a_source_of_facts_is_these_documents_with_words_of_the_standard_library
 def test_facts_of_one_document_have_different_names() -> None:
     facts = draw_facts(Random(1), 60, names(held_out=True))
     assert len({(fact.first, fact.second) for fact in facts}) == 60
+
+
+def test_needles_are_searched_with_the_models_that_are_named_or_with_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage, searched = importlib.import_module("pocketlm.stages.evaluate"), {}
+
+    def measure(config: Any, path: Path, *rest: object, needles: bool) -> dict[str, Any]:
+        searched[path.name] = needles
+        return {"suites": {}}
+
+    monkeypatch.setattr(stage, "measure", measure)
+    models = [tmp_path / name for name in ("a", "b")]
+    for model in models:
+        model.mkdir()
+    config = EvaluateConfig(name="needles", suites=(), needle_tokens=(64,), needle_labels=("b",))
+    out = tmp_path / "out"
+    out.mkdir()
+    wanted_by_labels = ((("b",), (False, True)), ((), (True, True)))
+    for labels, wanted in wanted_by_labels:
+        shutil.rmtree(out)
+        (out / "transcripts").mkdir(parents=True)
+        stage.evaluate(replace(config, needle_labels=labels), out, models=models, corpus=tmp_path)
+        assert tuple(searched.values()) == wanted
+    with pytest.raises(ValueError, match=r"needles.needle_labels: c is none of a, b"):
+        stage.evaluate(replace(config, needle_labels=("c",)), out, models=models, corpus=tmp_path)

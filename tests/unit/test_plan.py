@@ -318,8 +318,8 @@ def test_every_kind_of_stage_of_the_demo_is_planned_or_said_not_to_be(tmp_path: 
     assert (
         int4 and chat and int4.teacher == int4.model == chat.model and int4.scheme == "int4_group32"
     )
-    # the prior's run, which is the mix by size, three steps from it, and uniform
-    assert planned["mix"].work is not None and planned["mix"].work.copies == 5
+    # the prior's run, which is the mix by size, a step from it, and uniform
+    assert planned["mix"].work is not None and planned["mix"].work.copies == 3
     assert planned["select1"].at_most and "at most" in planned["select1"].notes[0]
     assert planned["long"].work is not None and planned["merged"].like is not None
     assert planned["long"].work.model == planned["merged"].like.model
