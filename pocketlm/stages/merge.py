@@ -26,6 +26,7 @@ from pocketlm.model.merging import (
     single_weights,
     weight_grid,
 )
+from pocketlm.model.same_tokens import check_words
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.distributed.fsdp import to_device

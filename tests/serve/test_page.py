@@ -45,7 +45,7 @@ def served(backend: SpokenBackend, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]
 
     with sync_playwright() as playwright:
         program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -195,7 +195,7 @@ def test_settings_reach_the_model_and_dark_stays(page: Any, backend: SpokenBacke
 
 @pytest.mark.parametrize("width", [375, 1200])
 def test_axe_finds_nothing(page: Any, width: int) -> None:
-    from axe_playwright_python.sync_playwright import Axe
+    from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-not-found]
 
     ask(page, "Solve it", "maths")
     answered(page)

@@ -143,9 +143,10 @@ def test_terminal_and_report_show_them_too():
         (100, ("documents: the first 100 here",), ("58.9", "? the paper leaves fields")),
     ):
         given = evaluation(135_000_000, limit)
-        console = Console(width=200, file=io.StringIO())
+        printed = io.StringIO()
+        console = Console(width=200, file=printed)
         console.print(evaluation_table(given, 200))
-        texts = (console.file.getvalue(), to_html(evaluation_section(given)))
+        texts = (printed.getvalue(), to_html(evaluation_section(given)))
         for text in texts:
             assert "MobileLLM-R1, table 13" in text
             assert all(part in text for part in present), present
