@@ -1,10 +1,12 @@
 """What README and docs print can be typed: its commands run, its Python answers, flags exist."""
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import urllib.request
 from functools import cache
 from pathlib import Path
 
@@ -83,10 +85,35 @@ def typed(line: str, place: Path, stdin: str = "") -> str:
     return done.stdout
 
 
+def served_page(line: str, place: Path) -> str:
+    """The page of a server that is then stopped."""
+    environment = {**os.environ, "PATH": f"{COMMAND.parent}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        f"exec {line} --port 0",
+        shell=True,
+        cwd=place,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stderr is not None
+            greeting = "".join(itertools.islice(server.stderr, 2))
+            match = re.search(r"http://127\.0\.0\.1:\d+", greeting)
+            assert match, greeting
+            with urllib.request.urlopen(match[0], timeout=60) as page:
+                return page.read().decode()
+        finally:
+            server.terminate()
+
+
 def test_the_commands_of_the_readme_do_what_it_says(place: Path) -> None:
     lines = commands(DOCS[0].read_text())
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
+        if line.startswith("pocketlm serve "):
+            assert "<title>pocketlm</title>" in served_page(line, place)
+            continue
         cut = next((more for recipe, more in CUT.items() if recipe in line), "")
         typed(f"{line} {cut}", place, stdin="Compute 11+31+20.\n")
     assert (place / "models" / "SmolLM2-135M" / "model.safetensors").is_file()
