@@ -195,6 +195,10 @@ def shares_table(study: Study) -> list[str]:
     return lines
 
 
+# figures beside a method's own ranks: steps that it tried, counts
+UNRANKED = ("line_search", "influence.rows", "influence.positive_mass")
+
+
 def left_out_lines(left_out: Mapping[str, Any]) -> list[str]:
     """Equation 1's matrix, the rank correlations with it, and what limits them."""
     effects = left_out["effects"]
@@ -209,6 +213,8 @@ def left_out_lines(left_out: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {source} | {' | '.join(cells)} |")
     lines += ["", "| rank correlation with it | capability | Spearman |", "|---|---|---|"]
     for row in left_out.get("rank_correlations", []):
+        if row["figure"].startswith(UNRANKED):
+            continue
         value = "constant" if row["spearman"] is None else f"{row['spearman']:+.2f}"
         lines.append(f"| {row['mix']}: {row['figure']} | {row['capability']} | {value} |")
     return [*lines, "", *(f"Note: {warning}." for warning in left_out["warnings"])]
