@@ -121,8 +121,10 @@ def network_imports(path: Path) -> tuple[str, ...]:
         ("pocketlm", "model", "transformer.py"): (
             *kernels,
             "pocketlm.model.attention",
+            "pocketlm.model.layers",
             "pocketlm.model.rope",
         ),
+        ("pocketlm", "model", "layers.py"): kernels,
     }
     return alone.get(path.parts, ())
 

@@ -102,7 +102,10 @@ def hugging_face_config(
     """config.json in that layout."""
     fields = asdict(config)
     extras = {"qk_norm_weight": fields.pop("qk_norm_weight"), "quantization": quantization}
-    for ours in ("use_qk_norm", "layer_types", "sliding_window", "rope_scaling", "layer_repeats"):
+    for ours in (
+        *("use_qk_norm", "layer_types", "sliding_window", "rope_scaling", "layer_repeats"),
+        "qkv_bias",
+    ):
         fields.pop(ours)
     scaling = config.rope_scaling
     rope = {"rope_type": "llama3", **asdict(scaling)} if scaling else {"rope_type": "default"}

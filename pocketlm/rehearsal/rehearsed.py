@@ -128,7 +128,7 @@ def chat_sources(corpus: Call, calls: Iterable[Call]) -> set[str]:
         shares = getattr(call.config, "shares", None)
         if shares is not None:
             read |= set(shares)
-        elif hasattr(call.config, "sources"):
+        elif hasattr(call.config, "too_long"):  # a stage of conversations
             chosen = getattr(call.config, "conversation_shares", None) or call.config.sources
             answered |= set(chosen) or names
     return (answered & names) - read

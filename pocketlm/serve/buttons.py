@@ -33,7 +33,7 @@ NO_BUTTONS = Buttons()
 
 
 class Desk:
-    """Calls one of the functions at a time, in a thread; who comes meanwhile is told to wait."""
+    """Calls one of the functions at a time, in a thread; who comes meanwhile must wait."""
 
     def __init__(self, buttons: Buttons) -> None:
         self.buttons, self.taken = buttons, threading.Lock()

@@ -26,7 +26,7 @@ def test_it_answers_until_it_is_interrupted(tmp_path: Path) -> None:
         assert process.stderr is not None
         lines = [process.stderr.readline() for _ in range(2)]
         assert "checkpoint, 100 tokens of context, 2 answered side by side" in lines[0]
-        match = re.match(r"http://127\.0\.0\.1:(\d+)/v1 speaks OpenAI's API", lines[1])
+        match = re.match(r"http://127\.0\.0\.1:(\d+) is a page to talk on", lines[1])
         assert match, lines
         served = Running(port=int(match[1]), backend=None)  # type: ignore[arg-type]
         body = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0}

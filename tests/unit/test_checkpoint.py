@@ -194,7 +194,7 @@ def test_a_learned_qk_norm_is_not_taken_for_a_weightless_one(folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "gemma3"}, "model_type 'gemma3' is not read here; known: llama, qwen3"),
+        ({"model_type": "gemma3"}, "model_type 'gemma3' is not read here; known: llama, qwen2"),
         ({"model_type": None}, "model_type None is not read here"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},

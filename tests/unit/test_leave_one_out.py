@@ -188,8 +188,8 @@ def test_a_source_that_serves_no_capability_is_named_and_measured_by_the_others(
 ):
     probes = tmp_path / "probes"
 
-    def opened(corpus: Path, given: Path | None = None) -> ProbeSets:
-        assert given == probes
+    def opened(corpus: Path, given: Path | None = None, sources: tuple[str, ...] = ()) -> ProbeSets:
+        assert given == probes and not sources
         return ProbeSets({"maths": {"sums": open_shards(corpus, "probe")["sums"]}})
 
     monkeypatch.setattr(proxies, "open_probe_sets", opened)

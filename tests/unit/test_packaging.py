@@ -48,7 +48,12 @@ def test_every_package_that_is_imported_is_declared() -> None:
         for module in imports(path) - set(sys.stdlib_module_names) - {"pocketlm"}
         if not {package(name) for name in distributions.get(module, [module])} & declared
     }
-    assert not undeclared
+    assert undeclared == {
+        # what somebody may have: without it one sentence says so
+        "pocketlm/eval/instructions.py: langdetect",
+        "pocketlm/train/head_kernels.py: cut_cross_entropy",
+        "pocketlm/train/head_kernels.py: liger_kernel",
+    }
 
 
 def test_every_declared_package_is_of_use() -> None:
