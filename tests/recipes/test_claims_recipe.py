@@ -36,13 +36,14 @@ def test_every_condition_is_about_arms_that_are_evaluated_for_each_seed(
         arms = set(call.config.arms)
         for goal in call.config.parts:
             assert {goal.model, goal.compared_to} <= arms | {None}, goal.text
-        evaluations = call.inputs["evaluations"]
+        evaluations, read = call.inputs["evaluations"], call.inputs["records"]
+        assert isinstance(evaluations, list) and isinstance(read, list)
         assert len(evaluations) == 2
         for folder in evaluations:
             evaluation = configs[folder.name]
             assert isinstance(evaluation, EvaluateConfig) and set(evaluation.labels) == arms
         # its seconds are those of its own stages, the evaluations among them
-        records = {record.parent for record in call.inputs["records"]}
+        records = {record.parent for record in read}
         assert set(evaluations) <= records
 
 
