@@ -17,6 +17,7 @@ from sandbox_attacks import (
     ATTACKS,
     LIMITS,
     OUTSIDE,
+    PATIENT,
     READING,
     Outside,
     adopt_orphans,
@@ -83,7 +84,7 @@ def before(world: Outside) -> frozenset[int]:
 @pytest.mark.parametrize("user", USERS)
 def test_the_right_answers_pass(layer: Layer, user: int | None, world: Outside) -> None:
     right = f"def solve(n):\n    return {world.answers}[str(n)]\n"
-    assert judged(right, world, *place(layer, user), LIMITS).verdict == "pass"
+    assert judged(right, world, *place(layer, user), PATIENT).verdict == "pass"
     assert world.harm() == []
 
 
@@ -92,8 +93,10 @@ def test_an_attack_fails_and_reaches_nothing(
     case: tuple[Layer, int | None, str], world: Outside, before: frozenset[int]
 ) -> None:
     layer, user, name = case
-    judgement = judged(program(name, world.places), world, *place(layer, user), LIMITS)
-    assert judgement.verdict in (ATTACKS[name][1] or NO_PASS), judgement
+    verdicts = ATTACKS[name][1] or NO_PASS
+    limits = LIMITS if "timeout" in verdicts else PATIENT
+    judgement = judged(program(name, world.places), world, *place(layer, user), limits)
+    assert judgement.verdict in verdicts, judgement
     assert world.harm() == []
     assert orphans(before) == []
 
@@ -115,7 +118,7 @@ def test_an_orphan_that_has_become_another_program_is_seen(before: frozenset[int
 
 def test_files_can_be_read_without_a_layer_and_the_harness_sees_a_pass(world: Outside) -> None:
     source = program("answers read from disk", world.places)
-    assert judged(source, world, *place(BARE, None), LIMITS).verdict == "pass"
+    assert judged(source, world, *place(BARE, None), PATIENT).verdict == "pass"
 
 
 def test_there_are_at_least_forty_attacks() -> None:
