@@ -807,7 +807,7 @@ def mixing(study: Path):
         "swarm": "a law over 16 proxies",
     }
     config = JudgeConfig(
-        name="mixing",
+        name="found-mixes",
         claim="Shares that were found beat shares proportional to size.",
         source="MobileLLM-R1, section 5; MobileLLM-Pro, section 5; the study: "
         "recipes/mixing_study.py",
