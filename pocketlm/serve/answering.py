@@ -43,6 +43,7 @@ class Endpoint:
 
     async def _answer(self, receive: Receive, send: Send) -> None:
         try:
+            self.service.places.refuse_where_full()  # before any work is done for it
             body = json_object((await receive())["body"])
             # off the event loop: a long text takes a while to encode
             job = await asyncio.to_thread(self._job, body)

@@ -1,7 +1,6 @@
 """What a model's file says of itself, for people and for the page."""
 
 import collections
-import json
 import math
 import re
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 from pocketlm.inference.gguf_header import read_header
 from pocketlm.inference.open import size_of
 from pocketlm.model.checkpoint import quantization_of
+from pocketlm.model.json_shape import read_object
 from pocketlm.model.weights import open_safetensors, weight_files
 from pocketlm.serve.backend import Backend
 
-# in the front matter of a model card
-LICENCE = re.compile(r"^license:\s*[\"']?([^\"'\n]+)", re.MULTILINE)
+FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)  # of a model card
+LICENCE = re.compile(r"^(license(?:_name)?):\s*[\"']?([^\"'\n]+)", re.MULTILINE)
 
 
 def card_of(path: Path, model: str, backend: Backend) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
         **_exported(path),
         "parameters": numbers.total(),
         "weights": dict(numbers.most_common()),
-        "licence": header.text("general.license", "") or _licence(path.parent),
+        "licence": header.text("general.license", "") or licence_of(path.parent),
     }
 
 
 def _beside(path: Path) -> dict[str, Any]:
     """Of a checkpoint folder, or of a .pte by the record of its export."""
     if path.is_file():
-        return {**_exported(path), "licence": _licence(path.parent)}
+        return {**_exported(path), "licence": licence_of(path.parent)}
     numbers: collections.Counter[str] = collections.Counter()
     for file in weight_files(path):
         with open_safetensors(file) as content:
@@ -74,15 +74,17 @@ def _beside(path: Path) -> dict[str, Any]:
         "parameters": numbers.total(),
         "weights": dict(numbers.most_common()),
         "trained_for": quantization_of(path),
-        "licence": _licence(path),
+        "licence": licence_of(path),
     }
 
 
-def _licence(folder: Path) -> str | None:
-    """The one that a model card's front matter names."""
+def licence_of(folder: Path) -> str | None:
+    """The one that a model card's front matter names, and not only as "other"."""
     readme = folder / "README.md"
-    match = LICENCE.search(readme.read_text(errors="replace")) if readme.is_file() else None
-    return match[1].strip() if match else None
+    front = FRONT_MATTER.match(readme.read_text(errors="replace")) if readme.is_file() else None
+    named = dict(LICENCE.findall(front[1])) if front else {}
+    licence = named.get("license_name") or named.get("license")
+    return licence.strip() if licence else None
 
 
 def _exported(path: Path) -> dict[str, Any]:
@@ -90,8 +92,6 @@ def _exported(path: Path) -> dict[str, Any]:
     record = path.with_name("export.json")
     if not record.is_file():
         return {}
-    said = json.loads(record.read_text())
-    return {
-        "trained_for": said.get("quantization"),
-        "agreement": said.get("agreement", {}).get(path.name),
-    }
+    said = read_object(record)
+    agreement = said.object("agreement", None).get(path.name)
+    return {"trained_for": said.get("quantization"), "agreement": agreement}

@@ -51,7 +51,7 @@ class TorchBackend:
                 if piece.ended:
                     return
         finally:
-            text.left = True
+            text.abandoned = True
 
     def healthy(self) -> bool:
         return self._thread.is_alive()
@@ -92,7 +92,7 @@ class TorchBackend:
                 return
             if text is None:
                 return
-            if text.left:
+            if text.abandoned:
                 continue
             running.append(text)
             text.choose(self._rows.join(text.wanted.ids, text.wanted.max_new_tokens))
@@ -100,7 +100,7 @@ class TorchBackend:
 
     def _drop(self, running: list["_Text"]) -> None:
         """Take out the texts that ended, and those whose reader has left."""
-        rows = [row for row, text in enumerate(running) if not (text.ended or text.left)]
+        rows = [row for row, text in enumerate(running) if not (text.ended or text.abandoned)]
         if len(rows) < len(running):
             running[:] = [running[row] for row in rows]
             self._rows.keep(rows)
@@ -112,7 +112,7 @@ class _Text:
     def __init__(self, wanted: Wanted, tokenizer: Tokenizer) -> None:
         self.wanted, self.tokenizer = wanted, tokenizer
         self.pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
-        self.left = False  # the reader is gone
+        self.abandoned = False  # the reader is gone
         self.ended: Literal["stop", "length"] | None = None
         self.newest = -1
         self._loop = asyncio.get_running_loop()
@@ -150,7 +150,7 @@ class _Text:
         try:
             self._loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
         except RuntimeError:  # the event loop is closed: the server has ended
-            self.left = True
+            self.abandoned = True
 
 
 def score_of(logits: Tensor, token: int, count: int, tokenizer: Tokenizer) -> Score:

@@ -23,15 +23,7 @@ class Places:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """A place for one answer, waited for; a Refusal where too many wait already."""
-        if self.waiting >= self.most and self._free.locked():
-            seconds = str(self.retry_after())
-            raise Refusal(
-                503,
-                f"{self.running} requests are being answered and {self.waiting} wait, as many as "
-                f"may; come again in {seconds} s",
-                code="overloaded",
-                headers={"Retry-After": seconds},
-            )
+        self.refuse_where_full()
         self.waiting += 1
         try:
             await self._free.acquire()
@@ -45,6 +37,19 @@ class Places:
             self.running -= 1
             self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
             self._free.release()
+
+    def refuse_where_full(self) -> None:
+        """Nothing, or a Refusal where no more may wait."""
+        if self.waiting < self.most or not self._free.locked():
+            return
+        seconds = str(self.retry_after())
+        raise Refusal(
+            503,
+            f"{self.running} requests are being answered and {self.waiting} wait, as many as may; "
+            f"come again in {seconds} s",
+            code="overloaded",
+            headers={"Retry-After": seconds},
+        )
 
     def retry_after(self) -> int:
         """Seconds until about half of those who wait have their place."""

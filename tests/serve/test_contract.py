@@ -323,6 +323,8 @@ def test_more_than_may_wait_are_refused_and_told_when_to_come(served: Running) -
             answer = json.loads(response.read())
             assert response.status == 503 and answer["error"]["code"] == "overloaded"
             assert int(response.getheader("Retry-After") or 0) >= 1
+        # before anything is made of its body
+        assert served.ask(CHAT, {**GREEDY, "messages": []})[0] == 503
     served.wait_for("requests_running", 0)
     assert served.ask(CHAT, GREEDY)[0] == 200
 

@@ -95,6 +95,8 @@ def test_mathematics_is_set_thinking_is_folded_and_an_own_answer_is_checked(page
     assert page.locator(".katex-display").count() == 1
     assert "$5 or $6" in page.inner_text("article.assistant")
     assert page.locator("details.thinking[open]").count() == 0
+    assert page.inner_text("summary").startswith("Thought, ")
+    assert page.inner_text("summary").endswith(" tokens")
     page.click("summary")
     assert "Seven goes first." in page.inner_text("details")
     page.fill(".check input", "x=5")
@@ -129,13 +131,13 @@ def test_nothing_in_an_answer_can_run_or_fetch(page: Any) -> None:
 def test_esc_stops_the_server_s_work_and_a_reload_keeps_what_was_said(
     page: Any, backend: SpokenBackend
 ) -> None:
-    left = backend.left_early
+    before = backend.left_early
     ask(page, "a long one")
     until(page, "document.querySelector('article.assistant').innerText.length > 40")
     page.keyboard.press("Escape")
     page.wait_for_selector(".facts:has-text('stopped')")
     page.wait_for_timeout(300)
-    assert backend.left_early == left + 1
+    assert backend.left_early == before + 1
     page.reload()
     page.wait_for_selector(".facts:has-text('stopped')")
     assert page.inner_text("article.user").startswith("a long one")
@@ -162,6 +164,19 @@ def test_a_question_is_edited_and_an_answer_made_anew_without_its_thinking(
     page.wait_for_timeout(300)
     answered(page)
     assert len(backend.prompts) == before + 1
+
+
+def test_two_tabs_keep_one_list(page: Any, served: Running) -> None:
+    other = page.context.new_page()
+    other.goto(f"http://127.0.0.1:{served.port}/")
+    until(other, "document.title.includes('\u00b7')")
+    for tab, question in ((page, "first"), (other, "second"), (page, "third")):
+        ask(tab, question)
+        until(tab, "document.getElementById('send').textContent === 'Send'")
+    page.reload()
+    page.wait_for_selector("#conversations >> text=second")
+    assert page.locator("#conversations li").count() == 2
+    assert page.locator("article.user").count() == 2
 
 
 def test_a_phone_sees_the_conversation_and_opens_the_list(page: Any) -> None:
@@ -202,7 +217,7 @@ def test_axe_finds_nothing(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.wait_for_timeout(200)
     for _ in ("light", "dark"):
-        found = Axe().run(page).response["violations"]
-        assert not found, [(item["id"], item["nodes"][0]["html"]) for item in found]
+        violations = Axe().run(page).response["violations"]
+        assert not violations, [(v["id"], v["nodes"][0]["html"]) for v in violations]
         if width == 1200:
             page.click("#theme")

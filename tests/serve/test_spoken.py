@@ -15,6 +15,7 @@ pytest.importorskip("starlette", reason="needs the extra pocketlm[serve]")
 pytest.importorskip("uvicorn", reason="needs the extra pocketlm[serve]")
 
 from pocketlm.model.tokenizer import CHATML, Tokenizer
+from pocketlm.serve.card import licence_of
 from pocketlm.serve.http_server import ServeConfig
 from pocketlm.serve.torch_backend import TorchBackend
 from tests.serve.running import Running, running
@@ -182,6 +183,12 @@ def test_the_card_says_what_the_file_is(folder: Path) -> None:
         card = served.ask("/api/model")[1]
     assert card["licence"] == "apache-2.0" and card["context"] == 2000 and card["chat"]
     assert card["parameters"] == sum(card["weights"].values()) and 32 <= card["bits"] < 40
+    for front, licence in (
+        ("---\nlicense: other\nlicense_name: fair\n---\n", "fair"),
+        ("# Mine\n\nlicense: none that is meant\n", None),
+    ):
+        (folder / "README.md").write_text(front)
+        assert licence_of(folder) == licence
 
 
 def test_the_page_s_files_may_run_no_other_script(

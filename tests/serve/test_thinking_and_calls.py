@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -35,6 +35,17 @@ def cuts(text: str) -> Iterator[list[str]]:
     yield from ([text[:place], text[place:]] for place in range(1, len(text)))
 
 
+def given(thinking: Thinking, pieces: Iterable[str]) -> tuple[str, str]:
+    """(thinking, content) of an answer that comes in pieces."""
+    parts = [part for piece in pieces for part in thinking.give(piece)]
+    parts += thinking.give("", final=True)
+    reasoning, content = (
+        "".join(part for kind, part in parts if kind == wanted)
+        for wanted in ("reasoning", "content")
+    )
+    return reasoning, content
+
+
 @pytest.mark.parametrize(("text", "opened", "reasoning", "content"), CASES)
 def test_thinking_is_split_off_however_the_text_comes(
     text: str, opened: bool, reasoning: str, content: str
@@ -42,12 +53,7 @@ def test_thinking_is_split_off_however_the_text_comes(
     assert split(text, opened) == (reasoning, content)
     for pieces in cuts(text):
         thinking = Thinking(opened)
-        parts = [part for piece in pieces for part in thinking.give(piece)]
-        parts += thinking.give("", final=True)
-        joined = {"reasoning": "", "content": ""}
-        for kind, part in parts:
-            joined[kind] += part
-        assert (joined["reasoning"], joined["content"]) == (reasoning, content), pieces
+        assert given(thinking, pieces) == (reasoning, content), pieces
         assert not thinking.thought_before
 
 
@@ -124,12 +130,4 @@ def test_every_pair_of_cases_ends_alike_in_one_piece_or_many() -> None:
         if not content:
             continue
         text = first + second
-        whole = Thinking(opened)
-        parts = [*whole.give(text), *whole.give("", final=True)]
-        single = Thinking(opened)
-        pieces = [part for character in text for part in single.give(character)]
-        pieces += single.give("", final=True)
-        for kind in ("reasoning", "content"):
-            assert "".join(p for k, p in parts if k == kind) == "".join(
-                p for k, p in pieces if k == kind
-            ), text
+        assert given(Thinking(opened), [text]) == given(Thinking(opened), text), text

@@ -45,9 +45,11 @@ const seconds = (value) => (value < 60 ? `${value.toFixed(1)} s` :
 
 // ---- conversations ----
 
-function keep() {
-  current.changed = Date.now();
-  if (current.messages.length && !conversations.includes(current)) conversations.unshift(current);
+function keep(conversation = current) {
+  conversation.changed = Date.now();
+  if (conversation.messages.length && !conversations.includes(conversation)) {
+    conversations.unshift(conversation);
+  }
   conversations.sort((a, b) => (b.changed ?? 0) - (a.changed ?? 0));
   notice(store.saveConversations(conversations));
 }
@@ -140,9 +142,9 @@ function fill(article, message, streaming) {
     const folded = article.querySelector("details");
     const thinking = streaming && !message.content;
     const time = message.thought ? `, ${seconds(message.thought)}` : "";
-    const words = count(message.reasoning.trim().split(/\s+/).length);
+    const tokens = message.thinking ? `, ${count(message.thinking)} tokens` : "";
     parts.push(node("details", {class: "thinking", open: folded?.open ?? false},
-      node("summary", {}, thinking ? `Thinking${time} …` : `Thought${time}, ${words} words`),
+      node("summary", {}, thinking ? `Thinking${time} …` : `Thought${time}${tokens}`),
       node("div", {class: "text"}, rendered(message.reasoning))));
   }
   const text = node("div", {class: "text"}, rendered(message.content));
@@ -289,6 +291,7 @@ async function answer(index) {
     });
     message.finish = finish;
     message.tokens = usage?.completion_tokens;
+    message.thinking = usage?.completion_tokens_details?.reasoning_tokens;
     message.total = usage?.total_tokens;
   } catch (error) {
     if (controller.signal.aborted) message.stopped = true;
@@ -300,7 +303,7 @@ async function answer(index) {
     stop = null;
     sending(false);
   }
-  if (conversations.includes(conversation)) keep();
+  if (conversations.includes(conversation)) keep(conversation);
   if (conversation === current) draw();
   say(message.error ?? (message.stopped ? "Stopped" : `Answered. ${factsOf(message)}`));
 }
@@ -421,6 +424,13 @@ function wire() {
     settings.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
     store.saveSettings(settings);
     theme();
+  });
+  // another tab kept something: both lists become one, and what is open here stays as it is here
+  window.addEventListener("storage", (event) => {
+    if (event.key !== store.CONVERSATIONS) return;
+    conversations = store.loadConversations()
+      .map((conversation) => (conversation.id === current.id ? current : conversation));
+    drawSide();
   });
   $("show-card").addEventListener("click", showCard);
   $("show-settings").addEventListener("click", showSettings);

@@ -1,6 +1,7 @@
 // Conversations and settings, kept in this browser alone.
 
-const CONVERSATIONS = "pocketlm.conversations", SETTINGS = "pocketlm.settings";
+export const CONVERSATIONS = "pocketlm.conversations";
+const SETTINGS = "pocketlm.settings", KEY = "pocketlm.key";
 
 export const PRESETS = {
   none: {name: "No role", system: ""},
@@ -38,14 +39,23 @@ export function saveSettings(settings) {
   return write(SETTINGS, settings);
 }
 
-// The server's key, where it wants one: until this tab is closed.
+// The server's key, where it wants one: until this tab is closed, or the page where the browser
+// keeps nothing.
+let key = "";
+
 export function loadKey() {
-  return sessionStorage.getItem("pocketlm.key") ?? "";
+  try {
+    return sessionStorage.getItem(KEY) ?? key;
+  } catch {
+    return key;
+  }
 }
 
-export function saveKey(key) {
-  if (key) sessionStorage.setItem("pocketlm.key", key);
-  else sessionStorage.removeItem("pocketlm.key");
+export function saveKey(value) {
+  key = value;
+  try {
+    sessionStorage.setItem(KEY, value);
+  } catch { /* it is in `key` */ }
 }
 
 export function newConversation(preset = "none") {
