@@ -1,3 +1,4 @@
+# make install  the environment alone: .venv, with the command as .venv/bin/pocketlm
 # make demo   every stage of both papers on this computer, from nothing: environment, then recipes/pocket.py
 # make test   lint, types and the whole test suite, in the same environment
 # make quick  the same without the tests marked slow (tests/conftest.py)
@@ -21,7 +22,9 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test quick lint pytest-test pytest-quick rehearsals gpu constraints clean
+.PHONY: install demo test quick lint pytest-test pytest-quick rehearsals gpu constraints clean
+
+install: $(READY)
 
 demo: $(READY)
 	$(BIN)/pocketlm run recipes/pocket.py $(RUN)
