@@ -48,6 +48,7 @@ class PteNetwork(nn.Module):
     ) -> None:
         super().__init__()
         config = model.config
+        int8_cache |= scheme is not None and scheme.int8_cache
         store = Int8Cache if int8_cache else FloatCache
         self.context_length = context_length
         self.chunk = chunk_tokens(config.vocab_size, context_length)

@@ -134,6 +134,12 @@ class Shared(NamedTuple):
 
 
 class Attention(nn.Module):
+    """as_cached: what keys and values [B, T, K, E] become before they are attended to, where
+    training is to see what a rounding cache will hold (model/quant.py).
+    """
+
+    as_cached: Callable[[Tensor], Tensor] | None = None
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -162,6 +168,8 @@ class Attention(nn.Module):
             q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
         q = rotate(q, *(last_tokens(angles, Q) for angles in rope)).to(v.dtype)
         k = rotate(k, *rope).to(v.dtype)
+        if self.as_cached is not None:
+            k, v = self.as_cached(k), self.as_cached(v)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H, Q, E], [B, K, T, E] twice
         out = attention.attend(q, k, v, layer, self.window)
         return self.o_proj(out.transpose(1, 2).reshape(B, Q, -1), dtype)
