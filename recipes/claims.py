@@ -4,6 +4,7 @@ can repeat.
     pocketlm run recipes/claims.py
     pocketlm run recipes/claims.py --claim positional_distillation --seeds 3
     pocketlm run recipes/claims.py --study runs/mixing      # and mixing, from a finished study
+    pocketlm run recipes/claims.py --more quantization=9    # the seeds that the page asks for
 
 A claim is a function: it trains its arms once for each seed, evaluates them, and leaves the verdict
 to conditions that were written before the runs (the Goal lists below). A condition is shown where
@@ -842,11 +843,25 @@ CLAIMS = {
 }
 
 
+def numbers_by_claim(text: str, claims: list[str]) -> dict[str, int]:
+    """Of "NAME=NUMBER,NAME=NUMBER" the numbers by name."""
+    numbers = {}
+    for entry in filter(None, text.split(",")):
+        name, equals, number = entry.partition("=")
+        if name not in claims or not equals or not number.isdecimal():
+            raise ValueError(
+                f"--more {entry!r}: give NAME=NUMBER, of the claims that run: {', '.join(claims)}"
+            )
+        numbers[name] = int(number)
+    return numbers
+
+
 def recipe(
     run,
     *,
     claim: str = "all",
     seeds: int = 3,
+    more: str = "",
     first_seed: int = 201,
     effort: float = 1.0,
     study: Path | None = None,
@@ -855,22 +870,24 @@ def recipe(
 
     --study: a finished run of recipes/mixing_study.py, from which mixing is judged too
 
-    seeds: how many runs of each arm. first_seed: of the runs; seeds 101 to 103 were used while the
-    settings were chosen (docs/log.md). effort: how many steps each training takes.
+    seeds: how many runs of each arm. more: other numbers for claims that the page says more seeds
+    would decide, as "quantization=9,positional_distillation=7". first_seed: of the runs; seeds 101
+    to 103 were used while the settings were chosen (docs/log.md). effort: how many steps each
+    training takes.
     """
     chosen = list(CLAIMS) if claim == "all" else claim.split(",")
     if unknown := [name for name in chosen if name not in CLAIMS]:
         raise ValueError(
             f"claim {', '.join(map(repr, unknown))} is unknown; known: all, {', '.join(CLAIMS)}"
         )
-    if seeds < 1:
-        raise ValueError(f"seeds {seeds} must be at least 1; a verdict needs two")
+    counts = dict.fromkeys(chosen, seeds) | numbers_by_claim(more, chosen)
+    if min(counts.values()) < 1:
+        raise ValueError(f"seeds {min(counts.values())} must be at least 1; a verdict needs two")
 
     def steps(optim: OptimConfig, count: int) -> OptimConfig:
         count = max(2, round(count * effort))
         return replace(optim, num_steps=count, warmup_steps=min(optim.warmup_steps, count // 2))
 
-    numbers = range(first_seed, first_seed + seeds)
     shared = Shared(run, steps)
     verdicts = []
     for name in chosen:
@@ -881,6 +898,7 @@ def recipe(
             records.append(folder / "stage.json")
             return folder
 
+        numbers = range(first_seed, first_seed + counts[name])
         config, evaluations = CLAIMS[name](recorded, numbers, steps, shared)
         verdicts.append(run(judge, config, evaluations=evaluations, records=records))
     if study is not None:

@@ -47,6 +47,23 @@ def test_every_condition_is_about_arms_that_are_evaluated_for_each_seed(
         assert set(evaluations) <= records
 
 
+def test_a_claim_may_have_more_seeds_than_the_others(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE)
+    calls = dry_run(
+        recipe, tmp_path, claim="repetition,quantization", seeds=2, more="quantization=4"
+    ).calls
+    numbers = {}
+    for call in calls:
+        if isinstance(call.config, JudgeConfig):
+            evaluations = call.inputs["evaluations"]
+            assert isinstance(evaluations, list)
+            numbers[call.name] = len(evaluations)
+    assert numbers == {"repetition": 2, "quantization": 4}
+    for wrong in ("quantization", "quantization=x", "merging=4", "quantization=0"):
+        with pytest.raises(ValueError, match=r"give NAME=NUMBER, of the claims that run|at least"):
+            dry_run(recipe, tmp_path, claim="quantization", more=wrong)
+
+
 def test_what_is_called_equal_in_size_is(module: ModuleType) -> None:
     size = num_parameters(module.TINY)
     for layers, width, inner, heads in module.DEPTHS.values():
