@@ -4,6 +4,7 @@ can repeat.
     pocketlm run recipes/claims.py
     pocketlm run recipes/claims.py --claim positional_distillation --seeds 3
     pocketlm run recipes/claims.py --study runs/mixing      # and mixing, from a finished study
+    pocketlm run recipes/claims.py --more quantization=9    # the seeds that the page asks for
 
 A claim is a function: it trains its arms once for each seed, evaluates them, and leaves the verdict
 to conditions that were written before the runs (the Goal lists below). A condition is shown where
@@ -333,9 +334,11 @@ def distillation(run, seeds, steps, shared):
     arms = {
         "base": "120 steps by labels",
         "teacher": "a network of three times the size, 200 steps by labels",
+        "weak": "the same network after 60 steps",
         "labels": "the base, 40 steps more by labels",
         "kd": "the same steps by the teacher's distribution",
         "mixed": "half of each loss",
+        "kd-weak": "the same steps by the weak teacher's distribution",
         "self": "control: the base is its own teacher",
         "longer": "control: labels for the operations that kd takes, 80 steps",
     }
@@ -348,22 +351,30 @@ def distillation(run, seeds, steps, shared):
             at_most("less loss than labels in as many operations", "kd", "longer"),
             at_most("it is the teacher, not its softness", "kd", "self"),
             at_most("the teacher is the better model", "teacher", "labels"),
+            at_most("a better teacher teaches more", "kd", "kd-weak"),
         ),
         arms=arms,
         measures=DOMAINS,
-        note="Bits per byte of held-out text of the training sources. One teacher for all seeds. A "
-        "forward pass of the teacher costs what a step of the student does.",
+        note="Bits per byte of held-out text of the training sources. One pair of teachers for all "
+        "seeds. A forward pass of the teacher costs what a step of the student does.",
     )
     corpus = shared.text()
-    wide = replace(PHASE, name="teacher", model=TEACHER, optim=steps(PHASE.optim, 200), seed=1)
-    teacher = run(pretrain, wide, corpus=corpus)
+    teacher, weak = (
+        run(
+            pretrain,
+            replace(PHASE, name=name, model=TEACHER, optim=steps(PHASE.optim, count), seed=1),
+            corpus=corpus,
+        )
+        for name, count in (("teacher", 200), ("weak-teacher", 60))
+    )
     evaluations = []
     for seed in seeds:
         base = shared.base(seed)
-        models = {"base": base, "teacher": teacher, "labels": shared.mid(seed)}
+        models = {"base": base, "teacher": teacher, "weak": weak, "labels": shared.mid(seed)}
         for arm, count, teachers, share in (
             ("kd", MID_STEPS, {"teacher": teacher}, 0.0),
             ("mixed", MID_STEPS, {"teacher": teacher}, 0.5),
+            ("kd-weak", MID_STEPS, {"teacher": weak}, 0.0),
             ("self", MID_STEPS, {"teacher": base}, 0.0),
             ("longer", 2 * MID_STEPS, {}, 0.0),
         ):
@@ -383,18 +394,35 @@ def distillation(run, seeds, steps, shared):
 
 # as many parameters as TINY, to 1 %: layers, width, inner width, heads
 DEPTHS = {"thin": (6, 64, 220, 2), "wide": (1, 144, 463, 4)}
+SHAPES = {
+    name: replace(
+        TINY,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+    )
+    for name, (layers, width, inner, heads) in DEPTHS.items()
+} | {"shared": replace(TINY, layer_repeats=2)}
 
 
 def deep_and_thin(run, seeds, steps, shared):
-    arms = {"thin": "6 layers of 64", "middle": "3 layers of 96", "wide": "1 layer of 144"}
+    arms = {
+        "thin": "6 layers of 64",
+        "middle": "3 layers of 96",
+        "wide": "1 layer of 144",
+        "shared": "3 layers of 96, each applied twice in a row",
+    }
     config = JudgeConfig(
         name="deep-and-thin",
-        claim="Of networks of one size, deep and thin ones learn more than shallow and wide ones.",
+        claim="Of networks of one size, deep and thin ones learn more than shallow and wide ones, "
+        "and one whose blocks are applied twice more than one whose are not.",
         source="MobileLLM (2024), section 2",
         parts=(
             at_most("six layers beat one", "thin", "wide"),
             at_most("six layers beat three", "thin", "middle"),
             at_most("three layers beat one", "middle", "wide"),
+            at_most("blocks applied twice beat the same applied once", "shared", "middle"),
         ),
         arms=arms,
         measures=(*DOMAINS, "tokens_per_second"),
@@ -406,14 +434,7 @@ def deep_and_thin(run, seeds, steps, shared):
     evaluations = []
     for seed in seeds:
         models = {"middle": shared.base(seed)}
-        for arm, (layers, width, inner, heads) in DEPTHS.items():
-            shape = replace(
-                TINY,
-                num_hidden_layers=layers,
-                hidden_size=width,
-                intermediate_size=inner,
-                num_attention_heads=heads,
-            )
+        for arm, shape in SHAPES.items():
             phase = replace(PHASE, model=shape, optim=steps(PHASE.optim, PRETRAINING), seed=seed)
             models[arm] = run(pretrain, replace(phase, name=f"{arm}-{seed}"), corpus=corpus)
         evaluations.append(compared(run, f"depths-{seed}", models, arms, corpus))
@@ -502,6 +523,7 @@ def filtering(run, seeds, steps, shared):
         "filter": "samples of positive influence in pre-training's shares",
         "both": "R1: samples of positive influence in shares by density",
         "random": "control: as many samples of each source, any, in pre-training's shares",
+        "pool": "as both, chosen from four times as many samples",
     }
     config = JudgeConfig(
         name="filtering",
@@ -512,25 +534,30 @@ def filtering(run, seeds, steps, shared):
             at_most("both together help", "both", "neither"),
             at_most("the filter beats dropping at random", "filter", "random"),
             at_most("density beats pre-training's shares", "density", "neither"),
+            at_most("a larger pool to choose from helps", "pool", "both"),
         ),
         arms=arms,
         measures=DOMAINS,
         note="The mean over domains is what the influence is computed for (a probe set of each); "
         "maths is the generated problems. All arms by labels, at nine tenths of the rate at which "
-        "pre-training ended. 40,000 tokens of each source are scored.",
+        "pre-training ended. 40,000 tokens of each source are scored, for the larger pool 160,000.",
     )
     corpus = shared.text()
     evaluations = []
     for seed in seeds:
         base = shared.base(seed)
-        kept, dropped = (
+        kept, dropped, pool = (
             run(
                 select,
-                replace(SELECT, name=f"{name}-{seed}", seed=seed, filter=rule),
+                replace(SELECT, name=f"{name}-{seed}", seed=seed, **how),
                 corpus=corpus,
                 model=base,
             )
-            for name, rule in (("kept", "joint"), ("any", "random"))
+            for name, how in (
+                ("kept", {"filter": "joint"}),
+                ("any", {"filter": "random"}),
+                ("pool", {"filter": "joint", "candidate_tokens": 4 * SELECT.candidate_tokens}),
+            )
         )
         models = {"base": base, "neither": shared.mid(seed)}
         for arm, shares, inputs in (
@@ -538,6 +565,7 @@ def filtering(run, seeds, steps, shared):
             ("filter", SHARES, {"selection": kept}),
             ("both", None, {"selection": kept}),
             ("random", SHARES, {"selection": dropped}),
+            ("pool", None, {"selection": pool}),
         ):
             phase = replace(GO_ON, name=f"mid-{arm}-{seed}", shares=shares, seed=seed)
             phase = replace(phase, optim=steps(MID, MID_STEPS))
@@ -644,8 +672,8 @@ def quantization(run, seeds, steps, shared):
         ),
         arms=arms,
         measures=DOMAINS,
-        note="Pro trains for int4 alone; its int8 cache of keys and values is not simulated here. "
-        "`longer` shows what 30 more steps by labels do to the model in full precision.",
+        note="Pro trains for int4 alone. `longer` shows what 30 more steps by labels do to the "
+        "model in full precision.",
     )
     corpus = shared.text()
     evaluations = []
@@ -671,6 +699,51 @@ def quantization(run, seeds, steps, shared):
                 )
                 models[f"{arm}-{bits}"] = run(quantize, how, corpus=corpus, model=full)
         evaluations.append(compared(run, f"quantized-{seed}", models, arms, corpus))
+    return config, evaluations
+
+
+# ---- Pro, table 3: keys and values in eight bits ----
+
+NO_COST = 0.005  # bits a byte, a third of what seeds differ by
+
+
+def int8_cache(run, seeds, steps, shared):
+    arms = {
+        "full": "120 steps and an anneal of 120, full precision",
+        "ptq": "rounded to 4 bits in groups of 32, activations to int8",
+        "ptq-cache": "the same, keys and values rounded to int8 too",
+        "qat": "30 steps of QAT, taught by the full model",
+        "qat-cache": "Pro: the same, with keys and values in int8",
+    }
+    config = JudgeConfig(
+        name="int8-cache",
+        claim="Keys and values in int8 cost nothing beside weights of four bits, rounded or "
+        "trained so.",
+        source="MobileLLM-Pro, table 3; where they are rounded is not published",
+        parts=(
+            at_most("rounding them costs nothing", "ptq-cache", "ptq", NO_COST),
+            at_most("nor where training sees it", "qat-cache", "qat", NO_COST),
+            at_most("QAT beats rounding with them", "qat-cache", "ptq-cache"),
+        ),
+        arms=arms,
+        measures=DOMAINS,
+        note="One asymmetric range for each token over all heads, after RoPE. Nothing is at most "
+        f"{NO_COST} bits a byte.",
+    )
+    corpus = shared.text()
+    evaluations = []
+    for seed in seeds:
+        models = {"full": shared.annealed(seed)}
+        for arm in list(arms)[1:]:
+            how = replace(
+                QUANTIZE,
+                name=f"{arm}-32-{seed}",
+                scheme="int4_group32_int8_cache" if arm.endswith("cache") else "int4_group32",
+                optim=steps(FEW_BITS, QAT_STEPS) if arm.startswith("qat") else None,
+                seed=seed,
+            )
+            models[arm] = run(quantize, how, corpus=corpus, model=models["full"])
+        evaluations.append(compared(run, f"caches-{seed}", models, arms, corpus))
     return config, evaluations
 
 
@@ -723,6 +796,76 @@ def learning_rate(run, seeds, steps, shared):
             models[f"{name}-mid"] = run(pretrain, mid, corpus=corpus, model=models[name])
         ranked = replace(HELD_OUT, rank_tokens=6_000)
         evaluations.append(compared(run, f"rates-{seed}", models, arms, corpus, ranked))
+    return config, evaluations
+
+
+# ---- R1, table 3: two phases ----
+
+# half of the steps each; together the shares of SHARES
+GENERAL = {"problems": 0.1, "recall": 0.1, "reference": 0.18, "docstrings": 0.18, "code": 0.44}
+REASONING = {name: round(2 * share - GENERAL[name], 3) for name, share in SHARES.items()}
+
+
+def phases(run, seeds, steps, shared):
+    arms = {
+        "mixed": "control: 120 steps, all text in the same shares from first to last",
+        "phases": "R1: 60 steps with a tenth of problems, then 60 with seven tenths",
+        "reversed": "control: the second half first",
+    }
+    config = JudgeConfig(
+        name="phases",
+        claim="Reasoning text in a second phase teaches more than the same text from the beginning "
+        "on.",
+        source="MobileLLM-R1, table 3: phase 2 weighs maths and code up; not compared there",
+        parts=(
+            at_most("two phases beat one, all text", "phases", "mixed"),
+            at_most("two phases beat one, problems", "phases", "mixed", measure="bits maths"),
+            at_most("the order matters", "phases", "reversed"),
+        ),
+        arms=arms,
+        measures=DOMAINS,
+        note="As many tokens of each source in every arm, one learning-rate schedule over both "
+        "halves: the rate of the second begins where that of the first ends.",
+    )
+    corpus = shared.text()
+    half = PRETRAINING // 2
+    middle = (1 + PHASE.optim.final_lr_share) / 2  # of the peak: where one linear decay stands
+    evaluations = []
+    for seed in seeds:
+        models = {"mixed": shared.base(seed)}
+        for arm, order in (("phases", (GENERAL, REASONING)), ("reversed", (REASONING, GENERAL))):
+            first = steps(replace(PHASE.optim, final_lr_share=middle), half)
+            second = replace(
+                PHASE.optim,
+                lr=PHASE.optim.lr * middle,
+                warmup_steps=0,
+                final_lr_share=PHASE.optim.final_lr_share / middle,
+            )
+            model = run(
+                pretrain,
+                replace(
+                    PHASE,
+                    name=f"{arm}-1-{seed}",
+                    model=TINY,
+                    optim=first,
+                    shares=order[0],
+                    seed=seed,
+                ),
+                corpus=corpus,
+            )
+            models[arm] = run(
+                pretrain,
+                replace(
+                    PHASE,
+                    name=f"{arm}-2-{seed}",
+                    optim=steps(second, half),
+                    shares=order[1],
+                    seed=seed + 1000,  # other rows than those of the first half
+                ),
+                corpus=corpus,
+                model=model,
+            )
+        evaluations.append(compared(run, f"phased-{seed}", models, arms, corpus))
     return config, evaluations
 
 
@@ -837,9 +980,24 @@ CLAIMS = {
     "filtering": filtering,
     "merging": merging,
     "quantization": quantization,
+    "int8_cache": int8_cache,
     "learning_rate": learning_rate,
+    "phases": phases,
     "repetition": repetition,
 }
+
+
+def numbers_by_claim(text: str, claims: list[str]) -> dict[str, int]:
+    """Of "NAME=NUMBER,NAME=NUMBER" the numbers by name."""
+    numbers = {}
+    for entry in filter(None, text.split(",")):
+        name, equals, number = entry.partition("=")
+        if name not in claims or not equals or not number.isdecimal():
+            raise ValueError(
+                f"--more {entry!r}: give NAME=NUMBER, of the claims that run: {', '.join(claims)}"
+            )
+        numbers[name] = int(number)
+    return numbers
 
 
 def recipe(
@@ -847,6 +1005,7 @@ def recipe(
     *,
     claim: str = "all",
     seeds: int = 3,
+    more: str = "",
     first_seed: int = 201,
     effort: float = 1.0,
     study: Path | None = None,
@@ -855,22 +1014,24 @@ def recipe(
 
     --study: a finished run of recipes/mixing_study.py, from which mixing is judged too
 
-    seeds: how many runs of each arm. first_seed: of the runs; seeds 101 to 103 were used while the
-    settings were chosen (docs/log.md). effort: how many steps each training takes.
+    seeds: how many runs of each arm. more: other numbers for claims that the page says more seeds
+    would decide, as "quantization=9,positional_distillation=7". first_seed: of the runs; seeds 101
+    to 103 were used while the settings were chosen (docs/log.md). effort: how many steps each
+    training takes.
     """
     chosen = list(CLAIMS) if claim == "all" else claim.split(",")
     if unknown := [name for name in chosen if name not in CLAIMS]:
         raise ValueError(
             f"claim {', '.join(map(repr, unknown))} is unknown; known: all, {', '.join(CLAIMS)}"
         )
-    if seeds < 1:
-        raise ValueError(f"seeds {seeds} must be at least 1; a verdict needs two")
+    counts = dict.fromkeys(chosen, seeds) | numbers_by_claim(more, chosen)
+    if min(counts.values()) < 1:
+        raise ValueError(f"seeds {min(counts.values())} must be at least 1; a verdict needs two")
 
     def steps(optim: OptimConfig, count: int) -> OptimConfig:
         count = max(2, round(count * effort))
         return replace(optim, num_steps=count, warmup_steps=min(optim.warmup_steps, count // 2))
 
-    numbers = range(first_seed, first_seed + seeds)
     shared = Shared(run, steps)
     verdicts = []
     for name in chosen:
@@ -881,6 +1042,7 @@ def recipe(
             records.append(folder / "stage.json")
             return folder
 
+        numbers = range(first_seed, first_seed + counts[name])
         config, evaluations = CLAIMS[name](recorded, numbers, steps, shared)
         verdicts.append(run(judge, config, evaluations=evaluations, records=records))
     if study is not None:

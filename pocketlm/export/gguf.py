@@ -30,6 +30,7 @@ BLOCK = 32  # weights that share one scale, in Q4_0 and in Q8_0
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 LARGEST_FLOAT16 = 65504.0
 
+TURNED = ("llama", "smollm3")  # whose RoPE turns neighbouring channels
 LAYER_TENSORS = {  # ours -> llama.cpp's
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -110,7 +111,8 @@ def refuse_unwritable(
 def architecture(config: ModelConfig) -> str:
     """llama.cpp's architecture that computes exactly this network: the one place that chooses.
 
-    Biases on q, k and v -> `qwen2`, which has no windows. Local layers ->
+    Biases on q, k and v -> `qwen2`, which has no windows. Layers without RoPE -> `smollm3`, which
+    leaves it out of every fourth. Local layers ->
     `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU
     and RoPE. All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE turns
     neighbouring channels.
@@ -126,17 +128,31 @@ def architecture(config: ModelConfig) -> str:
                 f"{config.head_dim}"
             )
         return "qwen2"
+    if config.no_rope_layers:
+        if LOCAL in config.layer_types:
+            raise ValueError("llama.cpp's 'smollm3', which has layers without RoPE, has no windows")
+        if config.no_rope_layers != smollm3_layers(config.num_hidden_layers):
+            raise ValueError(
+                "llama.cpp's 'smollm3' leaves RoPE out of every fourth layer, and nothing else: "
+                f"no_rope_layers is {config.no_rope_layers}; export it to pte or hf"
+            )
+        return "smollm3"
     if LOCAL in config.layer_types:
         return "step35"
     return "qwen3" if config.use_qk_norm else "llama"
+
+
+def smollm3_layers(count: int) -> tuple[int, ...]:
+    """The no_rope_layers that llama.cpp's `smollm3` computes, whatever its file says."""
+    return tuple(int((layer + 1) % 4 != 0) for layer in range(count))
 
 
 def rope_divisors(config: ModelConfig) -> Tensor:
     """What llama.cpp divides each frequency of the plain RoPE by, float32 [E / 2]: Llama 3's
     scaling, as a tensor.
 
-    Only its `llama` graph reads that tensor; `qwen2`, `qwen3` and `step35` would compute without,
-    so they are refused.
+    Of its graphs that are written here only `llama` is known to read that tensor; others, which may
+    compute without, are refused.
     """
     kind = architecture(config)
     if kind != "llama":
@@ -199,7 +215,7 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
     config = model.config
     kind = architecture(config)
     turned = {}
-    if kind == "llama":
+    if kind in TURNED:
         turned = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     yield _Entry("token_embd.weight", model.model.embed_tokens)
     # a shared block is written once for each application: llama.cpp shares none

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.export.gguf import LAYER_TENSORS
+from pocketlm.export.gguf import LAYER_TENSORS, TURNED, smollm3_layers
 from pocketlm.inference.gguf_file import GgufHeader
 from pocketlm.inference.gguf_header import head_width, read_header, row_layout, windows_of
 from pocketlm.inference.gguf_tokenizer import tokenizer_of
@@ -59,11 +59,11 @@ def stored_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def values(header: GgufHeader, name: str) -> Tensor:
-    """One tensor in float32, rows in our order: the RoPE of `llama` turns neighbouring channels,
-    ours does not.
+    """One tensor in float32, rows in our order: the RoPE of `llama` and `smollm3` turns
+    neighbouring channels, ours does not.
     """
     tensor = read_tensor(header, name)
-    if header["general.architecture"] == "llama" and name.endswith(
+    if header["general.architecture"] in TURNED and name.endswith(
         ("attn_q.weight", "attn_k.weight")
     ):
         return half_split(tensor, head_width(header))
@@ -96,6 +96,7 @@ def config_of(header: GgufHeader) -> ModelConfig:
         layer_types=local if LOCAL in local else (),
         sliding_window=next((window for window in windows if window is not None), None),
         qkv_bias=kind == "qwen2",
+        no_rope_layers=smollm3_layers(len(windows)) if kind == "smollm3" else (),
     )
 
 

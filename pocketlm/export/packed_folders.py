@@ -90,6 +90,11 @@ def refuse_unwritable(config: ModelConfig, scheme: Scheme | None, container: str
             f"{container}: this model has biases on q, k and v, which are not written there; "
             "export it to gguf, pte or hf"
         )
+    if config.no_rope_layers:
+        raise ValueError(
+            f"{container}: this model has layers without RoPE, which are not written there; export "
+            "it to gguf, pte or hf"
+        )
     widths = {
         "q_proj": config.hidden_size,
         "o_proj": config.num_attention_heads * config.head_dim,

@@ -35,10 +35,10 @@ def write_pte(
     it.
 
     context_length: positions the cache has room for. int8_cache: it holds keys and values as int8
-    (`Int8Cache`). A model prepared for int4 weights and int8 activations is written so, one of full
-    precision in float32. A tied embedding is stored twice, as the table and as the head, for
-    XNNPACK keeps a layout of its own (4.5 bits a weight each). A linear layer that XNNPACK refuses
-    is an error.
+    (`Int8Cache`), which it also does where the model was trained for that. A model prepared for
+    int4 weights and int8 activations is written so, one of full precision in float32. A tied
+    embedding is stored twice, as the table and as the head, for XNNPACK keeps a layout of its own
+    (4.5 bits a weight each). A linear layer that XNNPACK refuses is an error.
     """
     chosen = scheme_of(model)
     refuse_unwritable(model.config, chosen, context_length)

@@ -48,6 +48,7 @@ class PteNetwork(nn.Module):
     ) -> None:
         super().__init__()
         config = model.config
+        int8_cache |= scheme is not None and scheme.int8_cache
         store = Int8Cache if int8_cache else FloatCache
         self.context_length = context_length
         self.chunk = chunk_tokens(config.vocab_size, context_length)
@@ -146,6 +147,7 @@ class PteBlock(nn.Module):
         ones = nn.RMSNorm(attention.head_dim, attention.eps)
         self.q_norm = Norm(attention.q_norm or ones) if attention.use_qk_norm else nn.Identity()
         self.k_norm = Norm(attention.k_norm or ones) if attention.use_qk_norm else nn.Identity()
+        self.has_rope = attention.has_rope
         self.cache = cache
 
     def forward(self, x: Tensor, rope: tuple[Tensor, ...], start: Any, ring: Ring | None) -> Tensor:
@@ -160,7 +162,9 @@ class PteBlock(nn.Module):
         q = self.q_proj(x).view(1, T, -1, self.head_dim)  # [1, T, H, E]
         k = self.k_proj(x).view(1, T, -1, self.head_dim)  # [1, T, K, E]
         v = self.v_proj(x).view(1, T, -1, self.head_dim)
-        q, k = rotate(self.q_norm(q), *rope), rotate(self.k_norm(k), *rope)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.has_rope:
+            q, k = rotate(q, *rope), rotate(k, *rope)
         out = self.cache(q, k, v, start, ring)
         return self.o_proj(self.int8(out.reshape(1, T, -1)))
 

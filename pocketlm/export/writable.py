@@ -93,4 +93,4 @@ def _refuse_layout(config: ModelConfig, layout: str | None) -> None:
     unrolled.
     """
     if layout is not None:
-        LAYOUTS[layout].write(config)
+        LAYOUTS[layout].config_fields(config)

@@ -7,7 +7,7 @@ import gguf
 
 from pocketlm.inference.gguf_file import GgufHeader, read_whole
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "step35")  # what write_gguf writes
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "step35")  # what write_gguf writes
 
 
 def read_header(path: Path) -> GgufHeader:

@@ -104,7 +104,7 @@ def hugging_face_config(
     extras = {"qk_norm_weight": fields.pop("qk_norm_weight"), "quantization": quantization}
     for ours in (
         *("use_qk_norm", "layer_types", "sliding_window", "rope_scaling", "layer_repeats"),
-        "qkv_bias",
+        *("qkv_bias", "no_rope_layers"),
     ):
         fields.pop(ours)
     scaling = config.rope_scaling
@@ -115,7 +115,7 @@ def hugging_face_config(
     return {
         "architectures": [layout.architecture],
         **fields,
-        **layout.write(config),
+        **layout.config_fields(config),
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         **({"rope_scaling": rope} if scaling else {}),  # the name before transformers 5
         "attention_bias": False,

@@ -97,6 +97,12 @@ QWEN3: Fields = SHARED | {
 QWEN2: Fields = {
     name: kind for name, kind in QWEN3.items() if name not in ("attention_bias", "head_dim")
 }
+SMOLLM3: Fields = {name: kind for name, kind in QWEN3.items() if name != "max_window_layers"} | {
+    "mlp_bias": (FLAG, READ),
+    "no_rope_layers": (WHOLES + OR_NULL, READ),
+    "no_rope_layer_interval": (WHOLE, READ),
+}
+SMOLLM3.pop("head_dim")
 CWM: Fields = SHARED | {
     "mlp_bias": (FLAG, READ),
     "sliding_window": (WHOLE, READ),
@@ -127,6 +133,7 @@ LLAMA4: Fields = SHARED | {
 FIELDS: dict[str, Fields] = {
     "llama": LLAMA,
     "qwen2": QWEN2,
+    "smollm3": SMOLLM3,
     "qwen3": QWEN3,
     "cwm": CWM,
     "llama4_text": LLAMA4,
@@ -145,11 +152,19 @@ class Defaults:
     rms_norm_eps: float
     head_dim: int | None
     num_key_value_heads: int | None
+    tie_word_embeddings: bool = False
 
 
 DEFAULTS = {
     "llama": Defaults(rope_theta=1e4, rms_norm_eps=1e-6, head_dim=None, num_key_value_heads=None),
     "qwen2": Defaults(rope_theta=1e4, rms_norm_eps=1e-6, head_dim=None, num_key_value_heads=32),
+    "smollm3": Defaults(
+        rope_theta=2e6,
+        rms_norm_eps=1e-6,
+        head_dim=None,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+    ),
     "qwen3": Defaults(rope_theta=1e4, rms_norm_eps=1e-6, head_dim=128, num_key_value_heads=32),
     "cwm": Defaults(rope_theta=1e6, rms_norm_eps=1e-5, head_dim=128, num_key_value_heads=8),
     "llama4_text": Defaults(rope_theta=5e5, rms_norm_eps=1e-5, head_dim=128, num_key_value_heads=8),

@@ -57,6 +57,33 @@ def read_qwen2(raw: JsonObject) -> ModelConfig:
     )
 
 
+def read_smollm3(raw: JsonObject) -> ModelConfig:
+    """SmolLM3: layers without RoPE as no_rope_layers says, else every fourth; windows, where they
+    are used, in those.
+    """
+    check_fields(raw, "smollm3")
+    if raw.get("head_dim") is None:
+        _whole_heads(raw)
+    layers, turned = _layers(raw), raw.get("no_rope_layers")
+    if turned is None:
+        interval = raw.typed("no_rope_layer_interval", WHOLE, 4, least=1)
+        turned = [int((layer + 1) % interval != 0) for layer in range(layers)]
+    turned = [int(bool(layer)) for layer in turned[:layers]]
+    if len(turned) < layers:
+        raise raw.wrong("no_rope_layers", f"names {len(turned)} layers of {layers}")
+    window = raw.get("sliding_window") if raw.get("use_sliding_window", False) else None
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        local = window is not None
+        kinds = [GLOBAL if rope or not local else LOCAL for rope in turned]
+    elif window is None:  # its class then leaves every layer global
+        kinds = [GLOBAL if kind == LOCAL else kind for kind in kinds]
+    shape = _shape(
+        raw, DEFAULTS["smollm3"], use_qk_norm=False, layer_types=kinds, sliding_window=window
+    )
+    return replace(shape, no_rope_layers=tuple(turned) if 0 in turned else ())
+
+
 def read_qwen3(raw: JsonObject) -> ModelConfig:
     """Qwen3, and ours with QK-norm: windows as layer_types say, else from max_window_layers on."""
     check_fields(raw, "qwen3")
@@ -192,8 +219,8 @@ def _refuse_nope(raw: JsonObject) -> None:
     used = turned[: _layers(raw)]
     if len(used) < _layers(raw) or any(layer != 1 for layer in used):
         raise ValueError(
-            f"{raw.file}: no_rope_layers leaves layers without RoPE (0 means none); this network "
-            "has RoPE in all"
+            f"{raw.file}: no_rope_layers leaves layers without RoPE (0 means none), which are read "
+            "of smollm3 alone: Llama 4's have attention of another kind"
         )
     if raw.get("no_rope_layer_interval", 4) == 0:  # transformers divides by it, wanted or not
         raise raw.wrong("no_rope_layer_interval", "is 0; transformers does not open such a file")
@@ -282,7 +309,7 @@ def _shape(
             ),
             rope_theta=theta_of(raw, rope, defaults.rope_theta),
             rms_norm_eps=raw.typed("rms_norm_eps", NUMBER, defaults.rms_norm_eps, least=0),
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            tie_word_embeddings=raw.get("tie_word_embeddings", defaults.tie_word_embeddings),
             use_qk_norm=use_qk_norm,
             qk_norm_weight=qk_norm_weight,
             layer_types=tuple(layer_types or ()) if windowed or _odd(layer_types) else (),

@@ -4,6 +4,7 @@ names, which row order.
     llama         Llama, SmolLM2, Llama 3.2, MobileLLM 2024's own code       no QK-norm, every layer
     global
     qwen2         Qwen2 and 2.5                                               biases on q, k and v
+    smollm3       SmolLM3                                                    layers without RoPE
     qwen3         Qwen3; ours for MobileLLM-R1 and for QK-norm with windows   QK-norm (weightless:
     weights of one)
     cwm           ours for windows without QK-norm                           Meta's dense
@@ -33,6 +34,7 @@ from pocketlm.model.config_reading import (
     read_pro,
     read_qwen2,
     read_qwen3,
+    read_smollm3,
 )
 from pocketlm.model.json_shape import OR_NULL, TEXTS, JsonObject, described
 from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig
@@ -44,7 +46,8 @@ PRO_ARCHITECTURE = "MobileLLMP1ForCausalLM"
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """read: the ModelConfig of a config.json. write: what that config.json says beside the common
-    fields. interleaved: RoPE turns channels 2i and 2i + 1 of a head, where ours turns i and i +
+    fields. biases, nope: whether it holds those of q, k and v, and layers without RoPE.
+    interleaved: RoPE turns channels 2i and 2i + 1 of a head, where ours turns i and i +
     E/2. mlp: the feed-forward's name in tensors.
     """
 
@@ -52,8 +55,20 @@ class Layout:
     architecture: str
     read: Callable[[JsonObject], ModelConfig]
     write: Callable[[ModelConfig], Raw]
+    biases: bool = False
+    nope: bool = False
     interleaved: bool = False
     mlp: str = "mlp"
+
+    def config_fields(self, config: ModelConfig) -> Raw:
+        """What its config.json says beside the common fields; ValueError where it cannot hold this
+        network.
+        """
+        biases = "its queries, keys and values have biases"
+        _cannot(self.name, holds=self.biases or not config.qkv_bias, what=biases)
+        rope = "it has layers without RoPE"
+        _cannot(self.name, holds=self.nope or not config.no_rope_layers, what=rope)
+        return self.write(config)
 
     def name_in(self, name: str) -> str:
         """Our name of one of its tensors."""
@@ -129,6 +144,8 @@ def native_layout(config: ModelConfig) -> Layout:
         return LAYOUTS["qwen3"]
     if config.qkv_bias:
         return LAYOUTS["qwen2"]
+    if config.no_rope_layers:
+        return LAYOUTS["smollm3"]
     return LAYOUTS["cwm" if LOCAL in config.layer_types else "llama"]
 
 
@@ -137,12 +154,7 @@ def _cannot(layout: str, *, holds: bool, what: str) -> None:
         raise ValueError(f"the layout {layout} cannot hold this network: {what}")
 
 
-def _no_bias(layout: str, config: ModelConfig) -> None:
-    _cannot(layout, holds=not config.qkv_bias, what="its queries, keys and values have biases")
-
-
 def _write_llama(config: ModelConfig) -> Raw:
-    _no_bias("llama", config)
     _cannot("llama", holds=not config.use_qk_norm, what="it has QK-norm")
     _cannot("llama", holds=LOCAL not in config.layer_types, what="it has local layers")
     _cannot("llama", holds=config.layer_repeats == 1, what="it applies blocks more than once")
@@ -168,6 +180,19 @@ def _write_qwen2(config: ModelConfig) -> Raw:
     return {"model_type": "qwen2", **_qwen_windows(config)}
 
 
+def _write_smollm3(config: ModelConfig) -> Raw:
+    _cannot("smollm3", holds=not config.use_qk_norm, what="it has QK-norm")
+    _cannot("smollm3", holds=config.layer_repeats == 1, what="it applies blocks more than once")
+    return {
+        "model_type": "smollm3",
+        "no_rope_layers": list(config.no_rope_layers) or [1] * config.num_hidden_layers,
+        "layer_types": list(config.layer_types) or [GLOBAL] * config.num_hidden_layers,
+        "sliding_window": config.sliding_window,
+        "use_sliding_window": bool(config.sliding_window),
+        "pad_token_id": None,  # its class's own, 128,004, is beyond smaller vocabularies
+    }
+
+
 def _write_qwen3(config: ModelConfig) -> Raw:
     _cannot("qwen3", holds=config.use_qk_norm, what="it has no QK-norm")
     _cannot("qwen3", holds=config.layer_repeats == 1, what="it applies blocks more than once")
@@ -184,7 +209,6 @@ def _qwen_windows(config: ModelConfig) -> Raw:
 
 
 def _write_cwm(config: ModelConfig) -> Raw:
-    _no_bias("cwm", config)
     _cannot("cwm", holds=not config.use_qk_norm, what="it has QK-norm")
     _cannot("cwm", holds=LOCAL in config.layer_types, what="it has no local layers")
     _cannot("cwm", holds=config.layer_repeats == 1, what="it applies blocks more than once")
@@ -196,7 +220,6 @@ def _write_cwm(config: ModelConfig) -> Raw:
 
 
 def _write_llama4_text(config: ModelConfig) -> Raw:
-    _no_bias("llama4_text", config)
     _cannot("llama4_text", holds=not config.qk_norm_weight, what="its QK-norm has weights")
     _cannot("llama4_text", holds=LOCAL not in config.layer_types, what="it has local layers")
     _cannot("llama4_text", holds=config.layer_repeats == 1, what="it applies blocks more than once")
@@ -218,7 +241,6 @@ def _write_pro(config: ModelConfig) -> Raw:
     """The fields that `read_pro` asks for. Meta's own class, code on the hub, has not been tried on
     them.
     """
-    _no_bias("mobilellm-pro", config)
     _cannot("mobilellm-pro", holds=not config.qk_norm_weight, what="its QK-norm has weights")
     _cannot("mobilellm-pro", holds=LOCAL in config.layer_types, what="it has no local layers")
     _cannot(
@@ -239,7 +261,20 @@ LAYOUTS = {
     layout.name: layout
     for layout in (
         Layout(name="llama", architecture="LlamaForCausalLM", read=read_llama, write=_write_llama),
-        Layout(name="qwen2", architecture="Qwen2ForCausalLM", read=read_qwen2, write=_write_qwen2),
+        Layout(
+            name="qwen2",
+            architecture="Qwen2ForCausalLM",
+            read=read_qwen2,
+            write=_write_qwen2,
+            biases=True,
+        ),
+        Layout(
+            name="smollm3",
+            architecture="SmolLM3ForCausalLM",
+            read=read_smollm3,
+            write=_write_smollm3,
+            nope=True,
+        ),
         Layout(name="qwen3", architecture="Qwen3ForCausalLM", read=read_qwen3, write=_write_qwen3),
         Layout(name="cwm", architecture="CwmForCausalLM", read=read_cwm, write=_write_cwm),
         Layout(

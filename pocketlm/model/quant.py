@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketlm.model.layers import Embedding, Linear
-from pocketlm.model.transformer import Transformer
+from pocketlm.model.transformer import Attention, Transformer
 
 # float16's smallest normal number: a smaller scale would not survive in a Q4_0 block
 SMALLEST_SCALE = 2.0**-14
@@ -35,6 +35,7 @@ class Scheme:
     for each token.
 
     group_size: neighbours that share a scale; None for a whole row, which is an output channel.
+    int8_cache: keys and values are on the grid of inference's int8 cache (inference/kv_cache.py).
     learned_ranges: scales are parameters, trained by their gradients; else they follow from the
     weights at each step.
     """
@@ -44,6 +45,7 @@ class Scheme:
     group_size: int | None
     embedding: bool
     int8_activations: bool
+    int8_cache: bool = False
     learned_ranges: bool = False
 
     @property
@@ -69,6 +71,8 @@ SCHEMES = {
     for scheme in (
         # Pro, table 3, CPU: weights and embedding int4 in groups of 32, activations int8 by token
         CPU,
+        # and the cache of keys and values int8 by token: all that the table says of the CPU
+        replace(CPU, name="int4_group32_int8_cache", int8_cache=True),
         # the same weights with float activations: what is lost to the weights alone
         replace(CPU, name="int4_group32_weight_only", int8_activations=False),
         # Pro, table 3, accelerator: int4 for each output channel, ranges learned, activations kept.
@@ -222,6 +226,15 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
     return _StraightThrough.apply(x, _rounded_tokens)  # type: ignore[return-value]
 
 
+def fake_quantize_heads(x: Tensor) -> Tensor:
+    """Keys or values [B, T, K, E] on an int8 grid chosen for each token over all its heads (Pro,
+    table 3: dynamic, asymmetric), which is that of an int8 cache.
+
+    Where in Pro's network it is rounded is not published: here after RoPE, as a cache stores it.
+    """
+    return fake_quantize_tokens(x.flatten(-2)).view(x.shape)
+
+
 def _rounded_tokens(x: Tensor) -> Tensor:
     value = x.float()
     low, high = value.amin(-1, keepdim=True).clamp(max=0), value.amax(-1, keepdim=True).clamp(min=0)
@@ -341,6 +354,9 @@ def prepare(model: Transformer, scheme: Scheme) -> Transformer:
         else:
             prepared = FakeQuantEmbedding(layer, scheme)
         model.set_submodule(name, prepared.train(layer.training))
+    for module in model.modules() if scheme.int8_cache else ():
+        if isinstance(module, Attention):
+            module.as_cached = fake_quantize_heads
     return model
 
 

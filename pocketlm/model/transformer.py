@@ -2,8 +2,9 @@
 embeddings.
 
 One page covers MobileLLM-R1 (every layer global, weightless QK-norm), MobileLLM-Pro (three local
-layers to one global), MobileLLM 2024 with and without shared blocks, and the small Llama, Qwen2 and
-Qwen3 shapes. Parameter names are Hugging Face's for `qwen3`; `model/layouts.py` knows the others.
+layers to one global), MobileLLM 2024 with and without shared blocks, and the small Llama, Qwen2,
+Qwen3 and SmolLM3 shapes. Parameter names are Hugging Face's for `qwen3`; `model/layouts.py` knows
+the others.
 
 Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, E head width, F
 feed-forward, V vocabulary
@@ -56,6 +57,8 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     layer_repeats: int = 1
     qkv_bias: bool = False  # Qwen2's queries, keys and values have biases
+    # of each layer 1 with RoPE, 0 without (SmolLM3); empty: all with
+    no_rope_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -81,6 +84,20 @@ class ModelConfig:
             raise ValueError(
                 "qkv_bias goes with neither use_qk_norm nor layer_repeats: no layout holds both"
             )
+        if self.no_rope_layers:
+            if len(self.no_rope_layers) != self.num_hidden_layers or set(self.no_rope_layers) - {
+                0,
+                1,
+            }:
+                raise ValueError(
+                    f"no_rope_layers {self.no_rope_layers} must hold a 1 (RoPE) or a 0 (none) for "
+                    f"each of num_hidden_layers {self.num_hidden_layers}"
+                )
+            if self.use_qk_norm or self.qkv_bias or self.layer_repeats > 1:
+                raise ValueError(
+                    "no_rope_layers goes with neither use_qk_norm, qkv_bias nor layer_repeats: no "
+                    "layout holds both"
+                )
         if self.layer_repeats < 1:
             raise ValueError(f"layer_repeats {self.layer_repeats} must be at least 1")
 
@@ -93,6 +110,10 @@ class ModelConfig:
         """Keys layer number `layer` attends to, or None for all."""
         local = self.layer_types and self.layer_types[layer] == LOCAL
         return self.sliding_window if local else None
+
+    def has_rope(self, layer: int) -> bool:
+        """Whether the queries and keys of layer number `layer` are turned by their positions."""
+        return not self.no_rope_layers or bool(self.no_rope_layers[layer])
 
     @staticmethod
     def local_global(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
@@ -134,10 +155,17 @@ class Shared(NamedTuple):
 
 
 class Attention(nn.Module):
+    """as_cached: what keys and values [B, T, K, E] become before they are attended to, where
+    training is to see what a rounding cache will hold (model/quant.py).
+    """
+
+    as_cached: Callable[[Tensor], Tensor] | None = None
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.window = config.window(layer)
+        self.has_rope = config.has_rope(layer)
         self.eps = config.rms_norm_eps
         self.use_qk_norm = config.use_qk_norm
         q_size = config.num_attention_heads * config.head_dim
@@ -160,8 +188,12 @@ class Attention(nn.Module):
         v = self.v_proj(x, dtype).view(B, T, -1, self.head_dim)
         if self.use_qk_norm:
             q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
-        q = rotate(q, *(last_tokens(angles, Q) for angles in rope)).to(v.dtype)
-        k = rotate(k, *rope).to(v.dtype)
+        if self.has_rope:
+            q = rotate(q, *(last_tokens(angles, Q) for angles in rope))
+            k = rotate(k, *rope)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if self.as_cached is not None:
+            k, v = self.as_cached(k), self.as_cached(v)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H, Q, E], [B, K, T, E] twice
         out = attention.attend(q, k, v, layer, self.window)
         return self.o_proj(out.transpose(1, 2).reshape(B, Q, -1), dtype)

@@ -28,8 +28,8 @@ from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.files import write_folder, write_json, write_text
 from pocketlm.model.json_lines import row_files
+from pocketlm.model.quant import Scheme, scheme_of
 from pocketlm.model.quant import scheme as scheme_named
-from pocketlm.model.quant import scheme_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.report.model_card import model_card
@@ -101,6 +101,7 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
     passages = (
         real_passages(LanguageModel(network, tokenizer), context_length, corpus) if run else []
     )
+    scheme = scheme_of(network)
     sizes: dict[str, int] = {}
     agreements: dict[str, Any] = {}
     notes: dict[str, list[str]] = {}
@@ -115,7 +116,7 @@ def export(config: ExportConfig, out: Path, *, model: Path, corpus: Path | None 
         if agreed is not None:
             agreements[file.name] = asdict(agreed)
             notes[file.name] = check_text(file, tokenizer, network.config.vocab_size)
-    scheme = scheme_of(network)
+            notes[file.name] += cache_note(file, scheme)
     origin = {"model": model.name, "quantization": scheme.name if scheme else None}
     write_json(
         out / "export.json", {**origin, "bytes": sizes, "agreement": agreements, "unlike": notes}
@@ -152,6 +153,16 @@ def check_text(file: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
     except BaseException:
         discard(file)
         raise
+
+
+def cache_note(file: Path, scheme: Scheme | None) -> list[str]:
+    """What a .gguf cannot say of a model that was trained for an int8 cache."""
+    if file.suffix != ".gguf" or scheme is None or not scheme.int8_cache:
+        return []
+    return [
+        "trained for an int8 cache of keys and values, which is no field of a .gguf: llama.cpp "
+        "rounds them, in blocks of 32, with -ctk q8_0 -ctv q8_0 -fa on"
+    ]
 
 
 def export_gguf(

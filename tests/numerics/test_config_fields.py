@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 CLASSES = {
     "llama": transformers.LlamaConfig,
     "qwen2": transformers.Qwen2Config,
+    "smollm3": transformers.SmolLM3Config,
     "qwen3": transformers.Qwen3Config,
     "cwm": transformers.CwmConfig,
     "llama4_text": transformers.Llama4TextConfig,

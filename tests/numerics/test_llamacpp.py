@@ -49,6 +49,7 @@ CONFIGS = {
     "qwen2, untied head": replace(
         QWEN3, hidden_size=288, use_qk_norm=False, qkv_bias=True, tie_word_embeddings=False
     ),
+    "smollm3": replace(QWEN3, use_qk_norm=False, no_rope_layers=(1, 1, 1, 0, 1)),
     "step35": WINDOWED,
     "step35 without QK-norm": replace(WINDOWED, use_qk_norm=False),
     "llama with Llama 3's scaled RoPE": replace(QWEN3, use_qk_norm=False, rope_scaling=SCALING),

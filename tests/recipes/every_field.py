@@ -272,6 +272,7 @@ FIELDS: dict[type, dict[str, Any]] = {
         "rope_scaling": SCALING,
         "layer_repeats": 2,
         "qkv_bias": True,
+        "no_rope_layers": (1, 0),
     },
     RopeScaling: {
         "factor": 2.0,
@@ -619,6 +620,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (Goal, "at_most"): {"at_least": None, "at_most": 0.4},
     (EvaluateConfig, "distractors"): {"needle": "fact"},
     (ModelConfig, "qkv_bias"): {"use_qk_norm": False, "qk_norm_weight": False},
+    (ModelConfig, "no_rope_layers"): {"use_qk_norm": False, "qk_norm_weight": False},
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (HubSource, "joins"): {"prompt_field": "question", "response_field": "text"},
     (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},

@@ -1,7 +1,6 @@
 """The recipe of claims, planned: what each condition names is trained and evaluated."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -31,7 +30,7 @@ def test_every_condition_is_about_arms_that_are_evaluated_for_each_seed(
 ) -> None:
     configs = {call.name: call.config for call in planned.calls}
     judged = [call for call in planned.calls if isinstance(call.config, JudgeConfig)]
-    assert len(judged) == len(module.CLAIMS) == 9
+    assert len(judged) == len(module.CLAIMS) == 11
     for call in judged:
         arms = set(call.config.arms)
         for goal in call.config.parts:
@@ -47,17 +46,30 @@ def test_every_condition_is_about_arms_that_are_evaluated_for_each_seed(
         assert set(evaluations) <= records
 
 
+def test_a_claim_may_have_more_seeds_than_the_others(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPE)
+    calls = dry_run(
+        recipe, tmp_path, claim="repetition,quantization", seeds=2, more="quantization=4"
+    ).calls
+    numbers = {}
+    for call in calls:
+        if isinstance(call.config, JudgeConfig):
+            evaluations = call.inputs["evaluations"]
+            assert isinstance(evaluations, list)
+            numbers[call.name] = len(evaluations)
+    assert numbers == {"repetition": 2, "quantization": 4}
+    for wrong in ("quantization", "quantization=x", "merging=4", "quantization=0"):
+        with pytest.raises(ValueError, match=r"give NAME=NUMBER, of the claims that run|at least"):
+            dry_run(recipe, tmp_path, claim="quantization", more=wrong)
+
+
 def test_what_is_called_equal_in_size_is(module: ModuleType) -> None:
     size = num_parameters(module.TINY)
-    for layers, width, inner, heads in module.DEPTHS.values():
-        shape = replace(
-            module.TINY,
-            num_hidden_layers=layers,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_attention_heads=heads,
-        )
+    for shape in module.SHAPES.values():
         assert num_parameters(shape) == pytest.approx(size, rel=0.01)
+    # the halves of two phases together have the shares of one
+    for name, share in module.SHARES.items():
+        assert module.GENERAL[name] + module.REASONING[name] == pytest.approx(2 * share)
     # a pass forward of the teacher, against one forward and backward
     assert num_parameters(module.TEACHER) == pytest.approx(3 * size, rel=0.05)
 

@@ -119,6 +119,7 @@ def opened(float_file: Path) -> Iterator[PteModel]:
         {"sliding_window": CONTEXT - 4},
         {"layer_repeats": 2},
         {"use_qk_norm": False, "qkv_bias": True},
+        {"use_qk_norm": False, "no_rope_layers": (0, 1)},
         {"rope_scaling": SCALING},
     ],
     ids=lambda fields: ",".join(f"{k}={v}" for k, v in fields.items()) or "as exported",

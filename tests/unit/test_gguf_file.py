@@ -61,8 +61,15 @@ def test_the_architecture_follows_from_layers_and_norms() -> None:
     heads = GLOBAL.num_attention_heads * GLOBAL.head_dim
     biased = replace(GLOBAL, use_qk_norm=False, qkv_bias=True, hidden_size=heads)
     assert architecture(biased) == "qwen2"
+    fourth = replace(GLOBAL, use_qk_norm=False, num_hidden_layers=4, no_rope_layers=(1, 1, 1, 0))
+    assert architecture(fourth) == "smollm3"
     for beyond, says in (
         (replace(LOCAL_GLOBAL, use_qk_norm=False, qkv_bias=True), "no sliding windows"),
+        (replace(LOCAL_GLOBAL, use_qk_norm=False, no_rope_layers=(1, 1, 0)), "has no windows"),
+        (
+            replace(GLOBAL, use_qk_norm=False, no_rope_layers=(1, 1, 0)),
+            "leaves RoPE out of every fourth layer, and nothing else",
+        ),
         (replace(biased, hidden_size=heads + 32), "head_dim is"),
     ):
         with pytest.raises(ValueError, match=says):

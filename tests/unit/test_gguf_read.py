@@ -38,6 +38,7 @@ CONFIGS = {
     "llama": LLAMA,
     "llama, untied": replace(LLAMA, tie_word_embeddings=False),
     "qwen2": replace(LLAMA, hidden_size=288, qkv_bias=True),
+    "smollm3": replace(LLAMA, num_hidden_layers=4, no_rope_layers=(1, 1, 1, 0)),
     "step35": WINDOWS,
     "step35, untied": replace(WINDOWS, tie_word_embeddings=False),
     "step35 without QK-norm": replace(WINDOWS, use_qk_norm=False, qk_norm_weight=False),

@@ -20,6 +20,7 @@ from pocketlm.export.pte_network import FloatCache, PteNetwork
 from pocketlm.inference.kv_cache import KVCache
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.quant import SCHEMES
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
 from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
 from pocketlm.stages.export import ExportConfig, export, real_passages
@@ -121,6 +122,15 @@ def planned_bytes(file: Path) -> int:
 
     plans: Any = deserialize_pte_binary(file.read_bytes()).program.execution_plan
     return next(sum(plan.non_const_buffer_sizes) for plan in plans if plan.name == "forward")
+
+
+def test_a_model_trained_for_an_int8_cache_has_one() -> None:
+    trained = Transformer(CONFIG)
+    sizes = [
+        cache_bytes(PteNetwork(trained, CONTEXT, SCHEMES[name]))
+        for name in ("int4_group32", "int4_group32_int8_cache")
+    ]
+    assert all(4 * sizes[1][name] == size for name, size in sizes[0].items())
 
 
 def test_keys_and_values_take_a_quarter_of_the_bytes(model: Transformer, file: Path) -> None:

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from shapes import small
 from torch import Tensor
 
+from pocketlm.inference.kv_cache import Int8Slots, KVCache
 from pocketlm.model.batch import Batch
 from pocketlm.model.quant import (
     SCHEMES,
     SMALLEST_SCALE,
     FakeQuantLinear,
     dequantize_weight,
+    fake_quantize_heads,
     fake_quantize_tokens,
     fake_quantize_weight,
     prepare,
@@ -220,6 +222,40 @@ def test_a_prepared_model_without_int8_activations_computes_as_one_filled_with_g
     assert not torch.equal(prepare(Transformer(config), INT4)(IDS), filled(IDS))
 
 
+def test_training_for_an_int8_cache_computes_what_inference_on_one_does():
+    """Whole rows, rounded where training rounds them, against tokens one after another on a cache
+    that holds int8.
+    """
+    rounding = prepare(Transformer(CONFIG), SCHEMES["int4_group32_int8_cache"])
+    plain = prepare(Transformer(CONFIG), INT4)
+    with torch.no_grad():
+        trained, exact = rounding(IDS), plain(IDS)
+        cache = KVCache(CONFIG, 2, 16, int8=True)
+        positions = torch.arange(16).expand(2, -1)
+        cached = torch.cat(
+            [plain(IDS[:, [t]], positions[:, [t]], cache) for t in range(IDS.shape[1])], 1
+        )
+    error = (trained - cached).abs().max()
+    # the last bit of a float turns a level now and then
+    assert error < 0.1 * (exact - cached).abs().max()
+    # a cache that rounds what is rounded changes nothing
+    with torch.no_grad():
+        again = rounding(IDS, positions, KVCache(CONFIG, 2, 16, int8=True))
+    torch.testing.assert_close(again, trained, atol=1e-4, rtol=0)
+
+
+def test_an_int8_cache_passes_gradients_straight_through():
+    heads = drawn(2, 5, 3, 8).requires_grad_()
+    rounded = fake_quantize_heads(heads)
+    assert torch.equal(
+        rounded.detach(),
+        Int8Slots((2, 3, 5, 8), "cpu").rounded(heads.detach().transpose(1, 2)).transpose(1, 2),
+    )
+    upstream = drawn(2, 5, 3, 8, seed=1)
+    rounded.backward(upstream)
+    assert torch.equal(heads.grad, upstream)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_grid_follows_the_weight_after_a_training_step(optimizer):
     """The fused AdamW step does not count up a weight's version, so the version alone would miss
@@ -301,7 +337,7 @@ def test_products_of_a_prepared_model_run_in_bfloat16_where_training_asks_for_it
 
 
 def test_an_unknown_scheme_is_told_the_known_ones():
-    with pytest.raises(ValueError, match="'int3'; known: int4_group32, int4_group32_weight_only"):
+    with pytest.raises(ValueError, match="'int3'; known: int4_group32, int4_group32_int8_cache"):
         scheme("int3")
 
 
