@@ -418,7 +418,7 @@ def recipe(run, *, effort: float = 1.0, seed: int = 0):
     )
 
     # Conversations, four bits, and the files that ship.
-    chat = run(finetune, drawn(CHAT, optim=at(TO_ZERO, 500)), corpus=corpus, model=merged)
+    chat = run(finetune, drawn(CHAT, optim=at(TO_ZERO, 700)), corpus=corpus, model=merged)
     ptq = run(quantize, drawn(INT4, name="ptq", optim=None), model=chat)
     int4 = run(quantize, drawn(INT4, optim=at(QAT, 80, 1e-3)), model=chat, corpus=corpus)
     files = run(export, ExportConfig(name="files"), model=int4, corpus=corpus)

@@ -11,6 +11,7 @@ from pocketlm.data.mixture import Shares, shares_summary
 from pocketlm.data.rows import Packing
 from pocketlm.data.selection import stopped
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
+from pocketlm.model.layouts import native_layout
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import ModelConfig, Transformer
 from pocketlm.stages.training import check_seq_len, pass_through, train_stage
@@ -55,6 +56,13 @@ class PretrainConfig:
                 f"{self.name}.milestones {self.milestones} must be from 0, none, to num_steps "
                 f"{self.optim.num_steps}"
             )
+        if self.model is not None:
+            try:
+                native_layout(self.model).config_fields(self.model)
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.name}.model could be trained and not saved: {error}"
+                ) from None
 
     def summary(self) -> str:
         steps, rows = self.optim.num_steps, self.rows_per_step

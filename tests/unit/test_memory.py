@@ -156,3 +156,14 @@ def test_an_older_control_groups_limit_counts(tmp_path: Path) -> None:
 
 def test_this_machine_has_some_memory_free() -> None:
     assert 0 < memory.free_bytes(torch.device("cpu")) < 2**50
+
+
+def test_a_network_that_no_folder_holds_is_refused_before_it_is_trained() -> None:
+    for shape, why in (
+        (replace(R1, layer_repeats=2), "the layout llama cannot hold this network: it has QK-norm"),
+        (replace(R1, use_qk_norm=False, layer_repeats=3), "it applies blocks 3 times, not 2"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"phase.model could be trained and not saved: .*{why}"
+        ):
+            replace(PHASE, model=shape)
