@@ -49,7 +49,17 @@ def main(
         LocalSource(name=path.stem, domain=domain, path=str(path)) for domain, path in sources
     )
     with Run(out) as run:
-        corpus = run(curate, CurateConfig(name="corpus", sources=rows, vocab_size=proxy.vocab_size))
+        corpus = run(
+            curate,
+            CurateConfig(
+                name="corpus",
+                sources=rows,
+                vocab_size=proxy.vocab_size,
+                validation_share=0.1,  # folders may be small; some of it chooses, the rest reports
+            ),
+        )
+        counted = json.loads((corpus / "curation.json").read_text())["sources"].values()
+        tokens = sum(source["kept"]["train"]["tokens"] for source in counted)
         mix = run(
             find_mix,
             MixConfig(
@@ -59,6 +69,7 @@ def main(
                     "equal": UniformMix(),
                     "utility": UtilityMix(num_gradient_probes=4),
                 },
+                selected="by size",
                 proxy=proxy,
                 optim=OptimConfig(
                     lr=1e-2,
@@ -70,8 +81,8 @@ def main(
                 seq_len=proxy.max_position_embeddings,
                 rows_per_step=8,
                 micro_batch_size=8,
-                budget_tokens=100_000_000,
-                max_epochs=4.0,
+                budget_tokens=2 * tokens,  # of the training to come: two passes over all of it
+                max_epochs=4.0,  # and at most four over a source that is weighed up
                 seed=1,
             ),
             corpus=corpus,
@@ -80,7 +91,7 @@ def main(
 
 
 if __name__ == "__main__":
-    *words, out = sys.argv[1:]
+    *words, out = sys.argv[1:] or [""]
     if not words or not all("=" in word for word in words):
         sys.exit(__doc__)
     pairs = [(domain, Path(path)) for domain, path in (word.split("=", 1) for word in words)]

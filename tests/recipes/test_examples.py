@@ -69,7 +69,7 @@ def test_a_study_measures_three_mixes_of_ones_own_folders(tmp_path: Path) -> Non
     for name in domains:
         (tmp_path / name).mkdir()
         words = ["".join(random.choices("abcdefghilmnoprstu", k=5)) for _ in range(400)]
-        for number in range(40):
+        for number in range(80):
             lines = [" ".join(random.choices(words, k=12)).capitalize() + "." for _ in range(12)]
             (tmp_path / name / f"{number}.txt").write_text("\n".join(lines))
     study = example("mix_study")
