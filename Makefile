@@ -3,6 +3,7 @@
 # make test   lint, types and the whole test suite, in the same environment
 # make quick  the same without the tests marked slow (tests/conftest.py)
 # make rehearsals  what CI runs beside the tests: R1's larger sizes, on one rank and on four
+# make docs   the guides and the API as pages, in site/; links are checked
 # make gpu    on a machine with a CUDA device: install, the tests that need one, and the benchmark that
 #             writes docs/results/gpu.md
 # make clean  remove the environment (runs/ is yours and stays)
@@ -22,7 +23,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: install demo test quick lint pytest-test pytest-quick rehearsals gpu constraints clean
+.PHONY: install demo test quick lint pytest-test pytest-quick rehearsals docs gpu constraints clean
 
 install: $(READY)
 
@@ -52,6 +53,10 @@ rehearsals: $(READY)
 		$(BIN)/pocketlm rehearse recipes/r1.py --size $$size --processes $$ranks --count 128 || exit 1; \
 	done; done
 
+docs: $(READY)
+	$(BIN)/python -m pip install -q $(addprefix -c ,$(CONSTRAINTS)) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/gpu.py
@@ -69,5 +74,5 @@ constraints: $(READY)
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache build site *.egg-info
 	find pocketlm recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
