@@ -30,7 +30,7 @@ def picture(browser: Any, address: str, name: str, folder: Path) -> None:
     page.wait_for_selector("#meter:has-text('context left')")
     page.click("#show-settings")
     page.fill("#temperature", "0")
-    page.fill("#max_tokens", "300")
+    page.fill("#max_tokens", "160")
     page.click("#settings button")
     page.select_option("#preset", role)
     for question in questions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pocketlm.report.evaluation import difference_line, figure_rows, limits_reached
+from pocketlm.report.evaluation import difference_text, figure_rows, limits_reached
 from pocketlm.report.published import beside, legend, peers
 
 INTRO = """# Benchmarks
@@ -66,17 +66,39 @@ def _published(evaluation: dict[str, Any]) -> Iterator[str]:
 
 
 def _differences(evaluation: dict[str, Any]) -> Iterator[str]:
-    if evaluation["differences"]:
-        yield "### Files against their checkpoints, document by document\n"
-        yield from _list([difference_line(pair) for pair in evaluation["differences"]])
+    """Paired differences, a row each, and for each file how many documents of all suites that are
+    right or wrong it has won and lost.
+    """
+    if not evaluation["differences"]:
+        return
+    yield "### Files against their checkpoints, document by document\n"
+    names = ["file", "suite", "difference", "n", "better", "worse", "McNemar p"]
+    rows, sums = [], dict[tuple[str, str], list[int]]()
+    for pair in evaluation["differences"]:
+        who, counts = (pair["model"], pair["compared_to"]), [pair["n"]]
+        counts += [pair["better"], pair["worse"]]
+        p = f"{pair['p_value']:.2g}" if "p_value" in pair else ""
+        rows.append(
+            [" against ".join(who), pair["suite"], difference_text(pair), *map(str, counts), p]
+        )
+        if p:
+            sums[who] = [a + b for a, b in zip(sums.get(who, [0, 0, 0]), counts, strict=True)]
+    for who, (n, better, worse) in sums.items():
+        difference = f"{100 * (better - worse) / n:+.2f} points"
+        rows.append([" against ".join(who), "together", difference, str(n), str(better)])
+        rows[-1] += [str(worse), ""]
+    yield from table(names, rows)
 
 
 def _notes(evaluation: dict[str, Any]) -> Iterator[str]:
     """What was cut, and the fields of each suite that its paper leaves open."""
-    lines = limits_reached(evaluation)
+    lines, suites = limits_reached(evaluation), dict[str, list[str]]()
     for name, suite in evaluation["suites"].items():
-        texts = {text for entry in suite.get("published", ()) for text in entry["open"]}
-        lines += [f"{name}: {text}" for text in sorted(texts)]
+        for text in sorted(
+            {text for entry in suite.get("published", ()) for text in entry["open"]}
+        ):
+            suites.setdefault(text, []).append(name)
+    lines += [f"{', '.join(names)}: {text}" for text, names in suites.items()]
     if lines:
         yield "### Cut answers, and fields that a paper leaves open\n"
         yield from _list(lines)
