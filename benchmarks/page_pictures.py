@@ -15,7 +15,7 @@ from serving import served
 
 TALKS = {  # picture -> (width, height, dark, role, questions)
     "page-light": (1000, 640, False, "python", ["Write a function that reverses a string."]),
-    "page-dark": (1000, 640, True, "maths", ["Solve 3x + 7 = 22."]),
+    "page-dark": (1000, 640, True, "science", ["What is photosynthesis?"]),
     "page-phone": (375, 640, False, "science", ["Why is the sky blue?"]),
 }
 
@@ -52,7 +52,8 @@ def main() -> None:
 
     model, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    with served(model, "--threads", "1") as server, sync_playwright() as playwright:
+    named = ("--name", Path(model).stem)
+    with served(model, "--threads", "1", *named) as server, sync_playwright() as playwright:
         program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         for name in TALKS:

@@ -68,7 +68,7 @@ def served(model: str, *options: str) -> Iterator[Server]:
     try:
         for line in process.stderr:
             print(line, end="", file=sys.stderr)
-            if match := re.search(r"http://127\.0\.0\.1:(\d+)/v1", line):
+            if match := re.search(r"http://127\.0\.0\.1:(\d+)", line):
                 break
         else:
             raise SystemExit("the server did not start")
