@@ -828,7 +828,8 @@ def phases(run, seeds, steps, shared):
         arms=arms,
         measures=DOMAINS,
         note="As many tokens of each source in every arm, one learning-rate schedule over both "
-        "halves: the rate of the second begins where that of the first ends.",
+        "halves: the rate of the second begins where that of the first ends. The optimizer's "
+        "momentum begins anew there, in both orders; the control in one piece has no such break.",
     )
     corpus = shared.text()
     half = PRETRAINING // 2
