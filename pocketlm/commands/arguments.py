@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODEL_HELP = "A checkpoint folder, .gguf or .pte."
+OR_HUB_ID = "A checkpoint folder, .gguf or .pte, or a hub id: owner/name."
 RUNTIME_HELP = (
     "What computes a folder: pocketlm or transformers; pocketlm's own where it knows the model."
 )

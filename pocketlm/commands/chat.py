@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from pocketlm.commands.arguments import MODEL_HELP, RUNTIME_HELP, check_model
+from pocketlm.commands.arguments import OR_HUB_ID, RUNTIME_HELP, check_model
 from pocketlm.runner.errors import plain_errors
 
 
 def chat(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help=MODEL_HELP)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help=OR_HUB_ID)],
     temperature: Annotated[
         float, typer.Option(help="0 is the likeliest answer; 0.7 varies.")
     ] = 0.0,
@@ -76,8 +76,11 @@ def chat(
         config = ChatConfig(
             sampling=sampling, max_new_tokens=max_tokens, system=system, stop=tuple(stop or ())
         )
-        check_model(model)
+        from pocketlm.model.hub_folder import model_at
+
+        path = model_at(model)
+        check_model(path)
         from pocketlm.inference.open import open_model
 
-        with contextlib.closing(open_model(model, runtime=runtime)) as speaker:
+        with contextlib.closing(open_model(path, runtime=runtime)) as speaker:
             converse(speaker, config, Console())

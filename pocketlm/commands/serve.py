@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pocketlm.commands.arguments import MODEL_HELP, RUNTIME_HELP, check_model
+from pocketlm.commands.arguments import OR_HUB_ID, RUNTIME_HELP, check_model
 from pocketlm.runner.errors import plain_errors
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ KEY_VARIABLE = "POCKETLM_API_KEY"
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help=MODEL_HELP)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help=OR_HUB_ID)],
     host: Annotated[
         str, typer.Option(help="Where to listen; 0.0.0.0 lets your whole network in.")
     ] = "127.0.0.1",
@@ -78,9 +78,15 @@ def serve(
 
     pocketlm serve runs/pocket/chat --port 9000 --slots 8
       [dim]a checkpoint folder, eight answers side by side[/dim]
+
+    pocketlm serve HuggingFaceTB/SmolLM2-135M-Instruct
+      [dim]from the Hugging Face hub, fetched once[/dim]
     """
     with plain_errors():
-        check_model(model)
+        from pocketlm.model.hub_folder import model_at
+
+        path = model_at(model)
+        check_model(path)
         from pocketlm.inference.sampling import Sampling
         from pocketlm.serve.http_server import ServeConfig, is_loopback
         from pocketlm.serve.http_server import serve as answer
@@ -91,7 +97,7 @@ def serve(
         config = ServeConfig(
             host=host,
             port=port,
-            name=name,
+            name=name or (model.name if path != model else None),
             api_key=api_key or os.environ.get(KEY_VARIABLE) or None,
             queue=queue,
             hosts=tuple(allow_host or ()),
@@ -99,7 +105,7 @@ def serve(
             defaults=Defaults(temperature=temperature, top_p=top_p, max_tokens=max_tokens),
             opening=Opening(context=context, slots=slots, threads=threads, runtime=runtime),
         )
-        answer(model, config, buttons(alone=is_loopback(host)))
+        answer(path, config, buttons(alone=is_loopback(host)))
 
 
 def buttons(*, alone: bool) -> "Buttons":

@@ -10,17 +10,19 @@ from pocketlm.inference.open import open_model
 from pocketlm.inference.runtime import Runtime
 from pocketlm.inference.sampling import Sampling
 from pocketlm.model.conversation import Message
+from pocketlm.model.hub_folder import model_at
 
 
 def load(
     path: str | Path, *, threads: int | None = None, context_length: int | None = None
 ) -> "Model":
-    """The model at `path`: a checkpoint folder, a .gguf or a .pte.
+    """The model at `path`: a checkpoint folder, a .gguf or a .pte, or a hub id, OWNER/NAME, which
+    is fetched into the hub's cache.
 
     threads: the runtime's own choice by default. context_length: see `open_model`. An error of one
-    sentence for what is no model; a model of the hub is fetched by `pocketlm import`.
+    sentence for what is no model.
     """
-    return Model(open_model(Path(path), threads=threads, context_length=context_length))
+    return Model(open_model(model_at(path), threads=threads, context_length=context_length))
 
 
 class Model:

@@ -27,7 +27,9 @@ def download(name: str, revision: str | None, wanted: list[str]) -> Path:
     import huggingface_hub as hub
 
     folder = Path(
-        _asked(name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        hub_answer(
+            name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=wanted)
+        )
     )
     if COMMIT.fullmatch(folder.name):
         revision = folder.name  # of this very commit are the weights, whatever is pushed meanwhile
@@ -41,7 +43,7 @@ def download(name: str, revision: str | None, wanted: list[str]) -> Path:
             weights.append(ADAPTER_WEIGHTS)
     patterns = [*wanted, *weights]
     folder = Path(
-        _asked(
+        hub_answer(
             name, lambda: hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
         )
     )
@@ -59,7 +61,7 @@ def download_files(name: str, wanted: list[str]) -> Path:
     """
     import huggingface_hub as hub
 
-    return Path(_asked(name, lambda: hub.snapshot_download(name, allow_patterns=wanted)))
+    return Path(hub_answer(name, lambda: hub.snapshot_download(name, allow_patterns=wanted)))
 
 
 def _pickles(name: str, revision: str | None) -> str:
@@ -82,7 +84,7 @@ def _pickles(name: str, revision: str | None) -> str:
     )
 
 
-def _asked(name: str, call: Callable[[], Answer]) -> Answer:
+def hub_answer(name: str, call: Callable[[], Answer]) -> Answer:
     """What the hub answers; a ValueError of one line where it does not."""
     try:
         return call()

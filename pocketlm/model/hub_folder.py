@@ -1,10 +1,12 @@
 """Whole folders to the Hugging Face hub and from it: what an export wrote, or a checkpoint."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from pocketlm.model.file_tree import files_below
 from pocketlm.model.files import write_folder
-from pocketlm.model.hub import HUB_ID, first_line
+from pocketlm.model.hub import HUB_ID, first_line, hub_answer
 from pocketlm.model.weights import PICKLES
 
 CARD = "README.md"
@@ -105,6 +107,58 @@ def pull(repository: str, out: Path, *, revision: str | None, only: list[str]) -
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy(cached / name, target)
     return [name for name in listed if name not in wanted]
+
+
+def model_at(name: str | Path) -> Path:
+    """The path of a model: `name` itself, or where nothing is there and it is OWNER/NAME, the
+    hub's repository, fetched into the hub's cache. Without a network the copy there is taken.
+
+    ValueError where the hub does not give it, or holds several models.
+    """
+    path = Path(name)
+    if path.exists() or path.suffix in (".gguf", ".pte") or not HUB_ID.fullmatch(str(name)):
+        return path
+    folder = hub_answer(str(name), lambda: _cached(str(name)))
+    listed = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    return folder / _model_of(listed, str(name))[0]
+
+
+def _cached(repository: str) -> Path:
+    """The folder of the hub's cache with what opens the model of a repository."""
+    import huggingface_hub as hub
+
+    try:
+        info = hub.HfApi().model_info(repository)
+        listed = [file.rfilename for file in info.siblings or []]
+    except Exception as error:
+        try:
+            listed = [file.path for file in hub.get_cached_repo_tree(repository)]
+        except Exception:  # not there either, so why the hub gave nothing is what counts
+            raise error from None
+        print(f"{first_line(error)}; the copy fetched earlier is used", file=sys.stderr)
+    _, wanted = _model_of(listed, repository)
+    # by the branch's name, or the cache would not know later which copy is its newest
+    return Path(hub.snapshot_download(repository, allow_patterns=wanted))
+
+
+def _model_of(listed: Sequence[str], repository: str) -> tuple[str, list[str]]:
+    """(path of the model among a repository's files, the files that open it): its checkpoint, else
+    its one .gguf, else its one .pte.
+    """
+    small = [name for name in listed if matches(name, FETCHED) and not matches(name, MODELS)]
+    weights = [name for name in listed if matches(name, ("*.safetensors",)) and "/" not in name]
+    if weights and "config.json" in listed:
+        return "", [*(name for name in small if "/" not in name), *weights]
+    for kind in ("*.gguf", "*.pte"):
+        files = [name for name in listed if matches(name, (kind,))]
+        if len(files) == 1:
+            return files[0], [*small, *files]
+        if files:
+            raise ValueError(
+                f"{repository} holds {', '.join(files)}; fetch one: `pocketlm pull {repository} "
+                f"{files[0]}`"
+            )
+    raise ValueError(f"{repository} holds no {', '.join(MODELS)}")
 
 
 def hub_id(repository: str) -> None:

@@ -12,8 +12,10 @@ from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.stop_strings import before_stop
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.hub_folder import model_at
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
 from pocketlm.model.transformer import Transformer
+from tests.unit.hub_server import hub_server
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +83,30 @@ def test_the_command_s_help_does_not_pay_for_it() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = pocketlm.lode  # type: ignore[attr-defined]
+
+
+def test_a_model_of_the_hub_is_fetched_once(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "me/tiny"
+    with hub_server(monkeypatch, tmp_path / "cache") as hub:
+        hub[name] = {file.name: file.read_bytes() for file in folder.iterdir()}
+        hub[name] |= {"onnx/model.safetensors": b"x", "old.bin": b"x", "q4.gguf": b"x"}
+        with load(name) as model:
+            answer = model.generate("ab", max_tokens=4)
+        snapshot = model_at(name)
+        hub["me/files"] = {"a.gguf": b"GGUF", "model.tokenizer/x.json": b"{}", "old.bin": b"x"}
+        assert model_at("me/files").read_bytes() == b"GGUF"
+        hub["me/two"] = {"a.gguf": b"GGUF", "b.gguf": b"GGUF"}
+        with pytest.raises(ValueError, match=r"fetch one: `pocketlm pull me/two a\.gguf`"):
+            load("me/two")
+    with load(folder) as model:
+        assert answer == model.generate("ab", max_tokens=4)
+    assert {file.name for file in snapshot.iterdir()} == {file.name for file in folder.iterdir()}
+    assert model_at(name) == snapshot  # the hub is gone
+    assert "the copy fetched earlier is used" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="the Hugging Face hub did not give it"):
+        load("me/never")
