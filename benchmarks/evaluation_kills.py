@@ -2,11 +2,11 @@
 
     python benchmarks/evaluation_kills.py MODEL --suite pocket,arc_easy --data DIR --limit 40
 
-SIGKILL comes at a random moment of the time that an unbroken run takes, --kills times, into one
-folder; then the command runs to its end. Compared are every byte of transcripts/ and
-evaluation.json without the speed, which is measured anew. Prints one JSON line: kills, how many of
-them came while some answers were kept and others not, the answers kept after each, and what is
-unlike; the exit status is 1 where anything is.
+SIGKILL comes --kills times into one folder, each time a random fraction of a second after a random
+number of further answers was kept; then the command runs to its end. Compared are every byte of
+transcripts/ and evaluation.json without the speed, which is measured anew. Prints one JSON line:
+kills, how many of them came while some answers were kept and others not, the answers kept after
+each, and what is unlike; the exit status is 1 where anything is, or where no kill landed.
 """
 
 import argparse
@@ -40,16 +40,21 @@ def main() -> None:
 def killed(arguments: argparse.Namespace, scratch: Path) -> bool:
     """Whether anything is unlike; what happened is printed."""
     whole, broken, random = scratch / "whole", scratch / "broken", Random(arguments.seed)
-    seconds = -time.monotonic()
-    started(arguments, whole).wait()
-    seconds += time.monotonic()
+    if status := started(arguments, whole).wait():
+        sys.exit(f"the unbroken run ended with status {status}")
     total = sum(kept(whole).values())
+    # a kill for each part of the answers, at a random place of it
+    marks = [
+        round(total * (number + random.random()) / arguments.kills)
+        for number in range(arguments.kills)
+    ]
     counts = []
-    ended = False
-    while len(counts) < arguments.kills and not ended:
+    for mark in marks:
         run = started(arguments, broken)
+        while run.poll() is None and sum(kept(broken).values()) < mark:
+            time.sleep(0.002)
         try:
-            ended = run.wait(random.uniform(0.2, 1.0) * seconds) == 0
+            run.wait(random.uniform(0.0, 0.3))
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
@@ -57,9 +62,9 @@ def killed(arguments: argparse.Namespace, scratch: Path) -> bool:
     status = started(arguments, broken).wait()
     unlike = [name for name, content in results(whole).items() if results(broken)[name] != content]
     between = sum(0 < count < total for count in counts)
-    shown = {"kills": len(counts), "between_answers": between, "answers_kept": counts}
-    print(json.dumps({**shown, "answers": total, "status": status, "unlike": unlike}))
-    return bool(unlike or status)
+    report = {"kills": len(counts), "between_answers": between, "answers_kept": counts}
+    print(json.dumps({**report, "answers": total, "status": status, "unlike": unlike}))
+    return bool(unlike or status or not between)
 
 
 def started(arguments: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:

@@ -10,8 +10,8 @@ from pocketlm.eval.suites.suite import DIFFERS, NOT_FOUND
 from pocketlm.report.evaluation import (
     constant_share,
     difference_line,
-    error_text,
     families_of,
+    figure_rows,
     first_suite,
     limits_reached,
     value_text,
@@ -108,16 +108,8 @@ def _suites_table(evaluation: dict[str, Any]) -> Table:
     table.add_column("suite", no_wrap=True)
     for name in ("metric", "n", *models, "blind"):
         table.add_column(name, justify="left" if name == "metric" else "right")
-    for name in evaluation["suites"]:
-        figures = [model["suites"][name] for model in models.values()]
-        blind = constant_share(evaluation, name)
-        table.add_row(
-            name,
-            figures[0]["metric"].replace("_", " "),
-            f"{figures[0]['n']:,}",
-            *(f"{value_text(f)} ± {error_text(f)}" for f in figures),
-            "" if blind is None else f"{100 * blind:.1f}",
-        )
+    for row in figure_rows(evaluation):
+        table.add_row(*row)
     table.add_section()
     sizes = [_size_and_speed(model) for model in models.values()]
     table.add_row("MB", "", "", *(size for size, _ in sizes), "")

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pocketlm.report.evaluation import (
-    constant_share,
-    difference_line,
-    error_text,
-    limits_reached,
-    value_text,
-)
+from pocketlm.report.evaluation import difference_line, figure_rows, limits_reached
 from pocketlm.report.published import beside, legend, peers
 
 INTRO = """# Benchmarks
@@ -45,20 +39,8 @@ def _figures(evaluation: dict[str, Any]) -> Iterator[str]:
     reading.
     """
     models = evaluation["models"]
-    rows = []
-    for name in evaluation["suites"]:
-        figures = [model["suites"][name] for model in models.values()]
-        blind = constant_share(evaluation, name)
-        rows.append(
-            [
-                name,
-                figures[0]["metric"].replace("_", " "),
-                f"{figures[0]['n']:,}",
-                *(f"{value_text(figure)} ± {error_text(figure)}" for figure in figures),
-                "" if blind is None else f"{100 * blind:.1f}",
-                figures[0].get("prompts", ""),
-            ]
-        )
+    first = next(iter(models.values()))["suites"]
+    rows = [[*row, first[row[0]].get("prompts", "")] for row in figure_rows(evaluation)]
     yield from table(["suite", "metric", "n", *models, "blind", "prompts"], rows)
 
 

@@ -1,6 +1,7 @@
 """evaluation.json as the report and the terminal read it, whichever version wrote it."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def error_text(figures: dict[str, Any]) -> str:
     """Its standard error in the same unit."""
     error = figures["standard_error"]
     return f"{error:.3f}" if figures["metric"] == "bits_per_byte" else f"{100 * error:.1f}"
+
+
+def figure_rows(evaluation: dict[str, Any]) -> Iterator[list[str]]:
+    """A row of cells for each suite: its name, the metric, how many documents, each model's figure
+    with its standard error, and what needs no reading.
+    """
+    for name in evaluation["suites"]:
+        figures = [model["suites"][name] for model in evaluation["models"].values()]
+        blind = constant_share(evaluation, name)
+        yield [
+            name,
+            figures[0]["metric"].replace("_", " "),
+            f"{figures[0]['n']:,}",
+            *(f"{value_text(figure)} ± {error_text(figure)}" for figure in figures),
+            "" if blind is None else f"{100 * blind:.1f}",
+        ]
 
 
 def difference_line(difference: dict[str, Any]) -> str:

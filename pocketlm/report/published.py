@@ -73,7 +73,8 @@ def peers(evaluation: dict[str, Any]) -> list[str]:
         for _, entry in _entries(evaluation)
         for cell in entry["cells"]
     }
-    ours = [model["parameters"] / 1e6 for model in evaluation["models"].values() if _size(model)]
+    counted = [model.get("parameters") for model in evaluation["models"].values()]
+    ours = [number / 1e6 for number in counted if number]
     if not ours:
         return sorted(sizes, key=lambda name: sizes[name])
     ratios = {
@@ -82,10 +83,6 @@ def peers(evaluation: dict[str, Any]) -> list[str]:
     near = {name for name, ratio in ratios.items() if ratio <= SAME_SIZE}
     chosen = near or set(sorted(ratios, key=lambda name: ratios[name])[:FEWEST])
     return sorted(chosen, key=lambda name: (sizes[name], name))
-
-
-def _size(model: dict[str, Any]) -> int | None:
-    return model.get("parameters")
 
 
 def _entries(evaluation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
