@@ -32,6 +32,27 @@ def named_suites(names: Sequence[str]) -> tuple[Suite, ...]:
     return tuple(suites.values())
 
 
+def without(suites: Sequence[Suite], names: Sequence[str]) -> tuple[Suite, ...]:
+    """The suites but those of these names: a benchmark's, in whichever protocol ("livecodebench"),
+    or a row's ("r1-final.livecodebench"). ValueError: no suite has such a name, or all have one.
+    """
+    known = {name for suite in suites for name in (suite.name, benchmark_of(suite))}
+    if wrong := [name for name in names if name not in known]:
+        raise ValueError(
+            f"--without {', '.join(wrong)}: not among the suites, which are "
+            f"{', '.join(suite.name for suite in suites)}"
+        )
+    rest = [suite for suite in suites if not {suite.name, benchmark_of(suite)} & set(names)]
+    if names and not rest:
+        raise ValueError("--without names every suite; nothing would be measured")
+    return tuple(rest)
+
+
+def benchmark_of(suite: Suite) -> str:
+    """A suite's name without its protocol's."""
+    return suite.name.removeprefix(f"{suite.protocol_name}.")
+
+
 def _named(name: str) -> tuple[Suite, ...]:
     if name in PROTOCOLS:
         return PROTOCOLS[name]
