@@ -7,12 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 from pocketlm.eval.suites.own_problems import file_suite
 from pocketlm.eval.suites.protocols import BY_NAME, PROTOCOLS, SUITES
 from pocketlm.eval.suites.ruler import RulerProblems, ruler_suites
 from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.model.tokenizer import Tokenizer
+
+SAMPLE_SEED = 1234  # allenai/OLMo-Eval@168b933, olmes_v0_1/README.md
 
 
 def named_suites(names: Sequence[str]) -> tuple[Suite, ...]:
@@ -80,7 +83,12 @@ def load_problems(
     """
     if isinstance(suite.problems, RulerProblems) and tokenizer is not None:
         return tuple(islice(suite.problems.fitted(suite, tokenizer, data), limit))
-    return tuple(islice(suite.problems.load(data), limit))
+    problems = suite.problems.load(data)
+    if suite.sampled:
+        problems = list(problems)
+        if len(problems) > 1.5 * suite.sampled:
+            problems = Random(SAMPLE_SEED).sample(problems, suite.sampled)
+    return tuple(islice(problems, limit))
 
 
 def needs_tokenizer(suite: Suite) -> int:
