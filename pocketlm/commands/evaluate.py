@@ -16,6 +16,10 @@ SUITE_HELP = (
     "pro, olmes, bpb, lm-eval), RULER at a length (ruler@4096), or a .jsonl file of your own: a "
     "prompt and an answer a line."
 )
+WITHOUT_HELP = "Of these suites not to measure: benchmarks or rows (livecodebench)."
+BASELINE_HELP = (
+    "A model to measure beside them in transformers: a folder, or a hub id (owner/name)."
+)
 DATA_HELP = "A folder with the benchmarks' JSONL files. Without it they come from the hub."
 LM_EVAL_HELP = (
     "Instead of suites: tasks of lm-eval by name, from the hub, or .yaml files of tasks. Needs the "
@@ -37,6 +41,12 @@ def evaluate_models(
     ] = None,
     lm_eval: Annotated[
         str | None, typer.Option(metavar="TASK,TASK", help=LM_EVAL_HELP, show_default=False)
+    ] = None,
+    without: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help=WITHOUT_HELP, show_default=False)
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="MODEL", help=BASELINE_HELP, show_default=False)
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help=DATA_HELP)] = None,
     limit: Annotated[
@@ -70,6 +80,9 @@ def evaluate_models(
     pocketlm eval runs/pocket/chat --suite questions.jsonl --out results
       [dim]your own problems; every answer is kept[/dim]
 
+    pocketlm eval models/A files/A.gguf --suite r1 --without livecodebench --baseline owner/A
+      [dim]a protocol but for one benchmark, beside a model of the hub in transformers[/dim]
+
     pocketlm eval runs/pocket/chat runs/pocket/files/model.gguf --lm-eval piqa,tasks/mine.yaml
       [dim]lm-eval's tasks, on a checkpoint and on the file[/dim]
     """
@@ -79,17 +92,20 @@ def evaluate_models(
         if (suite is None) is (lm_eval is None):
             raise ValueError("nothing to measure, or too much: give --suite NAME or --lm-eval TASK")
         if lm_eval is not None:
+            if without or baseline:
+                raise ValueError("--without and --baseline go with --suite, not with --lm-eval")
             from pocketlm.commands.lm_eval_tasks import run_lm_eval
 
             run_lm_eval(models, lm_eval, limit=limit, runtime=runtime, out=out)
             return
         assert suite is not None
-        names = tuple(name.strip() for name in suite.split(",") if name.strip())
+        names, not_measured = _names(suite), _names(without or "")
         if Path(suite).is_file():  # whose name may hold a comma
             names = (suite,)
-        from pocketlm.eval.suites.named import named_suites
+        from pocketlm.eval.suites import named
 
-        named_suites(names)  # a wrong name is said before a model is opened
+        # a wrong name is said before a model is opened
+        named.without(named.named_suites(names), not_measured)
         from rich.console import Console
 
         from pocketlm.commands.evaluation_table import evaluation_table
@@ -105,6 +121,8 @@ def evaluate_models(
             data=None if data is None else str(data),
             limit=limit,
             unsafe_exec=unsafe_exec,
+            without=not_measured,
+            baseline=baseline,
         )
         with contextlib.ExitStack() as stack:
             if out is None:
@@ -114,6 +132,10 @@ def evaluate_models(
             evaluate(config, folder, models=models)
             console = Console()
             console.print(evaluation_table(read_evaluation(folder), console.width))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @contextlib.contextmanager
@@ -136,15 +158,20 @@ def _evaluation_folder(out: Path, config: Any, models: list[Path]) -> Iterator[P
         "limit": config.limit,
         "runtime": config.runtime,
         "unsafe_exec": config.unsafe_exec,
+        "without": list(config.without),
+        "baseline": config.baseline,
     }
     if not (out / REQUEST).is_file():
         with new_folder(out) as folder:
             write_json(folder / REQUEST, request)
             yield folder
         return
-    before = {"unsafe_exec": False, **read_object(out / REQUEST)}  # a version before had none
+    absent = {"unsafe_exec": False, "without": [], "baseline": None}  # in versions before
+    before = {**absent, **read_object(out / REQUEST)}
     other = [name for name in request if before.get(name) != request[name]]
-    if other:
+    if other and not (out / "transcripts").is_dir():  # which stopped before it asked anything
+        write_json(out / REQUEST, request)
+    elif other:
         raise ValueError(
             f"{out} holds an evaluation with other {' and '.join(other)}; choose another --out, "
             "or delete it"

@@ -91,7 +91,7 @@ def constant_share(evaluation: dict[str, Any], name: str) -> float | None:
 
 def limits_reached(evaluation: dict[str, Any]) -> list[str]:
     """A line for each model and suite where answers were cut or empty, or contexts shortened; and
-    what the programs of a suite were run in.
+    what the programs of a suite were run in, and which suites were left out.
     """
     lines = []
     for label, model in evaluation["models"].items():
@@ -117,6 +117,8 @@ def limits_reached(evaluation: dict[str, Any]) -> list[str]:
     for name, suite in evaluation["suites"].items():
         if sandbox := suite.get("sandbox"):
             lines.append(f"{name}: programs were run in a sandbox of this kind: {sandbox}")
+    if names := evaluation.get("left_out"):
+        lines.append(f"not measured, as was asked (--without): {', '.join(names)}")
     return lines
 
 

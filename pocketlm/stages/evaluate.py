@@ -17,22 +17,23 @@ from pocketlm.corpus.recall_notes import draw_notes
 from pocketlm.data.corpus_folder import held_out_texts
 from pocketlm.data.shards import open_shard
 from pocketlm.eval.answers_file import keep_to, transcript
-from pocketlm.eval.figures import figures_of, paired_difference
+from pocketlm.eval.compared import paired_differences, pairs_of
+from pocketlm.eval.figures import figures_of
 from pocketlm.eval.harness import run_suite
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.look_up import VALUE_TOKENS, fact_trials
 from pocketlm.eval.perplexity import bits_per_byte
 from pocketlm.eval.rank_me import rank_of_states
 from pocketlm.eval.retrieval import find_needles, needle_trials
-from pocketlm.eval.suites.loaded import LoadedSuite, loaded, with_sandbox
-from pocketlm.eval.suites.named import named_suites
+from pocketlm.eval.suites.loaded import LoadedSuite, all_loaded, with_sandbox
+from pocketlm.eval.suites.named import named_suites, without
 from pocketlm.export.text_agreement import refuse_other_text
 from pocketlm.inference.gguf_file import part_files
 from pocketlm.inference.gguf_header import read_header
-from pocketlm.inference.open import label_of, opened, size_of
+from pocketlm.inference.open import TRANSFORMERS, label_of, opened, size_of
 from pocketlm.inference.runtime import Runtime
 from pocketlm.model.files import write_json
-from pocketlm.model.json_lines import json_lines
+from pocketlm.model.hub_folder import model_at
 from pocketlm.model.json_shape import read_object
 from pocketlm.model.weights import count_numbers
 
@@ -54,7 +55,8 @@ class EvaluateConfig:
     eval/look_up.py), with `distractors` other facts in the text. needle_seed: of the trials.
     needle_labels: of the models to search with; empty: all.
     unsafe_exec: where no sandbox of the operating system holds, run programs that a model wrote
-    with limits alone.
+    with limits alone. without: suites of a protocol that are not measured, by benchmark or row.
+    baseline: a folder or hub id that is measured too, in transformers.
     """
 
     name: str
@@ -77,6 +79,8 @@ class EvaluateConfig:
     speed_tokens: int = 32
     runtime: str | None = None  # what computes the folders among the models (inference/open.py)
     unsafe_exec: bool = False
+    without: tuple[str, ...] = ()
+    baseline: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("limit", "max_new_tokens", "batch_size"):
@@ -95,6 +99,8 @@ class EvaluateConfig:
     def reads(self) -> list[Path]:
         """The user's own suite files and benchmarks: when one changes, so does the stage."""
         files = [Path(suite) for suite in self.suites if is_suite_file(suite)]
+        if self.baseline is not None and Path(self.baseline).is_dir():  # else it is the hub's
+            files.append(Path(self.baseline))
         return files if self.data is None else [*files, Path(self.data).expanduser()]
 
     def summary(self) -> str:
@@ -121,8 +127,67 @@ def evaluate(
 
     An interrupted call goes on with the answers it kept; ValueError where they are to other
     documents, or programs were judged in another sandbox. An exported file is compared, document by
-    document, with the last checkpoint before it in `models`. Held-out text and needles need the
-    `corpus`: its validation split, and its knowledge text as haystack.
+    document, with the last checkpoint before it in `models`, the baseline with the first. Held-out
+    text and needles need the `corpus`: its validation split, and its knowledge text as haystack.
+    """
+    placed = _placed(config, models)
+    if unknown := sorted(set(config.needle_labels) - set(placed)):
+        raise ValueError(
+            f"{config.name}.needle_labels: {', '.join(unknown)} is none of {', '.join(placed)}"
+        )
+    if corpus is None and (config.bits_tokens or config.rank_tokens or config.needle_tokens):
+        raise ValueError(
+            f"{config.name}: bits_tokens, rank_tokens and needle_tokens need a corpus as input"
+        )
+    named = named_suites(config.suites) if config.suites else ()
+    suites = without(named, config.without)
+    left_out = [suite.name for suite in named if suite not in suites]
+    data = None if config.data is None else Path(config.data).expanduser()
+    if config.max_new_tokens is not None:
+        suites = [replace(suite, max_new_tokens=config.max_new_tokens) for suite in suites]
+    tests = all_loaded(suites, data, config.limit)
+    tests = with_sandbox(tests, unsafe_exec=config.unsafe_exec)
+    figures: dict[str, Any] = {}
+    (out / "transcripts").mkdir(exist_ok=True)
+    keep_to(out, {test.suite.name: test.basis() for test in tests})
+    with _progress() as progress:
+        documents = sum(test.count for test in tests)
+        bar = progress.add_task("", total=len(placed) * documents)
+        for label, (path, runtime) in placed.items():
+            finished = out / f".{label}.json"
+            if not finished.is_file():
+                report = _reporter(progress, bar, label)
+                answers = partial(transcript, out, label)
+                described = {"path": path.name, "bytes": size_of(path), "sha256": sha256_of(path)}
+                if runtime is not None:
+                    described["runtime"] = runtime
+                if path.is_dir() and any(path.glob("model*.safetensors")):  # no adapter's folder
+                    described["parameters"] = count_numbers(path)
+                searched = not config.needle_labels or label in config.needle_labels
+                placed_config = replace(config, runtime=runtime)
+                measured = measure(
+                    placed_config, path, tests, corpus, answers, report, needles=searched
+                )
+                write_json(finished, {**described, **measured})
+            figures[label] = read_object(finished)
+            progress.update(bar, completed=len(figures) * documents)
+    baseline = list(placed)[-1] if config.baseline is not None else None
+    pairs = pairs_of({label: path for label, (path, _) in placed.items()}, baseline)
+    write_json(
+        out / "evaluation.json",
+        {
+            "suites": {test.suite.name: test.described() for test in tests},
+            "models": figures,
+            "differences": paired_differences(out, [test.suite for test in tests], pairs),
+            "left_out": left_out,
+        },
+    )
+    return out
+
+
+def _placed(config: EvaluateConfig, models: list[Path]) -> dict[str, tuple[Path, str | None]]:
+    """{label: (path, what computes a folder)} of the models, and of the baseline behind them.
+    ValueError: labels that are not one for each model, or not all different.
     """
     labels = config.labels or tuple(label_of(path) for path in models)
     if len(labels) != len(models) or len(set(labels)) != len(labels):
@@ -130,48 +195,16 @@ def evaluate(
             f"{config.name}.labels must be {len(models)} different names, one for each model; got "
             f"{list(labels)}"
         )
-    if unknown := sorted(set(config.needle_labels) - set(labels)):
-        raise ValueError(
-            f"{config.name}.needle_labels: {', '.join(unknown)} is none of {', '.join(labels)}"
-        )
-    if corpus is None and (config.bits_tokens or config.rank_tokens or config.needle_tokens):
-        raise ValueError(
-            f"{config.name}: bits_tokens, rank_tokens and needle_tokens need a corpus as input"
-        )
-    suites = named_suites(config.suites) if config.suites else ()
-    data = None if config.data is None else Path(config.data).expanduser()
-    if config.max_new_tokens is not None:
-        suites = [replace(suite, max_new_tokens=config.max_new_tokens) for suite in suites]
-    tests = [loaded(suite, data, config.limit) for suite in suites]
-    tests = with_sandbox(tests, unsafe_exec=config.unsafe_exec)
-    figures: dict[str, Any] = {}
-    (out / "transcripts").mkdir(exist_ok=True)
-    keep_to(out, {test.suite.name: test.basis() for test in tests})
-    with _progress() as progress:
-        documents = sum(test.count for test in tests)
-        bar = progress.add_task("", total=len(models) * documents)
-        for label, path in zip(labels, models, strict=True):
-            finished = out / f".{label}.json"
-            if not finished.is_file():
-                report = _reporter(progress, bar, label)
-                answers = partial(transcript, out, label)
-                described = {"path": path.name, "bytes": size_of(path), "sha256": sha256_of(path)}
-                if path.is_dir() and any(path.glob("model*.safetensors")):  # no adapter's folder
-                    described["parameters"] = count_numbers(path)
-                searched = not config.needle_labels or label in config.needle_labels
-                measured = measure(config, path, tests, corpus, answers, report, needles=searched)
-                write_json(finished, {**described, **measured})
-            figures[label] = read_object(finished)
-            progress.update(bar, completed=len(figures) * documents)
-    write_json(
-        out / "evaluation.json",
-        {
-            "suites": {test.suite.name: test.described() for test in tests},
-            "models": figures,
-            "differences": _differences(out, tests, dict(zip(labels, models, strict=True))),
-        },
-    )
-    return out
+    placed: dict[str, tuple[Path, str | None]] = {
+        label: (path, config.runtime if path.is_dir() else None)
+        for label, path in zip(labels, models, strict=True)
+    }
+    if config.baseline is not None:
+        baseline = f"{Path(config.baseline).name}-{TRANSFORMERS}"
+        if baseline in placed:
+            raise ValueError(f"{config.name}: a model is called {baseline}, as the baseline is")
+        placed[baseline] = (model_at(config.baseline), TRANSFORMERS)
+    return placed
 
 
 def measure(
@@ -190,7 +223,7 @@ def measure(
     """
     figures: dict[str, Any] = {"suites": {}}
     before = 0
-    with opened(path, runtime=config.runtime if path.is_dir() else None) as model:
+    with opened(path, runtime=config.runtime) as model:
         check_text(path, model)
         for test in (test.drawn_for(model.tokenizer) for test in tests):
             name = test.suite.name
@@ -247,8 +280,7 @@ def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict
     figure before context extension.
     """
     figures = {}
-    runtime = config.runtime if path.is_dir() else None
-    with opened(path, runtime=runtime, context_length=max(config.needle_tokens)) as model:
+    with opened(path, runtime=config.runtime, context_length=max(config.needle_tokens)) as model:
         haystack = [
             model.tokenizer.decode(
                 shard.document(number)[len(model.tokenizer.document_start) :].tolist()
@@ -265,30 +297,6 @@ def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict
                 trials = needle_trials(*task, draw_notes(config.needle_seed, held_out=True))
                 figures[str(tokens)] = find_needles(model, trials)
     return figures
-
-
-def _differences(
-    out: Path, tests: Sequence[LoadedSuite], models: dict[str, Path]
-) -> list[dict[str, Any]]:
-    """For each exported file and suite: the paired difference from the last checkpoint before
-    it.
-    """
-    differences, checkpoint = [], None
-    for label, path in models.items():
-        if path.is_dir():
-            checkpoint = label
-        elif checkpoint is not None:
-            for test in tests:
-                name = test.suite.name
-                rows, others = (
-                    [row for _, row in json_lines(transcript(out, side, name))]
-                    for side in (label, checkpoint)
-                )
-                difference = paired_difference(test.suite, rows, others)
-                differences.append(
-                    {"suite": name, "model": label, "compared_to": checkpoint, **difference}
-                )
-    return differences
 
 
 def sha256_of(path: Path) -> str:

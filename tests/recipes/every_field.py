@@ -586,6 +586,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "needle_labels": ("nobody",),  # which is refused
         "speed_tokens": 6,
         "unsafe_exec": True,
+        "without": ("exam",),
+        "baseline": f"{FOLDER}/model",
     },
     ReportConfig: {
         "name": "other",
@@ -636,6 +638,7 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (TeachConfig, "too_long"): {"window": 80, "conversations": True},
     (CurateConfig, "suites_data"): {"suites": ("arc_easy",), "suites_data": f"{FOLDER}/benchmarks"},
     (EvaluateConfig, "data"): {"suites": ("arc_easy",), "data": f"{FOLDER}/benchmarks"},
+    (EvaluateConfig, "without"): {"suites": (f"{FOLDER}/exam.jsonl", f"{FOLDER}/other.jsonl")},
     (EvaluateConfig, "unsafe_exec"): {"suites": ("humaneval",), "data": f"{FOLDER}/benchmarks"},
     (ExportConfig, "context_length"): {"formats": ("pte",)},
     (ExportConfig, "int8_cache"): {"formats": ("pte",), "min_agreement": 0.0},

@@ -301,6 +301,47 @@ def test_benchmarks_are_read_from_a_folder_and_shown_a_row_each(checkpoint: Path
     assert status == 2 and "no such folder" in shown
 
 
+def test_a_protocol_without_some_data_says_what_to_leave_out_and_then_that_it_was(
+    checkpoint: Path,
+) -> None:
+    Path("benchmarks").mkdir()
+    row = {"query": "Question: 1 + 1?\nAnswer:", "choices": ["2", "7"], "gold": 0}
+    Path("benchmarks/arc_easy_test.jsonl").write_text(json.dumps(row))
+    command = ("eval", "tiny", "--suite", "r1-base.arc_easy,r1-final.livecodebench,piqa")
+    command += ("--data", "benchmarks", "--out", "results")
+    status, printed = pocketlm(*command)
+    printed = " ".join(printed.split())
+    assert status == 2 and "--without livecodebench,piqa" in printed
+    assert "r1-final.livecodebench: " in printed and "holds no piqa_val.jsonl" in printed
+    status, printed = pocketlm(*command, "--without", "livecodebench,piqa")
+    printed = " ".join(printed.split())
+    assert status == 0 and "(--without): r1-final.livecodebench, piqa" in printed
+    evaluation = json.loads(Path("results/evaluation.json").read_text())
+    assert list(evaluation["suites"]) == ["r1-base.arc_easy"]
+    assert evaluation["left_out"] == ["r1-final.livecodebench", "piqa"]
+    status, printed = pocketlm(*command, "--without", "livecodebench")
+    assert status == 2 and "an evaluation with other without" in " ".join(printed.split())
+    for wrong, line in (("arc", "not among the suites"), ("arc_easy", "names every suite")):
+        status, printed = pocketlm("eval", "tiny", "--suite", "arc_easy", "--without", wrong)
+        assert status == 2 and line in " ".join(printed.split())
+
+
+def test_a_baseline_in_transformers_is_compared_document_by_document(checkpoint: Path) -> None:
+    Path("asked.jsonl").write_text('{"prompt": "1 + 1?", "answer": "2"}\n')
+    command = ("eval", "tiny", "--suite", "asked.jsonl", "--baseline", "tiny", "--out", "results")
+    status, printed = pocketlm(*command)
+    assert status == 0, printed
+    evaluation = json.loads(Path("results/evaluation.json").read_text())
+    assert evaluation["models"]["tiny-transformers"]["runtime"] == "transformers"
+    (pair,) = evaluation["differences"]
+    assert (pair["model"], pair["compared_to"]) == ("tiny-transformers", "tiny")
+    first, second = (
+        json.loads(Path(f"results/transcripts/{label}.asked.jsonl").read_text())
+        for label in ("tiny", "tiny-transformers")
+    )
+    assert first["ids"] == second["ids"] and first["completion"] == second["completion"]
+
+
 def test_a_checkpoint_is_exported_beside_itself(checkpoint: Path) -> None:
     status, shown = pocketlm("export", "tiny", "--to", "hf")
     assert (

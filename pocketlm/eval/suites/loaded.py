@@ -11,7 +11,7 @@ from pocketlm.eval.answers_file import documents_digest
 from pocketlm.eval.code_scorer import code_scorer
 from pocketlm.eval.figures import best_constant_answer, chance
 from pocketlm.eval.published.beside import published
-from pocketlm.eval.suites.named import load_problems, needs_tokenizer, shots_of
+from pocketlm.eval.suites.named import benchmark_of, load_problems, needs_tokenizer, shots_of
 from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.sandbox.sandbox import open_sandbox
@@ -80,6 +80,34 @@ def loaded(suite: Suite, data: Path | None, limit: int | None) -> LoadedSuite:
         data=data,
         limit=limit,
     )
+
+
+def all_loaded(suites: Sequence[Suite], data: Path | None, limit: int | None) -> list[LoadedSuite]:
+    """The suites with their problems. FileNotFoundError or ValueError: some cannot be had; all of
+    these are named, and how the rest is measured without them.
+    """
+    tests: list[LoadedSuite] = []
+    failed: dict[str, list[Suite]] = {}
+    errors: list[Exception] = []
+    for suite in suites:
+        try:
+            tests.append(loaded(suite, data, limit))
+        except (FileNotFoundError, ValueError) as error:
+            errors.append(error)
+            failed.setdefault(str(error), []).append(suite)
+    if errors and not tests:
+        raise errors[0]
+    if errors:
+        lines = [
+            f"{', '.join(suite.name for suite in which)}: {text}" for text, which in failed.items()
+        ]
+        names = dict.fromkeys(benchmark_of(suite) for which in failed.values() for suite in which)
+        absent = all(isinstance(error, FileNotFoundError) for error in errors)
+        raise (FileNotFoundError if absent else ValueError)(
+            f"{'; '.join(lines)}; or measure the rest: --without {','.join(names)} (in a recipe, "
+            "the field without)"
+        )
+    return tests
 
 
 def with_sandbox(tests: Sequence[LoadedSuite], *, unsafe_exec: bool) -> list[LoadedSuite]:

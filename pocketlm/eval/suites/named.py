@@ -7,12 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 from pocketlm.eval.suites.own_problems import file_suite
 from pocketlm.eval.suites.protocols import BY_NAME, PROTOCOLS, SUITES
 from pocketlm.eval.suites.ruler import RulerProblems, ruler_suites
 from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.model.tokenizer import Tokenizer
+
+SAMPLE_SEED = 1234  # allenai/OLMo-Eval@168b933, olmes_v0_1/README.md
 
 
 def named_suites(names: Sequence[str]) -> tuple[Suite, ...]:
@@ -30,6 +33,27 @@ def named_suites(names: Sequence[str]) -> tuple[Suite, ...]:
     if not suites:
         raise ValueError("no suite is named; give --suite NAME")
     return tuple(suites.values())
+
+
+def without(suites: Sequence[Suite], names: Sequence[str]) -> tuple[Suite, ...]:
+    """The suites but those of these names: a benchmark's, in whichever protocol ("livecodebench"),
+    or a row's ("r1-final.livecodebench"). ValueError: no suite has such a name, or all have one.
+    """
+    known = {name for suite in suites for name in (suite.name, benchmark_of(suite))}
+    if wrong := [name for name in names if name not in known]:
+        raise ValueError(
+            f"--without {', '.join(wrong)}: not among the suites, which are "
+            f"{', '.join(suite.name for suite in suites)}"
+        )
+    rest = [suite for suite in suites if not {suite.name, benchmark_of(suite)} & set(names)]
+    if names and not rest:
+        raise ValueError("--without names every suite; nothing would be measured")
+    return tuple(rest)
+
+
+def benchmark_of(suite: Suite) -> str:
+    """A suite's name without its protocol's."""
+    return suite.name.removeprefix(f"{suite.protocol_name}.")
 
 
 def _named(name: str) -> tuple[Suite, ...]:
@@ -59,7 +83,12 @@ def load_problems(
     """
     if isinstance(suite.problems, RulerProblems) and tokenizer is not None:
         return tuple(islice(suite.problems.fitted(suite, tokenizer, data), limit))
-    return tuple(islice(suite.problems.load(data), limit))
+    problems = suite.problems.load(data)
+    if suite.sampled:
+        problems = list(problems)
+        if len(problems) > 1.5 * suite.sampled:
+            problems = Random(SAMPLE_SEED).sample(problems, suite.sampled)
+    return tuple(islice(problems, limit))
 
 
 def needs_tokenizer(suite: Suite) -> int:

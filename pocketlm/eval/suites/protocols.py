@@ -17,8 +17,10 @@ from pocketlm.eval.suites.choices import CHOICES
 from pocketlm.eval.suites.code import CODE
 from pocketlm.eval.suites.gold_answers import GOLD_ANSWERS
 from pocketlm.eval.suites.instructions import IFEVAL
+from pocketlm.eval.suites.olmes_shots import SHOTS, curated_shots
 from pocketlm.eval.suites.own_problems import POCKET, SOLUTIONS
 from pocketlm.eval.suites.rewriting import REWRITING
+from pocketlm.eval.suites.rows import Rows
 from pocketlm.eval.suites.suite import Suite
 from pocketlm.eval.suites.tools import TOOLS
 from pocketlm.eval.suites.written import WRITTEN
@@ -222,21 +224,27 @@ OLMES_SAMPLED = ("arc_easy", "boolq", "hellaswag", "piqa", "siqa")
 
 
 def _olmes() -> list[Suite]:
-    """OLMES v0.1 (arXiv 2406.08446): five shots, and for each benchmark the normalisation that is
-    written there. Its form with letters is not here.
+    """OLMES v0.1 (arXiv 2406.08446): its five curated shots, its samples of 1,000, and for each
+    benchmark the normalisation that is written there. Its form with letters is not here.
     """
     standard = "OLMES v0.1"
     rows = []
     for name, metric in OLMES_METRICS.items():
         sources = {
-            "shots": f"differs: {standard} has five curated ones; the first of the split here",
-            "metric": f"{standard}: of the completion form; it takes the better of two forms",
+            "shots": f"{standard}: the first five of std_fewshot.py, by their ids or digests",
+            "metric": f"differs: {standard} takes the better of two forms; the completion here",
         }
-        if name in OLMES_SAMPLED:
-            sources["problems"] = f"differs: {standard} draws 1,000; all here"
+        sampled = 1000 if name in OLMES_SAMPLED else 0
+        if sampled:
+            sources["problems"] = f"{standard}: Random(1234).sample of 1,000"
         pmi = {"unconditional": "Answer:"} if metric == "acc_pmi" else {}
         form = {} if name in ("hellaswag", "winogrande", "boolq") else {"prompt_format": QUESTION}
-        rows.append(_under("olmes", name, sources, shots=5, metric=metric, **form, **pmi))
+        train = SUITES[name].shots_from
+        assert isinstance(train, Rows)
+        shots = {"shots": SHOTS, "shots_from": curated_shots(name, train)}
+        rows.append(
+            _under("olmes", name, sources, metric=metric, sampled=sampled, **shots, **form, **pmi)
+        )
     return rows
 
 
