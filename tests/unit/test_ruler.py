@@ -126,11 +126,12 @@ def test_problems_are_drawn_when_a_models_tokenizer_is_known(tokenizer, data):
 
 def test_the_cards_needles_have_ten_lengths_and_stand_by_turns(tokenizer, data):
     suite = BY_NAME["pro-base.needles"]
-    assert suite.problems.lengths[0] == 2000 and suite.problems.lengths[-1] == 131_072
-    steps = {b - a for a, b in pairwise(suite.problems.lengths)}
-    assert len(suite.problems.lengths) == 10 and steps == {14341, 14342}
+    drawn = suite.problems
+    assert isinstance(drawn, RulerProblems)
+    assert drawn.lengths[0] == 2000 and drawn.lengths[-1] == 131_072 and len(drawn.lengths) == 10
+    assert {b - a for a, b in pairwise(drawn.lengths)} == {14341, 14342}
     assert needs_tokenizer(suite) == 50 and suite.max_new_tokens == 256
-    short = replace(suite, problems=replace(suite.problems, lengths=(700, 1200), trials=2))
+    short = replace(suite, problems=replace(drawn, lengths=(700, 1200), trials=2))
     problems = loaded(short, data, None).drawn_for(tokenizer).problems
     assert [problem.family for problem in problems] == ["700 tokens", "1200 tokens"] * 2
     for problem in problems:
