@@ -1,6 +1,8 @@
 """docs/results/benchmarks.md from folders that `pocketlm eval --out` left.
 
 python benchmarks/benchmarks_page.py FOLDER... [--out docs/results/benchmarks.md]
+
+A file note.md in a folder stands under its heading: what the models are.
 """
 
 import argparse
@@ -9,6 +11,8 @@ from pathlib import Path
 from pocketlm.model.files import write_text
 from pocketlm.report.benchmarks_page import benchmarks_page
 from pocketlm.report.evaluation import read_evaluation
+
+NOTE = "note.md"
 
 
 def main() -> None:
@@ -21,9 +25,13 @@ def main() -> None:
     if len(set(names)) != len(names):
         parser.error(f"two folders have one name: {', '.join(names)}; rename one")
     try:
-        page = benchmarks_page(
-            {folder.name: read_evaluation(folder) for folder in arguments.folders}
-        )
+        notes = {
+            folder.name: (folder / NOTE).read_text(encoding="utf-8")
+            for folder in arguments.folders
+            if (folder / NOTE).is_file()
+        }
+        evaluations = {folder.name: read_evaluation(folder) for folder in arguments.folders}
+        page = benchmarks_page(evaluations, notes)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     write_text(arguments.out, page)

@@ -101,8 +101,8 @@ def main() -> None:
     theirs = hf_backend(arguments.model, arguments.batch_size)
     ours = LanguageModel.open(arguments.model)
     for name in arguments.tasks:
-        found = compared(prepared(name, arguments.data, arguments.limit), theirs, ours)
-        print(json.dumps({"task": name, **found}), flush=True)
+        differences = compared(prepared(name, arguments.data, arguments.limit), theirs, ours)
+        print(json.dumps({"task": name, **differences}), flush=True)
 
 
 def hf_backend(model: Path, batch_size: int) -> HFLM:
@@ -153,8 +153,11 @@ def compared(pair: Compared, theirs: HFLM, ours: LanguageModel) -> dict[str, Any
         )
     else:
         sums = [log_prob for row in rows for log_prob in row["log_probs"]]
-        for place, found in (("", sums), ("_under_lm_eval", [nats for nats, _ in under_lm_eval])):
-            gaps = [abs(a - b) for a, (b, _) in zip(found, wanted, strict=True)]
+        for place, nats_here in (
+            ("", sums),
+            ("_under_lm_eval", [nats for nats, _ in under_lm_eval]),
+        ):
+            gaps = [abs(a - b) for a, (b, _) in zip(nats_here, wanted, strict=True)]
             figures[f"largest_gap_nats{place}"] = max(gaps)
             if not place:
                 worst = gaps.index(max(gaps))
@@ -204,7 +207,7 @@ def our_texts(pair: Compared, problem: Problem, model: LanguageModel) -> list[An
 
 def judged(pair: Compared, answers: Sequence[Any]) -> list[dict[str, float]]:
     """lm-eval's scores of each document, under the suite's names, from the answers to all."""
-    found: list[dict[str, float]] = []
+    per_document: list[dict[str, float]] = []
     waiting = iter(answers)
     names = SCORES.get(pair.suite.name.partition(".")[2], CHOICE_SCORES)
     for task in pair.tasks:
@@ -218,10 +221,10 @@ def judged(pair: Compared, answers: Sequence[Any]) -> list[dict[str, float]]:
                 given = task.process_results(document, [i.filtered_resps[filtered] for i in mine])
                 if metric in given:
                     scores[name] = float(given[metric])
-            found.append(scores)
+            per_document.append(scores)
             for instance in mine:
                 instance.filtered_resps = dict(instance.filtered_resps)
-    return found
+    return per_document
 
 
 def their_task(

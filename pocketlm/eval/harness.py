@@ -64,12 +64,12 @@ def run_suite(
 
 
 def _fitted(model: Runtime, suite: Suite, request: Request) -> Request:
-    """The request, its shots cut on the left to leave room for an answer: max_new_tokens, or half
-    of the model's length where that is less. ValueError: a question alone, or a conversation, that
-    leaves none.
+    """The request, its shots, or a shortened suite's prompt, cut on the left to leave room for an
+    answer: max_new_tokens, or half of the model's length where that is less. ValueError: a question
+    alone, or a conversation, that leaves none.
     """
     room, in_turns = model.max_length, suite.chat and model.tokenizer.chat_template is not None
-    if suite.shots and not in_turns:
+    if suite.shortened or (suite.shots and not in_turns):
         room -= min(suite.max_new_tokens, model.max_length // 2)
         return replace(request, prompt=request.prompt[-room:], cut=len(request.prompt) > room)
     if len(request.prompt) >= room:

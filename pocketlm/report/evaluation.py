@@ -150,21 +150,16 @@ def figure_rows(evaluation: dict[str, Any]) -> Iterator[list[str]]:
         ]
 
 
-def difference_text(difference: dict[str, Any]) -> str:
-    """A paired difference with its interval: "+0.83 points (95 %: -1.20 to +2.90)"."""
+def difference_line(difference: dict[str, Any]) -> str:
+    """A paired difference in one sentence."""
     bits = difference["metric"] == "bits_per_byte"
     scale, digits, unit = (1, 4, "bits/byte") if bits else (100, 2, "points")
     middle, low, high = (
         f"{scale * difference[key]:+.{digits}f}" for key in ("difference", "low", "high")
     )
-    return f"{middle} {unit} (95 %: {low} to {high})"
-
-
-def difference_line(difference: dict[str, Any]) -> str:
-    """A paired difference in one sentence."""
     sentence = (
         f"{difference['model']} against {difference['compared_to']} on {difference['suite']}: "
-        f"{difference_text(difference)}, of {difference['n']:,} documents "
+        f"{middle} {unit} (95 %: {low} to {high}), of {difference['n']:,} documents "
         f"{difference['better']:,} better and {difference['worse']:,} worse"
     )
     if "p_value" in difference:

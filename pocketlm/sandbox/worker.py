@@ -223,7 +223,9 @@ def run_tests(channel: int, task: dict[str, Any]) -> tuple[str, str]:
     except BaseException as error:
         if not state["verdict"]:
             state["verdict"] = "fail", type(error).__name__  # from here on nothing is asked
-            with contextlib.suppress(Exception, NotPlain):  # it may hold a number too long to print
+            # the text of an error asks what it holds for theirs: a number may be too long to print,
+            # and an object that stayed with the candidate may raise anything, or answer no more
+            with contextlib.suppress(Exception, NotPlain):
                 state["verdict"] = "fail", f"{type(error).__name__}: {error}"
     if state["verdict"]:
         return state["verdict"]

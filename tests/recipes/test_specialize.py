@@ -15,6 +15,7 @@ from pocketlm.model.tokenizer import train_tokenizer
 from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe
 from pocketlm.runner.run import Run
+from pocketlm.stages.evaluate import EvaluateConfig
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "specialize.py"
 # an almost untrained model is unsure of every token, so its files agree less than a real one's
@@ -114,6 +115,23 @@ def test_with_neither_chats_nor_text_the_recipe_says_what_to_give(
 ) -> None:
     with pytest.raises(ValueError, match=r"--chats FILE\.jsonl.*--text"):
         dry_run(load_recipe(RECIPE), tmp_path, base=base)
+
+
+def test_with_a_suite_the_recipe_ends_with_the_base_the_tuned_and_the_shipped_model(
+    base: Path, chats: Path, tmp_path: Path
+) -> None:
+    measured = {"suite": Path("arc_easy,bpb.piqa"), "benchmarks": tmp_path / "benchmarks"}
+    flags: dict[str, Any] = {"base": base, "chats": chats, **TINY}
+    plain = dry_run(load_recipe(RECIPE), tmp_path / "run", UNSURE, **flags)
+    dry = dry_run(
+        load_recipe(RECIPE), tmp_path / "run", UNSURE, missing_ok=True, **flags, **measured
+    )
+    last = dry.calls[-1]
+    assert [call.name for call in dry.calls[:-1]] == [call.name for call in plain.calls]
+    config = last.config
+    assert isinstance(config, EvaluateConfig)
+    assert config.labels == ("base", "chat", "int4", "model.gguf")
+    assert config.suites == ("arc_easy", "bpb.piqa") and config.data == str(measured["benchmarks"])
 
 
 @pytest.mark.parametrize(

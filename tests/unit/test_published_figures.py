@@ -134,7 +134,33 @@ def test_the_page_of_results_shows_ours_the_papers_and_what_differs():
     assert "- ? the paper leaves fields" in whole and "†" not in whole
     part = benchmarks_page({"part": evaluation(135_000_000, limit=100)})
     assert "58.9" not in part and "- ? the paper" not in part
-    assert "MobileLLM-R1, table 13; documents: the first 100 here, all there |" in part
+    line = "- r1-base.arc_easy: MobileLLM-R1, table 13: documents: the first 100 here, all there"
+    assert line in part.split("\n") and line not in whole
+
+
+def test_the_page_has_a_row_for_each_pair_and_says_a_text_of_several_suites_once():
+    given = evaluation(135_000_000)
+    pair = {"metric": "acc", "suite": "arc_easy", "model": "a.gguf", "compared_to": "ours"}
+    interval = {"difference": -0.025, "low": -0.1, "high": 0.05, "p_value": 0.5}
+    counts = {"n": 100, "better": 2, "worse": 4, "other_ids": 1}
+    bits = {"metric": "bits_per_byte", "difference": 0.01234, "low": 0.01, "high": 0.02}
+    given["differences"] = [
+        {**pair, **interval, **counts},
+        {**pair, **bits, "n": 5, "better": 0, "worse": 5},
+    ]
+    given["suites"]["r1-base.piqa"] = {
+        "published": published(BY_NAME["r1-base.piqa"], None),
+        "kind": "choices",
+    }
+    figures = given["models"]["ours"]["suites"]
+    figures["r1-base.piqa"] = figures["arc_easy"]
+    page = benchmarks_page({"one": given}, {"one": "A model of ours.\n"})
+    row = "| arc_easy | a.gguf | ours | 100 | -2.5 | -10.0 to +5.0 | 2 | 4 | 0.5 | 1 |"
+    assert row in page
+    assert "| ours | 5 | +0.0123 | +0.0100 to +0.0200 | 0 | 5 |  | 0 |" in page
+    assert page.count("prompt_format: not found") == 1
+    assert "- r1-base.arc_easy, r1-base.piqa: prompt_format: not found" in page
+    assert "## one\n\nA model of ours.\n\n| model |" in page
 
 
 def test_terminal_and_report_show_them_too():

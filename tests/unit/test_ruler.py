@@ -2,17 +2,31 @@
 
 import json
 import re
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
+from pocketlm.eval.harness import run_suite
 from pocketlm.eval.prompts import requests_of
 from pocketlm.eval.rouge import longest_common, rouge_l
 from pocketlm.eval.scorers import last_word
 from pocketlm.eval.suites.loaded import loaded
 from pocketlm.eval.suites.named import load_problems, named_suites, needs_tokenizer
-from pocketlm.eval.suites.ruler import COUNTED, HIDDEN, NEEDLE, NOISE, TASKS, TRACKED, string_match
+from pocketlm.eval.suites.protocols import BY_NAME
+from pocketlm.eval.suites.ruler import (
+    COUNTED,
+    HIDDEN,
+    NEEDLE,
+    NOISE,
+    TASKS,
+    TRACKED,
+    RulerProblems,
+    string_match,
+)
 from pocketlm.eval.suites.suite import Problem
 from pocketlm.model.tokenizer import CHATML, train_tokenizer
+from tests.unit.silent_runtime import SilentRuntime
 
 ESSAY = "The first thing is to work. Then rest a while! Is that all? It may be so, or not."
 
@@ -108,6 +122,53 @@ def test_problems_are_drawn_when_a_models_tokenizer_is_known(tokenizer, data):
     assert len(test.problems) == 2 and set(test.shots) == {""}
     other = train_tokenizer([NOISE], 280)  # fewer words fit in as many of its tokens
     assert len(waiting.drawn_for(other).problems[0].prompt) < len(test.problems[0].prompt)
+
+
+def test_the_cards_needles_have_ten_lengths_and_stand_by_turns(tokenizer, data):
+    suite = BY_NAME["pro-base.needles"]
+    drawn = suite.problems
+    assert isinstance(drawn, RulerProblems)
+    assert drawn.lengths[0] == 2000 and drawn.lengths[-1] == 131_072 and len(drawn.lengths) == 10
+    assert {b - a for a, b in pairwise(drawn.lengths)} == {14341, 14342}
+    assert needs_tokenizer(suite) == 50 and suite.max_new_tokens == 256
+    short = replace(suite, problems=replace(drawn, lengths=(700, 1200), trials=2))
+    problems = loaded(short, data, None).drawn_for(tokenizer).problems
+    assert [problem.family for problem in problems] == ["700 tokens", "1200 tokens"] * 2
+    for problem in problems:
+        assert len(re.findall("One of the special magic", problem.prompt)) == 4
+        assert len(problem.accepted) == 2
+        (request,) = requests_of(tokenizer, short, [problem], {problem.family: []})
+        assert request.num_tokens + 256 <= int(problem.family.split()[0])
+
+
+class Short(SilentRuntime):
+    """Reads 900 tokens, and answers with one."""
+
+    max_length = 900
+
+    def generate(self, prompts, **options):
+        assert all(len(prompt) < self.max_length for prompt in prompts)
+        return [[5] for _ in prompts]
+
+
+def test_needles_beyond_what_a_model_reads_lose_their_beginning_and_are_counted(tokenizer, data):
+    suite = replace(
+        BY_NAME["pro-base.needles"],
+        problems=RulerProblems(task="four_needles", lengths=(700, 1200), trials=1),
+        max_new_tokens=8,
+    )
+    test = loaded(suite, data, None).drawn_for(tokenizer)
+    model = Short()
+    model.tokenizer = tokenizer
+    rows = run_suite(model, test.suite, test.problems, test.shots)
+    assert [row["truncated"] for row in rows] == [False, True]
+    with pytest.raises(ValueError, match="leave no room to answer"):
+        run_suite(model, replace(test.suite, shortened=False), test.problems, test.shots)
+
+
+def test_essays_that_are_not_there_are_said_before_a_model_is_opened(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no ruler_essays"):
+        loaded(BY_NAME["pro-base.needles"], tmp_path, None)
 
 
 def test_a_length_or_task_that_cannot_be_is_refused(tokenizer, data):

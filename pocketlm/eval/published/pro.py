@@ -25,7 +25,7 @@ BASE_COLUMNS = (
         )
     ),
     column("OBQA", "pro-base.openbookqa"),
-    column("needle in a haystack", ""),
+    column("needle in a haystack", "pro-base.needles", shots=0, max_new_tokens=256),
     column("mean, without OBQA", ""),
 )
 

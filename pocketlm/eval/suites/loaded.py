@@ -12,6 +12,7 @@ from pocketlm.eval.code_scorer import code_scorer
 from pocketlm.eval.figures import best_constant_answer, chance
 from pocketlm.eval.published.beside import published
 from pocketlm.eval.suites.named import benchmark_of, load_problems, needs_tokenizer, shots_of
+from pocketlm.eval.suites.ruler import RulerProblems
 from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.sandbox.sandbox import open_sandbox
@@ -67,7 +68,9 @@ class LoadedSuite:
 def loaded(suite: Suite, data: Path | None, limit: int | None) -> LoadedSuite:
     """The suite with its first `limit` problems; those of some are drawn later (drawn_for)."""
     problems: tuple[Problem, ...] = ()
-    if trials := needs_tokenizer(suite):
+    if isinstance(suite.problems, RulerProblems):
+        suite.problems.check(data)
+        trials = needs_tokenizer(suite)
         count = min(trials, limit or trials)
     else:
         problems = load_problems(suite, data, limit)

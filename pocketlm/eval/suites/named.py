@@ -93,7 +93,8 @@ def load_problems(
 
 def needs_tokenizer(suite: Suite) -> int:
     """How many problems are drawn when a tokenizer is known; 0 for those that need none."""
-    return suite.problems.trials if isinstance(suite.problems, RulerProblems) else 0
+    drawn = suite.problems
+    return drawn.trials * len(drawn.lengths) if isinstance(drawn, RulerProblems) else 0
 
 
 def shots_of(

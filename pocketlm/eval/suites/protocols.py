@@ -21,13 +21,17 @@ from pocketlm.eval.suites.olmes_shots import SHOTS, curated_shots
 from pocketlm.eval.suites.own_problems import POCKET, SOLUTIONS
 from pocketlm.eval.suites.rewriting import REWRITING
 from pocketlm.eval.suites.rows import Rows
+from pocketlm.eval.suites.ruler import NEEDLES
 from pocketlm.eval.suites.suite import Suite
 from pocketlm.eval.suites.tools import TOOLS
 from pocketlm.eval.suites.written import WRITTEN
 from pocketlm.inference.sampling import Sampling
 
 OURS = {suite.name: suite for suite in (POCKET, SOLUTIONS)}
-SUITES: dict[str, Suite] = {**OURS, **CHOICES, **WRITTEN, **CODE, **IFEVAL, **REWRITING, **TOOLS}
+SUITES: dict[str, Suite] = {
+    **{**OURS, **CHOICES, **WRITTEN, **CODE, **IFEVAL, **REWRITING, **TOOLS},
+    NEEDLES.name: NEEDLES,
+}
 
 LM_EVAL = "lm-eval 0.4.13"
 QUESTION = "Question: {prompt}\nAnswer:"  # OLMES, for all but those that go on a text
@@ -134,7 +138,18 @@ def _pro_base() -> list[Suite]:
         for name, count in shots.items()
     ]
     unknown = {"shots": "not found (not on Gemma 3's card)", **form}
-    return [*rows, _under("pro-base", "openbookqa", unknown, shots=0)]
+    needles = {
+        "shots": "Card: 0-shot, whose figure Pro's table 4 repeats",
+        "lengths": "Card: ten, evenly spaced from 2,000 to 131,072 tokens",
+        "max_new_tokens": "Card: 256",
+        "needles": "differs: the card's texts and trials are not found; RULER's words here, four "
+        "needles hidden and two asked for, five trials at each length",
+    }
+    return [
+        *rows,
+        _under("pro-base", "openbookqa", unknown, shots=0),
+        _under("pro-base", "needles", needles),
+    ]
 
 
 def _pro_instruct() -> list[Suite]:

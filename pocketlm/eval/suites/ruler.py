@@ -66,10 +66,12 @@ Task = Callable[[Random, int, Sequence[str], int], Drawn]
 
 @dataclass(frozen=True, kw_only=True)
 class RulerProblems:
-    """Trials of one task that fill `context_tokens` tokens of a tokenizer, answer included."""
+    """Trials of one task that fill `lengths` tokens of a tokenizer, answer included; so many at
+    each length.
+    """
 
     task: str
-    context_tokens: int
+    lengths: tuple[int, ...]
     trials: int = TRIALS
     seed: int = SEED
 
@@ -80,37 +82,51 @@ class RulerProblems:
             "without one"
         )
 
+    def check(self, data: Path | None) -> None:
+        """Nothing, or an error where the essays that needles are hidden in cannot be read."""
+        if self.task in FROM_ESSAYS:
+            next(iter(ESSAYS.load(data)))
+
     def fitted(self, suite: Suite, tokenizer: Tokenizer, data: Path | None) -> Iterator[Problem]:
-        """The trials, each drawn anew if asked again. ValueError: a length in which nothing can be
-        hidden; or essays that cannot be read, or are too short.
+        """The trials, each drawn anew if asked again, one of each length after the other.
+        ValueError: a length in which nothing can be hidden; or essays that cannot be read, or are
+        too short.
         """
-        task = TASKS[self.task]
+        by_length = [self._fitted(length, suite, tokenizer, data) for length in self.lengths]
+        for trials in zip(*by_length, strict=True):
+            yield from trials
+
+    def _fitted(
+        self, context_tokens: int, suite: Suite, tokenizer: Tokenizer, data: Path | None
+    ) -> Iterator[Problem]:
+        task = TASKS.get(self.task) or CARD_TASKS[self.task]
         essays = _essays(data) if self.task in FROM_ESSAYS else ()
+        family = f"{context_tokens} tokens" if len(self.lengths) > 1 else ""
 
         def drawn(trial: int, size: int) -> Problem:
-            rng = Random(f"{self.seed} {self.task} {self.context_tokens} {trial}")
-            given = task(rng, size, essays, self.context_tokens)
+            rng = Random(f"{self.seed} {self.task} {context_tokens} {trial}")
+            given = task(rng, size, essays, context_tokens)
             return Problem(
-                id=f"{self.task}-{self.context_tokens}-{trial}",
-                family="",
+                id=f"{self.task}-{context_tokens}-{trial}",
+                family=family,
                 prompt=given.prompt,
                 answer=", ".join(given.values),
                 accepted=given.values,
             )
 
         def fits(problem: Problem) -> bool:
-            (request,) = requests_of(tokenizer, suite, [problem], {"": []})
-            return request.num_tokens + suite.max_new_tokens <= self.context_tokens
+            (request,) = requests_of(tokenizer, suite, [problem], {family: []})
+            return request.num_tokens + suite.max_new_tokens <= context_tokens
 
         size, too_large = 1, 2
         if not fits(drawn(0, size)):
             raise ValueError(
-                f"suite {suite.name}: in {self.context_tokens} tokens nothing can be hidden and "
+                f"suite {suite.name}: in {context_tokens} tokens nothing can be hidden and "
                 "asked for; take a longer context"
             )
         while fits(drawn(0, too_large)):
             size, too_large = too_large, 2 * too_large
-            if too_large > 2 * self.context_tokens:  # a unit is at least one token
+            if too_large > 2 * context_tokens:  # a unit is at least one token
                 raise ValueError(f"suite {suite.name}: {too_large} units of text are no tokens")
         while too_large - size > 1:
             middle = (size + too_large) // 2
@@ -267,8 +283,11 @@ TASKS: dict[str, Task] = {
     "vt": _variable_tracking,
     "cwe": _common_words,
 }
+# of the Llama 3.2 card; four and two: the Llama 3 report, quoted from memory
+CARD_TASKS: dict[str, Task] = {"four_needles": _needles("essay", num_keys=4, num_queries=2)}
 FROM_ESSAYS = {
-    *("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
+    *("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery"),
+    *CARD_TASKS,
 }
 ANSWER_TOKENS = {"vt": 30, "cwe": 120}  # the reference's; needles 128
 PREFIX, AT = "ruler", "@"  # ruler.vt@4096, or ruler@4096: all tasks
@@ -302,7 +321,7 @@ def ruler_suites(name: str) -> tuple[Suite, ...] | None:
 def _suite(task: str, context_tokens: int) -> Suite:
     return Suite(
         name=f"{PREFIX}.{task}{AT}{context_tokens}",
-        problems=RulerProblems(task=task, context_tokens=context_tokens),
+        problems=RulerProblems(task=task, lengths=(context_tokens,)),
         kind="generation",
         scorer=string_match,
         metric="string_match",
@@ -311,3 +330,21 @@ def _suite(task: str, context_tokens: int) -> Suite:
         chat=True,
         max_new_tokens=ANSWER_TOKENS.get(task, 128),
     )
+
+
+# meta-llama/llama-models@2f6bfef, models/llama3_2/eval_details.md: ten lengths, evenly spaced with
+# both ends, and 256 tokens; how many trials is not there (our choice)
+CARD_TRIALS, CARD_ANSWER = 5, 256
+CARD_LENGTHS = tuple(round(2000 + part * (131_072 - 2000) / 9) for part in range(10))
+NEEDLES = Suite(
+    name="needles",
+    problems=RulerProblems(task="four_needles", lengths=CARD_LENGTHS, trials=CARD_TRIALS),
+    kind="generation",
+    scorer=string_match,
+    metric="string_match",
+    constant_answer=False,
+    prompt_format="{prompt}",
+    chat=True,
+    shortened=True,
+    max_new_tokens=CARD_ANSWER,
+)

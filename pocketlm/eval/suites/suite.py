@@ -73,11 +73,13 @@ class Suite:
     answer as the assistant's. stop_strings end the answer to a plain prompt; a turn ends by its own
     token. shots: the first so many of `shots_from`, or of those of the problem's own family where
     shots_by_family. sampled: where there are more than half as many again, so many problems are
-    drawn (OLMES's rule and seed). unconditional: the prompt without a question, "" for none: each
-    choice is scored behind it too (acc_pmi: OLMES). samples: answers to each problem, whose mean
-    counts; pass_at: for which k pass@k is estimated from them. runs_code: answers are programs for
-    the sandbox, and keep the spaces that they begin with. protocol_name: of which protocol this is
-    a row; sources: for each field, where the paper or program says so, or that it is not found.
+    drawn (OLMES's rule and seed). shortened: a prompt that the model is too short for loses its
+    beginning, and is counted, where it would be refused. unconditional: the prompt without a
+    question, "" for none: each choice is scored behind it too (acc_pmi: OLMES). samples: answers to
+    each problem, whose mean counts; pass_at: for which k pass@k is estimated from them. runs_code:
+    answers are programs for the sandbox, and keep the spaces that they begin with. protocol_name:
+    of which protocol this is a row; sources: for each field, where the paper or program says so, or
+    that it is not found.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Suite:
     shots_from: Problems | None = None
     shots_by_family: bool = False
     sampled: int = 0
+    shortened: bool = False
     unconditional: str = ""
     shot_separator: str = "\n\n"  # lm-eval's fewshot_delimiter
     stop_strings: tuple[str, ...] = ()
@@ -151,6 +154,8 @@ class Suite:
         }
         if self.sampled:
             fields["sampled"] = self.sampled
+        if self.shortened:
+            fields["shortened"] = True
         if self.unconditional:
             fields["unconditional"] = self.unconditional
         if self.preamble:
