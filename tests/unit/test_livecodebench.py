@@ -248,6 +248,26 @@ def test_files_that_are_missing_or_change_are_said(
         load_problems(SUITE)
 
 
+def test_what_the_newest_release_added_needs_its_one_file_alone(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in livecodebench.FILES[:-1]:
+        (data / "livecodebench" / name).unlink()
+    newest = SUITES["livecodebench_v6"]
+    (pairs,) = load_problems(newest, data)
+    assert pairs.id == "3000"
+    with pytest.raises(FileNotFoundError, match=r"holds no test\.jsonl, test2"):
+        load_problems(SUITE, data)
+    import huggingface_hub as hub
+
+    def fetch(name: str, **options: Any) -> str:
+        assert options["allow_patterns"] == ["test6.jsonl"]
+        return str(data / "livecodebench")
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    assert [problem.id for problem in load_problems(newest)] == ["3000"]
+
+
 def test_without_a_sandbox_no_program_runs(data: Path) -> None:
     with pytest.raises(SandboxError, match="abc001_a"):
         SUITE.scorer(load_problems(SUITE, data)[0], fenced(SQUARE))

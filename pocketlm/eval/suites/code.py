@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketlm.eval.code_scorer import needs_sandbox
-from pocketlm.eval.suites.code_livecodebench import LIVECODEBENCH
+from pocketlm.eval.suites.code_livecodebench import LIVECODEBENCH, LIVECODEBENCH_V6
 from pocketlm.eval.suites.rows import Rows
 from pocketlm.eval.suites.suite import Problem, Suite
 from pocketlm.model.json_shape import TEXT, TEXTS, JsonObject
@@ -130,5 +130,6 @@ CODE = {
             max_new_tokens=256,  # the default of lm-eval's hf backend
         ),
         LIVECODEBENCH,
+        LIVECODEBENCH_V6,
     )
 }

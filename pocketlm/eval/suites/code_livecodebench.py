@@ -15,7 +15,7 @@ import keyword
 import pickletools
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pocketlm.sandbox.judge import Cases, Task
 DATASET = "livecodebench/code_generation_lite"
 FOLDER = "livecodebench"  # in the user's folder of benchmarks
 FILES = ("test.jsonl", *(f"test{number}.jsonl" for number in range(2, 7)))  # all of release v6
+NEWEST = FILES[-1:]  # what release v6 added: the dataset's tag "v6" (code_generation_lite.py)
 CASE_SECONDS = 6  # LiveCodeBench's; of processor time here, of the clock there
 MOST_BYTES = 2**30  # of one problem's private tests, unpacked
 # what a pickle of one text is made of
@@ -97,7 +98,7 @@ class HubFiles:
         if missing := [path.name for path in paths if not path.is_file()]:
             raise FileNotFoundError(
                 f"{folder} holds no {', '.join(missing)}; fetch them from {DATASET} on the Hugging "
-                f"Face hub: release v6 is {', '.join(self.files)}"
+                f"Face hub: this suite is {', '.join(self.files)}"
             )
         for path in paths:
             for span in _rows_of(path):
@@ -254,3 +255,4 @@ LIVECODEBENCH = Suite(
     sampling=Sampling(temperature=0.2, top_p=0.95),
     samples=10,
 )
+LIVECODEBENCH_V6 = replace(LIVECODEBENCH, name="livecodebench_v6", problems=HubFiles(files=NEWEST))
