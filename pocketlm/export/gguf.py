@@ -9,7 +9,6 @@ Shapes: O outputs (rows), I inputs, G = I / 32 blocks of a row, E head width
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pocketlm.export.gguf_architecture import TURNED, architecture, rope_divisors
 from pocketlm.export.gguf_vocab import vocabulary_of
 from pocketlm.export.gguf_vocab_file import add_vocabulary
 from pocketlm.model.quant import CPU, FakeQuantized, Scheme, quantize_weight
-from pocketlm.model.rope import rope_frequencies
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer
 
@@ -30,7 +29,6 @@ BLOCK = 32  # weights that share one scale, in Q4_0 and in Q8_0
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}
 LARGEST_FLOAT16 = 65504.0
 
-TURNED = ("llama", "smollm3")  # whose RoPE turns neighbouring channels
 LAYER_TENSORS = {  # ours -> llama.cpp's
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -106,60 +104,6 @@ def refuse_unwritable(
     if dtype == "q4_0" and scheme is not None:
         _check_scheme(scheme, scheme.group_size)
     vocabulary_of(tokenizer, config.vocab_size)
-
-
-def architecture(config: ModelConfig) -> str:
-    """llama.cpp's architecture that computes exactly this network: the one place that chooses.
-
-    Biases on q, k and v -> `qwen2`, which has no windows. Layers without RoPE -> `smollm3`, which
-    leaves it out of every fourth. Local layers ->
-    `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU
-    and RoPE. All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE turns
-    neighbouring channels.
-    """
-    if config.qkv_bias:
-        if LOCAL in config.layer_types:
-            raise ValueError(
-                "llama.cpp's 'qwen2', which has biases on q, k and v, has no sliding windows"
-            )
-        if config.num_attention_heads * config.head_dim != config.hidden_size:
-            raise ValueError(
-                f"llama.cpp's 'qwen2' has heads of hidden_size / num_attention_heads; head_dim is "
-                f"{config.head_dim}"
-            )
-        return "qwen2"
-    if config.no_rope_layers:
-        if LOCAL in config.layer_types:
-            raise ValueError("llama.cpp's 'smollm3', which has layers without RoPE, has no windows")
-        if config.no_rope_layers != smollm3_layers(config.num_hidden_layers):
-            raise ValueError(
-                "llama.cpp's 'smollm3' leaves RoPE out of every fourth layer, and nothing else: "
-                f"no_rope_layers is {config.no_rope_layers}; export it to pte or hf"
-            )
-        return "smollm3"
-    if LOCAL in config.layer_types:
-        return "step35"
-    return "qwen3" if config.use_qk_norm else "llama"
-
-
-def smollm3_layers(count: int) -> tuple[int, ...]:
-    """The no_rope_layers that llama.cpp's `smollm3` computes, whatever its file says."""
-    return tuple(int((layer + 1) % 4 != 0) for layer in range(count))
-
-
-def rope_divisors(config: ModelConfig) -> Tensor:
-    """What llama.cpp divides each frequency of the plain RoPE by, float32 [E / 2]: Llama 3's
-    scaling, as a tensor.
-
-    Of its graphs that are written here only `llama` is known to read that tensor; others, which may
-    compute without, are refused.
-    """
-    kind = architecture(config)
-    if kind != "llama":
-        raise ValueError(
-            f"llama.cpp's {kind!r} has no Llama 3 rope_scaling, and would silently leave it out"
-        )
-    return rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)
 
 
 def pack_q4_0(qweight: Tensor, scale: Tensor) -> np.ndarray:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.export.gguf import LAYER_TENSORS, TURNED, smollm3_layers
+from pocketlm.export.gguf import LAYER_TENSORS
+from pocketlm.export.gguf_architecture import TURNED, smollm3_layers
 from pocketlm.inference.gguf_file import GgufHeader
 from pocketlm.inference.gguf_header import head_width, read_header, row_layout, windows_of
 from pocketlm.inference.gguf_tokenizer import tokenizer_of

@@ -285,8 +285,8 @@ class Int8Tokens(nn.Module):
     """Activations [1, T, I] on an int8 grid chosen for each token, once for all the layers that
     read them.
 
-    The same grid as `fake_quantize_tokens` in model/quant.py; XNNPACK turns the three operators
-    into one of its own.
+    The same grid as `fake_quantize_tokens` in model/int8_rounding.py; XNNPACK turns the three
+    operators into one of its own.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ trains; and by its weights, where a format would round them again.
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from pocketlm.export import gguf, packed_folders
 from pocketlm.export.gguf_vocab_file import vocabulary_file
@@ -94,3 +95,13 @@ def _refuse_layout(config: ModelConfig, layout: str | None) -> None:
     """
     if layout is not None:
         LAYOUTS[layout].config_fields(config)
+
+
+def cache_note(file: Path, scheme: Scheme | None) -> list[str]:
+    """What a .gguf cannot say of a model that was trained for an int8 cache."""
+    if file.suffix != ".gguf" or scheme is None or not scheme.int8_cache:
+        return []
+    return [
+        "trained for an int8 cache of keys and values, which is no field of a .gguf: llama.cpp "
+        "rounds them, in blocks of 32, with -ctk q8_0 -ctv q8_0 -fa on"
+    ]

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, S keys, H query heads, K kv heads, E head width
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from pocketlm.model.kernels.choose import choose_kernel
 from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel
 from pocketlm.model.kernels.sdpa import MAX_MASKED_TOKENS, masked_attention, unmasked_attention
 from pocketlm.model.kernels.varlen import cu_seqlens
+
+if TYPE_CHECKING:
+    from pocketlm.model.transformer import ModelConfig
 
 
 class Cache(Protocol):
@@ -110,6 +113,21 @@ class AttentionContext:
             unmasked = allowed.shape[1] == 1 and bool(allowed.all())
             self.masks[window, num_keys] = None if unmasked else allowed[:, None]
         return self.masks[window, num_keys]
+
+
+def attention_case(
+    config: "ModelConfig", rows: int, num_tokens: int, device: torch.device, dtype: torch.dtype
+) -> AttentionCase:
+    """What a kernel for this network's global layers is chosen by."""
+    return AttentionCase(
+        device=device,
+        dtype=dtype,
+        rows=rows,
+        num_tokens=num_tokens,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+    )
 
 
 def _refuse_mask(case: AttentionCase, kernel: str) -> None:

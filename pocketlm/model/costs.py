@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pocketlm.model.attention import attention_case
 from pocketlm.model.kernels.blockwise import QUERIES
 from pocketlm.model.kernels.choose import choose_kernel
 from pocketlm.model.kernels.kernel import AttentionCase, Kernel
-from pocketlm.model.transformer import ModelConfig, attention_case
+from pocketlm.model.transformer import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ integers follow from them by `quantize_weight`.
 Shapes: O outputs (rows), I inputs, G groups of a row, T tokens
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pocketlm.model.int8_rounding import StraightThrough, fake_quantize_heads, fake_quantize_tokens
 from pocketlm.model.layers import Embedding, Linear
 from pocketlm.model.transformer import Attention, Transformer
 
@@ -149,7 +150,7 @@ def fake_quantize_weight(
     """
     if scale is not None:
         return _LearnedRange.apply(weight, scale, scheme, dtype)  # type: ignore[return-value]
-    return _StraightThrough.apply(weight, lambda w: _on_grid(w, scheme, None, dtype))  # type: ignore[return-value]
+    return StraightThrough.apply(weight, lambda w: _on_grid(w, scheme, None, dtype))  # type: ignore[return-value]
 
 
 def _on_grid(weight: Tensor, scheme: Scheme, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -169,19 +170,6 @@ def _row_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of each tensor, as many at a time as stay in the processor's cache."""
     size = max(1, CACHED.get(tensors[0].device.type, CACHED["cpu"]) // tensors[0].shape[-1])
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """A rounding [...] -> [...] that gradients pass as if it were not there."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.dtype = x.dtype
-        return rounding(x)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return upstream[0].to(ctx.dtype), None
 
 
 class _LearnedRange(torch.autograd.Function):
@@ -217,31 +205,6 @@ class _LearnedRange(torch.autograd.Function):
             torch.mul(gradient, within, out=to_weight.view(ratio.shape))
             to_scale.copy_(clamped.sub_(ratio.mul_(within)).mul_(gradient).sum(-1))
         return grad_weight, grad_scale, None, None
-
-
-def fake_quantize_tokens(x: Tensor) -> Tensor:
-    """Activations [..., I] on an int8 grid chosen for each token, asymmetric, zero kept exact
-    (torchao's 8da4w).
-    """
-    return _StraightThrough.apply(x, _rounded_tokens)  # type: ignore[return-value]
-
-
-def fake_quantize_heads(x: Tensor) -> Tensor:
-    """Keys or values [B, T, K, E] on an int8 grid chosen for each token over all its heads (Pro,
-    table 3: dynamic, asymmetric), which is that of an int8 cache.
-
-    Where in Pro's network it is rounded is not published: here after RoPE, as a cache stores it.
-    """
-    return fake_quantize_tokens(x.flatten(-2)).view(x.shape)
-
-
-def _rounded_tokens(x: Tensor) -> Tensor:
-    value = x.float()
-    low, high = value.amin(-1, keepdim=True).clamp(max=0), value.amax(-1, keepdim=True).clamp(min=0)
-    scale = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).eps)
-    zero = (-128 - (low / scale).round()).clamp(-128, 127)
-    levels = (value / scale).round_().add_(zero).clamp_(-128, 127)
-    return levels.sub_(zero).mul_(scale).to(x.dtype)
 
 
 class LearnedRange(nn.Module):

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pocketlm.model.attention import AttentionContext, Cache
-from pocketlm.model.kernels.kernel import AttentionCase, Documents
+from pocketlm.model.attention import AttentionContext, Cache, attention_case
+from pocketlm.model.kernels.kernel import Documents
 from pocketlm.model.layers import Embedding, Linear
 from pocketlm.model.rope import RopeScaling, rope_angles, rope_frequencies, rotate
 
@@ -80,24 +80,20 @@ class ModelConfig:
             raise ValueError(
                 "layer_types has sliding_attention layers, so sliding_window must be set"
             )
-        if self.qkv_bias and (self.use_qk_norm or self.layer_repeats > 1):
+        turned = self.no_rope_layers
+        if turned and (len(turned) != self.num_hidden_layers or set(turned) - {0, 1}):
             raise ValueError(
-                "qkv_bias goes with neither use_qk_norm nor layer_repeats: no layout holds both"
+                f"no_rope_layers {turned} must hold a 1 (RoPE) or a 0 (none) for each of "
+                f"num_hidden_layers {self.num_hidden_layers}"
             )
-        if self.no_rope_layers:
-            if len(self.no_rope_layers) != self.num_hidden_layers or set(self.no_rope_layers) - {
-                0,
-                1,
-            }:
-                raise ValueError(
-                    f"no_rope_layers {self.no_rope_layers} must hold a 1 (RoPE) or a 0 (none) for "
-                    f"each of num_hidden_layers {self.num_hidden_layers}"
-                )
-            if self.use_qk_norm or self.qkv_bias or self.layer_repeats > 1:
-                raise ValueError(
-                    "no_rope_layers goes with neither use_qk_norm, qkv_bias nor layer_repeats: no "
-                    "layout holds both"
-                )
+        if turned and 0 not in turned:  # one spelling of one network
+            object.__setattr__(self, "no_rope_layers", ())
+        alone = [name for name in ("qkv_bias", "no_rope_layers") if getattr(self, name)]
+        if alone and (self.use_qk_norm or self.layer_repeats > 1 or len(alone) > 1):
+            raise ValueError(
+                f"{' and '.join(alone)} goes with neither use_qk_norm nor layer_repeats, nor one "
+                "with the other: no layout holds both"
+            )
         if self.layer_repeats < 1:
             raise ValueError(f"layer_repeats {self.layer_repeats} must be at least 1")
 
@@ -332,21 +328,6 @@ class Transformer(nn.Module):
         if self.lm_head is not None:
             return self.lm_head(hidden, self.compute.dtype).float()
         return self.model.embed_tokens.head(hidden, self.compute.dtype).float()
-
-
-def attention_case(
-    config: ModelConfig, rows: int, num_tokens: int, device: torch.device, dtype: torch.dtype
-) -> AttentionCase:
-    """What a kernel for this network's global layers is chosen by."""
-    return AttentionCase(
-        device=device,
-        dtype=dtype,
-        rows=rows,
-        num_tokens=num_tokens,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-    )
 
 
 def run_block(block: nn.Module, *arguments: Any) -> Tensor:

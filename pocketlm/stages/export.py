@@ -22,14 +22,14 @@ from pocketlm.export.llamacpp_template import unlike_prompts
 from pocketlm.export.packed_folders import CONTAINERS, write_repacked
 from pocketlm.export.plain import as_stored, dequantized_model, unrolled
 from pocketlm.export.text_agreement import refuse_other_folder, refuse_other_text
-from pocketlm.export.writable import Wanted, refuse_lossy, refuse_unwritable
+from pocketlm.export.writable import Wanted, cache_note, refuse_lossy, refuse_unwritable
 from pocketlm.inference.open import opened
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint, shape_of
 from pocketlm.model.files import write_folder, write_json, write_text
 from pocketlm.model.json_lines import row_files
-from pocketlm.model.quant import Scheme, scheme_of
 from pocketlm.model.quant import scheme as scheme_named
+from pocketlm.model.quant import scheme_of
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.report.model_card import model_card
@@ -153,16 +153,6 @@ def check_text(file: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
     except BaseException:
         discard(file)
         raise
-
-
-def cache_note(file: Path, scheme: Scheme | None) -> list[str]:
-    """What a .gguf cannot say of a model that was trained for an int8 cache."""
-    if file.suffix != ".gguf" or scheme is None or not scheme.int8_cache:
-        return []
-    return [
-        "trained for an int8 cache of keys and values, which is no field of a .gguf: llama.cpp "
-        "rounds them, in blocks of 32, with -ctk q8_0 -ctv q8_0 -fa on"
-    ]
 
 
 def export_gguf(

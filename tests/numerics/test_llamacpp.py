@@ -139,7 +139,7 @@ def test_ignoring_the_window_would_show(windowed: tuple, tokenizer: Tokenizer) -
     assert difference[:16].max() < 1e-4 and difference[16:].max() > 0.5
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama", "step35"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama", "smollm3", "step35"])
 def test_q4_0_files_hold_the_very_weights_that_were_trained(
     name: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

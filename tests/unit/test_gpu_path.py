@@ -24,18 +24,12 @@ from torch import Tensor, nn
 from pocketlm import cli
 from pocketlm.data.batches import BatchPlan, ConversationRows, make_batches
 from pocketlm.model import transformer
+from pocketlm.model.attention import attention_case
 from pocketlm.model.batch import Batch, laid_out, moved
 from pocketlm.model.kernels import choose, varlen
 from pocketlm.model.kernels.choose import choose_kernel
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import (
-    GLOBAL,
-    LOCAL,
-    ComputeSettings,
-    Transformer,
-    attention_case,
-    run_block,
-)
+from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, Transformer, run_block
 from pocketlm.train import loop, losses
 from pocketlm.train.head_kernels import HEAD_LOSSES, library_loss, refusal
 from pocketlm.train.lazy_logits import LazyLogits

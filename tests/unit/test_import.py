@@ -223,7 +223,7 @@ def test_a_hub_that_does_not_answer_is_one_message(monkeypatch) -> None:
         ("nowhere", [], "no checkpoint folder at nowhere"),
         ("nowhere.gguf", [], "no .gguf file at nowhere.gguf"),
         ("r1", ["--revision", "v2"], "revision is for models of the hub"),
-        ("broken", [], "model_type 'gpt2' is not read here; known: llama, qwen2, qwen3, cwm"),
+        ("broken", [], "model_type 'gpt2' is not read here; known: llama, qwen2, smollm3"),
     ],
 )
 def test_what_cannot_come_in_leaves_nothing(

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from pocketlm.inference.kv_cache import Int8Slots, KVCache
 from pocketlm.model.batch import Batch
+from pocketlm.model.int8_rounding import fake_quantize_heads, fake_quantize_tokens
 from pocketlm.model.quant import (
     SCHEMES,
     SMALLEST_SCALE,
     FakeQuantLinear,
     dequantize_weight,
-    fake_quantize_heads,
-    fake_quantize_tokens,
     fake_quantize_weight,
     prepare,
     quantize_weight,
