@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, S keys, H query heads, K kv heads, E head width
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from pocketlm.model.kernels.choose import choose_kernel
 from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel
 from pocketlm.model.kernels.sdpa import MAX_MASKED_TOKENS, masked_attention, unmasked_attention
 from pocketlm.model.kernels.varlen import cu_seqlens
-
-if TYPE_CHECKING:
-    from pocketlm.model.transformer import ModelConfig
 
 
 class Cache(Protocol):
@@ -32,6 +29,17 @@ class Cache(Protocol):
     def begin(self, positions: Tensor) -> None: ...
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
     def key_positions(self, layer: int) -> Tensor: ...
+
+
+class Heads(Protocol):
+    """What a network's shape says of its attention."""
+
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
 
 
 class AttentionContext:
@@ -116,7 +124,7 @@ class AttentionContext:
 
 
 def attention_case(
-    config: "ModelConfig", rows: int, num_tokens: int, device: torch.device, dtype: torch.dtype
+    config: Heads, rows: int, num_tokens: int, device: torch.device, dtype: torch.dtype
 ) -> AttentionCase:
     """What a kernel for this network's global layers is chosen by."""
     return AttentionCase(
