@@ -44,6 +44,9 @@ class Batch:
     of each row, for messages. spans: where the tokens come from, if batches were made with them;
     padding is in none.
 
+    units: what the loop divides the loss by counts this much of the batch; None: its labels, so the
+    loss is a mean over tokens. Preferences count pairs, rewarded answers may count answers.
+
     label_places: int64 [N], where labels that count lie in the rows laid end to end. documents: of
     doc_ids. Both follow from the rest, and are there once `laid_out` made them.
     """
@@ -55,6 +58,7 @@ class Batch:
     weights: Tensor | None = None
     rows: tuple[tuple[str, int], ...] = ()
     spans: tuple[Span, ...] | None = None
+    units: float | None = None
     label_places: Tensor | None = None
     documents: Documents | None = None
 
@@ -64,6 +68,11 @@ class Batch:
         if self.label_places is not None:
             return len(self.label_places)
         return int((self.labels != IGNORE_INDEX).sum())
+
+    @property
+    def divisor(self) -> float:
+        """What the batch adds to the number by which the loop divides the loss."""
+        return self.num_labels if self.units is None else self.units
 
 
 def laid_out(batch: Batch) -> Batch:

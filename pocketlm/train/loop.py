@@ -136,16 +136,16 @@ def train_step(
     """(mean loss, gradient norm, tokens) of one update, of all ranks: the gradients of their
     micro-batches accumulate to that of one batch.
     """
-    sizes = [(batch.num_labels, batch.input_ids.numel()) for batch in micro_batches]
-    num_labels, tokens = all_reduce_sum(*(sum(size) for size in zip(*sizes, strict=True)))
-    if num_labels == 0:
+    sizes = [(batch.num_labels, batch.divisor, batch.input_ids.numel()) for batch in micro_batches]
+    num_labels, divisor, tokens = all_reduce_sum(*map(sum, zip(*sizes, strict=True)))
+    if num_labels == 0 or divisor == 0:
         raise ValueError(
             f"step {step}: no label counts in the whole batch; every token is masked or padding"
         )
     where, parts = next(model.parameters()).device, []
     for number, batch in enumerate(micro_batches, start=1):
         sum_over_ranks(model, number == len(micro_batches))
-        loss = loss_fn(model, to_device(batch, where)) / num_labels
+        loss = loss_fn(model, to_device(batch, where)) / divisor
         loss.backward()
         parts.append(loss.detach())
     *losses, grad_norm = read_figures([*parts, clip_gradients(model, grad_clip)])
