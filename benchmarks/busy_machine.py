@@ -63,7 +63,8 @@ def steps_timed(count: int) -> tuple[float, float]:
     import torch
 
     from pocketlm.model.batch import Batch
-    from pocketlm.model.transformer import ModelConfig, Transformer
+    from pocketlm.model.model_config import ModelConfig
+    from pocketlm.model.transformer import Transformer
     from pocketlm.train.busy import CoreWait
     from pocketlm.train.loop import train_step
     from pocketlm.train.losses import next_token_loss

@@ -26,8 +26,9 @@ from pocketlm.data.datainf import (
 from pocketlm.data.influence import influence
 from pocketlm.data.rank_correlation import spearman
 from pocketlm.model.batch import Batch
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.losses import next_token_loss
 
 V, D, LENGTH = 50, 8, 12

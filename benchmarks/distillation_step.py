@@ -16,8 +16,9 @@ from statistics import median
 import torch
 
 from pocketlm.model.batch import Batch
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.distill.teacher import Teacher, live_teacher
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
@@ -98,8 +99,8 @@ def measured(
 def all_logits(teacher: Teacher, batch: Batch) -> None:
     """The teacher's whole forward pass: its logits, as a loss would take them."""
     with torch.no_grad():
-        found = teacher(batch)
-        found.block(slice(0, found.vocab_size))
+        logits = teacher(batch)
+        logits.block(slice(0, logits.vocab_size))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/evaluation_kills.py MODEL --suite pocket,arc_easy --data DIR --limit 40
 
-SIGKILL comes --kills times into one folder, each time a random fraction of a second after a random
-number of further answers was kept; then the command runs to its end. Compared are every byte of
-transcripts/ and evaluation.json without the speed, which is measured anew. Prints one JSON line:
+SIGKILL comes --kills times into one folder, each time a random fraction of a second after the
+process itself kept an answer, and a random number of all were there; then the command runs to its
+end. Compared are every byte of transcripts/ and evaluation.json without the speed, which is
+measured anew. Prints one JSON line:
 kills, how many of them came while some answers were kept and others not, the answers kept after
 each, and what is unlike; the exit status is 1 where anything is, or where no kill landed.
 """
@@ -50,8 +51,10 @@ def killed(arguments: argparse.Namespace, scratch: Path) -> bool:
     ]
     counts = []
     for mark in marks:
+        before = sum(kept(broken).values())
         run = started(arguments, broken)
-        while run.poll() is None and sum(kept(broken).values()) < mark:
+        # not before this process answered: a kill while it imports tests nothing
+        while run.poll() is None and sum(kept(broken).values()) < max(mark, before + 1):
             time.sleep(0.002)
         try:
             run.wait(random.uniform(0.0, 0.3))

@@ -88,10 +88,24 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**LLAMA3, "rope_theta": 1e4},
         },
     ),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        {
+            "layer_types": WINDOWS,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 8,
+            "rope_parameters": {
+                "full_attention": {**LLAMA3, "rope_theta": 1e4},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+            "pad_token_id": 0,
+        },
+    ),
     "llama4_text": ("Llama4ForCausalLM", {**DENSE, "attention_chunk_size": 64}),
 }
 JUSTIFIED = (  # (words of transformers' refusal, why it is read here all the same)
     ("FlashAttention", "which kernel computes attention; the numbers are the same"),
+    ("Unk token", "a word that the family's own class wants; tokenizer.json is read as it is"),
     ("attn_implementation", "which kernel computes attention; the numbers are the same"),
 )
 

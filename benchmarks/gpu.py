@@ -11,9 +11,9 @@ random tokens each, through the training's own step (batches pinned, optimizer, 
 the model's operations (three times those of a forward pass, causal pairs of a document alone, none
 for what is recomputed, a teacher's forward pass too) over the time and the maker's figure for dense
 bfloat16 products. `ceiling` is the same for the step's products with weights by themselves, each
-shape timed alone; `of_ceiling` their time in the step's. `waits` counts how often the host waited
-for the GPU in a step, by torch's own warning. What does not fit, or is not installed, is a row that
-says so. Writes gpu.json and gpu.md to --out.
+shape timed alone, a teacher's and recomputed ones too; `of_ceiling` their time in the step's.
+`waits` counts how often the host waited for the GPU in a step, by torch's own warning. What does
+not fit, or is not installed, is a row that says so. Writes gpu.json and gpu.md to --out.
 """
 
 import argparse
@@ -34,9 +34,10 @@ from pocketlm.estimate.devices import DEVICES
 from pocketlm.model.batch import Batch
 from pocketlm.model.costs import block_matrices, head_parameters, num_parameters
 from pocketlm.model.kernels.varlen import flash_attention
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.loop import train_step
 from pocketlm.train.losses import LossFn, distillation_loss, next_token_loss
@@ -309,7 +310,8 @@ def measure(case: Case, where: torch.device, *, small: bool = False) -> dict[str
         **memory(where),
     }
     flops = operations(case, model.config, made_ahead, small)
-    return {**row, **shares(model.config, case, flops, seconds, made_ahead, where, optim)}
+    products = step_products(case, model.config, made_ahead, small, where)
+    return {**row, **shares(products, flops, seconds, where, optim)}
 
 
 def operations(case: Case, config: ModelConfig, steps: list[list[Batch]], small: bool) -> float:
@@ -324,21 +326,40 @@ def operations(case: Case, config: ModelConfig, steps: list[list[Batch]], small:
     return total / len(steps)
 
 
+# (forward passes, backward passes, (rows, inputs, outputs)) of products with weights
+Products = list[tuple[float, float, tuple[int, int, int]]]
+
+
+def step_products(
+    case: Case, config: ModelConfig, steps: list[list[Batch]], small: bool, where: torch.device
+) -> Products:
+    """All of a step, with as many labels as the steps have on average: the network's, those of
+    blocks that the backward pass computes once more, and a teacher's, which has no backward pass.
+    """
+    labels = round(sum(batch.num_labels for (batch,) in steps) / len(steps))
+    *blocks, head = product_shapes(config, case.tokens, labels, where)
+    applications = config.applications
+    again = len(range(0, applications, case.checkpoint)) / applications if case.checkpoint else 0.0
+    products: Products = [(count * (1 + again), count, shape) for count, shape in blocks]
+    products.append((head[0], head[0], head[1]))
+    if case.teacher:
+        teacher = NETWORKS[case.teacher]
+        teacher = tiny_network(teacher) if small else teacher
+        shapes = product_shapes(teacher, case.tokens, labels, where)
+        products += [(count, 0, shape) for count, shape in shapes]
+    return products
+
+
 def shares(
-    config: ModelConfig,
-    case: Case,
-    flops: float,
-    seconds: float,
-    steps: list[list[Batch]],
-    where: torch.device,
-    optim: OptimConfig,
+    products: Products, flops: float, seconds: float, where: torch.device, optim: OptimConfig
 ) -> dict[str, float | None]:
     """Operations a second, as a share of the device's, beside those of the products alone."""
     dtype = product_dtype(optim, where) or torch.float32
-    labels = steps[0][0].num_labels
-    shapes = product_shapes(config, case.tokens, labels, where)
-    alone = sum(count * product_seconds(shape, dtype, where) for count, shape in shapes)
-    product_flops = 3 * sum(count * 2 * m * k * n for count, (m, k, n) in shapes)
+    alone = product_flops = 0.0
+    for forward, backward, (m, k, n) in products:
+        once, twice = product_seconds((m, k, n), dtype, where)
+        alone += forward * once + backward * twice
+        product_flops += (forward + 2 * backward) * 2 * m * k * n
     peak = peak_flops(torch.cuda.get_device_name(where)) if where.type == "cuda" else None
     return {
         "tflops": flops / seconds / 1e12,
@@ -350,23 +371,26 @@ def shares(
 
 def product_seconds(
     shape: tuple[int, int, int], dtype: torch.dtype, where: torch.device, repeats: int = 5
-) -> float:
-    """Of a product with a weight, and of the two of its backward pass, by themselves."""
+) -> tuple[float, float]:
+    """(of a product with a weight, of the two of its backward pass), by themselves."""
     rows, inputs, outputs = shape
     x, weight, gradient = (
         torch.randn(n, dtype=dtype, device=where)
         for n in ((rows, inputs), (outputs, inputs), (rows, outputs))
     )
-    seconds = []
+    forward, backward = [], []
     for _ in range(repeats):
         settle(where)
         started = perf_counter()
         torch.mm(x, weight.T)
+        settle(where)
+        forward.append(perf_counter() - started)
+        started = perf_counter()
         torch.mm(gradient, weight)
         torch.mm(gradient.T, x)
         settle(where)
-        seconds.append(perf_counter() - started)
-    return median(seconds)
+        backward.append(perf_counter() - started)
+    return median(forward), median(backward)
 
 
 def settle(where: torch.device) -> None:
@@ -417,8 +441,10 @@ def run(name: str, case: Case, where: torch.device, small: bool) -> dict[str, An
         return {"case": name, **measure(case, where, small=small)}
     except torch.cuda.OutOfMemoryError:
         return {"case": name, **asdict(case), "problem": "out of memory"}
-    except ValueError as refused:
-        return {"case": name, **asdict(case), "problem": str(refused).splitlines()[0]}
+    # a kernel's, a compiler's, a library's
+    except (ValueError, RuntimeError, ImportError) as failed:
+        problem = (str(failed).splitlines() or [type(failed).__name__])[0]
+        return {"case": name, **asdict(case), "problem": problem}
 
 
 def in_process(name: str, where: torch.device) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 
 from pocketlm.data.influence import influence, probe_directions
 from pocketlm.model.batch import Batch
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import dtype_of
 

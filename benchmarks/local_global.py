@@ -34,10 +34,11 @@ from pocketlm.export.pte import write_pte
 from pocketlm.inference.kv_cache import KVCache
 from pocketlm.inference.open import opened
 from pocketlm.model.kernels.sdpa import sliding_attention
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
+from pocketlm.model.transformer import Transformer
 
 
 def main() -> None:

@@ -26,9 +26,10 @@ import torch
 
 from pocketlm.eval.hardware import memory_bytes, peak_memory_bytes
 from pocketlm.model.batch import Batch
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import R1_140M
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distill.teacher import live_teacher
 from pocketlm.train.loop import train
@@ -111,9 +112,10 @@ def main() -> None:
             raise SystemExit(child.stderr)
         peak, estimate = int(child.stdout), estimated(case)
         errors.append(estimate / peak - 1)
-        told = {"estimate_gib": estimate / 2**30, "measured_gib": peak / 2**30, "error": errors[-1]}
+        gib = {"estimate_gib": estimate / 2**30, "measured_gib": peak / 2**30}
+        figures = {**gib, "error": errors[-1]}
         print(
-            json.dumps({"case": name, **{key: round(value, 3) for key, value in told.items()}}),
+            json.dumps({"case": name, **{key: round(value, 3) for key, value in figures.items()}}),
             flush=True,
         )
     print(f"from {min(errors):+.1%} to {max(errors):+.1%}")

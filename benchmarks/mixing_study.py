@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element, tostring
 from pocketlm.data.rank_correlation import spearman
 from pocketlm.model.costs import num_parameters
 from pocketlm.model.files import read_json, write_text
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.report.markup import node
 from pocketlm.report.spread import least_difference, not_beaten
 

@@ -38,9 +38,10 @@ from torch import Tensor
 from pocketlm.eval.hardware import memory_bytes, peak_memory_bytes
 from pocketlm.model.batch import Batch
 from pocketlm.model.costs import flops_of
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import R1_140M
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 
 LR, CLIP, SEED = 1e-3, 1.0, 0
 DOCUMENT = 160  # tokens of one, in packed rows

@@ -17,7 +17,7 @@ from pocketlm.corpus.sources import LocalSource
 from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.runner.run import Run
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.find_mix import MixConfig, find_mix

@@ -1,5 +1,5 @@
 """The command line: `pocketlm run | plan | rehearse | verify-resume | chat | serve | eval | bench |
-import | export | push | pull | inspect`.
+shapes | import | export | push | pull | inspect`.
 
 Each command is a function of commands/. Thin: it reads arguments, calls one function, and turns a
 user's mistake into one message. Everything slow is imported inside the command that needs it, so
@@ -22,6 +22,7 @@ from pocketlm.commands.push import pull_folder, push_folder
 from pocketlm.commands.rehearse import rehearse
 from pocketlm.commands.run import RECIPE_COMMAND, run
 from pocketlm.commands.serve import serve
+from pocketlm.commands.shapes import shapes
 from pocketlm.commands.verify_resume import verify_resume
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.command()(chat)
 app.command()(serve)
 app.command(name="eval")(evaluate_models)
 app.command(name="bench")(bench_models)
+app.command()(shapes)
 app.command(name="import")(import_a_model)
 app.command(name="export")(export_model)
 app.command(name="push")(push_folder)

@@ -27,7 +27,7 @@ from pocketlm.corpus.sources import (
     StdlibCodeSource,
     StdlibDocstringsSource,
 )
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.report.goals import Goal
 from pocketlm.stages.claims_page import ClaimsPageConfig, claims_page
 from pocketlm.stages.curate import CurateConfig, curate

@@ -23,7 +23,7 @@ from pocketlm.corpus.sources import (
 from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.report.goals import Goal
 from pocketlm.stages.bench import BenchConfig, bench
 from pocketlm.stages.curate import CurateConfig, curate

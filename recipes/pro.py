@@ -17,8 +17,8 @@ from pocketlm.corpus.sources import HubSource
 from pocketlm.data.mixing.given import GivenMix
 from pocketlm.data.mixing.proportional import ProportionalMix
 from pocketlm.data.mixing.utility import UtilityMix
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRO
-from pocketlm.model.transformer import ModelConfig
 from pocketlm.stages.curate import CurateConfig, curate
 from pocketlm.stages.evaluate import EvaluateConfig, evaluate
 from pocketlm.stages.export import ExportConfig, export

@@ -20,8 +20,9 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from pocketlm.model.batch import Batch, laid_out
 from pocketlm.model.kernels import flex
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.train import loop
 from pocketlm.train.distill import teacher as teachers
 from pocketlm.train.losses import Distillation, LossFn, distillation_loss, next_token_loss

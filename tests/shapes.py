@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 
 SMALL = ModelConfig(
     vocab_size=300,

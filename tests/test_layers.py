@@ -118,10 +118,12 @@ def network_imports(path: Path) -> tuple[str, ...]:
     alone: dict[tuple[str, ...], tuple[str, ...]] = {
         ("pocketlm", "model", "rope.py"): ("torch",),
         ("pocketlm", "model", "attention.py"): kernels,
+        ("pocketlm", "model", "model_config.py"): ("pocketlm.model.rope",),
         ("pocketlm", "model", "transformer.py"): (
             *kernels,
             "pocketlm.model.attention",
             "pocketlm.model.layers",
+            "pocketlm.model.model_config",
             "pocketlm.model.rope",
         ),
         ("pocketlm", "model", "layers.py"): kernels,

@@ -1,5 +1,6 @@
 """What a bench measured, as tables for the terminal."""
 
+import statistics
 from typing import Any
 
 from rich.console import Group
@@ -11,13 +12,28 @@ def bench_table(report: dict[str, Any]) -> Group:
     below.
     """
     return Group(
-        *(_table(label, figures) for label, figures in report["models"].items()),
+        *(part for label, figures in report["models"].items() for part in _parts(label, figures)),
         f"On {report['threads']} thread{'s' * (report['threads'] > 1)}, medians of "
         f"{report['repeats']}; the last "
         f"{report['new_tokens']} tokens of a context are made. prefill, decode: tokens a second. "
         "first: seconds until the "
         "first token. of limit: decode against reading weights and cache once a token, at the "
         f"{report['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s of this run.",
+    )
+
+
+def _parts(label: str, figures: dict[str, Any]) -> list[Any]:
+    """The table of a model, and what a draft gains it."""
+    table = _table(label, figures)
+    return [table, _draft_line(label, figures["draft"]), ""] if "draft" in figures else [table]
+
+
+def _draft_line(label: str, draft: dict[str, Any]) -> str:
+    gain, taken = sorted(draft["gain"]), draft["accepted"] / max(1, draft["proposed"])
+    return (
+        f"{label} with {draft['draft']} as its draft: {statistics.median(gain):.2f} x the pace "
+        f"({gain[0]:.2f} to {gain[-1]:.2f} over {draft['questions']} questions); {taken:.0%} of "
+        f"{draft['proposed']:,} proposed tokens were taken"
     )
 
 

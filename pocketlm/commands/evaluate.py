@@ -50,7 +50,8 @@ def evaluate_models(
     ] = None,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help=DATA_HELP)] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="The first N documents of each suite.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="N documents of each suite, of all its families."),
     ] = None,
     runtime: Annotated[
         str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
@@ -143,9 +144,10 @@ def _evaluation_folder(out: Path, config: Any, models: list[Path]) -> Iterator[P
     """The folder, new or of the same evaluation begun before. ValueError: it holds anything
     else.
     """
+    from pocketlm.inference.digest import sha256_of
     from pocketlm.model.files import write_json
     from pocketlm.model.json_shape import read_object
-    from pocketlm.stages.evaluate import is_suite_file, sha256_of
+    from pocketlm.stages.evaluate import is_suite_file
 
     request = {
         "suites": {

@@ -40,8 +40,8 @@ def export_model(
         typer.Option(
             metavar="NAME",
             help=(
-                "Of the hf folder: llama, qwen2, qwen3, smollm3, cwm, llama4_text (as "
-                "MobileLLM-R1 is published), mobilellm-pro or mobilellm."
+                "Of the hf folder: llama, qwen2, qwen3, smollm3, gemma3_text, cwm, "
+                "llama4_text (as MobileLLM-R1 is published), mobilellm-pro or mobilellm."
             ),
             show_default="what stock transformers opens",
         ),

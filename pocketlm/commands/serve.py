@@ -62,6 +62,15 @@ def serve(
             help="A page elsewhere that may ask, as http://localhost:3000; may be repeated.",
         ),
     ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="A smaller .gguf of the same tokenizer, which proposes tokens for a .gguf "
+            "(speculative decoding): answers stay those of MODEL, sooner where it guesses well.",
+        ),
+    ] = None,
     runtime: Annotated[
         str | None, typer.Option(metavar="NAME", help=RUNTIME_HELP, show_default=False)
     ] = None,
@@ -78,6 +87,9 @@ def serve(
 
     pocketlm serve runs/pocket/chat --port 9000 --slots 8
       [dim]a checkpoint folder, eight answers side by side[/dim]
+
+    pocketlm serve model.gguf --draft smaller.gguf
+      [dim]speculative decoding; GET /metrics counts what was proposed and taken[/dim]
 
     pocketlm serve HuggingFaceTB/SmolLM2-135M-Instruct
       [dim]from the Hugging Face hub, fetched once[/dim]
@@ -103,7 +115,9 @@ def serve(
             hosts=tuple(allow_host or ()),
             origins=tuple(allow_origin or ()),
             defaults=Defaults(temperature=temperature, top_p=top_p, max_tokens=max_tokens),
-            opening=Opening(context=context, slots=slots, threads=threads, runtime=runtime),
+            opening=Opening(
+                context=context, slots=slots, threads=threads, runtime=runtime, draft=draft
+            ),
         )
         answer(path, config, buttons(alone=is_loopback(host)))
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from pocketlm.estimate.devices import A100, GB, H100, Device
 from pocketlm.estimate.work import Work
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.optim import OptimConfig
 
 STEP = OptimConfig(lr=1.0, num_steps=1, warmup_steps=0, final_lr_share=1.0)

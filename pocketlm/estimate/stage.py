@@ -7,7 +7,7 @@ from typing import Any
 from pocketlm.estimate.teachers import shape_on_disk
 from pocketlm.estimate.work import Work
 from pocketlm.model.json_shape import TEXT, WHOLE, read_object
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.runner.record import Call
 from pocketlm.train.optim import OptimConfig
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pocketlm.estimate.published import LLAMA_8B, dense
 from pocketlm.model.costs import StockShape
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.train.distill.teacher import network_shape
 
 LLAMA_70B = replace(

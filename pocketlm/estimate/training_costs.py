@@ -5,7 +5,7 @@ from dataclasses import replace
 from pocketlm.estimate.stage import NO_TRAINING, Known, Stage, one_input
 from pocketlm.estimate.teachers import teacher_shape
 from pocketlm.estimate.work import Work
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.runner.record import Call
 from pocketlm.train.distill.teacher import is_cached
 

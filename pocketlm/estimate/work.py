@@ -5,8 +5,8 @@ holds and writes.
 from dataclasses import dataclass
 
 from pocketlm.model.costs import flops_of, num_parameters
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import scheme
-from pocketlm.model.transformer import ModelConfig
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.memory import TrainingMemory, training_memory
 from pocketlm.train.optim import OptimConfig

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pocketlm.eval.answers_file import AnswersFile, Row
+from pocketlm.eval.answers_file import Row, SharedAnswers
 from pocketlm.eval.code_scorer import over_samples
 from pocketlm.eval.likelihood import shortened
 from pocketlm.eval.prompts import Request, requests_of
@@ -20,6 +20,20 @@ from pocketlm.inference.stop_strings import before_stop
 ROW_TOKENS = 2048  # of the contexts and continuations that are scored together
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes that answer one suite together this is. meet: returns when all of them
+    have called it.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    meet: Callable[[], None] = lambda: None
+
+
+ALONE = Share()
+
+
 def run_suite(
     model: Runtime,
     suite: Suite,
@@ -29,6 +43,7 @@ def run_suite(
     batch_size: int = 32,
     path: Path | None = None,
     progress: Callable[[int], None] = lambda answered: None,
+    share: Share = ALONE,
 ) -> list[Row]:
     """One row a problem, in order: id, family, prompt, completion, answer, correct, scores,
     request (its key) and a hash of its token ids.
@@ -38,14 +53,16 @@ def run_suite(
     `samples` where there are several;
     log-likelihoods have `log_probs` (natural, a sum for each choice); bits_per_byte has `weight`,
     the answer's bytes. `path` keeps answers as they come: what is in it already is not answered
-    again, and the rows are the same whether or not a run was interrupted. ValueError: the suite is
-    empty, or a prompt leaves no room to answer.
+    again, and the rows are the same whether or not a run was interrupted. share: of n
+    processes each answers every n-th batch, into a file of its own beside `path`; all get all rows,
+    the same as one process gives. ValueError: the suite is empty, or a prompt leaves no room
+    to answer.
     """
     if not problems:
         raise ValueError(f"suite {suite.name!r} holds no problems")
     shots = shots or {problem.family: [] for problem in problems}
     requests = requests_of(model.tokenizer, suite, problems, shots)
-    kept = AnswersFile(path)
+    kept = SharedAnswers(path, share.rank, share.world_size)
     if suite.kind == "generation":
         requests = [_fitted(model, suite, request) for request in requests]
         together = max(1, batch_size // suite.samples)
@@ -53,12 +70,16 @@ def run_suite(
     else:
         batches, answer = _by_tokens(suite, requests), _scored(model, suite)
     answered = 0
-    for first, batch in batches:
-        if not all(request.key in kept.rows for request in batch):
+    for number, (first, batch) in enumerate(batches):
+        assigned = number % share.world_size == share.rank
+        if assigned and not all(request.key in kept.rows for request in batch):
             kept.add(answer(first, batch))
         answered += len(batch)
         progress(answered)
+    share.meet()
+    kept.gather()
     rows = [kept.rows[request.key] for request in requests]
+    share.meet()  # all have read what the first now replaces
     kept.finish(rows)
     return rows
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from pocketlm.export.gguf_architecture import TURNED, architecture, rope_divisors
 from pocketlm.export.gguf_vocab import vocabulary_of
 from pocketlm.export.gguf_vocab_file import add_vocabulary
+from pocketlm.model.model_config import LOCAL, ModelConfig
 from pocketlm.model.quant import CPU, FakeQuantized, Scheme, quantize_weight
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 BLOCK = 32  # weights that share one scale, in Q4_0 and in Q8_0
 # dtype -> llama.cpp's number for `general.file_type`
@@ -40,6 +41,7 @@ LAYER_TENSORS = {  # ours -> llama.cpp's
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+GEMMA_TENSORS = {"self_attn.out_norm": "post_attention_norm", "mlp.out_norm": "post_ffw_norm"}
 
 
 def write_gguf(
@@ -165,7 +167,8 @@ def _entries(model: Transformer) -> Iterator[_Entry]:
     # a shared block is written once for each application: llama.cpp shares none
     for i in range(config.applications):
         block = model.model.layers[i // config.layer_repeats]
-        for module_name, tensor_name in LAYER_TENSORS.items():
+        names = LAYER_TENSORS | (GEMMA_TENSORS if config.gemma_blocks else {})
+        for module_name, tensor_name in names.items():
             yield _Entry(
                 f"blk.{i}.{tensor_name}.weight",
                 block.get_submodule(module_name),
@@ -291,6 +294,11 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_vocab_size(config.vocab_size)
     if kind != "step35":
         writer.add_rope_dimension_count(config.head_dim)
+    if kind == "gemma3" and config.sliding_window is not None:
+        writer.add_sliding_window(config.sliding_window)
+        local_theta = config.rope_local_base_freq or config.rope_theta
+        writer.add_float32("gemma3.rope.freq_base_swa", local_theta)
+    if kind != "step35":
         return
     assert config.sliding_window is not None
     # Step 3.5 turns half of these in global layers

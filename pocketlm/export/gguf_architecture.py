@@ -7,21 +7,26 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from pocketlm.model.model_config import GLOBAL, LOCAL, ModelConfig
 from pocketlm.model.rope import rope_frequencies
-from pocketlm.model.transformer import LOCAL, ModelConfig
 
+GEMMA_27B = 62  # layers, by which llama.cpp knows it
+GEMMA_LOCAL_THETA = 1e4  # of `gemma3`, where the file says nothing
 TURNED = ("llama", "smollm3")  # whose RoPE turns neighbouring channels
 
 
 def architecture(config: ModelConfig) -> str:
     """llama.cpp's architecture that computes exactly this network: the one place that chooses.
 
-    Biases on q, k and v -> `qwen2`, which has no windows. Layers without RoPE -> `smollm3`, which
-    leaves it out of every fourth. Local layers ->
-    `step35`: the only graph there with per-layer windows and plain RMSNorm, SwiGLU
-    and RoPE. All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE turns
-    neighbouring channels.
+    Gemma's blocks -> `gemma3`, whose every sixth layer is global. Biases on q, k and v ->
+    `qwen2`, which has no windows. Layers without RoPE -> `smollm3`, which leaves it out of every
+    fourth. Local layers -> `step35`: the only graph there with per-layer windows and plain RMSNorm,
+    SwiGLU and RoPE. All global with QK-norm -> `qwen3`. All global without -> `llama`, whose RoPE
+    turns neighbouring channels.
     """
+    if config.gemma_blocks:
+        _refuse_unlike_gemma(config)
+        return "gemma3"
     if config.qkv_bias:
         if LOCAL in config.layer_types:
             raise ValueError(
@@ -45,6 +50,23 @@ def architecture(config: ModelConfig) -> str:
     if LOCAL in config.layer_types:
         return "step35"
     return "qwen3" if config.use_qk_norm else "llama"
+
+
+def _refuse_unlike_gemma(config: ModelConfig) -> None:
+    if config.layer_types != gemma3_layers(config.num_hidden_layers):
+        raise ValueError(
+            "llama.cpp's 'gemma3' has a global layer after each five local ones, and nothing else: "
+            f"layer_types is {config.layer_types}; export it to pte or hf"
+        )
+    if not config.tie_word_embeddings:
+        raise ValueError("llama.cpp's 'gemma3' has a tied head, and this model's is its own")
+    if config.num_hidden_layers == GEMMA_27B:
+        raise ValueError(f"llama.cpp scales the queries of {GEMMA_27B} layers as Gemma 3 27B's")
+
+
+def gemma3_layers(count: int) -> tuple[str, ...]:
+    """The layer_types that llama.cpp's `gemma3` computes."""
+    return tuple(LOCAL if (layer + 1) % 6 else GLOBAL for layer in range(count))
 
 
 def smollm3_layers(count: int) -> tuple[int, ...]:

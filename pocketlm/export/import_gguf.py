@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pocketlm.export.gguf import LAYER_TENSORS
-from pocketlm.export.gguf_architecture import TURNED, smollm3_layers
+from pocketlm.export.gguf import GEMMA_TENSORS, LAYER_TENSORS
+from pocketlm.export.gguf_architecture import GEMMA_LOCAL_THETA, TURNED, smollm3_layers
 from pocketlm.inference.gguf_file import GgufHeader
 from pocketlm.inference.gguf_header import head_width, read_header, row_layout, windows_of
 from pocketlm.inference.gguf_tokenizer import tokenizer_of
 from pocketlm.model.checkpoint import load_tensors
 from pocketlm.model.layouts import half_split
+from pocketlm.model.model_config import GLOBAL, LOCAL, ModelConfig
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 ROPE_DIVISORS = "rope_freqs.weight"
 OUTER_TENSORS = {
@@ -30,15 +31,15 @@ OUTER_TENSORS = {
     "output.weight": "lm_head.weight",
 }
 BIASED = (["attn_q"], ["attn_k"], ["attn_v"])  # in qwen2
-BLOCK_TENSORS = {stored: ours for ours, stored in LAYER_TENSORS.items()} | {
+BLOCK_TENSORS = {stored: ours for ours, stored in (LAYER_TENSORS | GEMMA_TENSORS).items()} | {
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
 }
 
 
 def read_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
-    """(model in float32, tokenizer) of a .gguf file of the architectures llama, qwen2, qwen3 and
-    step35.
+    """(model in float32, tokenizer) of a .gguf file of one of ARCHITECTURES
+    (inference/gguf_header.py).
 
     FileNotFoundError, or a ValueError that names what is damaged, missing, or not in this network.
     """
@@ -98,6 +99,8 @@ def config_of(header: GgufHeader) -> ModelConfig:
         sliding_window=next((window for window in windows if window is not None), None),
         qkv_bias=kind == "qwen2",
         no_rope_layers=smollm3_layers(len(windows)) if kind == "smollm3" else (),
+        gemma_blocks=kind == "gemma3",
+        rope_local_base_freq=_local_theta(header) if kind == "gemma3" and LOCAL in local else None,
     )
 
 
@@ -121,6 +124,10 @@ def read_tensor(header: GgufHeader, name: str) -> Tensor:
             f"{file}: {name} is {kind.name}, which the gguf package cannot read"
         ) from None
     return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shape)
+
+
+def _local_theta(header: GgufHeader) -> float:
+    return _decimal(header.positive("{arch}.rope.freq_base_swa", GEMMA_LOCAL_THETA))
 
 
 def _decimal(value: float) -> float:

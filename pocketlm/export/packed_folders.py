@@ -20,6 +20,7 @@ from torch import Tensor
 from pocketlm.model.checkpoint import WEIGHTS, hugging_face_config, stored_tensors, write_files
 from pocketlm.model.files import write_folder
 from pocketlm.model.layouts import native_layout
+from pocketlm.model.model_config import LOCAL, ModelConfig
 from pocketlm.model.quant import (
     SCALE,
     FakeQuantized,
@@ -29,7 +30,7 @@ from pocketlm.model.quant import (
     scheme_of,
 )
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import read_safetensors
 
 BLOCK = 32  # weights that share a scale in MLX's smallest group
@@ -89,6 +90,11 @@ def refuse_unwritable(config: ModelConfig, scheme: Scheme | None, container: str
         raise ValueError(
             f"{container}: this model has biases on q, k and v, which are not written there; "
             "export it to gguf, pte or hf"
+        )
+    if config.gemma_blocks:
+        raise ValueError(
+            f"{container}: this model has Gemma's blocks, which are not written there; export it "
+            "to gguf, pte or hf"
         )
     if config.no_rope_layers:
         raise ValueError(

@@ -15,9 +15,10 @@ import torch
 from pocketlm.export.pte_network import PteNetwork
 from pocketlm.inference.executorch import load_kernels, quiet, tokenizer_folder
 from pocketlm.model.files import write_folder
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import Scheme, scheme_of
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pocketlm.export.pte_cache import FloatCache, Int8Cache, Ring
 from pocketlm.model.quant import Scheme, quantize_weight
-from pocketlm.model.rope import rope_frequencies
+from pocketlm.model.rope import local_rope_frequencies, rope_frequencies
 from pocketlm.model.transformer import Block, Transformer
 
 LOGITS_BYTES = 2**26  # the program keeps room for the logits of one call
@@ -35,6 +35,7 @@ class PteNetwork(nn.Module):
     """
 
     frequency: Tensor
+    local_frequency: Tensor | None  # where it differs
     half_turn: Tensor
     slots: Tensor
 
@@ -70,8 +71,11 @@ class PteNetwork(nn.Module):
         self.norm = Norm(model.model.norm)
         self.int8 = Int8Tokens() if scheme else nn.Identity()
         self.head = linear(model.lm_head.weight if model.lm_head is not None else table, scheme)
-        frequency = rope_frequencies(config)
+        self.embedding_scale = config.hidden_size**0.5 if config.gemma_blocks else None
+        frequency, local = rope_frequencies(config), local_rope_frequencies(config)
         self.register_buffer("frequency", torch.cat([frequency, frequency]))
+        turned = None if torch.equal(frequency, local) else torch.cat([local, local])
+        self.register_buffer("local_frequency", turned)
         self.register_buffer("half_turn", half_turn(config.head_dim))
         self.register_buffer("slots", torch.arange(self.ring))
 
@@ -83,11 +87,16 @@ class PteNetwork(nn.Module):
         torch._check(start + T <= self.context_length)
         positions = input_pos + torch.arange(T)
         angle = positions.float()[None, :, None, None] * self.frequency  # [1, T, 1, E]
-        rope = (angle.cos(), angle.sin(), self.half_turn)
+        rope = local_rope = (angle.cos(), angle.sin(), self.half_turn)
+        if self.local_frequency is not None:
+            angle = positions.float()[None, :, None, None] * self.local_frequency
+            local_rope = (angle.cos(), angle.sin(), self.half_turn)
         ring = self.ring_places(positions, input_pos + (T - 1)) if self.window else None
         x = self.embed_tokens(tokens)
+        if self.embedding_scale is not None:
+            x = x * self.embedding_scale
         for layer in self.layers:
-            x = layer(x, rope, start, ring)
+            x = layer(x, local_rope if layer.windowed else rope, start, ring)
         return self.head(self.int8(self.norm(x)))
 
     @property
@@ -147,13 +156,17 @@ class PteBlock(nn.Module):
         ones = nn.RMSNorm(attention.head_dim, attention.eps)
         self.q_norm = Norm(attention.q_norm or ones) if attention.use_qk_norm else nn.Identity()
         self.k_norm = Norm(attention.k_norm or ones) if attention.use_qk_norm else nn.Identity()
-        self.has_rope = attention.has_rope
+        self.has_rope, self.windowed = attention.has_rope, attention.window is not None
+        self.activation = mlp.activation
+        self.attention_norm = _output_norm(attention.out_norm)
+        self.mlp_norm = _output_norm(mlp.out_norm)
         self.cache = cache
 
     def forward(self, x: Tensor, rope: tuple[Tensor, ...], start: Any, ring: Ring | None) -> Tensor:
         x = x + self.attention(self.int8(self.input_layernorm(x)), rope, start, ring)
         y = self.int8(self.post_attention_layernorm(x))
-        return x + self.down_proj(self.int8(F.silu(self.gate_proj(y)) * self.up_proj(y)))
+        inner = self.int8(self.activation(self.gate_proj(y)) * self.up_proj(y))
+        return x + self.mlp_norm(self.down_proj(inner))
 
     def attention(
         self, x: Tensor, rope: tuple[Tensor, ...], start: Any, ring: Ring | None
@@ -166,7 +179,7 @@ class PteBlock(nn.Module):
         if self.has_rope:
             q, k = rotate(q, *rope), rotate(k, *rope)
         out = self.cache(q, k, v, start, ring)
-        return self.o_proj(self.int8(out.reshape(1, T, -1)))
+        return self.attention_norm(self.o_proj(self.int8(out.reshape(1, T, -1))))
 
 
 class Norm(nn.Module):
@@ -185,6 +198,10 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x * torch.rsqrt(F.linear(x * x, self.average) + self.eps)
         return x if self.weight is None else x * self.weight
+
+
+def _output_norm(norm: nn.Module) -> nn.Module:
+    return Norm(norm) if isinstance(norm, nn.RMSNorm) else nn.Identity()
 
 
 def half_turn(size: int) -> Tensor:

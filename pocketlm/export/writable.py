@@ -12,9 +12,10 @@ from pocketlm.export.plain import dequantized_model
 from pocketlm.export.text_agreement import refuse_other_text
 from pocketlm.model.grid_check import refuse_rounding_again
 from pocketlm.model.layouts import LAYOUTS
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import CPU, Scheme, fake_quantize_weight, scheme_of
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 FORMATS = ("hf", "gguf", "pte", *packed_folders.CONTAINERS)
 

@@ -7,7 +7,7 @@ import gguf
 
 from pocketlm.inference.gguf_file import GgufHeader, read_whole
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "step35")  # what write_gguf writes
+ARCHITECTURES = ("llama", "gemma3", "qwen2", "qwen3", "smollm3", "step35")  # what write_gguf writes
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -32,6 +32,9 @@ def head_width(header: GgufHeader) -> int:
 def windows_of(header: GgufHeader) -> list[int | None]:
     """For each layer the window of its attention, None where it sees all."""
     layers = header.integer("{arch}.block_count")
+    if header["general.architecture"] == "gemma3":
+        window = header.integer("{arch}.attention.sliding_window")
+        return [window if (layer + 1) % 6 else None for layer in range(layers)]
     if header["general.architecture"] != "step35":
         return [None] * layers
     pattern = header.array("{arch}.attention.sliding_window_pattern", (bool, int))

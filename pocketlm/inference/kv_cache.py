@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.model_config import ModelConfig
+from pocketlm.model.transformer import Transformer
 
 PAD_POSITION = -1
 

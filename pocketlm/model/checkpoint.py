@@ -17,6 +17,7 @@ from pocketlm.model.costs import num_parameters
 from pocketlm.model.files import write_json
 from pocketlm.model.json_shape import OR_NULL, TEXT, JsonObject, read_object
 from pocketlm.model.layouts import LAYOUTS, Layout, layout_of, native_layout
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import (
     ACCELERATOR,
     SCALE,
@@ -27,7 +28,7 @@ from pocketlm.model.quant import (
 )
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.tokenizer_files import FILES
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import (
     ADAPTER_CONFIG,
     INDEX,
@@ -66,7 +67,7 @@ def save_checkpoint(
 def stored_tensors(model: Transformer, chosen: Layout) -> dict[str, Tensor]:
     """The tensors of a checkpoint in that layout, by its names."""
     tensors = {
-        chosen.name_out(name): chosen.rows_out(name, tensor.detach(), model.config).contiguous()
+        chosen.name_out(name): chosen.tensor_out(name, tensor.detach(), model.config).contiguous()
         for name, tensor in model.state_dict().items()
     }
     for name in [name for name in tensors if name.endswith(SCALE)]:
@@ -104,7 +105,7 @@ def hugging_face_config(
     extras = {"qk_norm_weight": fields.pop("qk_norm_weight"), "quantization": quantization}
     for ours in (
         *("use_qk_norm", "layer_types", "sliding_window", "rope_scaling", "layer_repeats"),
-        *("qkv_bias", "no_rope_layers"),
+        *("qkv_bias", "no_rope_layers", "gemma_blocks", "rope_local_base_freq"),
     ):
         fields.pop(ours)
     scaling = config.rope_scaling
@@ -115,15 +116,15 @@ def hugging_face_config(
     return {
         "architectures": [layout.architecture],
         **fields,
-        **layout.config_fields(config),
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         **({"rope_scaling": rope} if scaling else {}),  # the name before transformers 5
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
-        "hidden_act": "silu",
+        **({} if config.gemma_blocks else {"hidden_act": "silu"}),
         "dtype": "float32",
         **bos,
+        **layout.config_fields(config),
         "eos_token_id": sorted(tokenizer.stop_ids),
         "pocketlm": extras,
     }
@@ -198,9 +199,9 @@ def _filled(
     load_tensors(
         model, {layout.name_in(name): tensor for name, tensor in tensors.items()}, str(folder)
     )
-    if layout.interleaved:  # after load_tensors, which names what is misshaped
+    if layout.changes_tensors:  # after load_tensors, which names what is misshaped
         model.load_state_dict(
-            {n: layout.rows_in(n, t, config) for n, t in model.state_dict().items()}
+            {n: layout.tensor_in(n, t, config) for n, t in model.state_dict().items()}
         )
     return model
 

@@ -130,10 +130,22 @@ LLAMA4: Fields = SHARED | {
     "floor_scale": (WHOLE, NO_NOPE),
     "attn_scale": (DECIMAL, NO_NOPE),
 }
+GEMMA3: Fields = {name: kind for name, kind in SHARED.items() if name != "hidden_act"} | {
+    "attention_bias": (FLAG, READ),
+    "attention_dropout": (NUMBER + OR_NULL, TRAINING),
+    "hidden_activation": (TEXT, READ),
+    "sliding_window": (WHOLE + OR_NULL, READ),
+    "layer_types": (TEXTS + OR_NULL, READ),
+    "query_pre_attn_scalar": (WHOLE, READ),
+    "final_logit_softcapping": (DECIMAL + OR_NULL, READ),
+    "attn_logit_softcapping": (DECIMAL + OR_NULL, READ),
+    "use_bidirectional_attention": (FLAG + OR_NULL, READ),
+}
 FIELDS: dict[str, Fields] = {
     "llama": LLAMA,
     "qwen2": QWEN2,
     "smollm3": SMOLLM3,
+    "gemma3_text": GEMMA3,
     "qwen3": QWEN3,
     "cwm": CWM,
     "llama4_text": LLAMA4,
@@ -165,6 +177,13 @@ DEFAULTS = {
         num_key_value_heads=4,
         tie_word_embeddings=True,
     ),
+    "gemma3_text": Defaults(
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        head_dim=256,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+    ),
     "qwen3": Defaults(rope_theta=1e4, rms_norm_eps=1e-6, head_dim=128, num_key_value_heads=32),
     "cwm": Defaults(rope_theta=1e6, rms_norm_eps=1e-5, head_dim=128, num_key_value_heads=8),
     "llama4_text": Defaults(rope_theta=5e5, rms_norm_eps=1e-5, head_dim=128, num_key_value_heads=8),
@@ -176,6 +195,10 @@ HONOURED_AS: dict[str, tuple[object, ...]] = {  # fields whose other values woul
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "hidden_act": ("silu", "swish"),  # two names of one function
+    "hidden_activation": ("gelu_pytorch_tanh",),  # Gemma 3's name of it
+    "final_logit_softcapping": (None,),
+    "attn_logit_softcapping": (None,),
+    "use_bidirectional_attention": (False, None),
     "is_encoder_decoder": (False,),
     "return_dict": (True, None),  # else transformers' own classes end in an error
     "is_causal": (True,),

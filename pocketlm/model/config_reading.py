@@ -10,16 +10,16 @@ from dataclasses import replace
 
 from pocketlm.model.config_fields import DEFAULTS, Defaults, check_fields
 from pocketlm.model.json_shape import FLAG, NUMBER, OR_NULL, TEXTS, WHOLE, JsonObject, described
+from pocketlm.model.model_config import GLOBAL, LOCAL, ModelConfig
 from pocketlm.model.rope_fields import (
     MOST_POSITIONS,
+    gemma_ropes,
     refuse_partial,
     rope_fields,
     scaling_of,
     theta_of,
 )
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig
 
-CHUNKED = "chunked_attention"  # Llama 4's local layers
 # no model is larger; torch would ask for terabytes
 LARGEST_SIZE, MOST_LAYERS = 2**24, 2**12
 
@@ -29,7 +29,7 @@ def read_llama(raw: JsonObject) -> ModelConfig:
     check_fields(raw, "llama")
     _refuse_window(raw)
     _whole_heads(raw)
-    return _shape(raw, DEFAULTS["llama"], use_qk_norm=False)
+    return network_shape(raw, DEFAULTS["llama"], use_qk_norm=False)
 
 
 def read_mobilellm(raw: JsonObject) -> ModelConfig:
@@ -38,7 +38,7 @@ def read_mobilellm(raw: JsonObject) -> ModelConfig:
     """
     check_fields(raw, "mobilellm")
     _refuse_window(raw)
-    config = _shape(raw, DEFAULTS["mobilellm"], use_qk_norm=False)
+    config = network_shape(raw, DEFAULTS["mobilellm"], use_qk_norm=False)
     tied = config.tie_word_embeddings or raw.get("share_embedding", False)
     return replace(
         config, tie_word_embeddings=tied, layer_repeats=2 if raw.get("layer_sharing", False) else 1
@@ -52,7 +52,9 @@ def read_qwen2(raw: JsonObject) -> ModelConfig:
         _whole_heads(raw)
     kinds, window = _windows(raw)
     return replace(
-        _shape(raw, DEFAULTS["qwen2"], use_qk_norm=False, layer_types=kinds, sliding_window=window),
+        network_shape(
+            raw, DEFAULTS["qwen2"], use_qk_norm=False, layer_types=kinds, sliding_window=window
+        ),
         qkv_bias=True,
     )
 
@@ -64,7 +66,7 @@ def read_smollm3(raw: JsonObject) -> ModelConfig:
     check_fields(raw, "smollm3")
     if raw.get("head_dim") is None:
         _whole_heads(raw)
-    layers, turned = _layers(raw), raw.get("no_rope_layers")
+    layers, turned = num_layers(raw), raw.get("no_rope_layers")
     if turned is None:
         interval = raw.typed("no_rope_layer_interval", WHOLE, 4, least=1)
         turned = [int((layer + 1) % interval != 0) for layer in range(layers)]
@@ -78,17 +80,46 @@ def read_smollm3(raw: JsonObject) -> ModelConfig:
         kinds = [GLOBAL if rope or not local else LOCAL for rope in turned]
     elif window is None:  # its class then leaves every layer global
         kinds = [GLOBAL if kind == LOCAL else kind for kind in kinds]
-    shape = _shape(
+    shape = network_shape(
         raw, DEFAULTS["smollm3"], use_qk_norm=False, layer_types=kinds, sliding_window=window
     )
     return replace(shape, no_rope_layers=tuple(turned) if 0 in turned else ())
+
+
+def read_gemma3(raw: JsonObject) -> ModelConfig:
+    """Gemma 3's text models: their own blocks; layers local but every sixth, or as layer_types
+    say; a RoPE for each kind.
+    """
+    check_fields(raw, "gemma3_text")
+    _whole_heads(raw)
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        every = raw.typed("sliding_window_pattern", WHOLE, 6, least=1)
+        kinds = [GLOBAL if (i + 1) % every == 0 else LOCAL for i in range(num_layers(raw))]
+    flat, local_theta = gemma_ropes(raw)
+    shape = network_shape(
+        flat,
+        DEFAULTS["gemma3_text"],
+        use_qk_norm=True,
+        qk_norm_weight=True,
+        layer_types=kinds,
+        sliding_window=raw.get("sliding_window", 4096),
+    )
+    scalar = raw.get("query_pre_attn_scalar", 256)
+    if scalar != shape.head_dim:
+        raise raw.wrong(
+            "query_pre_attn_scalar",
+            f"is {described(scalar)}; only that of head_dim, {shape.head_dim}, can be honoured",
+        )
+    local = LOCAL in shape.layer_types
+    return replace(shape, gemma_blocks=True, rope_local_base_freq=local_theta if local else None)
 
 
 def read_qwen3(raw: JsonObject) -> ModelConfig:
     """Qwen3, and ours with QK-norm: windows as layer_types say, else from max_window_layers on."""
     check_fields(raw, "qwen3")
     kinds, window = _windows(raw)
-    return _shape(
+    return network_shape(
         raw,
         DEFAULTS["qwen3"],
         use_qk_norm=True,
@@ -104,7 +135,7 @@ def _windows(raw: JsonObject) -> tuple[list[str] | None, int | None]:
     layer_types = raw.get("layer_types")
     if layer_types is None and window is not None:
         first = raw.get("max_window_layers", 28)
-        layer_types = [LOCAL if i >= first else GLOBAL for i in range(_layers(raw))]
+        layer_types = [LOCAL if i >= first else GLOBAL for i in range(num_layers(raw))]
     return layer_types, window
 
 
@@ -117,7 +148,7 @@ def read_cwm(raw: JsonObject) -> ModelConfig:
     if not (raw.get("rope_parameters") or raw.get("rope_scaling")):
         raise ValueError(f"{raw.file}: field rope_parameters is missing")
     _whole_heads(raw)
-    return _shape(
+    return network_shape(
         raw,
         DEFAULTS["cwm"],
         use_qk_norm=False,
@@ -126,104 +157,8 @@ def read_cwm(raw: JsonObject) -> ModelConfig:
     )
 
 
-def read_llama4_text(raw: JsonObject) -> ModelConfig:
-    """Every layer dense, global and with RoPE, as MobileLLM-R1; Llama 4's own mixtures and NoPE
-    layers are refused.
-
-    `intermediate_size` is the experts' width; a dense layer has `intermediate_size_mlp`.
-    """
-    check_fields(raw, "llama4_text")
-    if raw.get("moe_layers") != []:
-        _refuse_experts(raw)
-    _refuse_nope(raw)
-    chunk, positions = (
-        raw.get("attention_chunk_size", 8192),
-        raw.typed("max_position_embeddings", WHOLE),
-    )
-    kinds = raw.get("layer_types")
-    if kinds is None:
-        if len(raw["no_rope_layers"]) != _layers(raw):
-            raise raw.wrong(
-                "no_rope_layers",
-                f"names {len(raw['no_rope_layers'])} layers, not num_hidden_layers",
-            )
-        kinds = [GLOBAL if chunk is None else CHUNKED] * _layers(raw)
-    if CHUNKED in kinds and (chunk is None or chunk < positions):
-        raise ValueError(
-            f"{raw.file}: attention_chunk_size {described(chunk)} is below max_position_embeddings "
-            f"{positions}; "
-            "chunked attention is not in this network (set max_position_embeddings to the chunk to "
-            "use the model that far)"
-        )
-    return _shape(
-        _dense_width(raw),
-        DEFAULTS["llama4_text"],
-        use_qk_norm=raw.get("use_qk_norm", True),
-        layer_types=[GLOBAL if kind == CHUNKED else kind for kind in kinds],
-    )
-
-
-def read_pro(raw: JsonObject) -> ModelConfig:
-    """MobileLLM-Pro: Llama 4's fields, with windows. Nothing that changes the numbers is guessed:
-    it must be there.
-    """
-    check_fields(raw, "mobilellm-pro")
-    if raw.get("moe_layers") or raw.get("num_local_experts"):
-        _refuse_experts(raw)
-    if raw.get("no_rope_layers"):
-        _refuse_nope(raw)
-    for field in (
-        "layer_types",
-        "sliding_window",
-        "use_qk_norm",
-        "head_dim",
-        "num_key_value_heads",
-    ):
-        if raw.get(field) is None:
-            raise ValueError(
-                f"{raw.file}: field {field} is missing, and the MobileLLM-Pro report does "
-                "not state it; add it to config.json"
-            )
-    if not (raw.get("rope_theta") or rope_fields(raw).get("rope_theta")):
-        raise ValueError(
-            f"{raw.file}: field rope_theta is missing, and the MobileLLM-Pro report does not "
-            "state it; add it to config.json"
-        )
-    return _shape(
-        _dense_width(raw),
-        DEFAULTS["mobilellm-pro"],
-        use_qk_norm=raw["use_qk_norm"],
-        layer_types=raw["layer_types"],
-        sliding_window=raw["sliding_window"],
-    )
-
-
-def _layers(raw: JsonObject) -> int:
+def num_layers(raw: JsonObject) -> int:
     return raw.typed("num_hidden_layers", WHOLE, least=1, most=MOST_LAYERS)
-
-
-def _dense_width(raw: JsonObject) -> JsonObject:
-    return JsonObject({**raw, "intermediate_size": raw["intermediate_size_mlp"]}, raw.file)
-
-
-def _refuse_experts(raw: JsonObject) -> None:
-    raise ValueError(
-        f"{raw.file}: a mixture of experts (moe_layers {described(raw.get('moe_layers'))}, "
-        "num_local_experts "
-        f"{raw.get('num_local_experts')}); only dense models are read, and they say moe_layers []"
-    )
-
-
-def _refuse_nope(raw: JsonObject) -> None:
-    turned = raw.get("no_rope_layers") or []
-    used = turned[: _layers(raw)]
-    if len(used) < _layers(raw) or any(layer != 1 for layer in used):
-        raise ValueError(
-            f"{raw.file}: no_rope_layers leaves layers without RoPE (0 means none), which are read "
-            "of smollm3 alone: Llama 4's have attention of another kind"
-        )
-    if raw.get("no_rope_layer_interval", 4) == 0:  # transformers divides by it, wanted or not
-        raise raw.wrong("no_rope_layer_interval", "is 0; transformers does not open such a file")
 
 
 def _refuse_window(raw: JsonObject) -> None:
@@ -231,11 +166,11 @@ def _refuse_window(raw: JsonObject) -> None:
     generating alone.
     """
     kinds = raw.typed("layer_types", TEXTS + OR_NULL, None)
-    if kinds is not None and kinds != [GLOBAL] * _layers(raw):
+    if kinds is not None and kinds != [GLOBAL] * num_layers(raw):
         raise ValueError(
             f"{raw.file}: model_type {raw.get('model_type')} has no local layers, but layer_types "
             "is not "
-            f"{GLOBAL} for each of num_hidden_layers {_layers(raw)}"
+            f"{GLOBAL} for each of num_hidden_layers {num_layers(raw)}"
         )
     positions = raw.typed("max_position_embeddings", WHOLE)
     for name in ("sliding_window", "attention_chunk_size"):
@@ -261,7 +196,7 @@ def _whole_heads(raw: JsonObject) -> None:
         )
 
 
-def _shape(
+def network_shape(
     raw: JsonObject,
     defaults: Defaults,
     *,
@@ -281,7 +216,7 @@ def _shape(
         "num_key_value_heads", WHOLE + OR_NULL, defaults.num_key_value_heads, least=1
     )
     head_dim = raw.typed("head_dim", WHOLE + OR_NULL, defaults.head_dim, least=1, most=LARGEST_SIZE)
-    layers = _layers(raw)
+    layers = num_layers(raw)
     if layer_types is not None and len(layer_types) != layers:
         raise raw.wrong(
             "layer_types", f"names {len(layer_types)} layers, num_hidden_layers is {layers}"

@@ -19,7 +19,7 @@ from pocketlm.model.attention import attention_case
 from pocketlm.model.kernels.blockwise import QUERIES
 from pocketlm.model.kernels.choose import choose_kernel
 from pocketlm.model.kernels.kernel import AttentionCase, Kernel
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,8 @@ def num_parameters(config: ModelConfig) -> int:
     """All parameters, tied ones once."""
     if isinstance(config, StockShape):
         return config.parameters
-    norms = 2 * config.hidden_size + 2 * config.head_dim * (
-        config.use_qk_norm and config.qk_norm_weight
-    )
+    norms = (4 if config.gemma_blocks else 2) * config.hidden_size
+    norms += 2 * config.head_dim * (config.use_qk_norm and config.qk_norm_weight)
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     biases = heads * config.head_dim * config.qkv_bias
     tables = head_parameters(config) * (1 if config.tie_word_embeddings else 2)
@@ -176,6 +175,8 @@ def _block_bytes(
         per_token += 4 * (
             (2 if config.qk_norm_weight else 1) * (q + kv) + H + config.num_key_value_heads
         )
+    if config.gemma_blocks:  # norms of the results of attention and feed-forward
+        per_token += 2 * 4 * (2 * D + 1)
     # queries, keys, values and their result; the feed-forward's
     per_token += product_bytes * (2 * (q + kv) + 4 * F)
     weights = block_matrices(config) * product_bytes if copied else 0

@@ -6,7 +6,7 @@ A test asserts the published number of parameters of every one.
 
 from dataclasses import replace
 
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 
 R1_140M = ModelConfig(
     vocab_size=128_256,  # R1, section 3.1: the Llama 3.2 tokenizer

@@ -41,6 +41,13 @@ class RopeConfig(Protocol):
     def rope_scaling(self) -> RopeScaling | None: ...
 
 
+class LocalRopeConfig(RopeConfig, Protocol):
+    """The same, and that of local layers."""
+
+    @property
+    def rope_local_base_freq(self) -> float | None: ...
+
+
 def rope_frequencies(config: RopeConfig, device: torch.device | None = None) -> Tensor:
     """Radians a position, float32 [E / 2], of each pair of channels: theta ** (-2i / E), scaled as
     config says.
@@ -49,10 +56,7 @@ def rope_frequencies(config: RopeConfig, device: torch.device | None = None) -> 
     in the original window by `factor`, leaves one alone that turns more than high_freq_factor
     times, and goes over smoothly between.
     """
-    exponent = (
-        torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
-    )
-    frequency = config.rope_theta**-exponent
+    frequency = _plain_frequencies(config.head_dim, config.rope_theta, device)
     scaling = config.rope_scaling
     if scaling is None:
         return frequency
@@ -60,6 +64,20 @@ def rope_frequencies(config: RopeConfig, device: torch.device | None = None) -> 
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = kept.clamp(0.0, 1.0)
     return frequency * kept + frequency / scaling.factor * (1 - kept)
+
+
+def local_rope_frequencies(config: LocalRopeConfig, device: torch.device | None = None) -> Tensor:
+    """The same of the local layers: where rope_local_base_freq is set it is their theta, and
+    nothing scales it (Gemma 3).
+    """
+    if config.rope_local_base_freq is None:
+        return rope_frequencies(config, device)
+    return _plain_frequencies(config.head_dim, config.rope_local_base_freq, device)
+
+
+def _plain_frequencies(head_dim: int, theta: float, device: torch.device | None) -> Tensor:
+    exponent = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    return theta**-exponent
 
 
 def rope_angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The RoPE that a config.json describes, under its older names and its newer ones."""
 
 from pocketlm.model.json_shape import NUMBER, TEXT, WHOLE, JsonObject, described
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.rope import RopeScaling
 
 MOST_POSITIONS = 2**31
@@ -22,11 +23,35 @@ def rope_fields(raw: JsonObject) -> JsonObject:
     return rope
 
 
-def theta_of(raw: JsonObject, rope: JsonObject, default: float) -> float:
-    where = rope if "rope_theta" in rope else raw
-    theta = float(where.typed("rope_theta", NUMBER, default, most=MOST_THETA))
+def gemma_ropes(raw: JsonObject) -> tuple[JsonObject, float]:
+    """(config.json with the RoPE of the global layers as its own, theta of the local ones) of
+    Gemma 3, whose file has both under their kinds; rope_scaling, the older name, acts on the global
+    ones, as in transformers.
+    """
+    both = raw.object("rope_parameters", None)
+    kinds = {GLOBAL: both.object(GLOBAL, None), LOCAL: both.object(LOCAL, None)}
+    if both.keys() - kinds.keys():
+        raise raw.wrong("rope_parameters", f"is to hold {GLOBAL} and {LOCAL}, and nothing else")
+    local = kinds[LOCAL]
+    if local.typed("rope_type", TEXT, "default") != "default":
+        raise local.wrong("rope_type", f"is {described(local['rope_type'])}; known: default")
+    refuse_partial(raw, local)
+    beside = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
+    whole = {**beside, **kinds[GLOBAL], **raw.object("rope_scaling", None)}
+    flat = {name: value for name, value in raw.items() if name != "rope_scaling"}
+    return JsonObject({**flat, "rope_parameters": whole}, raw.file), theta_of(
+        raw, local, 1e4, beside="rope_local_base_freq"
+    )
+
+
+def theta_of(
+    raw: JsonObject, rope: JsonObject, default: float, *, beside: str = "rope_theta"
+) -> float:
+    """The theta among the RoPE fields, else that beside them, under that name."""
+    where, name = (rope, "rope_theta") if "rope_theta" in rope else (raw, beside)
+    theta = float(where.typed(name, NUMBER, default, most=MOST_THETA))
     if theta <= 0:
-        raise where.wrong("rope_theta", f"is {described(theta)}, more than 0 is needed")
+        raise where.wrong(name, f"is {described(theta)}, more than 0 is needed")
     return theta
 
 

@@ -3,8 +3,8 @@ embeddings.
 
 One page covers MobileLLM-R1 (every layer global, weightless QK-norm), MobileLLM-Pro (three local
 layers to one global), MobileLLM 2024 with and without shared blocks, and the small Llama, Qwen2,
-Qwen3 and SmolLM3 shapes. Parameter names are Hugging Face's for `qwen3`; `model/layouts.py` knows
-the others.
+Qwen3, SmolLM3 and Gemma 3 shapes. Parameter names are Hugging Face's for `qwen3`;
+`model/layouts.py` knows the others.
 
 Shapes: B batch, T tokens, S cached slots, D hidden, H query heads, K kv heads, E head width, F
 feed-forward, V vocabulary
@@ -23,101 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from pocketlm.model.attention import AttentionContext, Cache, attention_case
 from pocketlm.model.kernels.kernel import Documents
 from pocketlm.model.layers import Embedding, Linear
-from pocketlm.model.rope import RopeScaling, rope_angles, rope_frequencies, rotate
-
-GLOBAL = "full_attention"  # Hugging Face's words for the two kinds of layer
-LOCAL = "sliding_attention"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape of the network, in Hugging Face's field names. `layer_types` empty means every layer is
-    global.
-
-    layer_repeats: how often each block is applied, in a row (MobileLLM-LS 2024: 2). The weights are
-    shared, the keys and values are not: each application has a KV slot of its own.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-    rope_theta: float
-    rms_norm_eps: float = 1e-5  # R1 and MobileLLM 2024
-    tie_word_embeddings: bool = True
-    use_qk_norm: bool = True
-    qk_norm_weight: bool = False  # R1's QK-norm has no weights; Qwen3's has
-    layer_types: tuple[str, ...] = ()
-    sliding_window: int | None = None  # keys a local layer sees, itself included
-    initializer_range: float = 0.02
-    rope_scaling: RopeScaling | None = None
-    layer_repeats: int = 1
-    qkv_bias: bool = False  # Qwen2's queries, keys and values have biases
-    # of each layer 1 with RoPE, 0 without (SmolLM3); empty: all with
-    no_rope_layers: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} must be even: RoPE turns pairs of channels")
-        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
-                f"layer_types names {len(self.layer_types)} layers, num_hidden_layers is "
-                f"{self.num_hidden_layers}"
-            )
-        for kind in self.layer_types:
-            if kind not in (GLOBAL, LOCAL):
-                raise ValueError(f"layer_types holds {kind!r}; known are {GLOBAL!r} and {LOCAL!r}")
-        if LOCAL in self.layer_types and not self.sliding_window:
-            raise ValueError(
-                "layer_types has sliding_attention layers, so sliding_window must be set"
-            )
-        turned = self.no_rope_layers
-        if turned and (len(turned) != self.num_hidden_layers or set(turned) - {0, 1}):
-            raise ValueError(
-                f"no_rope_layers {turned} must hold a 1 (RoPE) or a 0 (none) for each of "
-                f"num_hidden_layers {self.num_hidden_layers}"
-            )
-        if turned and 0 not in turned:  # one spelling of one network
-            object.__setattr__(self, "no_rope_layers", ())
-        alone = [name for name in ("qkv_bias", "no_rope_layers") if getattr(self, name)]
-        if alone and (self.use_qk_norm or self.layer_repeats > 1 or len(alone) > 1):
-            raise ValueError(
-                f"{' and '.join(alone)} goes with neither use_qk_norm nor layer_repeats, nor one "
-                "with the other: no layout holds both"
-            )
-        if self.layer_repeats < 1:
-            raise ValueError(f"layer_repeats {self.layer_repeats} must be at least 1")
-
-    @property
-    def applications(self) -> int:
-        """Blocks that a token passes, shared ones counted each time: the layers of its KV cache."""
-        return self.num_hidden_layers * self.layer_repeats
-
-    def window(self, layer: int) -> int | None:
-        """Keys layer number `layer` attends to, or None for all."""
-        local = self.layer_types and self.layer_types[layer] == LOCAL
-        return self.sliding_window if local else None
-
-    def has_rope(self, layer: int) -> bool:
-        """Whether the queries and keys of layer number `layer` are turned by their positions."""
-        return not self.no_rope_layers or bool(self.no_rope_layers[layer])
-
-    @staticmethod
-    def local_global(num_hidden_layers: int, every: int = 4) -> tuple[str, ...]:
-        """Pro's `layer_types`: layer 0, each `every`-th and the last are global (9 of 30)."""
-        last = num_hidden_layers - 1
-        return tuple(
-            GLOBAL if i % every == 0 or i == last else LOCAL for i in range(num_hidden_layers)
-        )
+from pocketlm.model.model_config import ModelConfig
+from pocketlm.model.rope import local_rope_frequencies, rope_angles, rope_frequencies, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +49,13 @@ class ComputeSettings:
     head_loss: str = "auto"
 
 
+Angles = tuple[Tensor, Tensor]  # cos and sin [B, T, E]
+
+
 class Shared(NamedTuple):
     """What all blocks share in one forward pass."""
 
-    rope: tuple[Tensor, Tensor]  # cos and sin [B, T, E]
+    rope: tuple[Angles, Angles]  # of the global layers, and of the local ones
     attention: AttentionContext
     dtype: torch.dtype | None  # of matrix products
 
@@ -173,18 +83,20 @@ class Attention(nn.Module):
         learned = config.use_qk_norm and config.qk_norm_weight
         self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
         self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if learned else None
+        self.out_norm = output_norm(config)
 
     def forward(self, x: Tensor, num_queries: int, shared: Shared, layer: int) -> Tensor:
         """[B, Q, D] of the last Q = num_queries tokens of x [B, T, D]; keys and values are of all
         T.
         """
-        (B, T, _), Q, (rope, attention, dtype) = x.shape, num_queries, shared
+        (B, T, _), Q, (ropes, attention, dtype) = x.shape, num_queries, shared
         q = self.q_proj(last_tokens(x, Q), dtype).view(B, Q, -1, self.head_dim)  # [B, Q, H, E]
         k = self.k_proj(x, dtype).view(B, T, -1, self.head_dim)  # [B, T, K, E]
         v = self.v_proj(x, dtype).view(B, T, -1, self.head_dim)
         if self.use_qk_norm:
             q, k = self._normalise(q.float(), self.q_norm), self._normalise(k.float(), self.k_norm)
         if self.has_rope:
+            rope = ropes[self.window is not None]
             q = rotate(q, *(last_tokens(angles, Q) for angles in rope))
             k = rotate(k, *rope)
         q, k = q.to(v.dtype), k.to(v.dtype)
@@ -192,7 +104,7 @@ class Attention(nn.Module):
             k, v = self.as_cached(k), self.as_cached(v)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H, Q, E], [B, K, T, E] twice
         out = attention.attend(q, k, v, layer, self.window)
-        return self.o_proj(out.transpose(1, 2).reshape(B, Q, -1), dtype)
+        return self.out_norm(self.o_proj(out.transpose(1, 2).reshape(B, Q, -1), dtype))
 
     def _normalise(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
         return norm(x) if norm is not None else F.rms_norm(x, (self.head_dim,), None, self.eps)
@@ -204,9 +116,30 @@ class MLP(nn.Module):
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.activation = gelu if config.gemma_blocks else F.silu
+        self.out_norm = output_norm(config)
 
     def forward(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x, dtype)) * self.up_proj(x, dtype), dtype)
+        gate, up = self.activation(self.gate_proj(x, dtype)), self.up_proj(x, dtype)
+        return self.out_norm(self.down_proj(gate * up, dtype))
+
+
+class FloatRMSNorm(nn.RMSNorm):
+    """RMSNorm of what a product gives, in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def output_norm(config: ModelConfig) -> nn.Module:
+    """What the output of attention or feed-forward passes before it is added."""
+    if config.gemma_blocks:
+        return FloatRMSNorm(config.hidden_size, config.rms_norm_eps)
+    return nn.Identity()
+
+
+def gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
 
 
 class Block(nn.Module):
@@ -289,6 +222,8 @@ class Transformer(nn.Module):
         run = compiled_block() if self.compute.compile else run_block
         every, applications = self.compute.checkpoint_every_n_blocks, self.config.applications
         x = self.model.embed_tokens(input_ids, shared.dtype)
+        if self.config.gemma_blocks:
+            x = x * self.config.hidden_size**0.5
         for layer in range(applications):
             num_queries = 1 if last and layer == applications - 1 else x.shape[1]
             block = self.model.layers[layer // self.config.layer_repeats]
@@ -314,14 +249,17 @@ class Transformer(nn.Module):
         plain = positions is None and doc_ids is None and (cache is None or cache.empty)
         if positions is None:
             positions = torch.arange(T, device=input_ids.device).expand(B, T)
-        rope = rope_angles(positions.clamp(min=0), rope_frequencies(self.config, positions.device))
+        places, device = positions.clamp(min=0), positions.device
+        rope = local = rope_angles(places, rope_frequencies(self.config, device))
+        if self.config.rope_local_base_freq is not None:
+            local = rope_angles(places, local_rope_frequencies(self.config, device))
         windows = {self.config.window(layer) for layer in range(self.config.num_hidden_layers)}
         weights = self.model.embed_tokens.weight
-        case = attention_case(self.config, B, T, positions.device, dtype or weights.dtype)
+        case = attention_case(self.config, B, T, device, dtype or weights.dtype)
         attention = AttentionContext(
             case, positions, cache, doc_ids, plain, windows, self.compute.attention, sees, documents
         )
-        return Shared(rope, attention, dtype)
+        return Shared((rope, local), attention, dtype)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] in float32 from hidden states [..., D]."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 ROWS = 32  # of each source
 SENTENCES = 6  # of a text

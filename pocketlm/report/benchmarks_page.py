@@ -11,8 +11,8 @@ from pocketlm.report.published import beside, legend, peers
 INTRO = """# Benchmarks
 
 Written by `python benchmarks/benchmarks_page.py FOLDER... --out docs/results/benchmarks.md` from
-folders that `pocketlm eval --out FOLDER` left; no figure here is typed by hand. How each suite is
-asked and scored: [evaluation](../evaluation.md).
+folders that the stage `evaluate` left (`pocketlm eval --out FOLDER`, or a script that calls it); no
+figure here is typed by hand. How each suite is asked and scored: [evaluation](../evaluation.md).
 """
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from pocketlm.report.claims import MOST_SEEDS
+from pocketlm.report.claims_curves import unclear_parts
 from pocketlm.report.markup import node
 from pocketlm.report.number_format import MISSING, duration, percent, points, signed
 
@@ -22,7 +23,9 @@ def claims_markdown(claims: Mapping[str, dict[str, Any]], pictures: Sequence[str
         "# Claims, each beside its controls",
         "",
         *_wrapped(
-            "Written by `pocketlm run recipes/claims.py`. A condition is shown where the whole "
+            "Written by `pocketlm run recipes/claims.py --claim all --seeds 3`, with `--more "
+            "NAME=SEEDS` for claims of more seeds and `--study RUN` for a study of mixes that had "
+            "run. A condition is shown where the whole "
             "90 % interval (95 % at each end) of its mean over the seeds meets it, refuted where "
             "none of it does, and "
             "unclear otherwise; a claim is shown when all its conditions are, and refuted when one "
@@ -75,6 +78,7 @@ def _claim(name: str, claim: dict[str, Any], picture: str) -> list[str]:
         *map(_condition, claim["parts"]),
         "",
         *_undecided(claim["parts"]),
+        *_curves(claim, picture),
         *([*_wrapped(claim["note"]), ""] if claim["note"] else []),
     ]
 
@@ -101,9 +105,25 @@ def _undecided(parts: Sequence[dict[str, Any]]) -> list[str]:
     return [*_wrapped(f"With this mean and deviation {'; '.join(needed)} to decide."), ""]
 
 
+def _curves(claim: dict[str, Any], picture: str) -> list[str]:
+    if not unclear_parts(claim):
+        return []
+    return [f"![mean and interval as seeds were added]({curves_file(picture)})", ""]
+
+
+def curves_file(picture: str) -> str:
+    """The name of the picture of unclear conditions, from that of the arms."""
+    return picture.removesuffix(".svg") + "-seeds.svg"
+
+
+def condition_figure(part: dict[str, Any], value: float | None) -> str:
+    """A figure of a condition in words: points where it is a difference of shares."""
+    return _figure(part["measure"], value, difference=part["compared_to"] is not None)
+
+
 def _condition(part: dict[str, Any]) -> str:
     def text(value: float | None) -> str:
-        return _figure(part["measure"], value, difference=part["compared_to"] is not None)
+        return condition_figure(part, value)
 
     what = f"{part['measure']} of {part['model']}"
     if part["compared_to"]:

@@ -86,6 +86,8 @@ class Endpoint:
                         job.usage.completion += piece.tokens
                         job.usage.cached += piece.cached
                         service.metrics.add("completion_tokens_total", piece.tokens)
+                        service.metrics.add("draft_tokens_total", piece.drafted)
+                        service.metrics.add("draft_accepted_total", piece.accepted)
                         yield piece
             except Unavailable as error:
                 raise Refusal(503, str(error), headers={"Retry-After": "1"}) from None

@@ -51,7 +51,8 @@ class Piece:
     text: often "", while a character or what may be a stop string is unfinished. tokens: how many
     were made. ended: "stop" for an end of the model's own or a stop string, "length" where
     max_new_tokens were made; None while the answer goes on. cached: of the last piece, tokens of
-    the prompt that an earlier answer had already computed.
+    the prompt that an earlier answer had already computed. drafted, accepted: of the last piece,
+    tokens that a smaller model proposed, and those of them that were taken.
     """
 
     text: str
@@ -59,6 +60,8 @@ class Piece:
     scores: tuple[Score, ...] = ()
     ended: Literal["stop", "length"] | None = None
     cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Unavailable(Exception):

@@ -31,13 +31,24 @@ SEEDS = 2**32 - 1  # llama.cpp's last one stands for a random seed
 
 
 class LlamaBackend:
-    """See `Backend`. context: tokens of each slot. Threads: of llama.cpp."""
+    """See `Backend`. context: tokens of each slot. threads: of llama.cpp. draft: a smaller .gguf of
+    the same vocabulary, which proposes tokens that this one checks several at once; what is
+    answered stays this one's. llama.cpp has no log-probabilities of proposed tokens, so answers
+    that want them come from another process without the draft, started when one is asked for.
+    """
 
     kind = "gguf"
     constrains = True
 
     def __init__(
-        self, path: Path, tokenizer: Tokenizer, *, context: int, slots: int, threads: int
+        self,
+        path: Path,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        slots: int,
+        threads: int,
+        draft: Path | None = None,
     ) -> None:
         self.tokenizer, self.max_length, self.slots = tokenizer, context, slots
         self._settings = {
@@ -45,13 +56,19 @@ class LlamaBackend:
             "slots": slots,
             "context": context,
             "threads": threads,
+            "draft": str(draft) if draft else None,
         }
         self._lock = threading.Lock()
-        self._process = _Process(self._settings)
+        # by whether it computes log-probabilities beside a draft
+        self._processes = {False: _Process(self._settings)}
 
     async def answer(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
-        process = await asyncio.to_thread(self._alive)
-        body = json.dumps(_request(wanted)).encode()
+        drafted = self._settings["draft"] is not None
+        scored = drafted and wanted.top_logprobs is not None
+        process = await asyncio.to_thread(self._alive, scored)
+        # the counts of a draft stand in the timings, which each token then brings
+        counted = {"timings_per_token": drafted and not scored}
+        body = json.dumps(_request(wanted) | counted).encode()
         ending, made = StopText(wanted.stop_strings), 0
         try:
             async with posted(process.socket, "/completion", body, process.key) as reply:
@@ -67,26 +84,31 @@ class LlamaBackend:
             raise Unavailable(f"llama.cpp gives no answer: {error}") from None
         raise Unavailable("llama.cpp ended an answer in the middle")
 
-    def _alive(self) -> "_Process":
-        """The process, started again if it has ended."""
+    def _alive(self, scored: bool) -> "_Process":
+        """The process, started where there is none, and again if it has ended."""
         with self._lock:
-            if self._process.ended():
+            process = self._processes.get(scored)
+            if process is not None and process.ended():
                 print(
-                    f"llama.cpp's server ended ({self._process.log()}); it is started again",
+                    f"llama.cpp's server ended ({process.log()}); it is started again",
                     file=sys.stderr,
                 )
-                self._process.close()
+                process.close()
+                process = None
+            if process is None:
+                settings = self._settings | ({"draft": None} if scored else {})
                 try:
-                    self._process = _Process(self._settings)
+                    process = self._processes[scored] = _Process(settings)
                 except ValueError as error:
                     raise Unavailable(str(error)) from None
-            return self._process
+            return process
 
     def healthy(self) -> bool:
-        return not self._process.ended()
+        return not any(process.ended() for process in self._processes.values())
 
     def close(self) -> None:
-        self._process.close()
+        for process in self._processes.values():
+            process.close()
 
 
 class _Process:
@@ -180,13 +202,12 @@ def _piece(event: dict[str, Any], made: int, wanted: Wanted, ending: StopText) -
     """(what an event adds, tokens made with it). The token that ends an answer is not counted."""
     if event["stop"]:
         ended = "length" if event["stop_type"] == "limit" else "stop"
-        cached = int(event.get("timings", {}).get("cache_n", 0))
         text = ending.give(event["content"], final=True)
         # a character that the limit cut in two: its tokens are counted, and were not sent
         new = event["tokens_predicted"] - made if ended == "length" else 0
-        return Piece(text=text, tokens=new, ended=ended, cached=cached), made + new
+        return Piece(text=text, tokens=new, ended=ended, **_counts(event)), made + new
     if wanted.stop_ids.intersection(event["tokens"]):
-        return Piece(text=ending.give("", final=True), ended="stop"), made
+        return Piece(text=ending.give("", final=True), ended="stop", **_counts(event)), made
     new = event["tokens_predicted"] - made
     scores = tuple(
         _score(entry, wanted.top_logprobs or 0)
@@ -194,7 +215,15 @@ def _piece(event: dict[str, Any], made: int, wanted: Wanted, ending: StopText) -
     )
     text = ending.give(event["content"])
     ended = "stop" if ending.stopped else None
-    return Piece(text=text, tokens=new, scores=scores, ended=ended), made + new
+    counts = _counts(event) if ended else {}
+    return Piece(text=text, tokens=new, scores=scores, ended=ended, **counts), made + new
+
+
+def _counts(event: dict[str, Any]) -> dict[str, Any]:
+    """What the last event tells of a whole answer; where it does not, nothing."""
+    timings = event.get("timings", {})
+    names = {"cached": "cache_n", "drafted": "draft_n", "accepted": "draft_n_accepted"}
+    return {name: int(timings.get(field, 0)) for name, field in names.items()}
 
 
 def _score(entry: dict[str, Any], count: int) -> Score:

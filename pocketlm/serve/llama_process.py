@@ -38,6 +38,11 @@ def open_server(settings: dict[str, Any]) -> dict[str, Any]:
         params.n_ctx = settings["slots"] * settings["context"]
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
         params.n_gpu_layers, params.cache_ram_mib, params.verbosity = 0, 0, -1
+        if settings["draft"] is not None:
+            kinds, draft = wheel.common_speculative_type, params.speculative.draft
+            params.speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+            draft.mparams.path, draft.n_gpu_layers = settings["draft"], 0
+            draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = settings["threads"]
         params.warmup = params.fit_params = params.ui = params.cache_idle_slots = False
         params.endpoint_slots = params.endpoint_props = params.ctx_shift = False
         settings["server"] = wheel.Server(params)  # kept from being freed

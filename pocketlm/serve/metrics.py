@@ -7,6 +7,8 @@ HELP = {
     "disconnects_total": ("counter", "Answers that were stopped because the client left."),
     "prompt_tokens_total": ("counter", "Tokens of prompts."),
     "completion_tokens_total": ("counter", "Tokens made."),
+    "draft_tokens_total": ("counter", "Tokens that the draft model proposed."),
+    "draft_accepted_total": ("counter", "Tokens of them that were taken."),
     "first_token_seconds_sum": ("counter", "Seconds from a request to its first token, summed."),
     "first_token_seconds_count": ("counter", "Requests that had a first token."),
     "answer_seconds_sum": ("counter", "Seconds from a request to the end of its answer, summed."),

@@ -15,6 +15,8 @@ from pocketlm.inference.open import open_model
 from pocketlm.inference.runtime import Runtime
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.inference.transformers_runtime import TransformersModel
+from pocketlm.model.same_tokens import vocabulary_differences
+from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.serve.backend import Backend
 from pocketlm.serve.llama_backend import LlamaBackend
 from pocketlm.serve.rows import CheckpointRows, OneRow
@@ -29,13 +31,15 @@ GAIN = 1.1  # more threads are taken for no less than this
 @dataclass(frozen=True, kw_only=True)
 class Opening:
     """How a model is opened; None leaves it to what is measured here. context: tokens of one
-    conversation. slots: answers side by side.
+    conversation. slots: answers side by side. draft: a smaller .gguf that proposes tokens for a
+    .gguf.
     """
 
     context: int | None = None
     slots: int | None = None
     threads: int | None = None
     runtime: str | None = None
+    draft: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("context", "slots", "threads"):
@@ -56,6 +60,8 @@ def open_backend(path: Path, opening: Opening) -> Backend:
             "reads; it can only be lowered"
         )
     model.max_length = opening.context or model.max_length
+    if opening.draft is not None and not isinstance(model, GgufModel):
+        raise ValueError(f"{path}: only a .gguf takes a draft model; export it to gguf first")
     if isinstance(model, LanguageModel):
         slots = opening.slots or affordable(model, SLOTS)
         return TorchBackend(model, CheckpointRows(model, slots), "checkpoint")
@@ -72,8 +78,30 @@ def _llama(path: Path, model: GgufModel, opening: Opening) -> Backend:
     slots = opening.slots or affordable(model, SLOTS)
     threads = opening.threads or fastest_threads(model)
     tokenizer, context = model.tokenizer, model.max_length
+    if opening.draft is not None:
+        refuse_draft(opening.draft, path, tokenizer)
     model.close()  # llama.cpp's server opens the file in a process of its own
-    return LlamaBackend(path, tokenizer, context=context, slots=slots, threads=threads)
+    return LlamaBackend(
+        path, tokenizer, context=context, slots=slots, threads=threads, draft=opening.draft
+    )
+
+
+def refuse_draft(draft: Path, path: Path, tokenizer: Tokenizer) -> None:
+    """Nothing, or a ValueError where this file cannot propose tokens for the model at `path`: it is
+    no .gguf, or has other words.
+    """
+    smaller = open_model(draft)
+    try:
+        if not isinstance(smaller, GgufModel):
+            raise ValueError(f"{draft}: a draft model is a .gguf; export it to gguf first")
+        differences = vocabulary_differences(tokenizer, smaller.tokenizer)
+    finally:
+        smaller.close()
+    if differences:
+        raise ValueError(
+            f"{draft} cannot propose tokens for {path}: {'; '.join(differences)} ({path.name} "
+            "first); take a model of the same tokenizer"
+        )
 
 
 def affordable(model: Runtime, most: int) -> int:

@@ -62,8 +62,11 @@ class BenchConfig:
         return f"contexts {'/'.join(map(str, self.contexts or CONTEXTS))}{where}"
 
 
-def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
+def bench(config: BenchConfig, out: Path, *, models: list[Path], draft: Path | None = None) -> Path:
     """`out`, with bench.json: the figures of each model, named as `measure` names them.
+
+    draft: a smaller .gguf that proposes tokens for the models, which are .gguf files then: what it
+    gains each (serve/speculation.py) stands with their figures.
 
     A model that is measured is not measured again. ValueError where a context that was asked for is
     longer than a model's; of the usual ones those that are longer are left out, and named.
@@ -72,6 +75,9 @@ def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     models = [Path(path) for path in models]
+    for path in models:
+        if draft is not None and path.suffix != ".gguf":
+            raise ValueError(f"{path}: only a .gguf takes a draft model; export it to gguf first")
     if config.contexts:
         for path in models:
             with opened(path, runtime=config.runtime_of(path)) as model:
@@ -83,13 +89,14 @@ def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
         bar = progress.add_task("")
         for label, path in zip(labels_of(models), models, strict=True):
             done = out / f".{label}.json"
+
+            def report(what: str, label: str = label) -> None:
+                progress.update(bar, description=f"{label}: {what}")
+
             if not done.is_file():
-                figures = in_own_process(
-                    lambda what, label=label: progress.update(bar, description=f"{label}: {what}"),
-                    config,
-                    path,
-                    threads,
-                )
+                figures = in_own_process(report, config, path, threads)
+                if draft is not None:
+                    figures["draft"] = gained(config, path, Path(draft), threads, report)
                 write_json(done, figures)
             figures_by_label[label] = read_object(done)
     bandwidth = max(figures["bandwidth_bytes_per_second"] for figures in figures_by_label.values())
@@ -105,6 +112,22 @@ def bench(config: BenchConfig, out: Path, *, models: list[Path]) -> Path:
     }
     write_json(out / "bench.json", record)
     return out
+
+
+def gained(
+    config: BenchConfig, path: Path, draft: Path, threads: int, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a draft model gains a .gguf."""
+    from pocketlm.serve.speculation import gain_of_draft
+
+    return gain_of_draft(
+        path,
+        draft,
+        new_tokens=config.new_tokens,
+        repeats=config.repeats,
+        threads=threads,
+        report=report,
+    )
 
 
 def share_of_limit(row: dict[str, Any], bandwidth: float) -> float | None:

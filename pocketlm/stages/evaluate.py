@@ -2,13 +2,12 @@
 table.
 """
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,7 +18,7 @@ from pocketlm.data.shards import open_shard
 from pocketlm.eval.answers_file import keep_to, transcript
 from pocketlm.eval.compared import paired_differences, pairs_of
 from pocketlm.eval.figures import figures_of
-from pocketlm.eval.harness import run_suite
+from pocketlm.eval.harness import Share, run_suite
 from pocketlm.eval.latency import measure_speed
 from pocketlm.eval.look_up import VALUE_TOKENS, fact_trials
 from pocketlm.eval.perplexity import bits_per_byte
@@ -28,7 +27,7 @@ from pocketlm.eval.retrieval import find_needles, needle_trials
 from pocketlm.eval.suites.loaded import LoadedSuite, all_loaded, with_sandbox
 from pocketlm.eval.suites.named import named_suites, without
 from pocketlm.export.text_agreement import refuse_other_text
-from pocketlm.inference.gguf_file import part_files
+from pocketlm.inference.digest import sha256_of
 from pocketlm.inference.gguf_header import read_header
 from pocketlm.inference.open import TRANSFORMERS, label_of, opened, size_of
 from pocketlm.inference.runtime import Runtime
@@ -36,9 +35,9 @@ from pocketlm.model.files import write_json
 from pocketlm.model.hub_folder import model_at
 from pocketlm.model.json_shape import read_object
 from pocketlm.model.weights import count_numbers
+from pocketlm.train.distributed.ranks import on_first_rank, ranks, wait_for_ranks
 
 NEEDLE_SEED = 7_000_000  # no training source is drawn with it
-CHECKPOINT_FILES = ("*.safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,9 @@ class EvaluateConfig:
     """What to measure. suites: names (eval/suites), protocols, or .jsonl files. labels: a name for
     each model; empty takes folder and file names.
 
-    data: a folder with the benchmarks' files; None reads them from the hub. limit: the first so
-    many documents of each suite; None takes all. max_new_tokens: None takes each suite's own.
+    data: a folder with the benchmarks' files; None reads them from the hub. limit: so
+    many documents of each suite, of all its families; None takes all. max_new_tokens: None takes
+    each suite's own.
     bits_tokens: held-out text of each domain (0: none). rank_tokens: as much for RankMe of the last
     hidden states (eval/rank_me.py). needle_tokens: context lengths to search a
     needle in, each with needle_trials trials, hidden in held-out text of the sources `haystack`.
@@ -59,6 +59,7 @@ class EvaluateConfig:
     baseline: a folder or hub id that is measured too, in transformers.
     """
 
+    on_all_ranks: ClassVar[bool] = True
     name: str
     suites: tuple[str, ...]
     labels: tuple[str, ...] = ()
@@ -129,6 +130,7 @@ def evaluate(
     documents, or programs were judged in another sandbox. An exported file is compared, document by
     document, with the last checkpoint before it in `models`, the baseline with the first. Held-out
     text and needles need the `corpus`: its validation split, and its knowledge text as haystack.
+    Several ranks share the documents of each suite; what else is measured, the first measures.
     """
     placed = _placed(config, models)
     if unknown := sorted(set(config.needle_labels) - set(placed)):
@@ -148,14 +150,21 @@ def evaluate(
     tests = all_loaded(suites, data, config.limit)
     tests = with_sandbox(tests, unsafe_exec=config.unsafe_exec)
     figures: dict[str, Any] = {}
-    (out / "transcripts").mkdir(exist_ok=True)
-    keep_to(out, {test.suite.name: test.basis() for test in tests})
+
+    def prepare() -> None:
+        (out / "transcripts").mkdir(exist_ok=True)
+        keep_to(out, {test.suite.name: test.basis() for test in tests})
+
+    on_first_rank(prepare)
+    # what is finished is asked before the first rank can finish more
+    done = {label for label in placed if (out / f".{label}.json").is_file()}
+    wait_for_ranks()
     with _progress() as progress:
         documents = sum(test.count for test in tests)
         bar = progress.add_task("", total=len(placed) * documents)
         for label, (path, runtime) in placed.items():
             finished = out / f".{label}.json"
-            if not finished.is_file():
+            if label not in done:
                 report = _reporter(progress, bar, label)
                 answers = partial(transcript, out, label)
                 described = {"path": path.name, "bytes": size_of(path), "sha256": sha256_of(path)}
@@ -168,9 +177,13 @@ def evaluate(
                 measured = measure(
                     placed_config, path, tests, corpus, answers, report, needles=searched
                 )
-                write_json(finished, {**described, **measured})
+                if ranks().first:
+                    write_json(finished, {**described, **measured})
+                wait_for_ranks()
             figures[label] = read_object(finished)
             progress.update(bar, completed=len(figures) * documents)
+    if not ranks().first:
+        return out
     baseline = list(placed)[-1] if config.baseline is not None else None
     pairs = pairs_of({label: path for label, (path, _) in placed.items()}, baseline)
     write_json(
@@ -240,9 +253,12 @@ def measure(
                 batch_size=config.batch_size,
                 path=answers(name),
                 progress=progress,
+                share=Share(ranks().rank, ranks().world_size, wait_for_ranks),
             )
             figures["suites"][name] = figures_of(test.suite, rows)
             before += test.count
+        if not ranks().first:
+            return figures
         if corpus is not None and config.bits_tokens:
             report("bits per byte", before)
             texts = held_out_texts(corpus, model.tokenizer, "validation", config.bits_tokens)
@@ -299,20 +315,6 @@ def _needles(config: EvaluateConfig, path: Path, corpus: Path) -> dict[str, dict
     return figures
 
 
-def sha256_of(path: Path) -> str:
-    """Of an exported file (all its parts), or of a checkpoint's weights, config and tokenizer."""
-    if path.is_file():
-        files = part_files(path)
-    else:
-        files = [file for name in CHECKPOINT_FILES for file in sorted(path.glob(name))]
-    whole = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as content:
-            while chunk := content.read(2**20):
-                whole.update(chunk)
-    return whole.hexdigest()
-
-
 def _progress() -> Progress:
     columns = (
         TextColumn("  {task.description:<44}"),
@@ -321,7 +323,7 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=not ranks().first)
 
 
 def _reporter(progress: Progress, bar: Any, label: str) -> Callable[[str, int], None]:

@@ -23,7 +23,7 @@ from pocketlm.data.mixing.problem import Mix, MixProblem
 from pocketlm.data.mixture import Shares
 from pocketlm.model.costs import flops_of
 from pocketlm.model.files import write_json
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.stages.proxies import Proxies, SharesKey, shares_key
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distributed.ranks import ranks

@@ -18,8 +18,9 @@ from pocketlm.eval.perplexity import LN2, predict
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.files import write_json
 from pocketlm.model.json_shape import read_object
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.report.mix_file import compared_mixes, details_of
 from pocketlm.stages.proxies import Proxies
 from pocketlm.train.checkpoint import SaveConfig

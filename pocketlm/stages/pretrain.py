@@ -12,8 +12,9 @@ from pocketlm.data.rows import Packing
 from pocketlm.data.selection import stopped
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.layouts import native_layout
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.training import check_seq_len, pass_through, train_stage
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.distill.teacher import live_shape

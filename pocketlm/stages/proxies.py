@@ -24,8 +24,9 @@ from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import load_checkpoint
 from pocketlm.model.files import read_json, write_json
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.checkpoint import RESUME, SaveConfig
 from pocketlm.train.distributed.fsdp import to_device
 from pocketlm.train.distributed.ranks import add_over_ranks, device, ranks, wait_for_ranks

@@ -35,6 +35,15 @@ from pocketlm.train.optim import OptimConfig
 ALL = "conversations"  # the rows of all sources together
 
 
+class RowFields(Protocol):
+    """The fields that say how long a row is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seq_len(self) -> int: ...
+
+
 class TrainingConfig(Protocol):
     """The fields that every config of a stage that trains has."""
 
@@ -261,7 +270,7 @@ def pass_through(name: str, out: Path, model: Path | None, reason: str) -> Path:
     return save_first(out, *load_checkpoint(model))
 
 
-def check_seq_len(config: TrainingConfig, model: Transformer) -> None:
+def check_seq_len(config: RowFields, model: Transformer) -> None:
     """Nothing, or a ValueError where a row is longer than the model's window."""
     if config.seq_len > model.config.max_position_embeddings:
         raise ValueError(

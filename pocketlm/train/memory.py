@@ -17,7 +17,7 @@ from pocketlm.model.costs import (
     kept_bytes,
     num_parameters,
 )
-from pocketlm.model.transformer import ModelConfig
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.train.distributed.fsdp import mesh_shape
 from pocketlm.train.distributed.ranks import device, ranks
 from pocketlm.train.optim import OptimConfig, product_dtype

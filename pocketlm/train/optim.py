@@ -16,8 +16,9 @@ from pocketlm.model.attention import attention_case
 from pocketlm.model.batch import Batch
 from pocketlm.model.kernels.choose import ATTENTION, choose_kernel
 from pocketlm.model.kernels.varlen import flash_attention
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import SCALE
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.head_kernels import HEAD_LOSSES, is_ours
 from pocketlm.train.muon import Muon
 

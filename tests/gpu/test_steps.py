@@ -39,6 +39,7 @@ WIDE = replace(CONFIG, hidden_size=64, head_dim=64, vocab_size=320, initializer_
 REAL = {name: case for name, case in CASES.items() if not name.startswith("a loss that")}
 # beside exact arithmetic: bfloat16 has 8 bits, and the GPU's float32 sums go in another order
 NARROW, EXACT = 3e-2, 1e-4
+NARROW_PATH = 0.5  # of three steps: AdamW's first follow the sign of each gradient
 
 
 def packing(seed: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,7 @@ def test_a_kernel_gives_the_values_and_gradients_of_the_mask(packed, name, dtype
         torch.randn(B, n, T, E, generator=generator).to(dtype) for n in (H, K, K, H)
     )
     gap = positions[:, :, None] - positions[:, None]
-    seen = (doc_ids[:, :, None] == doc_ids[:, None]) & (gap >= 0) & (gap < (window or T))
+    mask = (doc_ids[:, :, None] == doc_ids[:, None]) & (gap >= 0) & (gap < (window or T))
     results = []
     for on_gpu in (True, False):
         where, exact = (CUDA, dtype) if on_gpu else (CPU, torch.float64)
@@ -88,7 +89,7 @@ def test_a_kernel_gives_the_values_and_gradients_of_the_mask(packed, name, dtype
             out = kernel.attend(q, k, v, kernel.prepare(case, documents))
         else:
             keys, values = (x.repeat_interleave(H // K, 1) for x in leaves[1:])
-            out = F.scaled_dot_product_attention(leaves[0], keys, values, attn_mask=seen[:, None])
+            out = F.scaled_dot_product_attention(leaves[0], keys, values, attn_mask=mask[:, None])
         out.backward(upstream.to(where, exact))
         results.append([out.detach(), *(leaf.grad for leaf in leaves)])
     for mine, right in zip(*results, strict=True):
@@ -140,16 +141,20 @@ def test_a_step_of_every_training_is_the_processors(name, compiled, monkeypatch)
     with monkeypatch.context() as patch:
         expected, right = after_steps(case, on_cpu, CPU, patch)
     assert figures == pytest.approx(expected, rel=1e-3 if exact else 0.1)
+    start = network(case, CPU).state_dict()
     for key, value in right.items():
-        moved = weights[key] - value
-        assert moved.norm() <= (1e-3 if exact else 0.1) * value.norm(), key
+        # three steps move a weight by some hundredths of it: the path is compared, not the place
+        moved, astray = value - start[key], weights[key] - value
+        assert astray.norm() <= (0.02 if exact else NARROW_PATH) * moved.norm() + 1e-7, key
 
 
-@pytest.mark.parametrize("name", REAL)
+# a library's code may wait; the benchmark counts it
+OWN_LOSS = [name for name, case in REAL.items() if case.optim.head_loss == "auto"]
+
+
+@pytest.mark.parametrize("name", OWN_LOSS)
 def test_the_host_waits_once_a_step(name, monkeypatch):
     case = REAL[name]
-    if case.optim.head_loss != "auto":
-        pytest.skip("a library's code may wait; the benchmark counts it")
     monkeypatch.setattr(teachers, "shard_model", lambda model, *_, **__: model)
     model = network(case, CUDA)
     loss_fn = loss_of(case, case.optim, CUDA)
@@ -180,14 +185,14 @@ def test_ten_packings_compile_each_kind_of_layer_once(attention):
     model = Transformer(WIDE).to(CUDA)
     optim = replace(CASES["pretrain"].optim, compile="yes", attention=attention)
     model.compute = compute_settings(model, optim)
-    seen = []
+    graphs = []
     for seed in range(10):
         positions, doc_ids = packing(seed, 2, 256)
         ids = torch.randint(320, (2, 256), generator=torch.Generator().manual_seed(seed))
         batch = Batch(input_ids=ids, labels=ids, positions=positions, doc_ids=doc_ids)
         next_token_loss(model, fsdp.to_device(batch, CUDA)).backward()
-        seen.append(counters["unique_graphs"])
-    assert len(set(seen)) == 1
+        graphs.append(counters["unique_graphs"])
+    assert len(set(graphs)) == 1
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -19,8 +19,9 @@ from pocketlm.model.attention import document_starts
 from pocketlm.model.kernels import blockwise
 from pocketlm.model.kernels.blockwise import blockwise_attention
 from pocketlm.model.kernels.sdpa import sliding_attention
+from pocketlm.model.model_config import GLOBAL, LOCAL, ModelConfig
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 # B batch, T tokens, S keys, H heads, K kv heads, E head width
 

@@ -34,6 +34,7 @@ CLASSES = {
     "llama": transformers.LlamaConfig,
     "qwen2": transformers.Qwen2Config,
     "smollm3": transformers.SmolLM3Config,
+    "gemma3_text": transformers.Gemma3TextConfig,
     "qwen3": transformers.Qwen3Config,
     "cwm": transformers.CwmConfig,
     "llama4_text": transformers.Llama4TextConfig,
@@ -101,7 +102,8 @@ def test_the_defaults_are_those_of_the_installed_class(layout: str) -> None:
     assert theirs.num_key_value_heads == (
         2 if default.num_key_value_heads is None else default.num_key_value_heads
     )
-    assert CLASSES[layout].default_theta == default.rope_theta
+    theta = CLASSES[layout].default_theta  # of Gemma 3 one for each kind of layer
+    assert (theta["global"] if isinstance(theta, dict) else theta) == default.rope_theta
 
 
 def test_every_method_and_setting_of_the_classes_is_reserved() -> None:

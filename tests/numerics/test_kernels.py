@@ -20,7 +20,8 @@ from pocketlm.model.batch import Batch
 from pocketlm.model.kernels import blockwise, flex, sdpa, varlen
 from pocketlm.model.kernels.choose import ATTENTION, KERNELS, choose_kernel
 from pocketlm.model.kernels.kernel import AttentionCase, Documents, Kernel, first_keys
-from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, Transformer
+from pocketlm.model.model_config import GLOBAL, LOCAL
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.losses import next_token_loss
 from pocketlm.train.optim import OptimConfig, compute_settings, describe
 

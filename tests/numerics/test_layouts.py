@@ -21,8 +21,10 @@ from transformers import AutoModelForCausalLM
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
 from pocketlm.model.layouts import LAYOUTS, half_split, interleaved, native_layout
+from pocketlm.model.model_config import GLOBAL, LOCAL, ModelConfig
+from pocketlm.model.rope import RopeScaling
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.export import unrolled
 
 TOLERANCE = 1e-4  # of logits of about one unit, float32
@@ -51,6 +53,15 @@ PRO_HEADS = {
     "num_attention_heads": 20,
     "num_key_value_heads": 4,
     "head_dim": 64,
+}
+GEMMA = {
+    **NARROW,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 9,
+    "pad_token_id": None,
 }
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "R1's odd width, 9 heads on 3": (
@@ -160,6 +171,31 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
             "head_dim": 128,
         },
     ),
+    "Gemma 3: five local layers to one global": (
+        "Gemma3Text",
+        {
+            **GEMMA,
+            "num_hidden_layers": 7,
+            "layer_types": None,
+            "query_pre_attn_scalar": 32,
+            "head_dim": 32,
+        },
+    ),
+    "Gemma 3, untied, scaled RoPE in the global layers, other thetas": (
+        "Gemma3Text",
+        {
+            **GEMMA,
+            "num_hidden_layers": 3,
+            "layer_types": [GLOBAL, LOCAL, LOCAL],
+            "query_pre_attn_scalar": 16,
+            "head_dim": 16,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                GLOBAL: {**LLAMA3_ROPE, "rope_theta": 3e5},
+                LOCAL: {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
     "cwm: windows, no QK-norm": (
         "Cwm",
         {
@@ -187,6 +223,9 @@ SCALING = RopeScaling(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
 )
 WINDOWS = {"layer_types": (LOCAL, GLOBAL, LOCAL), "sliding_window": 7}
+GEMMA_BLOCKS = replace(
+    SHAPE, qk_norm_weight=True, gemma_blocks=True, rope_local_base_freq=300.0, **WINDOWS
+)
 OURS: dict[str, tuple[ModelConfig, str | None]] = {
     "llama4_text": (
         replace(SHAPE, hidden_size=576, num_attention_heads=9, num_key_value_heads=3),
@@ -216,6 +255,18 @@ OURS: dict[str, tuple[ModelConfig, str | None]] = {
             no_rope_layers=(0, 1, 1),
             tie_word_embeddings=False,
             **WINDOWS,
+        ),
+        None,
+    ),
+    "gemma3": (GEMMA_BLOCKS, None),
+    "gemma3, every layer global, untied, scaled RoPE": (
+        replace(
+            GEMMA_BLOCKS,
+            layer_types=(),
+            sliding_window=None,
+            rope_local_base_freq=None,
+            tie_word_embeddings=False,
+            rope_scaling=SCALING,
         ),
         None,
     ),
@@ -282,7 +333,7 @@ def test_what_transformers_saved_is_what_our_network_computes(
         **{"initializer_range": 0.1, "eos_token_id": 2, **fields}
     )
     torch.manual_seed(0)
-    model_class = "Llama4ForCausalLM" if kind == "Llama4Text" else f"{kind}ForCausalLM"
+    model_class = f"{kind.removesuffix('Text')}ForCausalLM"
     theirs = getattr(transformers, model_class)(config).eval()
     uneven_norms(theirs)
     theirs.save_pretrained(tmp_path)
@@ -389,7 +440,7 @@ def write_as_pro(folder: Path, model: Transformer, tokenizer: Tokenizer, **chang
     llama4, config = LAYOUTS["llama4_text"], model.config
     save_file(
         {
-            llama4.name_out(n): llama4.rows_out(n, t, config).contiguous()
+            llama4.name_out(n): llama4.tensor_out(n, t, config).contiguous()
             for n, t in model.state_dict().items()
             if "q_norm" not in n and "k_norm" not in n
         },

@@ -20,9 +20,11 @@ from pocketlm.export import packed_folders as repack
 from pocketlm.export.packed_folders import write_repacked
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.quant import SCALE, SCHEMES, FakeQuantized, prepare
+from pocketlm.model.rope import RopeScaling
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, RopeScaling, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.export import ExportConfig, dequantized_model, export
 
 QWEN3 = small(

@@ -24,8 +24,9 @@ from pocketlm.inference.runtime import Runtime, log_probs_from
 from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 TOLERANCE = 1e-4  # nats, of log-probabilities of 2 to 10; float32 everywhere. 1.4e-5 measured
 CONFIG = small(

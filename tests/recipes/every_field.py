@@ -31,7 +31,8 @@ from pocketlm.data.mixing.swarm import SwarmMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.inference.sampling import Sampling
-from pocketlm.model.transformer import ModelConfig, RopeScaling
+from pocketlm.model.model_config import ModelConfig
+from pocketlm.model.rope import RopeScaling
 from pocketlm.report.goals import Goal
 from pocketlm.serve.terminal import ChatConfig
 from pocketlm.stages.bench import BenchConfig
@@ -47,6 +48,7 @@ from pocketlm.stages.formats import FormatsConfig
 from pocketlm.stages.importing import ImportConfig
 from pocketlm.stages.judge import JudgeConfig
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig
+from pocketlm.stages.measure_shapes import MeasureShapesConfig
 from pocketlm.stages.merge import MergeConfig
 from pocketlm.stages.pretrain import PretrainConfig
 from pocketlm.stages.probes import ProbeConfig
@@ -213,6 +215,21 @@ BASES: dict[type, Any] = {
     FormatsConfig: FormatsConfig(name="formats", formats=("gguf",)),
     ChatsConfig: ChatsConfig(name="chats", seq_len=160),
     VocabularyConfig: VocabularyConfig(name="words", tokenizer=f"{FOLDER}/model", window=32),
+    MeasureShapesConfig: MeasureShapesConfig(
+        name="shapes",
+        hidden_sizes=(32, 64),
+        intermediate_factors=(1.0, 2.0),
+        num_hidden_layers=(1, 2, 3),
+        kv_heads=(1, 2),
+        queries_per_kv=1,
+        num_shapes=10,
+        context=32,
+        new_tokens=4,
+        repeats=2,
+        threads=1,
+        max_spread=1.0,
+        sliding_window=8,
+    ),
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
     EvaluateConfig: EvaluateConfig(
         name="evaluation",
@@ -273,6 +290,8 @@ FIELDS: dict[type, dict[str, Any]] = {
         "layer_repeats": 2,
         "qkv_bias": True,
         "no_rope_layers": (1, 0),
+        "gemma_blocks": True,
+        "rope_local_base_freq": 50.0,
     },
     RopeScaling: {
         "factor": 2.0,
@@ -557,6 +576,25 @@ FIELDS: dict[type, dict[str, Any]] = {
         "sources": ("notes-asked",),
         "too_long": "truncate",
     },
+    MeasureShapesConfig: {
+        "name": "other",
+        "hidden_sizes": (32, 96),
+        "intermediate_factors": (1.0, 3.0),
+        "num_hidden_layers": (1, 2, 4),
+        "kv_heads": (1, 3),
+        "queries_per_kv": 2,
+        "local_every": (0, 2),
+        "sliding_window": 4,
+        "num_shapes": 11,
+        "runtime": "pte",
+        "scheme": None,
+        "context": 24,
+        "new_tokens": 3,
+        "repeats": 3,
+        "max_spread": 0.0,
+        "threads": 2,
+        "seed": 1,
+    },
     BenchConfig: {
         "name": "speed",
         "contexts": (24,),
@@ -623,6 +661,14 @@ BASE_CHANGES: dict[tuple[type, str], Changes] = {
     (EvaluateConfig, "distractors"): {"needle": "fact"},
     (ModelConfig, "qkv_bias"): {"use_qk_norm": False, "qk_norm_weight": False},
     (ModelConfig, "no_rope_layers"): {"use_qk_norm": False, "qk_norm_weight": False},
+    (ModelConfig, "gemma_blocks"): {"use_qk_norm": True, "qk_norm_weight": True},
+    (ModelConfig, "rope_local_base_freq"): {
+        "use_qk_norm": True,
+        "qk_norm_weight": True,
+        "gemma_blocks": True,
+        "layer_types": ("sliding_attention", "full_attention"),
+        "sliding_window": 4,
+    },
     (ModelConfig, "num_hidden_layers"): {"layer_types": (), "sliding_window": None},
     (HubSource, "joins"): {"prompt_field": "question", "response_field": "text"},
     (LocalSource, "text_field"): {"path": f"{FOLDER}/rows.jsonl"},

@@ -45,8 +45,10 @@ from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model import transformer
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import ModelConfig
+from pocketlm.model.rope import RopeScaling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.report.goals import Goal
 from pocketlm.runner.dry_run import DryRun
 from pocketlm.serve.terminal import ChatConfig, chat
@@ -63,6 +65,7 @@ from pocketlm.stages.formats import FormatsConfig, check_formats
 from pocketlm.stages.importing import ImportConfig, import_model
 from pocketlm.stages.judge import JudgeConfig, judge
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out
+from pocketlm.stages.measure_shapes import MeasureShapesConfig, measure_shapes
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.probes import ProbeConfig, build_probes
@@ -486,6 +489,27 @@ def after_bench(config: BenchConfig, folder: Path, out: Path, patch: pytest.Monk
     return seen
 
 
+def after_measure_shapes(
+    config: MeasureShapesConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch
+) -> Any:
+    """What was measured, in place of how long it took."""
+    stage = importlib.import_module("pocketlm.stages.measure_shapes")
+    seen: list[Any] = []
+
+    def speed(chosen: MeasureShapesConfig, shape: ModelConfig, *rest: Any) -> dict[str, float]:
+        how = chosen.runtime, chosen.scheme, chosen.context, chosen.new_tokens, chosen.threads
+        seen.append((how, shape))
+        slower = 1 + 0.1 * (len(seen) % 2)
+        return {"seconds": slower * shape.hidden_size * shape.num_hidden_layers, "pace": 1.0}
+
+    patch.setattr(stage, "_speed_of", speed)
+    try:
+        measure_shapes(config, out, model=folder / "model")
+    except ValueError as refused:
+        return str(refused)
+    return files_of(out), seen
+
+
 def after_export(config: ExportConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
     # lowering takes ten seconds
     def write(model: Any, tokenizer: Any, path: Path, **options: Any) -> Path:
@@ -618,6 +642,7 @@ AFTER: dict[type, Callable[..., Any]] = {
     ImportConfig: after_import,
     RopeScaling: lambda config, *rest: after_model(replace(SHAPE, rope_scaling=config), *rest),
     BenchConfig: after_bench,
+    MeasureShapesConfig: after_measure_shapes,
     EvaluateConfig: after_evaluate,
     ReportConfig: after_report,
     JudgeConfig: after_judge,
@@ -644,6 +669,7 @@ STAGES = {
         ReportConfig: report,
         ImportConfig: import_model,
         BenchConfig: bench,
+        MeasureShapesConfig: measure_shapes,
     },
     **{TeachConfig: teach, FormatsConfig: check_formats, ChatsConfig: check_chats},
     VocabularyConfig: check_vocabulary,

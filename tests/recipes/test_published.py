@@ -14,8 +14,9 @@ from rich.console import Console
 
 from pocketlm.data.batches import ConversationRows
 from pocketlm.eval.suites.named import named_suites
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.runner.dry_run import DryRun, dry_run
 from pocketlm.runner.recipe_file import load_recipe
 from pocketlm.runner.tables import key_figures, stages_table

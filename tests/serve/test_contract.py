@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ pytest.importorskip("openai", reason="needs the extra pocketlm[dev]")
 import openai
 
 from pocketlm.model.checkpoint import load_checkpoint
+from pocketlm.model.tokenizer import train_tokenizer
+from pocketlm.model.transformer import Transformer
 from pocketlm.serve.http_server import ServeConfig
 from pocketlm.serve.open_backend import Opening, open_backend
 from tests.serve.running import Json, Running, running
@@ -44,16 +47,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scripted_checkpoint(tmp_path_factory.mktemp("scripted"))
 
 
-@pytest.fixture(scope="module", params=["checkpoint", "gguf", "pte"])
+@pytest.fixture(scope="module", params=["checkpoint", "gguf", "drafted", "pte"])
 def served(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     path = tmp_path_factory.mktemp("files") / f"model.{request.param}"
-    if request.param == "gguf":
+    draft = None
+    if request.param in ("gguf", "drafted"):
         pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
         from pocketlm.export.gguf import write_gguf
 
+        path = path.with_suffix(".gguf")
         write_gguf(*load_checkpoint(folder), path, "f32")
+        draft = path if request.param == "drafted" else None  # a model that always agrees
     elif request.param == "pte":
         pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
         from pocketlm.export.pte import write_pte
@@ -62,7 +68,7 @@ def served(
     else:
         path = folder
     slots = None if request.param == "pte" else 2
-    backend = open_backend(path, Opening(slots=slots, threads=1))
+    backend = open_backend(path, Opening(slots=slots, threads=1, draft=draft))
     config = ServeConfig(port=0, name=NAME, queue=QUEUE)
     try:
         with running(path, backend, config) as server:
@@ -350,7 +356,7 @@ def test_llama_cpp_that_died_is_started_again(
 ) -> None:
     if served.backend.kind != "gguf":
         pytest.skip("llama.cpp alone is a process of its own")
-    first = served.backend._process  # type: ignore[attr-defined]
+    first = served.backend._processes[False]  # type: ignore[attr-defined]
     first._process.kill()
     first._process.wait()
     assert served.ask("/health") == (503, {"status": "failed"})
@@ -358,6 +364,57 @@ def test_llama_cpp_that_died_is_started_again(
     assert status == 200 and answer["choices"][0]["message"]["content"] == CONTENT
     assert "it is started again" in capfd.readouterr().err
     assert served.ask("/health")[0] == 200 and not first.folder.exists()
+
+
+def test_tokens_of_a_draft_are_counted_where_there_is_one(
+    served: Running, request: pytest.FixtureRequest
+) -> None:
+    before = [served.metric(f"draft_{name}_total") for name in ("tokens", "accepted")]
+    status, answer = served.ask(CHAT, GREEDY)
+    assert status == 200 and answer["choices"][0]["message"]["content"] == CONTENT
+    drafted, accepted = (
+        served.metric(f"draft_{name}_total") - past
+        for name, past in zip(("tokens", "accepted"), before, strict=True)
+    )
+    if request.node.callspec.params["served"] == "drafted":
+        assert ANSWER_TOKENS >= drafted >= accepted > ANSWER_TOKENS / 2
+    else:
+        assert drafted == accepted == 0
+
+
+def test_a_draft_that_guesses_wrong_changes_no_answer(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
+    from pocketlm.export.gguf import write_gguf
+
+    model, tokenizer = load_checkpoint(folder)
+    path = write_gguf(model, tokenizer, tmp_path / "model.gguf", "f32")
+    random = Transformer(replace(model.config, initializer_range=0.5), seed=3)
+    draft = write_gguf(random, tokenizer, tmp_path / "draft.gguf", "f32")
+    backend = open_backend(path, Opening(slots=1, threads=1, draft=draft))
+    try:
+        with running(path, backend, ServeConfig(port=0, name=NAME, queue=QUEUE)) as server:
+            _, answer = server.ask(CHAT, GREEDY)
+            assert answer["choices"][0]["message"]["content"] == CONTENT
+            assert server.metric("draft_tokens_total") > server.metric("draft_accepted_total")
+    finally:
+        backend.close()
+
+
+def test_what_cannot_propose_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")
+    from pocketlm.export.gguf import write_gguf
+
+    model, tokenizer = load_checkpoint(folder)
+    path = write_gguf(model, tokenizer, tmp_path / "model.gguf", "f32")
+    with pytest.raises(ValueError, match=r"only a \.gguf takes a draft model"):
+        open_backend(folder, Opening(draft=path))
+    with pytest.raises(ValueError, match=r"a draft model is a \.gguf"):
+        open_backend(path, Opening(draft=folder))
+    words = train_tokenizer(["other words than those of the model"] * 3, 280)
+    shape = replace(model.config, vocab_size=words.vocab_size)
+    other = write_gguf(Transformer(shape), words, tmp_path / "other.gguf", "f32")
+    with pytest.raises(ValueError, match=r"other\.gguf cannot propose tokens for .*model\.gguf"):
+        open_backend(path, Opening(draft=other))
 
 
 def test_a_file_that_cannot_be_opened_is_one_sentence(folder: Path, tmp_path: Path) -> None:

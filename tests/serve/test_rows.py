@@ -14,8 +14,9 @@ from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.inference.transformers_runtime import TransformersModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.tokenizer import train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.serve.backend import Piece, Unavailable, Wanted
 from pocketlm.serve.rows import CheckpointRows, OneRow, Rows
 from pocketlm.serve.torch_backend import TorchBackend

@@ -32,9 +32,10 @@ from pocketlm.export.pte_network import PteNetwork
 from pocketlm.inference.open import opened
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import GLOBAL, LOCAL, ModelConfig
 from pocketlm.model.quant import SCHEMES
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.bench import BenchConfig, bench, chosen_contexts, measure
 
 pytest.importorskip("xllamacpp", reason="needs the extra pocketlm[llamacpp]")

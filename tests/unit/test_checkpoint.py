@@ -15,9 +15,10 @@ from shapes import small
 from pocketlm.model import checkpoint
 from pocketlm.model.checkpoint import load_checkpoint, quantization_of, save_checkpoint
 from pocketlm.model.files import write_folder, write_json, write_text
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.quant import SCHEMES, FakeQuantEmbedding, FakeQuantLinear, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
+from pocketlm.model.transformer import Transformer
 
 QWEN3 = small(vocab_size=310, rope_theta=12345.0, rms_norm_eps=1e-6, initializer_range=0.03)
 CONFIGS = {

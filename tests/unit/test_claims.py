@@ -1,14 +1,19 @@
 """A claim over several seeds: its conditions, its verdict and its page."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
 from pocketlm.model.files import read_json, write_json
-from pocketlm.report.claims import T_95, judge_over_seeds, outcome_of
+from pocketlm.report.claims import T_95, half_width, judge_over_seeds, outcome_of
+from pocketlm.report.claims_curves import curve_of, curves_picture, unclear_parts
+from pocketlm.report.claims_page import condition_figure
 from pocketlm.report.goals import Goal
+from pocketlm.report.number_format import percent
 from pocketlm.stages.claims_page import ClaimsPageConfig, claims_page
 from pocketlm.stages.judge import JudgeConfig, by_number, judge
 
@@ -140,6 +145,27 @@ def test_a_claim_needs_all_its_conditions_and_falls_with_one() -> None:
 def test_a_goal_has_one_limit(limits) -> None:
     with pytest.raises(ValueError, match="give at_least or at_most, one of the two"):
         Goal(text="both", model="base", **limits)
+
+
+def test_an_unclear_condition_is_drawn_over_the_number_of_seeds(tmp_path: Path) -> None:
+    figures = [0.5, 0.9, 0.7, 0.8]
+    assert [(n, pytest.approx(mean)) for n, mean, _ in curve_of(figures)] == [
+        (2, 0.7),
+        (3, 0.7),
+        (4, 0.725),
+    ]
+    assert curve_of(figures)[0][2] == pytest.approx(half_width(0.4 / 2**0.5, 2))
+    runs = [run_of(20, round(100 * figure)) for figure in figures]
+    part = judge_over_seeds(replace(MORE, compared_to=None, at_least=0.75), runs).as_data()
+    assert part["outcome"] == "unclear"
+    claim = {"claim": "It finds more.", "parts": [part, {**part, "outcome": "shown"}]}
+    picture = fromstring(curves_picture(claim, condition_figure))
+    names = [shape.tag.removeprefix("{http://www.w3.org/2000/svg}") for shape in picture]
+    assert names.count("polyline") == names.count("polygon") == 1  # the clear one is not drawn
+    words = [shape.text for shape in picture if shape.tag.endswith("text")]
+    assert {f"limit {percent(0.75)}", "2 seeds", "3 seeds", "4 seeds", MORE.text} <= set(words)
+    alone = {**part, "figures": [0.5], "low": None, "high": None}
+    assert not unclear_parts({"claim": "", "parts": [alone]})
 
 
 def test_the_page_tells_every_arm_and_condition_with_its_interval(tmp_path: Path) -> None:

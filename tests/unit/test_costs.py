@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pocketlm.model.costs import flops_of, kept_bytes, num_parameters
 from pocketlm.model.kernels import blockwise
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 
 GLOBAL_ONLY = small(
     vocab_size=512,
@@ -32,6 +33,15 @@ SHAPES = {
         GLOBAL_ONLY, layer_types=("sliding_attention", "full_attention"), sliding_window=300
     ),
     "biases": replace(GLOBAL_ONLY, use_qk_norm=False, qkv_bias=True),
+    "Gemma's blocks": replace(
+        GLOBAL_ONLY,
+        qk_norm_weight=True,
+        gemma_blocks=True,
+        layer_types=("sliding_attention", "full_attention"),
+        sliding_window=64,
+        rope_local_base_freq=500.0,
+    ),
+    "without RoPE": replace(GLOBAL_ONLY, use_qk_norm=False, no_rope_layers=(1, 0)),
     "learned norm": replace(GLOBAL_ONLY, qk_norm_weight=True),
     "no norm, untied": replace(GLOBAL_ONLY, use_qk_norm=False, tie_word_embeddings=False),
     "no norm, local": replace(
@@ -46,6 +56,16 @@ SHAPES = {
 # what the operators run
 FORWARD, BACKWARD = blockwise.blockwise_attention._init_fn, blockwise._backward._init_fn
 ROWS, SEQ_LEN = 2, 300  # two whole pieces of a local layer, and a part
+
+
+def doubled(shape: ModelConfig) -> ModelConfig:
+    """The shape with its two layers twice."""
+    return replace(
+        shape,
+        num_hidden_layers=4,
+        layer_types=shape.layer_types * 2,
+        no_rope_layers=shape.no_rope_layers * 2,
+    )
 
 
 def inputs(masked: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -127,7 +147,7 @@ def test_kept_bytes_are_those_of_the_kernel_that_is_named(
     name: str, masked: bool, attention: str
 ) -> None:
     shape = SHAPES[name]
-    deeper = replace(shape, num_hidden_layers=4, layer_types=shape.layer_types * 2)
+    deeper = doubled(shape)
     options = {"product_bytes": 2, "masked": masked, "attention": attention}
     expected = [kept_bytes(each, ROWS, SEQ_LEN, **options) for each in (shape, deeper)]
     settings = ComputeSettings(dtype=torch.bfloat16, attention=attention)
@@ -148,7 +168,7 @@ def test_kept_bytes_are_those_that_autograd_saves(
     On the CPU documents that are kept apart need no mask, and what goes in pieces keeps nothing of
     its own.
     """
-    deeper = replace(shape, num_hidden_layers=4, layer_types=shape.layer_types * 2)
+    deeper = doubled(shape)
     expected = [
         kept_bytes(
             each,

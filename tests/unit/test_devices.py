@@ -17,8 +17,9 @@ from pocketlm.inference.open import fastest_device, open_model
 from pocketlm.inference.sampling import GREEDY, Sampling
 from pocketlm.inference.torch_runtime import PREFILL_TOKENS, LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
+from pocketlm.model.transformer import Transformer
 
 CONFIG = small(
     intermediate_size=48,

@@ -2,15 +2,17 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketlm.eval.suites.named import load_problems, named_suites, shots_of
+from pocketlm.eval.suites.named import load_problems, named_suites, over_families, shots_of
 from pocketlm.eval.suites.own_problems import DrawnProblems
 from pocketlm.eval.suites.protocols import BY_NAME, OURS, POCKET, PROTOCOLS, SUITES
 from pocketlm.eval.suites.rows import Rows
+from pocketlm.eval.suites.suite import Problem
 from pocketlm.model.json_shape import JsonObject
 from pocketlm.problems.families import FAMILIES
 from pocketlm.problems.generated import is_held_out
@@ -213,6 +215,29 @@ def test_a_damaged_row_of_a_benchmark_is_named_by_file_and_line(tmp_path, line, 
     with pytest.raises(ValueError, match=rf"arc_easy_test\.jsonl:2.*{complaint}"):
         load_problems(SUITES["arc_easy"], tmp_path)
     assert len(load_problems(SUITES["arc_easy"], tmp_path, limit=1)) == 1
+
+
+def test_a_part_of_a_benchmark_is_of_all_its_families() -> None:
+    problems = [
+        Problem(id=str(n), family=family, prompt="?", answer="A")
+        for n, family in enumerate("aaaabbbbbc")
+    ]
+    chosen = {limit: over_families(iter(problems), limit) for limit in range(1, 12)}
+    ids = {limit: [int(problem.id) for problem in part] for limit, part in chosen.items()}
+    assert ids[1] == [0] and ids[2] == [0, 4] and ids[3] == [0, 4, 9]
+    assert ids[4] == [0, 1, 4, 9] and ids[6] == [0, 1, 2, 4, 5, 9]
+    assert ids[10] == ids[11] == list(range(10))
+    for limit in range(1, 10):  # a longer part holds the shorter one
+        assert set(ids[limit]) < set(ids[limit + 1])
+
+
+def test_a_part_of_a_benchmark_without_families_is_its_beginning_and_no_more_is_read() -> None:
+    def rows() -> Iterator[Problem]:
+        for n in range(3):
+            yield Problem(id=str(n), family="", prompt="?", answer="A")
+        raise AssertionError("read too far")
+
+    assert [problem.id for problem in over_families(rows(), 3)] == ["0", "1", "2"]
 
 
 VALID = {

@@ -17,9 +17,11 @@ from pocketlm.export import pte_network
 from pocketlm.export.pte_network import PteNetwork
 from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
+from pocketlm.model.model_config import GLOBAL, LOCAL, ModelConfig
 from pocketlm.model.quant import SCHEMES, prepare, quantize_weight
+from pocketlm.model.rope import RopeScaling
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, ModelConfig, RopeScaling, Transformer
+from pocketlm.model.transformer import Transformer
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
 from pocketlm.export.pte import write_pte
@@ -49,6 +51,9 @@ def small_chunks() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(["a banana and a bandana and an ananas"] * 4, VOCABULARY)
+
+
+GEMMA = {"qk_norm_weight": True, "gemma_blocks": True, "rope_local_base_freq": 300.0}
 
 
 def network(seed: int = 0, **fields: Any) -> Transformer:
@@ -120,6 +125,7 @@ def opened(float_file: Path) -> Iterator[PteModel]:
         {"layer_repeats": 2},
         {"use_qk_norm": False, "qkv_bias": True},
         {"use_qk_norm": False, "no_rope_layers": (0, 1)},
+        GEMMA,
         {"rope_scaling": SCALING},
     ],
     ids=lambda fields: ",".join(f"{k}={v}" for k, v in fields.items()) or "as exported",
@@ -263,14 +269,23 @@ def test_an_int4_file_computes_what_quantization_aware_training_computed(
         assert (logits.argmax(-1) == expected.argmax(-1)).mean() >= 0.95
 
 
-def test_an_int4_file_of_a_network_with_biases_computes_what_training_computed(
-    tokenizer: Tokenizer, tmp_path: Path
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_qk_norm": False, "qkv_bias": True},
+        {"use_qk_norm": False, "no_rope_layers": (0, 1)},
+        GEMMA,
+    ],
+    ids=["biases", "layers without RoPE", "Gemma's blocks"],
+)
+def test_an_int4_file_of_another_family_computes_what_training_computed(
+    fields: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    trained = prepare(network(use_qk_norm=False, qkv_bias=True), INT4)
+    trained = prepare(network(**fields), INT4)
     ids = random_ids(CONTEXT)
     with torch.no_grad():
         expected = LanguageModel(trained, tokenizer).logits(ids)
-    path = write_pte(trained, tokenizer, tmp_path / "biases.pte", context_length=CONTEXT)
+    path = write_pte(trained, tokenizer, tmp_path / "family.pte", context_length=CONTEXT)
     with closing(PteModel(path)) as pte:
         error = np.abs(pte.logits(ids) - expected)
     assert error.mean() <= 0.03  # without the biases 0.5 and more

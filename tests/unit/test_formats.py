@@ -12,9 +12,10 @@ import pytest
 from pocketlm.export.writable import Wanted, refuse_unwritable
 from pocketlm.inference.libllama import library
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import SCHEMES, Scheme
+from pocketlm.model.rope import RopeScaling
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ModelConfig, RopeScaling
 from pocketlm.runner.dry_run import dry_run
 from pocketlm.runner.recipe_file import load_recipe
 from pocketlm.runner.run import Run

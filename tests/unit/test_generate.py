@@ -13,9 +13,10 @@ from shapes import small
 from pocketlm.inference.sampling import Sampling, penalised, race, restricted, sample
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.quant import SCHEMES, prepare
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
+from pocketlm.model.transformer import Transformer
 
 CONFIG = small(
     hidden_size=64,

@@ -11,13 +11,15 @@ import torch
 from shapes import small
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from pocketlm.export.gguf import architecture, write_gguf
+from pocketlm.export.gguf import write_gguf
+from pocketlm.export.gguf_architecture import architecture, gemma3_layers
 from pocketlm.inference.gguf_header import read_header
 from pocketlm.inference.gguf_splits import IGNORES_MERGES, SPLITS
 from pocketlm.inference.gguf_tokenizer import tokenizer_of
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import SCALE, SCHEMES, dequantize_weight, prepare, quantize_weight
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 TEXTS = [
     "Question: 12 apples and 7 pears?\nAnswer: 19 ",
@@ -63,6 +65,16 @@ def test_the_architecture_follows_from_layers_and_norms() -> None:
     assert architecture(biased) == "qwen2"
     fourth = replace(GLOBAL, use_qk_norm=False, num_hidden_layers=4, no_rope_layers=(1, 1, 1, 0))
     assert architecture(fourth) == "smollm3"
+    gemma = replace(
+        GLOBAL,
+        num_hidden_layers=6,
+        qk_norm_weight=True,
+        gemma_blocks=True,
+        layer_types=gemma3_layers(6),
+        sliding_window=8,
+        rope_local_base_freq=1e4,
+    )
+    assert architecture(gemma) == "gemma3"
     for beyond, says in (
         (replace(LOCAL_GLOBAL, use_qk_norm=False, qkv_bias=True), "no sliding windows"),
         (replace(LOCAL_GLOBAL, use_qk_norm=False, no_rope_layers=(1, 1, 0)), "has no windows"),
@@ -71,6 +83,8 @@ def test_the_architecture_follows_from_layers_and_norms() -> None:
             "leaves RoPE out of every fourth layer, and nothing else",
         ),
         (replace(biased, hidden_size=heads + 32), "head_dim is"),
+        (replace(gemma, layer_types=(), rope_local_base_freq=None), "after each five local ones"),
+        (replace(gemma, tie_word_embeddings=False), "a tied head"),
     ):
         with pytest.raises(ValueError, match=says):
             architecture(beyond)

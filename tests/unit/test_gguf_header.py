@@ -18,7 +18,8 @@ from pocketlm.inference.gguf_file import part_files
 from pocketlm.inference.gguf_header import read_header, weight_bytes
 from pocketlm.inference.gguf_tokenizer import left_out, tokenizer_of
 from pocketlm.inference.open import size_of
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.model_config import ModelConfig
+from pocketlm.model.transformer import Transformer
 from tests.unit.tokenizer_kinds import SHAPE, byte_level, sentencepiece, tiny
 
 KINDS = gguf.GGUFValueType

@@ -12,10 +12,13 @@ import torch
 from shapes import small
 
 from pocketlm.export.gguf import write_gguf
+from pocketlm.export.gguf_architecture import gemma3_layers
 from pocketlm.export.import_gguf import read_gguf, stored_tensors
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import SCHEMES, FakeQuantEmbedding, FakeQuantLinear, prepare
+from pocketlm.model.rope import RopeScaling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import ModelConfig, RopeScaling, Transformer
+from pocketlm.model.transformer import Transformer
 
 SHAPE = small(
     vocab_size=288,
@@ -39,6 +42,14 @@ CONFIGS = {
     "llama, untied": replace(LLAMA, tie_word_embeddings=False),
     "qwen2": replace(LLAMA, hidden_size=288, qkv_bias=True),
     "smollm3": replace(LLAMA, num_hidden_layers=4, no_rope_layers=(1, 1, 1, 0)),
+    "gemma3": replace(
+        SHAPE,
+        num_hidden_layers=6,
+        gemma_blocks=True,
+        layer_types=gemma3_layers(6),
+        sliding_window=16,
+        rope_local_base_freq=1e4,
+    ),
     "step35": WINDOWS,
     "step35, untied": replace(WINDOWS, tie_word_embeddings=False),
     "step35 without QK-norm": replace(WINDOWS, use_qk_norm=False, qk_norm_weight=False),

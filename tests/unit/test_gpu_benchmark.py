@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pocketlm.model.costs import num_parameters
+from pocketlm.model.costs import block_matrices, num_parameters
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
 from pocketlm.model.transformer import Transformer
 
@@ -132,6 +133,35 @@ def test_every_kind_of_case_is_measured_and_what_cannot_run_says_why(tmp_path):
     assert [row["case"] for row in kept["rows"]] == names
     lines = [line for line in (tmp_path / "gpu.md").read_text().splitlines() if line[0:1] == "|"]
     assert len(lines) == 2 + len(names) and len({line.count("|") for line in lines}) == 1
+
+
+def test_the_products_of_a_step_are_its_operations_without_attention():
+    config = gpu.tiny_network(PRESETS["r1-950m"])
+    teacher = gpu.tiny_network(gpu.LLAMA_8B)
+    for name in ("r1-950m 2k", "r1-950m 2k, distil from 8B"):
+        case = gpu.tiny(CASES[name])
+        steps = [gpu.batches_of(case, 512)(number) for number in range(2)]
+        products = gpu.step_products(case, config, steps, True, CPU)
+        counted = sum((f + 2 * b) * 2 * m * k * n for f, b, (m, k, n) in products)
+        attention = 3 * attention_flops(config)
+        if case.teacher:
+            attention += attention_flops(teacher)
+        assert counted == gpu.operations(case, config, steps, small=True) - attention
+
+
+def attention_flops(config: ModelConfig) -> int:
+    """Of a forward pass over two documents of 64 tokens."""
+    products = 2 * 128 * block_matrices(config) * config.applications
+    return gpu.forward_flops(config, [64] * 2, 0) - products
+
+
+def test_blocks_that_are_recomputed_have_their_forward_products_twice():
+    config = gpu.tiny_network(PRESETS["r1-950m"])
+    case = gpu.tiny(CASES["r1-950m 2k, checkpointing"])
+    steps = [gpu.batches_of(case, 512)(0)]
+    *blocks, head = gpu.step_products(case, config, steps, True, CPU)
+    assert all(forward == 2 * backward for forward, backward, _ in blocks)
+    assert head[0] == head[1]
 
 
 def test_a_distilled_and_an_undistilled_step_differ_by_a_forward_pass_of_the_teacher():

@@ -28,8 +28,9 @@ from pocketlm.model.attention import attention_case
 from pocketlm.model.batch import Batch, laid_out, moved
 from pocketlm.model.kernels import choose, varlen
 from pocketlm.model.kernels.choose import choose_kernel
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, Transformer, run_block
+from pocketlm.model.transformer import ComputeSettings, Transformer, run_block
 from pocketlm.train import loop, losses
 from pocketlm.train.head_kernels import HEAD_LOSSES, library_loss, refusal
 from pocketlm.train.lazy_logits import LazyLogits

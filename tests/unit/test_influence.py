@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pocketlm.data.influence import influence, probe_directions, table_gradient
 from pocketlm.model import softmax_blocks
 from pocketlm.model.batch import IGNORE_INDEX, Batch
-from pocketlm.model.transformer import GLOBAL, LOCAL, ComputeSettings, Transformer
+from pocketlm.model.model_config import GLOBAL, LOCAL
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.optim import computing
 
 # B samples, T tokens, V vocabulary, D hidden, C probes, M matrices

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pocketlm.model.costs import num_parameters
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.presets import PRESETS
-from pocketlm.model.transformer import ModelConfig
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.train import memory
 from pocketlm.train.memory import TrainingMemory, check_memory, training_memory

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pocketlm.model.batch import IGNORE_INDEX, Batch
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.quant import SCHEMES, prepare
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.runner.schedule import take_turn
 from pocketlm.train import checkpoint as state
 from pocketlm.train.checkpoint import SaveConfig, saved_states

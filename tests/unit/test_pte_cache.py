@@ -20,9 +20,10 @@ from pocketlm.export.pte_network import FloatCache, PteNetwork
 from pocketlm.inference.kv_cache import KVCache
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.quant import SCHEMES
 from pocketlm.model.tokenizer import Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
+from pocketlm.model.transformer import Transformer
 from pocketlm.stages.export import ExportConfig, export, real_passages
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")

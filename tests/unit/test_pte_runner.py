@@ -16,9 +16,10 @@ from torch import nn
 
 from pocketlm.export import pte_network
 from pocketlm.inference.torch_runtime import LanguageModel
+from pocketlm.model.model_config import GLOBAL, LOCAL
 from pocketlm.model.quant import CPU, prepare
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
-from pocketlm.model.transformer import GLOBAL, LOCAL, Transformer
+from pocketlm.model.transformer import Transformer
 
 pytest.importorskip("executorch", reason="needs the extra pocketlm[executorch]")
 from pocketlm.export.pte import write_pte

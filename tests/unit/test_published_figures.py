@@ -77,7 +77,7 @@ def test_a_papers_figure_stands_only_beside_its_own_protocol():
     } in entry["cells"]
     stated = {"shots": 0, "metric": "acc", "samples": 1}
     assert differing(suite, stated, None) == []
-    assert differing(suite, stated, 200) == ["documents: the first 200 here, all there"]
+    assert differing(suite, stated, 200) == ["documents: 200 here, of all families, all there"]
     changed = replace(suite, shots=5, metric="acc_norm")
     assert differing(changed, stated, None) == [
         "shots: 5 here, 0 there",
@@ -121,7 +121,7 @@ def test_published_models_of_our_size_stand_beside_ours():
     (row,) = beside(evaluation(135_000_000))
     assert row.ours == {"ours": "50.0 ± 1.0"} and row.papers["SmolLM2-135M"] == "58.9?"
     (row,) = beside(evaluation(135_000_000, limit=100))
-    assert row.papers == {} and row.differs == ("documents: the first 100 here, all there",)
+    assert row.papers == {} and row.differs == ("documents: 100 here, of all families, all there",)
 
 
 def test_the_page_of_results_shows_ours_the_papers_and_what_differs():
@@ -134,7 +134,8 @@ def test_the_page_of_results_shows_ours_the_papers_and_what_differs():
     assert "- ? the paper leaves fields" in whole and "†" not in whole
     part = benchmarks_page({"part": evaluation(135_000_000, limit=100)})
     assert "58.9" not in part and "- ? the paper" not in part
-    line = "- r1-base.arc_easy: MobileLLM-R1, table 13: documents: the first 100 here, all there"
+    differs = "documents: 100 here, of all families, all there"
+    line = f"- r1-base.arc_easy: MobileLLM-R1, table 13: {differs}"
     assert line in part.split("\n") and line not in whole
 
 
@@ -165,8 +166,8 @@ def test_the_page_has_a_row_for_each_pair_and_says_a_text_of_several_suites_once
 
 def test_terminal_and_report_show_them_too():
     for limit, present, absent in (
-        (None, ("58.9?", "? the paper leaves fields"), ("documents: the first",)),
-        (100, ("documents: the first 100 here",), ("58.9", "? the paper leaves fields")),
+        (None, ("58.9?", "? the paper leaves fields"), ("documents: ",)),
+        (100, ("documents: 100 here, of all families",), ("58.9", "? the paper leaves fields")),
     ):
         given = evaluation(135_000_000, limit)
         printed = io.StringIO()

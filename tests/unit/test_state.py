@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from shapes import small
 
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.model_config import ModelConfig
+from pocketlm.model.transformer import Transformer
 from pocketlm.model.weights import open_safetensors
 from pocketlm.train import checkpoint as state
 from pocketlm.train.checkpoint import SaveConfig, StateWriter, saved_states

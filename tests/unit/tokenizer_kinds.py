@@ -8,8 +8,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from pocketlm.export.text_agreement import HARD_TEXTS
 from pocketlm.inference.gguf_splits import WAYS
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.tokenizer import CHATML, Tokenizer
-from pocketlm.model.transformer import ModelConfig, Transformer
+from pocketlm.model.transformer import Transformer
 
 END, TURN, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 LLAMA2 = (

@@ -54,5 +54,5 @@ def differing(suite: Suite, stated: Any, limit: int | None) -> list[str]:
         if text.startswith(DIFFERS)
     ]
     if limit is not None:
-        lines.append(f"documents: the first {limit:,} here, all there")
+        lines.append(f"documents: {limit:,} here, of all families, all there")
     return lines

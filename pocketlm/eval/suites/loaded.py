@@ -52,6 +52,7 @@ class LoadedSuite:
         return {
             **self.suite.protocol(),
             **{"n": self.count, "limit": self.limit},
+            **({"families": families} if (families := len(self.shots)) > 1 else {}),
             **place,
             **blind,
             **({"published": papers} if papers else {}),
@@ -66,7 +67,9 @@ class LoadedSuite:
 
 
 def loaded(suite: Suite, data: Path | None, limit: int | None) -> LoadedSuite:
-    """The suite with its first `limit` problems; those of some are drawn later (drawn_for)."""
+    """The suite with its problems, at most `limit` of them over all families; those of some are
+    drawn later (drawn_for).
+    """
     problems: tuple[Problem, ...] = ()
     if isinstance(suite.problems, RulerProblems):
         suite.problems.check(data)

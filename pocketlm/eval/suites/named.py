@@ -4,8 +4,9 @@ problems.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 
@@ -78,8 +79,9 @@ def load_problems(
     limit: int | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> tuple[Problem, ...]:
-    """The suite's problems, the first `limit` of them. tokenizer: of the model, for those that are
-    drawn at a length in tokens (needs_tokenizer).
+    """The suite's problems, or `limit` of them: each family's first ones, so that a part of MMLU is
+    of all its subjects; of programs, whose tests are long to read, the first. tokenizer: of the
+    model, for those that are drawn at a length in tokens (needs_tokenizer).
     """
     if isinstance(suite.problems, RulerProblems) and tokenizer is not None:
         return tuple(islice(suite.problems.fitted(suite, tokenizer, data), limit))
@@ -88,7 +90,26 @@ def load_problems(
         problems = list(problems)
         if len(problems) > 1.5 * suite.sampled:
             problems = Random(SAMPLE_SEED).sample(problems, suite.sampled)
-    return tuple(islice(problems, limit))
+    if limit is None or suite.runs_code:
+        return tuple(islice(problems, limit))
+    return over_families(problems, limit)
+
+
+def over_families(problems: Iterable[Problem], limit: int) -> tuple[Problem, ...]:
+    """At most `limit` problems in their order: the first of every family, then the second of every
+    one, and so on. Where the first `limit` have no family, no more are read.
+    """
+    rest = iter(problems)
+    first = tuple(islice(rest, limit))
+    if not any(problem.family for problem in first):
+        return first
+    taken: Counter[str] = Counter()
+    ranked = []
+    for place, problem in enumerate(chain(first, rest)):
+        ranked.append((taken[problem.family], place, problem))
+        taken[problem.family] += 1
+    chosen = sorted(ranked, key=lambda entry: entry[:2])[:limit]
+    return tuple(problem for _, _, problem in sorted(chosen, key=lambda entry: entry[1]))
 
 
 def needs_tokenizer(suite: Suite) -> int:

@@ -21,9 +21,10 @@ from pocketlm.inference.stock_shape import stock_shape
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import check_ids, load_checkpoint, raw_config, shape_of
 from pocketlm.model.costs import StockShape
+from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.same_tokens import vocabulary_differences
 from pocketlm.model.tokenizer import Tokenizer
-from pocketlm.model.transformer import ComputeSettings, ModelConfig, Transformer
+from pocketlm.model.transformer import ComputeSettings, Transformer
 from pocketlm.train.distill.cache import (
     DONE,
     Cache,
