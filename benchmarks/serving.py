@@ -179,7 +179,8 @@ def speed(model: str, tokens: int, repeats: int, threads: int) -> None:
 
     runtime = open_model(Path(model), threads=threads)
     ids = [*runtime.tokenizer.document_start, *runtime.tokenizer.encode(PROMPT)]
-    asked = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "stream": True, "logprobs": 0}
+    asked = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "stream": True}
+    asked["stream_options"] = {"include_usage": True}
     figures: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
     with served(model, "--threads", str(threads)) as server:
         for _ in range(repeats + 1):
@@ -204,18 +205,18 @@ def of(times: list[float]) -> tuple[float, float]:
 
 def through(server: Server, body: dict[str, Any]) -> tuple[float, float]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
-    start, times = time.perf_counter(), []
+    start, times, made = time.perf_counter(), [], 0
     connection.request("POST", TEXT, json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     assert response.status == 200, response.read()
     for line in response:
         if line.startswith(b"data: {"):
-            chunk = json.loads(line[6:])["choices"][0]
-            # a chunk has the scores of each of its tokens
-            made = len((chunk["logprobs"] or {}).get("tokens", ()))
-            times += [time.perf_counter() - start] * made
+            chunk = json.loads(line[6:])
+            made = (chunk["usage"] or {}).get("completion_tokens", made)
+            if chunk["choices"] and chunk["choices"][0]["text"]:
+                times.append(time.perf_counter() - start)
     connection.close()
-    return of(times)
+    return times[0], (made - 1) / (times[-1] - times[0])
 
 
 # ---- wrong requests ----

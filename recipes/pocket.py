@@ -35,6 +35,7 @@ from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.merge import MergeConfig, merge
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.reinforce import ReinforceConfig, reinforce
 from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.train.optim import OptimConfig
@@ -201,6 +202,19 @@ CHAT = FinetuneConfig(
     seed=15,
     sources=("problems",),
 )
+# --with-rl: after a short fine-tuning, as MobileLLM-R1 section 7.4 finds rewards to help before SFT
+RL = ReinforceConfig(
+    name="rl",
+    optim=OptimConfig(lr=2e-3, num_steps=60, warmup_steps=3, final_lr_share=1.0, optimizer="muon"),
+    loss="grpo",
+    prompts_per_step=16,
+    samples_per_prompt=8,
+    max_new_tokens=96,
+    micro_batch_size=64,
+    seq_len=WINDOW,
+    seed=16,
+    families=FAMILIES,
+)
 QAT = replace(TO_ZERO, warmup_steps=4)
 INT4 = QuantizeConfig(
     name="int4",
@@ -308,9 +322,10 @@ CLAIMS = (
 )
 
 
-def recipe(run, *, effort: float = 1.0, seed: int = 0):
+def recipe(run, *, effort: float = 1.0, seed: int = 0, with_rl: bool = False):
     """effort: how many steps each training stage takes; 1.0 is the demo, of about ten minutes.
-    seed: is added to that of every stage but the corpus.
+    seed: is added to that of every stage but the corpus. with_rl: also learn from rewards after a
+    short fine-tuning, beside rejection sampling and a reward by chance: some ten minutes more.
     """
 
     def drawn(config, **changes):
@@ -422,6 +437,28 @@ def recipe(run, *, effort: float = 1.0, seed: int = 0):
     ptq = run(quantize, drawn(INT4, name="ptq", optim=None), model=chat)
     int4 = run(quantize, drawn(INT4, optim=at(QAT, 80, 1e-3)), model=chat, corpus=corpus)
     files = run(export, ExportConfig(name="files"), model=int4, corpus=corpus)
+    if with_rl:
+        cold = run(
+            finetune,
+            drawn(CHAT, name="cold-start", optim=at(TO_ZERO, 120)),
+            corpus=corpus,
+            model=merged,
+        )
+        arms = {"rl": "grpo", "rl-rejection": "rejection", "rl-chance": "grpo"}
+        learnt = [
+            run(
+                reinforce,
+                drawn(
+                    RL, name=name, loss=loss, reward="chance" if name == "rl-chance" else "answer"
+                ),
+                model=cold,
+            )
+            for name, loss in arms.items()
+        ]
+        evaluation = EvaluateConfig(
+            name="evaluation-rl", suites=("pocket",), batch_size=360, speed_tokens=16
+        )
+        run(evaluate, evaluation, models=[cold, *learnt])
     models = {"base": base, "mid": mid, "theta": theta, "long": long}
     models |= {path.name: path for path in (*specialists, merged, chat, ptq, int4)}
     models |= {name: files / name for name in ("model.gguf", "model.pte")}

@@ -27,12 +27,14 @@ from pocketlm.stages.find_mix import MixConfig, find_mix
 from pocketlm.stages.finetune import FinetuneConfig, finetune
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out
 from pocketlm.stages.merge import MergeConfig, merge
+from pocketlm.stages.prefer import PreferConfig, prefer
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.quantize import QuantizeConfig, quantize
 from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.preference_loss import Preference
 
 LONG_WINDOW = 131_072  # Pro, section 5; config.json: max_position_embeddings
 WINDOW = PRO.max_position_embeddings
@@ -267,6 +269,16 @@ INSTRUCT_RAISED = replace(
     conversation_shares={name: count / sum(RAISED.values()) for name, count in RAISED.items()},
     optim=replace(INSTRUCT.optim, num_steps=RAISED_STEPS, warmup_steps=round(0.03 * RAISED_STEPS)),
 )
+# settings of its third stage are not found; those of DPO's authors for small models in their place
+SAFETY = PreferConfig(
+    name="instruct-safe",
+    optim=replace(ADAM, lr=5e-7, num_steps=500, warmup_steps=50, weight_decay=0.0),
+    seq_len=4096,  # of both answers together
+    rows_per_step=64,
+    micro_batch_size=2,
+    seed=6,
+    preference=Preference(beta=0.1, sft_weight=1.0),
+)
 
 # Pro, tables 4 and 5: the base and what it is with four bits; table 7: after instruction tuning
 BASE_EVALUATION = EvaluateConfig(
@@ -294,6 +306,7 @@ def recipe(
     windows: int = 128,
     mix: str = "published",
     left_out: bool = False,
+    pairs: Path | None = None,
     benchmarks: Path | None = None,
 ):
     """MobileLLM-Pro as published: language, long context, specialists merged, 4 bits; and
@@ -311,6 +324,9 @@ def recipe(
     --mix: published, the shares of table 2; or found, by utilities along one simulated run
 
     --left-out: also train a proxy without each set of pre-training, to compare
+
+    --pairs: preferences of your own, JSON lines in one of TRL's forms (docs/pipeline.md): the
+    instruct model learns them in a third stage, as Pro's learnt safety
 
     --benchmarks: a folder with the benchmarks' files (docs/evaluation.md): at the end the base, its
     four bits and the .gguf are measured as in tables 4 and 5, the instruct model as in table 7
@@ -365,8 +381,7 @@ def recipe(
     accelerator = run(quantize, QAT_ACCELERATOR, model=base, corpus=corpus)
     run(export, ExportConfig(name="files-accelerator", formats=("gguf", "hf")), model=accelerator)
 
-    # Section 9. Its third stage, synthetic safety data by SFT and DPO, is not published and not
-    # built.
+    # Section 9. The data of its third stage, safety by SFT and DPO, are not published: --pairs.
     chats = run(
         curate,
         CurateConfig(
@@ -379,6 +394,8 @@ def recipe(
     )
     broad = run(finetune, replace(INSTRUCT, name="instruct-broad"), corpus=chats, model=base)
     instruct = run(finetune, INSTRUCT_RAISED, corpus=chats, model=broad)
+    if pairs is not None:
+        instruct = run(prefer, SAFETY, model=instruct, pairs=pairs)
     if benchmarks is not None:
         data, shipped = str(benchmarks), [int4, files / "model.gguf", accelerator]
         run(evaluate, replace(BASE_EVALUATION, data=data), models=[base, *shipped])

@@ -96,6 +96,7 @@ def shapes(
             num_hidden_layers=numbers("--layers", layers, int) or depths,
             kv_heads=numbers("--kv-heads", kv_heads, int) or groups,
             queries_per_kv=like.num_attention_heads // like.num_key_value_heads,
+            sliding_window=like.sliding_window or 512,
             num_shapes=num_shapes,
             runtime=runtime,  # type: ignore[arg-type]  # which the config checks
             scheme=None if scheme == "none" else scheme,

@@ -20,8 +20,10 @@ from pocketlm.estimate.stage import Known, Stage
 from pocketlm.estimate.training_costs import (
     extend_cost,
     finetune_cost,
+    prefer_cost,
     pretrain_cost,
     quantize_cost,
+    reinforce_cost,
 )
 from pocketlm.model.checkpoint import shape_of
 from pocketlm.runner.record import Call
@@ -48,6 +50,8 @@ def check_cost(call: Call, known: Known) -> Stage:
 COSTS: dict[str, Callable[[Call, Known], Stage]] = {
     "pretrain": pretrain_cost,
     "finetune": finetune_cost,
+    "prefer": prefer_cost,
+    "reinforce": reinforce_cost,
     "extend_context": extend_cost,
     "quantize": quantize_cost,
     "curate": curate_cost,

@@ -21,6 +21,24 @@ def finetune_cost(call: Call, known: Known) -> Stage:
     )
 
 
+def prefer_cost(call: Call, known: Known) -> Stage:
+    """A row holds both answers of a pair. The reference reads all pairs once beside it: not
+    counted, for how many there are is not known before.
+    """
+    stage = _training(call, known, known.model(one_input(call, "model")), masked=True)
+    return replace(stage, notes=(*stage.notes, "without the one pass of the reference"))
+
+
+def reinforce_cost(call: Call, known: Known) -> Stage:
+    """Tokens are at most so many: answers may end early. What the model writes is a forward pass of
+    as many tokens, one at a time, which costs more time than its operations tell.
+    """
+    shape = known.model(one_input(call, "model"))
+    stage = _training(call, known, shape, masked=False, teacher="teacher")
+    note = "answers are written one token at a time: that time is not in the estimate"
+    return replace(stage, at_most=True, notes=(*stage.notes, note))
+
+
 def extend_cost(call: Call, known: Known) -> Stage:
     config, shape = call.config, known.model(one_input(call, "model"))
     if shape is not None:

@@ -45,6 +45,8 @@ MOST: dict[str, float] = {
     "max_bytes": 50_000,
     "max_conversations": 20,
     "micro_batch_size": 2,
+    "prompts_per_step": 2,
+    "samples_per_prompt": 2,
     "min_agreement": 0.0,  # random weights have no likeliest token to agree on
 }
 # the least that a field keeps, where it is not 0: a small corpus needs more of it

@@ -13,7 +13,13 @@ from typing import Any
 
 from pocketlm.model.files import write_json
 from pocketlm.rehearsal.cut import Cut, cut_config, length_map
-from pocketlm.rehearsal.stand_ins import VOCAB_SIZE, make_labels, make_model, make_source
+from pocketlm.rehearsal.stand_ins import (
+    VOCAB_SIZE,
+    make_labels,
+    make_model,
+    make_pairs,
+    make_source,
+)
 from pocketlm.runner.overrides import apply_settings, parse_settings
 from pocketlm.runner.recipe_file import load_recipe, parse_flags
 from pocketlm.runner.record import Call
@@ -64,6 +70,11 @@ class Rehearsal:
         """The labels that stand in for a scorer of quality."""
         return self.folder / "labels.jsonl"
 
+    @property
+    def pairs(self) -> Path:
+        """The preferences that stand in for a user's, whose answers would not fit in short rows."""
+        return self.folder / "pairs.jsonl"
+
 
 def prepare(
     calls: Sequence[Call],
@@ -82,6 +93,7 @@ def prepare(
     lengths = length_map(call.config for call in calls) or {1: 64}
     make_model(folder / "model", max(lengths.values()))
     make_labels(folder / "labels.jsonl")
+    make_pairs(folder / "pairs.jsonl")
     sources: dict[str, dict[str, dict[str, str]]] = {}
     for call in calls:
         learnt = chat_sources(call, calls)
@@ -183,6 +195,8 @@ class RehearsedRun:
         return {
             name: [self._input(item) for item in value]
             if isinstance(value, (list, tuple))
+            else self.rehearsal.pairs
+            if name == "pairs"
             else self._input(value)
             for name, value in inputs.items()
         }

@@ -66,6 +66,16 @@ def make_labels(file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def make_pairs(file: Path) -> None:
+    """Preferences of single words, since both answers of a pair share a row."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(ROWS):
+        prompt, chosen, rejected = draw.sample(WORDS, 3)
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def make_source(source: Any, folder: Path, *, chats: bool) -> Any:
     """The source reading generated rows of its own format, which are now in `folder`; a source
     that is on this machine, or makes its own text, as it is.

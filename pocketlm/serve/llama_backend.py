@@ -27,6 +27,8 @@ from pocketlm.serve.unix_http import posted
 PROGRAM = Path(__file__).with_name("llama_process.py")
 LOG_TAIL = 2000  # bytes of what llama.cpp printed, for an error
 LONGEST_SOCKET = 100  # bytes of a Unix socket's path, of the 104 to 108 systems allow
+SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
+LIKELIEST = ["penalties", "top_k"]  # the others would look at every word for nothing
 SEEDS = 2**32 - 1  # llama.cpp's last one stands for a random seed
 
 
@@ -170,9 +172,9 @@ def _request(wanted: Wanted) -> dict[str, Any]:
         "stream": True,
         "return_tokens": True,
         "cache_prompt": True,
-        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+        "samplers": SAMPLERS if sampling.temperature else LIKELIEST,
         "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
+        "top_k": sampling.top_k if sampling.temperature else 1,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,

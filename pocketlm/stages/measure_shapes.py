@@ -45,8 +45,7 @@ class MeasureShapesConfig:
     """hidden_sizes, intermediate_factors (times hidden_size), num_hidden_layers, kv_heads,
     local_every: the space, of which num_shapes are drawn. kv_heads: key-value heads; each serves
     `queries_per_kv` query heads of the model's own head_dim. local_every: 0 for global layers
-    alone, n for one global layer in n (and the first and last), the others with the model's window,
-    or `sliding_window` where it has none.
+    alone, n for one global layer in n (and the first and last), the others with `sliding_window`.
 
     runtime: gguf or pte. scheme: a row of model/quant.py for the weights, None for float16 (gguf)
     or float32 (pte). context: tokens of the prompt. repeats: rounds over all shapes, of which each
@@ -61,7 +60,7 @@ class MeasureShapesConfig:
     kv_heads: tuple[int, ...]
     queries_per_kv: int
     local_every: tuple[int, ...] = (0, 4)
-    sliding_window: int = 512  # Pro's
+    sliding_window: int = 512  # of local layers; Pro's
     num_shapes: int = 60
     runtime: Literal["gguf", "pte"] = "gguf"
     scheme: str | None = "int4_group32"
@@ -171,7 +170,7 @@ def _shape(
         num_key_value_heads=kv_heads,
         max_position_embeddings=config.context + config.new_tokens,
         layer_types=kinds,
-        sliding_window=(like.sliding_window or config.sliding_window) if kinds else None,
+        sliding_window=config.sliding_window if kinds else None,
         no_rope_layers=(),
     )
 

@@ -50,9 +50,11 @@ from pocketlm.stages.judge import JudgeConfig
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig
 from pocketlm.stages.measure_shapes import MeasureShapesConfig
 from pocketlm.stages.merge import MergeConfig
+from pocketlm.stages.prefer import PreferConfig
 from pocketlm.stages.pretrain import PretrainConfig
 from pocketlm.stages.probes import ProbeConfig
 from pocketlm.stages.quantize import QuantizeConfig
+from pocketlm.stages.reinforce import ReinforceConfig
 from pocketlm.stages.report import ReportConfig
 from pocketlm.stages.select import SelectConfig
 from pocketlm.stages.teach import TeachConfig
@@ -60,6 +62,7 @@ from pocketlm.stages.vocabulary import VocabularyConfig
 from pocketlm.train.checkpoint import SaveConfig
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.preference_loss import Preference
 
 Changes = dict[str, Any]
 STEPS = OptimConfig(
@@ -207,6 +210,7 @@ BASES: dict[type, Any] = {
         name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save=EVERY_3
     ),
     Distillation: Distillation(),
+    Preference: Preference(),
     TeachConfig: TeachConfig(
         name="cache", window=64, batch_tokens=256, shard_tokens=2000, compute_dtype="float32"
     ),
@@ -215,11 +219,28 @@ BASES: dict[type, Any] = {
     FormatsConfig: FormatsConfig(name="formats", formats=("gguf",)),
     ChatsConfig: ChatsConfig(name="chats", seq_len=160),
     VocabularyConfig: VocabularyConfig(name="words", tokenizer=f"{FOLDER}/model", window=32),
+    ReinforceConfig: ReinforceConfig(
+        name="rl",
+        optim=STEPS,
+        loss="grpo",
+        prompts_per_step=2,
+        samples_per_prompt=4,
+        max_new_tokens=8,
+        micro_batch_size=4,
+        seq_len=96,
+        seed=1,
+        families=("chain_sum",),
+        reward="chance",
+        save=EVERY_3,
+    ),
+    PreferConfig: PreferConfig(
+        name="safe", optim=STEPS, seq_len=160, **ROWS, preference=Preference(), save=EVERY_3
+    ),
     MeasureShapesConfig: MeasureShapesConfig(
         name="shapes",
         hidden_sizes=(32, 64),
         intermediate_factors=(1.0, 2.0),
-        num_hidden_layers=(1, 2, 3),
+        num_hidden_layers=(1, 2, 4),
         kv_heads=(1, 2),
         queries_per_kv=1,
         num_shapes=10,
@@ -228,6 +249,7 @@ BASES: dict[type, Any] = {
         repeats=2,
         threads=1,
         max_spread=1.0,
+        local_every=(4,),
         sliding_window=8,
     ),
     BenchConfig: BenchConfig(name="bench", contexts=(24, 40), new_tokens=3, repeats=1, threads=1),
@@ -576,14 +598,37 @@ FIELDS: dict[type, dict[str, Any]] = {
         "sources": ("notes-asked",),
         "too_long": "truncate",
     },
+    ReinforceConfig: {
+        "name": "other",
+        "optim": FASTER,
+        "loss": "dr_grpo",
+        "prompts_per_step": 3,
+        "samples_per_prompt": 2,
+        "max_new_tokens": 5,
+        "micro_batch_size": 8,
+        "seq_len": 10,
+        "seed": 2,
+        "families": ("leg_counting",),
+        "reward": "answer",
+        "learn_cut": False,
+        "save": SaveConfig(every_steps=2),
+    },
+    PreferConfig: {
+        "name": "other",
+        **TRAINING,
+        "seq_len": 120,
+        "preference": Preference(beta=0.9),
+        "held_out": 0.5,
+    },
+    Preference: {"loss": "ipo", "beta": 0.5, "label_smoothing": 0.2, "sft_weight": 0.0},
     MeasureShapesConfig: {
         "name": "other",
         "hidden_sizes": (32, 96),
         "intermediate_factors": (1.0, 3.0),
-        "num_hidden_layers": (1, 2, 4),
+        "num_hidden_layers": (1, 2, 5),
         "kv_heads": (1, 3),
         "queries_per_kv": 2,
-        "local_every": (0, 2),
+        "local_every": (2,),
         "sliding_window": 4,
         "num_shapes": 11,
         "runtime": "pte",

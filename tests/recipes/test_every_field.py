@@ -67,9 +67,11 @@ from pocketlm.stages.judge import JudgeConfig, judge
 from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out
 from pocketlm.stages.measure_shapes import MeasureShapesConfig, measure_shapes
 from pocketlm.stages.merge import MergeConfig, merge
+from pocketlm.stages.prefer import PreferConfig, prefer
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.probes import ProbeConfig, build_probes
 from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.reinforce import ReinforceConfig, reinforce
 from pocketlm.stages.report import ReportConfig, report
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.stages.teach import TeachConfig, teach
@@ -79,6 +81,7 @@ from pocketlm.train.checkpoint import SaveConfig, StateWriter, saved_states
 from pocketlm.train.distributed.fsdp import mesh_shape
 from pocketlm.train.losses import Distillation
 from pocketlm.train.optim import OptimConfig
+from pocketlm.train.preference_loss import Preference
 
 CASES = [(config, name) for config, names in FIELDS.items() for name in names]
 
@@ -147,6 +150,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (texts / f"{number:03}.txt").write_text(text)
     rows = [{"text": story(), "other": story(), "title": story(20)} for _ in range(20)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [
+        {"prompt": f"Is {n} a prime?", "chosen": "It is.", "rejected": f"No, {n} is not."}
+        for n in range(9)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (folder / "code").mkdir()
     for number in range(8):
         code = "\n\n".join(
@@ -299,6 +307,25 @@ def after_training(stage: Callable[..., Path], **inputs: str) -> Callable[..., A
         return files_of(out), seen
 
     return run
+
+
+def after_prefer(config: PreferConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
+    def stage(config: PreferConfig, out: Path, *, corpus: Path, model: Path) -> Path:
+        return prefer(config, out, model=model, pairs=folder / "pairs.jsonl")
+
+    return after_training(stage, model="model")(config, folder, out, patch)
+
+
+def after_reinforce(
+    config: ReinforceConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch
+) -> Any:
+    def stage(config: ReinforceConfig, out: Path, *, corpus: Path, model: Path) -> Path:
+        return reinforce(config, out, model=model)
+
+    try:
+        return after_training(stage, model="model")(config, folder, out, patch)
+    except ValueError as refused:  # a row that has no room for the prompt
+        return str(refused)
 
 
 def after_teach(config: TeachConfig, folder: Path, out: Path, patch: pytest.MonkeyPatch) -> Any:
@@ -499,7 +526,7 @@ def after_measure_shapes(
     def speed(chosen: MeasureShapesConfig, shape: ModelConfig, *rest: Any) -> dict[str, float]:
         how = chosen.runtime, chosen.scheme, chosen.context, chosen.new_tokens, chosen.threads
         seen.append((how, shape))
-        slower = 1 + 0.1 * (len(seen) % 2)
+        slower = 1 + 0.1 * (len(seen) % 5)
         return {"seconds": slower * shape.hidden_size * shape.num_hidden_layers, "pace": 1.0}
 
     patch.setattr(stage, "_speed_of", speed)
@@ -625,6 +652,11 @@ AFTER: dict[type, Callable[..., Any]] = {
     MergeConfig: lambda config, folder, out, patch: files_of(
         merge(config, out, corpus=folder / "corpus", models=[folder / "model", folder / "sibling"])
     ),
+    PreferConfig: after_prefer,
+    ReinforceConfig: after_reinforce,
+    Preference: lambda config, *rest: after_prefer(
+        replace(BASES[PreferConfig], preference=config), *rest
+    ),
     FinetuneConfig: after_training(finetune, model="model", teacher="sibling"),
     QuantizeConfig: after_training(quantize, model="chat"),
     Distillation: lambda config, *rest: after_training(pretrain, teacher="sibling")(
@@ -661,6 +693,8 @@ STAGES = {
     **{
         ExtendConfig: extend_context,
         FinetuneConfig: finetune,
+        PreferConfig: prefer,
+        ReinforceConfig: reinforce,
         QuantizeConfig: quantize,
         ExportConfig: export,
     },
