@@ -26,6 +26,7 @@ from pocketlm.stages.leave_one_out import LeaveOneOutConfig, leave_one_out
 from pocketlm.stages.pretrain import PretrainConfig, pretrain
 from pocketlm.stages.probes import ProbeConfig, build_probes
 from pocketlm.stages.quantize import QuantizeConfig, quantize
+from pocketlm.stages.reinforce import ReinforceConfig, reinforce
 from pocketlm.stages.select import SelectConfig, select
 from pocketlm.stages.vocabulary import VocabularyConfig, check_vocabulary
 from pocketlm.train.checkpoint import SaveConfig
@@ -397,6 +398,32 @@ REASONING_SFT = replace(
     max_conversations=CODE_SAMPLES,
     seed=5,
 )
+# R1, section 7.4: 100 steps of Tulu-3, 1 % of it, teach the format
+COLD_START = replace(
+    GENERAL_SFT,
+    name="cold-start",
+    optim=replace(GENERAL_SFT.optim, num_steps=100, warmup_steps=3),
+    seed=6,
+)
+RL = ReinforceConfig(
+    name="rl",
+    optim=OptimConfig(
+        lr=3.0e-6,  # R1, section 7.4
+        num_steps=100,  # R1, section 7.4
+        warmup_steps=10,  # not found
+        final_lr_share=1.0,  # not found
+        weight_decay=0.0,  # not found
+    ),
+    loss="grpo",  # R1, section 7.4, without a KL term
+    prompts_per_step=32,  # R1, section 7.4
+    samples_per_prompt=8,  # R1, section 7.4
+    max_new_tokens=3072,  # not found; figure: answers of the last model have 2,000 to 2,800
+    micro_batch_size=4,
+    seq_len=4096,
+    seed=7,
+    reward="math",  # not found; answers are checked by value
+)
+RL_EVALUATION = EvaluateConfig(name="evaluation-rl", suites=("r1-final.gsm8k",))
 # R1, table 10 rounds to int4 in groups of 128 (32 for the 140M), int8 activations; groups are of 32
 # here for all
 INT4 = QuantizeConfig(name="int4", scheme="int4_group32", optim=None)
@@ -415,6 +442,7 @@ def recipe(
     teacher: Path = Path("Llama-3.1-8B-Instruct"),
     mix: str = "published",
     left_out: bool = False,
+    rl: Path | None = None,
     benchmarks: Path | None = None,
 ):
     """MobileLLM-R1 as published: two phases of pre-training, two of mid-training, two of
@@ -433,6 +461,10 @@ def recipe(
 
     --left-out: also train a proxy without each source of pre-training (figure 6), to compare
 
+    --rl: problems with answers (JSON lines with "prompt" and "answer"; the paper takes those of
+    NuminaMath-TIR), for the study of section 7.4: GRPO after a short fine-tuning, and on the last
+    model
+
     --benchmarks: a folder with the benchmarks' files (docs/evaluation.md): at the end the base is
     measured as in tables 6 and 13, the last model, its four bits and the .gguf as in table 7
     """
@@ -446,7 +478,8 @@ def recipe(
     corpus = replace(CORPUS, tokenizer=str(tokenizer))
     trunk, probes = pretrained(run, corpus, size, teacher, mix, left_out)
     trunk = midtrained(run, corpus, trunk, teacher, mix, probes)
-    reasoning = finetuned(run, corpus, trunk)
+    chats, reasoning = finetuned(run, corpus, trunk)
+    studied = {} if rl is None else rewarded(run, rl, chats, trunk, reasoning)
     int4 = run(quantize, INT4, model=reasoning)
     files = run(export, ExportConfig(name="files"), model=int4)
     if benchmarks is not None:
@@ -454,6 +487,9 @@ def recipe(
         run(evaluate, replace(BASE_EVALUATION, data=data), models=[trunk])
         models = [reasoning, int4, files / "model.gguf"]
         run(evaluate, replace(EVALUATION, data=data), models=models)
+        if studied:
+            gsm8k = replace(RL_EVALUATION, data=data, labels=tuple(studied))
+            run(evaluate, gsm8k, models=list(studied.values()))
     return files
 
 
@@ -521,13 +557,23 @@ def midtrained(
     return trunk
 
 
-def finetuned(run, corpus: CurateConfig, trunk: Path) -> Path:
-    """General, then long, then reasoning."""
+def finetuned(run, corpus: CurateConfig, trunk: Path) -> tuple[Path, Path]:
+    """(the corpus of general chats, the last model): general, then long, then reasoning."""
     chats = run(curate, replace(corpus, name="corpus-general", sources=GENERAL))
     general = run(finetune, GENERAL_SFT, corpus=chats, model=trunk)
     thoughts = run(curate, replace(corpus, name="corpus-reasoning", sources=REASONING))
     longer = run(extend_context, LONG, corpus=thoughts, model=general)
-    return run(finetune, REASONING_SFT, corpus=thoughts, model=longer)
+    return chats, run(finetune, REASONING_SFT, corpus=thoughts, model=longer)
+
+
+def rewarded(run, problems: Path, chats: Path, trunk: Path, reasoning: Path) -> dict[str, Path]:
+    """Section 7.4: rewards help the base, once it knows the format, and not the last model."""
+    cold = run(finetune, COLD_START, corpus=chats, model=trunk)
+    models = {"cold-start": cold, "reasoning": reasoning}
+    for name, start in tuple(models.items()):
+        learnt = run(reinforce, replace(RL, name=f"rl-{name}"), model=start, prompts=problems)
+        models[f"rl-{name}"] = learnt
+    return models
 
 
 def shares(percent: dict[str, float]) -> dict[str, float]:

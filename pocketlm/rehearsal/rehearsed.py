@@ -15,9 +15,9 @@ from pocketlm.model.files import write_json
 from pocketlm.rehearsal.cut import Cut, cut_config, length_map
 from pocketlm.rehearsal.stand_ins import (
     VOCAB_SIZE,
+    make_answers,
     make_labels,
     make_model,
-    make_pairs,
     make_source,
 )
 from pocketlm.runner.overrides import apply_settings, parse_settings
@@ -71,9 +71,9 @@ class Rehearsal:
         return self.folder / "labels.jsonl"
 
     @property
-    def pairs(self) -> Path:
-        """The preferences that stand in for a user's, whose answers would not fit in short rows."""
-        return self.folder / "pairs.jsonl"
+    def answers(self) -> Path:
+        """Questions with answers that stand in for a user's, which would not fit in short rows."""
+        return self.folder / "answers.jsonl"
 
 
 def prepare(
@@ -93,7 +93,7 @@ def prepare(
     lengths = length_map(call.config for call in calls) or {1: 64}
     make_model(folder / "model", max(lengths.values()))
     make_labels(folder / "labels.jsonl")
-    make_pairs(folder / "pairs.jsonl")
+    make_answers(folder / "answers.jsonl")
     sources: dict[str, dict[str, dict[str, str]]] = {}
     for call in calls:
         learnt = chat_sources(call, calls)
@@ -195,8 +195,8 @@ class RehearsedRun:
         return {
             name: [self._input(item) for item in value]
             if isinstance(value, (list, tuple))
-            else self.rehearsal.pairs
-            if name == "pairs"
+            else self.rehearsal.answers
+            if name in ("pairs", "prompts") and value is not None
             else self._input(value)
             for name, value in inputs.items()
         }

@@ -66,13 +66,13 @@ def make_labels(file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make_pairs(file: Path) -> None:
-    """Preferences of single words, since both answers of a pair share a row."""
+def make_answers(file: Path) -> None:
+    """Questions of single words with an answer and two of which one is preferred, for files that a
+    user gives: both answers of a pair share a short row.
+    """
     draw = random.Random(0)
-    rows = []
-    for _ in range(ROWS):
-        prompt, chosen, rejected = draw.sample(WORDS, 3)
-        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    fields = ("prompt", "answer", "chosen", "rejected")
+    rows = [dict(zip(fields, draw.sample(WORDS, 4), strict=True)) for _ in range(ROWS)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

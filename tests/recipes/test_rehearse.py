@@ -27,9 +27,9 @@ from pocketlm.runner.run import Run
 RECIPES = Path(__file__).parents[2] / "recipes"
 OWN = ["nowhere/model", "--chats", "nowhere/chats.jsonl", "--text", "nowhere/books"]
 REHEARSED = {
-    "r1-140m": ("r1.py", ["--size", "140m"]),
+    "r1-140m": ("r1.py", ["--size", "140m", "--rl", "nowhere/problems.jsonl"]),
     "r1-found": ("r1.py", ["--mix", "found", "--left-out"]),
-    "pro": ("pro.py", []),
+    "pro": ("pro.py", ["--pairs", "nowhere/pairs.jsonl"]),
     "pro-found": ("pro.py", ["--mix", "found", "--left-out"]),
     "specialize": ("specialize.py", OWN),
 }
