@@ -5,6 +5,7 @@ from dataclasses import replace
 from pocketlm.estimate.stage import NO_TRAINING, Known, Stage, one_input
 from pocketlm.estimate.teachers import teacher_shape
 from pocketlm.estimate.work import Work
+from pocketlm.model.lora import num_lora_parameters
 from pocketlm.model.model_config import ModelConfig
 from pocketlm.runner.record import Call
 from pocketlm.train.distill.teacher import is_cached
@@ -86,6 +87,7 @@ def _training(
     teacher_is, note = known.models.get(teacher_path) if teacher_path else None, None
     if teacher_path and teacher_is is None:
         teacher_is, note = teacher_shape(teacher_path, shape)
+    lora = getattr(config, "lora", None)
     work = Work(
         model=shape,
         optim=optim or NO_TRAINING,
@@ -96,6 +98,7 @@ def _training(
         teacher=teacher_is,
         scheme=scheme,
         save=config.save,
+        trained=None if lora is None else num_lora_parameters(shape, lora),
     )
     if optim is None:
         return Stage(call=call, like=work, tokens=0, disk=work.checkpoint_bytes)

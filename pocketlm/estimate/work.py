@@ -15,7 +15,7 @@ from pocketlm.train.optim import OptimConfig
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """One training. masked: documents of a row are kept apart. scheme: of training for four bits.
-    copies: runs like it.
+    copies: runs like it. trained: weights beside frozen ones (LoRA); None: all are trained.
 
     save: None where no states are written.
     """
@@ -30,6 +30,7 @@ class Work:
     scheme: str | None = None
     copies: int = 1
     save: SaveConfig | None = None
+    trained: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -83,6 +84,7 @@ class Work:
             on_grid=self.scheme is not None,
             device=device,
             shards=self.shards(ranks, per_machine),
+            trained=self.trained,
         )
 
     def shards(self, ranks: int, per_machine: int) -> int:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from pocketlm.data.conversations import TooLong
 from pocketlm.data.mixture import Shares, shares_summary
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
+from pocketlm.model.lora import LoRA, num_lora_parameters
 from pocketlm.model.tokenizer import teach_chat_template
 from pocketlm.stages.training import check_seq_len, conversation_sources, limits_of, train_stage
 from pocketlm.train.checkpoint import SaveConfig
@@ -28,6 +29,7 @@ class FinetuneConfig:
     so many of a source, evenly spaced. too_long: what does not fit in seq_len is left out, or keeps
     its beginning. packed: several conversations share a row; R1's script gives each a row of its
     own, so a step is as many samples. distillation: with a teacher, how the model learns from it.
+    lora: train small factors beside frozen weights, merged into them at the end; for AdamW.
     """
 
     on_all_ranks: ClassVar[bool] = True
@@ -43,17 +45,24 @@ class FinetuneConfig:
     too_long: TooLong = "drop"
     packed: bool = True
     distillation: Distillation = Distillation()
+    lora: LoRA | None = None
     save: SaveConfig = SaveConfig(every_steps=50)
 
     def __post_init__(self) -> None:
         limits_of(self)
+        if self.lora is not None and self.optim.optimizer != "adamw":
+            raise ValueError(
+                f"{self.name}: factors of LoRA are trained by adamw; {self.optim.optimizer} would "
+                "orthogonalise each of them for itself"
+            )
 
     def summary(self) -> str:
         rows = f"{self.rows_per_step:,} {'rows' if self.packed else 'samples'}"
         steps = f"{self.optim.num_steps:,} steps x {rows} x {self.seq_len:,}, "
         shares = self.conversation_shares
         mix = f", {shares_summary(shares)}" if shares else ""
-        return f"{steps}{self.optim.summary()}{mix}"
+        lora = f", LoRA of rank {self.lora.rank}" if self.lora else ""
+        return f"{steps}{self.optim.summary()}{mix}{lora}"
 
 
 def finetune(
@@ -65,7 +74,9 @@ def finetune(
     With `teacher`, a checkpoint or a cache that teach wrote, the loss is the divergence from its
     distributions over the assistant's tokens.
     """
-    check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=True)
+    shape = shape_of(model)
+    trained = None if config.lora is None else num_lora_parameters(shape, config.lora)
+    check_memory(config, shape, teacher=live_shape(teacher), masked=True, trained=trained)
     student, tokenizer = load_checkpoint(model)
     teach_chat_template(tokenizer)
     check_seq_len(config, student)
@@ -80,4 +91,5 @@ def finetune(
         shares,
         separate_documents=True,
         teacher=teacher,
+        lora=config.lora,
     )

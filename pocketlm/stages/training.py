@@ -21,6 +21,7 @@ from pocketlm.data.conversations import (
 from pocketlm.data.mixture import Shares, check_shares
 from pocketlm.data.padding import trimmed
 from pocketlm.model.checkpoint import load_checkpoint, save_checkpoint
+from pocketlm.model.lora import LoRA, add_lora, merge_lora
 from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.train.checkpoint import RESUME, SaveConfig
@@ -93,12 +94,14 @@ def train_stage(
     teacher: Path | None = None,
     teacher_window: int | None = None,
     milestones: int = 0,
+    lora: LoRA | None = None,
 ) -> Path:
     """`out`, with a checkpoint of `student` after optim.num_steps steps on rows of `sources`, drawn
     in these shares.
 
     Loss: cross-entropy with the labels, or with `teacher` as config.distillation says.
     teacher_window: tokens that it must read at once. milestones: how many checkpoints to keep.
+    lora: what is trained beside frozen weights, and merged at the end.
     """
     plan = BatchPlan(
         seq_len=config.seq_len,
@@ -119,6 +122,8 @@ def train_stage(
     if teacher is not None:
         scores = open_teacher(teacher, tokenizer, sources, optim, reads=teacher_window)
         loss_fn = distillation_loss(scores, config.distillation)
+    if lora is not None:
+        student = add_lora(student, lora, seed=config.seed)
     student = train(
         student,
         trimmed(batches),
@@ -129,6 +134,8 @@ def train_stage(
         save=config.save,
         milestones=Milestones(milestones, tokenizer) if milestones else None,
     )
+    if lora is not None and ranks().first:
+        student = merge_lora(student)
     return save_first(out, student, tokenizer)
 
 

@@ -115,14 +115,16 @@ def training_memory(
     on_grid: bool = False,
     device: str = "cpu",
     shards: int = 1,
+    trained: int | None = None,
 ) -> TrainingMemory:
     """What training holds with micro-batches of rows x seq_len tokens, the model sharded over
     `shards` ranks.
 
     masked: documents of a row are kept apart. saves: states are written, if only at the end.
     on_grid: training for four bits. Of a sharded model a block's weights are whole when it runs,
-    the table's and the head's always, and gradients too while they add up. What the process holds
-    before is not in it; on CUDA the copies that are saved and loaded are in the processor's memory.
+    the table's and the head's always, and gradients too while they add up. trained: of frozen
+    weights so many beside them are trained (LoRA); None: all. What the process holds before is not
+    in it; on CUDA the copies that are saved and loaded are in the processor's memory.
     """
     N, parameters, where = rows * seq_len, num_parameters(model), torch.device(device)
     narrow = product_dtype(optim, where)
@@ -132,12 +134,15 @@ def training_memory(
     inner = model.num_hidden_layers * block_matrices(model) if optim.optimizer == "muon" else 0
     states = 4 * 2 * (parameters - inner) // shards + 4 * inner  # Muon's are whole on each rank
     weights = 4 * parameters // shards + (_whole(model) if shards > 1 else 0)
+    learnt = parameters if trained is None else trained
+    if trained is not None:
+        weights, states = weights + 4 * trained // shards, 4 * 2 * trained // shards
     of_token = model.vocab_size * product_bytes * (2 if teacher else 1)
     logits = tokens_at_a_time(N, of_token, where) * of_token
     blocks = min(BLOCKS_AT_ONCE * block_bytes(where), 4 * N * model.vocab_size * BLOCKS_AT_ONCE)
     # chosen rows, their gradient, and them in products
     hidden = N * model.hidden_size * (4 + 4 + product_bytes)
-    loss = table + hidden + blocks + logits
+    loss = (table if trained is None else 0) + hidden + blocks + logits
     if teacher:
         loss += 4 * N * teacher.hidden_size
     frozen = _frozen(teacher, product_bytes, shards) if teacher else 0
@@ -146,7 +151,7 @@ def training_memory(
     whole = kept_bytes(model, rows, seq_len, on_grid=on_grid, attention=optim.attention, **body)
     return TrainingMemory(
         weights=weights,
-        gradients=4 * parameters // (1 if accumulates else shards),
+        gradients=4 * learnt // (1 if accumulates else shards),
         states=states,
         kept=kept_bytes(
             model,
@@ -159,7 +164,7 @@ def training_memory(
         )
         + grid,
         loss=loss,
-        table=table,
+        table=table if trained is None else 0,
         recomputed=whole // model.applications if optim.checkpoint_every_n_blocks else 0,
         teacher=frozen,
         loading=frozen if device == "cpu" else 0,
@@ -208,6 +213,7 @@ def check_memory(
     masked: bool,
     teacher: ModelConfig | None = None,
     on_grid: bool = False,
+    trained: int | None = None,
 ) -> None:
     """Nothing, or a ValueError where a training stage clearly needs more memory than is free, with
     what to change.
@@ -231,6 +237,7 @@ def check_memory(
         on_grid=on_grid,
         device=where.type,
         shards=mesh_shape(config.optim.shard_over, world_size, local)[-1],
+        trained=trained,
     )
     free = free_bytes(where) // (local if where.type == "cpu" else 1)
     if need.peak * (1 - MARGIN) <= free:

@@ -86,9 +86,8 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, task: _Task) -> Tensor:
-        loss, *ctx.gradients = _value_and_gradients(
-            LazyLogits(x, weight, task.dtype), task, any(ctx.needs_input_grad)
-        )
+        wanted = any(ctx.needs_input_grad), ctx.needs_input_grad[1]
+        loss, *ctx.gradients = _value_and_gradients(LazyLogits(x, weight, task.dtype), task, wanted)
         return loss
 
     @staticmethod
@@ -106,15 +105,15 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _value_and_gradients(
-    logits: LazyLogits, task: _Task, wanted: bool
+    logits: LazyLogits, task: _Task, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(loss, gradient [N, D] by x, gradient [V, D] by the weight); None where there is no weight or
-    none is wanted.
+    none is wanted. wanted: of x, or of any; of the weight, which may be frozen.
     """
     x, weight, accurate = logits.x, logits.weight, accurate_dtype(logits.x)
-    grad_x = torch.empty_like(x, dtype=accurate) if wanted else None
+    grad_x = torch.empty_like(x, dtype=accurate) if wanted[0] else None
     grad_weight = (
-        torch.zeros_like(weight, dtype=accurate) if wanted and weight is not None else None
+        torch.zeros_like(weight, dtype=accurate) if wanted[1] and weight is not None else None
     )
     loss = torch.zeros((), dtype=accurate, device=x.device)
     sides = [logits] if task.teacher is None or task.label_share == 1 else [logits, task.teacher]

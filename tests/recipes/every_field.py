@@ -31,6 +31,7 @@ from pocketlm.data.mixing.swarm import SwarmMix
 from pocketlm.data.mixing.uniform import UniformMix
 from pocketlm.data.mixing.utility import UtilityMix
 from pocketlm.inference.sampling import Sampling
+from pocketlm.model.lora import LoRA
 from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.rope import RopeScaling
 from pocketlm.report.goals import Goal
@@ -210,6 +211,7 @@ BASES: dict[type, Any] = {
         name="int4", scheme="int4_group32", optim=STEPS, seq_len=96, **ROWS, save=EVERY_3
     ),
     Distillation: Distillation(),
+    LoRA: LoRA(rank=2, alpha=64.0),
     Preference: Preference(),
     TeachConfig: TeachConfig(
         name="cache", window=64, batch_tokens=256, shard_tokens=2000, compute_dtype="float32"
@@ -542,7 +544,9 @@ FIELDS: dict[type, dict[str, Any]] = {
         "too_long": "truncate",
         "packed": False,
         "distillation": WARM,
+        "lora": LoRA(rank=2),
     },
+    LoRA: {"rank": 3, "alpha": 1.0, "projections": ("v_proj", "down_proj")},
     QuantizeConfig: {
         "name": "other",
         **TRAINING,

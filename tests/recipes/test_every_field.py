@@ -45,6 +45,7 @@ from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model import transformer
 from pocketlm.model.checkpoint import save_checkpoint
+from pocketlm.model.lora import LoRA
 from pocketlm.model.model_config import ModelConfig
 from pocketlm.model.rope import RopeScaling
 from pocketlm.model.tokenizer import CHATML, Tokenizer, train_tokenizer
@@ -651,6 +652,9 @@ AFTER: dict[type, Callable[..., Any]] = {
     ExtendConfig: after_training(extend_context, model="model", teacher="long"),
     MergeConfig: lambda config, folder, out, patch: files_of(
         merge(config, out, corpus=folder / "corpus", models=[folder / "model", folder / "sibling"])
+    ),
+    LoRA: lambda config, *rest: after_training(finetune, model="model")(
+        replace(BASES[FinetuneConfig], lora=config), *rest
     ),
     PreferConfig: after_prefer,
     ReinforceConfig: after_reinforce,
