@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from pocketlm.data.batches import permuted
-from pocketlm.eval.rewards import Question, Reward, check_reward, opened_reward, read_questions
+from pocketlm.eval.rewards import OWN, Question, Reward, check_reward, opened_reward, read_questions
 from pocketlm.inference.sampling import Sampling
 from pocketlm.inference.torch_runtime import LanguageModel
 from pocketlm.model.batch import Batch
@@ -29,7 +29,7 @@ from pocketlm.model.tokenizer import Tokenizer
 from pocketlm.model.transformer import Transformer
 from pocketlm.problems.families import FAMILIES
 from pocketlm.problems.generated import generate_problems
-from pocketlm.stages.training import save_first
+from pocketlm.stages.training import check_seq_len, save_first
 from pocketlm.train.checkpoint import RESUME, SaveConfig
 from pocketlm.train.distill.teacher import is_cached, live_shape, open_teacher
 from pocketlm.train.loop import train
@@ -114,6 +114,10 @@ class ReinforceConfig:
         """Answers of a step."""
         return self.prompts_per_step * self.samples_per_prompt
 
+    def reads(self) -> list[Path]:
+        """A user's own reward: when its file changes, so does the stage."""
+        return [] if self.reward in OWN else [Path(self.reward.rpartition(":")[0])]
+
     def summary(self) -> str:
         return (
             f"{self.optim.num_steps:,} steps x {self.prompts_per_step:,} prompts x "
@@ -144,6 +148,7 @@ def reinforce(
         raise ValueError(f"{config.name}: opd needs a live teacher; {teacher} is a cache")
     check_memory(config, shape_of(model), teacher=live_shape(teacher), masked=False)
     student, tokenizer = load_checkpoint(model)
+    check_seq_len(config, student)
     questions, ids = _fitting(config, tokenizer, _questions(config, prompts))
     loss_fn: LossFn = next_token_loss
     if teacher is not None:

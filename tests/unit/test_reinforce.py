@@ -272,6 +272,7 @@ def test_wrong_inputs_are_refused_before_anything_is_written(start: Path, tmp_pa
     refused("a teacher is what opd learns from", replace(CONFIG, loss="opd"))
     refused("name families, or give a file", replace(CONFIG, families=()))
     refused("no prompt leaves room for 6 new tokens in seq_len 20", replace(CONFIG, seq_len=20))
+    refused("seq_len 200 exceeds max_position_embeddings 128", replace(CONFIG, seq_len=200))
     refused("there is no file", replace(CONFIG, reward=f"{tmp_path / 'none.py'}:f"))
     other = tmp_path / "other"
     other.mkdir()
@@ -282,6 +283,12 @@ def test_wrong_inputs_are_refused_before_anything_is_written(start: Path, tmp_pa
     prompts = tmp_path / "asked.jsonl"
     prompts.write_text('{"prompt": "a", "answer": "1"}\n')
     refused("families or a file of prompts, not both", prompts=prompts)
+
+
+def test_a_users_file_is_part_of_what_the_stage_is_made_of(start: Path) -> None:
+    assert CONFIG.reads() == []
+    mine = replace(CONFIG, reward=f"{start / 'mine.py'}:reward")
+    assert mine.reads() == [start / "mine.py"]
 
 
 def test_the_names_of_losses_are_those_of_the_type() -> None:
