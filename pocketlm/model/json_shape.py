@@ -17,6 +17,9 @@ TEXTS, WHOLES = "a list of texts", "a list of whole numbers"
 OR_NULL = " or null"  # added to one of them
 LARGEST = 1e308  # beyond it a whole number has no float
 LONGEST = 10**15  # beyond it a number is described by its digits
+# lists and objects in each other; far beyond any file of a model, far below Python's own limit,
+# which other libraries move
+MOST_DEPTH = 200
 
 
 def _is_whole(value: Any) -> bool:
@@ -55,15 +58,12 @@ class JsonObject(dict[str, Any]):
     ValueError.
     """
 
-    def __init__(self, content: dict[str, Any], file: Path | str, field: str = "") -> None:
+    def __init__(
+        self, content: dict[str, Any], file: Path | str, field: str = "", depth: int = 0
+    ) -> None:
         self.file, self.field = file, field
-        try:
-            placed = {key: _placed(item, file, f"{field}{key}") for key, item in content.items()}
-        except RecursionError:
-            raise ValueError(
-                f"{file}: not read, for its lists or objects lie too deep in each other"
-            ) from None
-        super().__init__(placed)
+        items = content.items()
+        super().__init__({key: _placed(item, file, f"{field}{key}", depth) for key, item in items})
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(f"{self.file}: field {self.field}{key} is missing")
@@ -104,13 +104,19 @@ class JsonObject(dict[str, Any]):
         return self.typed(key, OBJECT)
 
 
-def _placed(item: Any, file: Path | str, field: str) -> Any:
-    """The item with every object in it a JsonObject that knows its place."""
+def _placed(item: Any, file: Path | str, field: str, depth: int = 0) -> Any:
+    """The item with every object in it a JsonObject that knows its place. depth: of what it lies
+    in; a ValueError beyond MOST_DEPTH.
+    """
+    if not isinstance(item, dict | list):
+        return item
+    if depth >= MOST_DEPTH:
+        raise ValueError(f"{file}: not read, for its lists or objects lie too deep in each other")
     if isinstance(item, dict):
-        return JsonObject(item, file, f"{field}." if field else "")
-    if isinstance(item, list):
-        return [_placed(inner, file, f"{field}[{number}]") for number, inner in enumerate(item)]
-    return item
+        return JsonObject(item, file, f"{field}." if field else "", depth + 1)
+    return [
+        _placed(inner, file, f"{field}[{number}]", depth + 1) for number, inner in enumerate(item)
+    ]
 
 
 def is_kind(value: Any, kind: str) -> bool:
@@ -138,7 +144,7 @@ def described(value: Any) -> str:
 def parse_json(text: str, where: str | Path) -> Any:
     """The content of a JSON text; a ValueError names the place and line where it is not JSON."""
     try:
-        return _placed(json.loads(text), where, "")
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{where}:{error.lineno}: not JSON ({error.msg}); restore or delete the file"
@@ -149,6 +155,7 @@ def parse_json(text: str, where: str | Path) -> Any:
         ) from None
     except ValueError as error:  # a number of more digits than Python reads
         raise ValueError(f"{where}: not read ({error})") from None
+    return _placed(content, where, "")
 
 
 def read_object(path: Path) -> JsonObject:

@@ -34,6 +34,8 @@ def written(folder: Path, text: str) -> Path:
         ('{\n"a": }', r"some.json:2: not JSON"),
         ("\ufeff{}", "BOM"),
         ('{"a":' * 100_000, "too deep in each other"),
+        ('{"a":' * 201 + "1" + "}" * 201, "too deep in each other"),
+        ("[" * 300 + "]" * 300, "too deep in each other"),
         ('{"a": 1' + "0" * 5000 + "}", "some.json: not read"),
     ],
 )

@@ -236,7 +236,9 @@ def test_two_ranks_train_what_one_trains(start: tuple[Path, Path], tmp_path: Pat
 def test_what_cannot_be_is_refused_by_name(start: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="trained by adamw; muon would"):
         replace(CONFIG, optim=replace(OPTIM, optimizer="muon"))
-    for fields in ({"rank": 0}, {"alpha": 0.0}, {"projections": ()}, {"projections": ("head",)}):
+    wrong: list[dict[str, Any]]
+    wrong = [{"rank": 0}, {"alpha": 0.0}, {"projections": ()}, {"projections": ("head",)}]
+    for fields in wrong:
         with pytest.raises(ValueError, match="LoRA: "):
             LoRA(**fields)
     rounded = prepare(Transformer(SHAPE), SCHEMES["int4_group32"])

@@ -34,6 +34,7 @@ from pocketlm.sandbox.sandbox import (
 from pocketlm.sandbox.values import MAX_DEPTH, decode, encode
 
 LIMITS = Limits(cpu_seconds=2, wall_seconds=20.0)
+PATIENT = replace(LIMITS, cpu_seconds=20, wall_seconds=60.0)  # for what a slow processor computes
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +266,8 @@ def test_the_tests_own_iterators_and_large_values_reach_the_program(box):
     total = "def f(x):\n    return sum(x)\n"
     for asked in ("iter([1, 2])", "(n for n in [1, 2])", "map(int, '12')"):
         assert verdict(total, box, f"assert f({asked}) == 3\n", ("f",)).verdict == "pass"
-    assert verdict(total, box, "assert f([1] * 2_000_000) == 2_000_000\n", ("f",)).verdict == "pass"
+    many = Task(program=total, tests="assert f([1] * 2_000_000) == 2_000_000\n", names=("f",))
+    assert judge_once(many, box.layer, box.python, PATIENT).verdict == "pass"
     deep = "x = []\nfor _ in range(200):\n    x = [x]\nf(x)\n"
     assert verdict(total, box, deep, ("f",)).verdict == "infrastructure"
 
