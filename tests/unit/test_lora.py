@@ -189,6 +189,13 @@ def test_a_stage_leaves_an_ordinary_checkpoint_in_which_only_the_layers_changed(
     assert losses[-1] < 0.9 * losses[0]
 
 
+def test_activation_checkpointing_changes_no_bit(start: tuple[Path, Path], tmp_path: Path) -> None:
+    plain = run(CONFIG, tmp_path / "plain", start)
+    optim = replace(OPTIM, checkpoint_every_n_blocks=1)
+    again = run(replace(CONFIG, optim=optim), tmp_path / "recomputed", start)
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
 class Stopped(Exception):
     pass
 
