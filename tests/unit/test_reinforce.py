@@ -219,7 +219,8 @@ def test_right_answers_are_rewarded_by_the_verifiers() -> None:
 def test_a_reward_that_fails_is_one_sentence_that_names_the_prompt(
     function: str, problem: str, start: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pocketlm.eval.rewards.SECONDS", 1.0)
+    # a busy machine may take a while over what does not hang
+    monkeypatch.setattr("pocketlm.eval.rewards.SECONDS", 1.0 if function == "hangs" else 60.0)
     name = f"{start / 'mine.py'}:{function}"
     with pytest.raises(ValueError, match=problem) as caught, opened_reward(name) as reward:
         reward(Question(prompt="Is 7 prime?"), "yes")
