@@ -55,21 +55,21 @@ def shapes(
         Path, typer.Option(metavar="DIR", help="Keeps every measurement; called again it goes on.")
     ] = Path("runs/shapes"),
 ) -> None:
-    """Measure how long shapes take on this device, and list those that answer in time.
+    """Measure how long shapes take on this device; list those that answer in time.
 
-    Files of random weights go through the real exporters and runtimes, in rounds, so
-    that what else the machine does falls on all shapes; a machine too busy to compare
-    them is refused. A model of latency is fitted (an additive cost of each part, and a
-    Gaussian process on the rest); how well it predicts shapes that were held out is
-    printed, beside what parameters and FLOPs alone tell.
+    Files of random weights go through the real exporters and runtimes, in rounds,
+    so that what else the machine does falls on all shapes; a machine too busy to
+    compare them is refused. A model of latency is fitted (an additive cost of each
+    part, and a Gaussian process on the rest); how well it predicts shapes that were
+    held out is printed, beside what parameters and FLOPs alone tell.
 
     [bold]Examples[/bold]
 
     pocketlm shapes runs/pocket/chat --target-ttft 0.2s --context 512
       [dim]the demo's network, narrower and wider, as .gguf in four bits[/dim]
 
-    pocketlm shapes SmolLM2-135M --runtime pte --layers 10,15,20,30 --num-shapes 40
-      [dim]through ExecuTorch, four depths[/dim]
+    pocketlm shapes SmolLM2-135M --runtime pte --layers 10,15,20 --num-shapes 40
+      [dim]through ExecuTorch, three depths[/dim]
     """
     with plain_errors():
         check_model(model)
