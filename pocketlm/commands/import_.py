@@ -37,12 +37,12 @@ def import_a_model(
 ) -> None:
     """Bring in a model from elsewhere, as a folder that every command here takes.
 
-    Read are Llama (SmolLM2, Llama 3.2), SmolLM3, Qwen 2, 2.5 and 3, Gemma 3's text
-    models, MobileLLM-R1 and MobileLLM-Pro in Meta's layouts, MobileLLM 2024 with
-    and without shared layers, and .gguf files of the architectures llama, gemma3,
-    qwen2, qwen3, smollm3 and step35. What this network would compute otherwise
-    than the original is refused, with the field or tensor named. A LoRA adapter is
-    merged into the model it was made for.
+    Read are Llama (SmolLM2, Llama 3.2), SmolLM3, Qwen 2, 2.5 and 3, Gemma 3's
+    text models, MobileLLM-R1 and MobileLLM-Pro in Meta's layouts, MobileLLM
+    2024 with and without shared layers, and .gguf files of the architectures
+    llama, gemma3, qwen2, qwen3, smollm3 and step35. What this network would
+    compute otherwise than the original is refused, with the field or tensor
+    named. A LoRA adapter is merged into the model it was made for.
 
     [bold]Examples[/bold]
 

@@ -57,11 +57,12 @@ def shapes(
 ) -> None:
     """Measure how long shapes take on this device; list those that answer in time.
 
-    Files of random weights go through the real exporters and runtimes, in rounds,
-    so that what else the machine does falls on all shapes; a machine too busy to
-    compare them is refused. A model of latency is fitted (an additive cost of each
-    part, and a Gaussian process on the rest); how well it predicts shapes that were
-    held out is printed, beside what parameters and FLOPs alone tell.
+    Files of random weights go through the real exporters and runtimes, in
+    rounds, so that what else the machine does falls on all shapes; a machine
+    too busy to compare them is refused. A model of latency is fitted (an
+    additive cost of each part, and a Gaussian process on the rest); how well it
+    predicts shapes that were held out is printed, beside what parameters and
+    FLOPs alone tell.
 
     [bold]Examples[/bold]
 
