@@ -325,7 +325,7 @@ def recipe(
 
     --left-out: also train a proxy without each set of pre-training, to compare
 
-    --pairs: preferences of your own, JSON lines in one of TRL's forms (docs/pipeline.md): the
+    --pairs: preferences of your own, JSON lines in one of the hub's forms (docs/pipeline.md): the
     instruct model learns them in a third stage, as Pro's learnt safety
 
     --benchmarks: a folder with the benchmarks' files (docs/evaluation.md): at the end the base, its

@@ -1,8 +1,8 @@
 """Pairs of answers, one preferred to the other, as ids and a mask of each answer's tokens; what is
 left out is counted, by reason.
 
-Rows as the Hugging Face hub has them (TRL's forms): "prompt", "chosen" and "rejected" as texts; the
-three as messages; or "chosen" and "rejected" as whole conversations with a common beginning.
+Rows as the Hugging Face hub has them: "prompt", "chosen" and "rejected" as texts; the three as
+messages; or "chosen" and "rejected" as whole conversations with a common beginning.
 """
 
 from collections import Counter
@@ -27,6 +27,8 @@ NO_LOSER = 'no loser: "rejected" is missing or empty'
 NO_WINNER = 'no winner: "chosen" is missing or empty'
 NO_PROMPT = "no prompt, and the two conversations begin with no common user's turn"
 ALIKE = "both answers are the same"
+APART = "the two sides ask different things"
+OTHER_PROMPT = 'what the conversations ask is not their "prompt"'
 Sides = tuple[Conversation, Conversation]  # chosen, rejected
 
 
@@ -110,7 +112,8 @@ def sides_of(row: dict[str, Any], where: str) -> Sides:
     ValueError, beginning with `where`: a message that cannot be read.
     """
     for name, reason in (("rejected", NO_LOSER), ("chosen", NO_WINNER)):
-        if not row.get(name):
+        answer = row.get(name)
+        if not answer or (isinstance(answer, str) and not answer.strip()):
             raise Unpaired(reason)
     chosen, rejected = (_conversation(row, name, where) for name in ("chosen", "rejected"))
     shared = 0
@@ -122,10 +125,24 @@ def sides_of(row: dict[str, Any], where: str) -> Sides:
         raise Unpaired(ALIKE)
     if not any(message["role"] == "user" for message in chosen.messages[:shared]):
         raise Unpaired(NO_PROMPT)
-    for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if not any(message["role"] == "assistant" for message in side.messages[shared:]):
-            raise Unpaired(NO_WINNER if name == "chosen" else NO_LOSER)
+    for side, reason in ((chosen, NO_WINNER), (rejected, NO_LOSER)):
+        answers = [m for m in side.messages[shared:] if m["role"] == "assistant"]
+        if not any(str(m["content"]).strip() or m.get("tool_calls") for m in answers):
+            raise Unpaired(reason)
+    if {side.messages[shared]["role"] for side in (chosen, rejected)} != {"assistant"}:
+        raise Unpaired(APART)
+    _check_prompt(row.get("prompt"), chosen.messages[:shared])
     return _answers_of(chosen, shared), _answers_of(rejected, shared)
+
+
+def _check_prompt(prompt: Any, shared: Sequence[Any]) -> None:
+    """Nothing, or Unpaired where a prompt stands beside conversations that ask something else."""
+    turns = [message["content"] for message in shared if message["role"] == "user"]
+    wanted = prompt
+    if isinstance(prompt, list):
+        wanted = next((m.get("content") for m in reversed(prompt) if m.get("role") == "user"), None)
+    if isinstance(wanted, str) and wanted.strip() not in {turn.strip() for turn in turns}:
+        raise Unpaired(OTHER_PROMPT)
 
 
 def _conversation(row: dict[str, Any], name: str, where: str) -> Conversation:

@@ -3,6 +3,7 @@ is such a one, for safety and self-identification (section on instruction tuning
 not published.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from pocketlm.data.conversation_store import is_store_of, write_store
 from pocketlm.data.conversations import Tally
 from pocketlm.data.padding import trim_padding, trimmed
 from pocketlm.data.preferences import PairRows, PairTally, read_pairs, split_pairs
+from pocketlm.inference.digest import sha256_of
 from pocketlm.model.batch import Batch
 from pocketlm.model.checkpoint import load_checkpoint, shape_of
 from pocketlm.model.files import write_json
@@ -78,7 +80,7 @@ def prefer(config: PreferConfig, out: Path, *, model: Path, pairs: Path) -> Path
     pairs, before and after, the share in which the chosen answer is the likelier one, the mean
     log-probability of both, and how far the margin grew.
 
-    pairs: a JSON-lines file, packed or not, in one of TRL's forms (data/preferences.py). The
+    pairs: a JSON-lines file, packed or not, in one of the hub's forms (data/preferences.py). The
     reference is the model as it comes in; its log-probabilities are computed once and kept, so that
     a stage that goes on has them. ValueError: no row is a pair that can be learnt.
     """
@@ -87,6 +89,7 @@ def prefer(config: PreferConfig, out: Path, *, model: Path, pairs: Path) -> Path
     teach_chat_template(tokenizer)
     check_seq_len(config, student)
     folder = out / RESUME / "preferences"
+    on_first_rank(partial(_keep_to, config, folder, model, pairs))
     _write_pairs(config, out, folder / STORE, pairs, tokenizer)
     count = int(read_object(folder / STORE / TALLY)["pairs"])
     learnt, held = split_pairs(count, config.held_out)
@@ -121,6 +124,21 @@ def prefer(config: PreferConfig, out: Path, *, model: Path, pairs: Path) -> Path
         figures = compared(before[torch.tensor(measured.numbers)], after)
         _report(config, out, figures, held_out=bool(held))
     return save_first(out, student, tokenizer)
+
+
+def _keep_to(config: PreferConfig, folder: Path, model: Path, pairs: Path) -> None:
+    """Nothing, or a ValueError where what is kept here is of other pairs or of another model."""
+    with open(pairs, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    made_of = {"pairs": digest, "model": sha256_of(model), "seq_len": config.seq_len}
+    file = folder / "made_of.json"
+    if file.is_file() and read_object(file) != made_of:
+        raise ValueError(
+            f"{config.name}: {folder.parent.parent} was begun with other pairs, another model or "
+            "seq_len; delete it, or choose another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, made_of)
 
 
 def _write_pairs(

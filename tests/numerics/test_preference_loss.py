@@ -1,5 +1,6 @@
-"""The losses on preferences against the formulas of TRL's DPOTrainer, written out on whole logits:
-values and gradients.
+"""The losses on preferences against their papers' formulas, in the words of TRL's DPOTrainer
+before 1.16 (which has neither cDPO's smoothing nor rpo_alpha), on whole logits: values and
+gradients.
 """
 
 from typing import Any
@@ -59,7 +60,7 @@ def side_log_probs(model: Transformer, batch: Batch, side: int) -> tuple[Tensor,
 
 
 def trl(model: Transformer, before: Tensor, batch: Batch, how: Preference) -> Tensor:
-    """TRL's dpo_loss and its rpo_alpha term, in their words."""
+    """dpo_loss and the rpo_alpha term, of each answer's mean."""
     chosen, chosen_mask = side_log_probs(model, batch, 0)
     rejected, rejected_mask = side_log_probs(model, batch, 1)
     chosen_logps, rejected_logps = chosen.sum(1), rejected.sum(1)

@@ -17,9 +17,11 @@ from pocketlm.data.conversation_store import write_store
 from pocketlm.data.conversations import Tally
 from pocketlm.data.preferences import (
     ALIKE,
+    APART,
     NO_LOSER,
     NO_PROMPT,
     NO_WINNER,
+    OTHER_PROMPT,
     PairRows,
     PairTally,
     read_pairs,
@@ -40,6 +42,7 @@ from tests.unit.rank_processes import on_ranks
 TURNS = [{"role": "user", "content": "Is 7 prime?"}]
 YES = {"role": "assistant", "content": "Yes, it is."}
 NO = {"role": "assistant", "content": "No"}
+AND = {"role": "user", "content": "And 8?"}
 FORMS: dict[str, dict[str, Any]] = {
     "texts": {"prompt": "Is 7 prime?", "chosen": YES["content"], "rejected": NO["content"]},
     "messages": {"prompt": TURNS, "chosen": [YES], "rejected": [NO]},
@@ -116,6 +119,11 @@ def test_of_a_long_conversation_only_what_differs_is_learnt(
         ({"prompt": "a", "chosen": "b"}, NO_LOSER),
         ({"prompt": "a", "chosen": "b", "rejected": ""}, NO_LOSER),
         ({"prompt": "a", "chosen": "b", "rejected": None}, NO_LOSER),
+        ({"prompt": "a", "chosen": "b", "rejected": "  "}, NO_LOSER),
+        ({"prompt": TURNS, "chosen": [YES], "rejected": [{**NO, "content": " "}]}, NO_LOSER),
+        ({"prompt": TURNS, "chosen": [{**YES, "content": ""}], "rejected": [NO]}, NO_WINNER),
+        ({"prompt": "Is 8?", "chosen": [*TURNS, YES], "rejected": [*TURNS, NO]}, OTHER_PROMPT),
+        ({"chosen": [*TURNS, YES, *TURNS, YES], "rejected": [*TURNS, YES, AND, NO]}, APART),
         ({"prompt": "a", "chosen": [], "rejected": "b"}, NO_WINNER),
         ({"prompt": "a", "rejected": "b"}, NO_WINNER),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, ALIKE),
@@ -302,6 +310,24 @@ def test_the_reference_is_what_the_model_gave_before_training(
             log_probs = torch.log_softmax(model(torch.tensor([ids]))[0, :-1].double(), -1)
         each = log_probs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
         assert float(each[torch.tensor(learnt[1:])].sum()) == pytest.approx(float(value), abs=1e-4)
+
+
+def test_what_was_begun_with_other_pairs_or_another_model_is_not_gone_on_with(
+    start: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run(CONFIG, tmp_path / "out", start)
+    rows = [json.loads(line) for line in start[1].read_text().splitlines()]
+    for row in rows:  # a file of the same size
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    turned = written(tmp_path, rows)
+    assert turned.stat().st_size == start[1].stat().st_size
+    model, tokenizer = load_checkpoint(start[0])
+    other = tmp_path / "other"
+    other.mkdir()
+    save_checkpoint(other, Transformer(model.config, seed=8), tokenizer)
+    for inputs in ((start[0], turned), (other, start[1])):
+        with pytest.raises(ValueError, match="was begun with other pairs, another model"):
+            run(CONFIG, tmp_path / "out", inputs)
 
 
 def of_ranks(out: Path, model: Path, pairs: Path) -> str:
